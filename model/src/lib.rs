@@ -1,0 +1,14 @@
+//! What the node agent and the control plane share: quantities, selectors, QoS and resource arithmetic, slim API
+//! types, well-known names, and the narrow handles through which rooms of the agent talk to each other.
+//!
+//! Nothing in here does I/O.
+
+#![warn(missing_docs)]
+
+pub mod handle;
+pub mod names;
+pub mod pod;
+pub mod quantity;
+pub mod resources;
+pub mod selector;
+pub mod service;

@@ -1,0 +1,259 @@
+//! Slim Services and EndpointSlices: only what the service data path, service environment variables and DNS read.
+//!
+//! Decoded straight from the API's JSON; a field that is not here is never kept in memory.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use tokio::sync::watch;
+
+/// Namespace and name.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+pub struct NamespacedName {
+    /// The namespace.
+    pub namespace: Arc<str>,
+    /// The name within it.
+    pub name: Arc<str>,
+}
+
+/// What a slim type keeps of `metadata`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SlimMeta {
+    /// Object name.
+    pub name: Arc<str>,
+    /// Object namespace.
+    pub namespace: Arc<str>,
+    /// UID, to tell a re-created object from its predecessor.
+    pub uid: Arc<str>,
+    /// Version for the watch; decimal.
+    pub resource_version: String,
+    /// Labels; of a slice, the one that names its Service, of a Service those of the proxy.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// A Service as the node needs it.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Service {
+    /// Name, namespace, labels.
+    pub metadata: SlimMeta,
+    /// What the user asked for, with the API server's allocations.
+    pub spec: ServiceSpec,
+    /// Load-balancer addresses.
+    pub status: ServiceStatus,
+}
+
+/// `spec` of a [`Service`]; strings are as the API writes them.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceSpec {
+    /// `ClusterIP`, `NodePort`, `LoadBalancer` or `ExternalName`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// First cluster IP, `None` when headless, empty when ExternalName.
+    #[serde(rename = "clusterIP")]
+    pub cluster_ip: String,
+    /// All cluster IPs, at most one of each family.
+    #[serde(rename = "clusterIPs")]
+    pub cluster_ips: Vec<String>,
+    /// Ports.
+    pub ports: Vec<ServicePort>,
+    /// Addresses outside the cluster's control that nodes accept.
+    #[serde(rename = "externalIPs")]
+    pub external_ips: Vec<String>,
+    /// Empty: the Service has no selector and somebody else writes its slices.
+    pub selector: BTreeMap<String, String>,
+    /// Target of an ExternalName service.
+    pub external_name: String,
+    /// `None` or `ClientIP`.
+    pub session_affinity: String,
+    /// Time-out of the affinity.
+    pub session_affinity_config: SessionAffinityConfig,
+    /// `Cluster` or `Local`.
+    pub external_traffic_policy: String,
+    /// `Cluster` or `Local`.
+    pub internal_traffic_policy: String,
+    /// Port for the load balancer's health checks; 0 when there is none.
+    pub health_check_node_port: u16,
+    /// CIDRs that may reach the load-balancer addresses; empty: everybody.
+    pub load_balancer_source_ranges: Vec<String>,
+    /// Endpoints count as ready whether or not they are.
+    pub publish_not_ready_addresses: bool,
+    /// `PreferSameZone`, `PreferSameNode`, `PreferClose` or empty.
+    pub traffic_distribution: String,
+}
+
+/// `spec.sessionAffinityConfig`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SessionAffinityConfig {
+    /// Of affinity `ClientIP`.
+    #[serde(rename = "clientIP")]
+    pub client_ip: ClientIpConfig,
+}
+
+/// `spec.sessionAffinityConfig.clientIP`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ClientIpConfig {
+    /// Seconds; the API server fills in 10800.
+    pub timeout_seconds: Option<u32>,
+}
+
+/// One port of a Service.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServicePort {
+    /// Name; empty when the Service has one port only.
+    pub name: Arc<str>,
+    /// `TCP` (also when empty), `UDP` or `SCTP`.
+    pub protocol: String,
+    /// Port on the cluster IPs.
+    pub port: u16,
+    /// Port on every node; 0 when there is none.
+    pub node_port: u16,
+}
+
+/// `status` of a [`Service`].
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceStatus {
+    /// The load balancer's part.
+    pub load_balancer: LoadBalancerStatus,
+}
+
+/// `status.loadBalancer`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LoadBalancerStatus {
+    /// Addresses that lead to this Service.
+    pub ingress: Vec<LoadBalancerIngress>,
+}
+
+/// One address of a load balancer.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LoadBalancerIngress {
+    /// The address; empty when only a host name is known.
+    pub ip: String,
+    /// `VIP` (also when empty) or `Proxy`.
+    pub ip_mode: String,
+}
+
+/// An EndpointSlice as the node needs it.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EndpointSlice {
+    /// Name, namespace, labels; the label `kubernetes.io/service-name` names the Service.
+    pub metadata: SlimMeta,
+    /// `IPv4`, `IPv6` or `FQDN`.
+    pub address_type: String,
+    /// Endpoints.
+    pub endpoints: Vec<Endpoint>,
+    /// Ports, common to all endpoints of the slice.
+    pub ports: Vec<EndpointPort>,
+}
+
+/// One endpoint of a slice.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Endpoint {
+    /// Addresses; only the first counts.
+    pub addresses: Vec<String>,
+    /// Whether it may receive connections.
+    pub conditions: EndpointConditions,
+    /// DNS host name.
+    pub hostname: Option<Arc<str>>,
+    /// The node it runs on.
+    pub node_name: Option<Arc<str>>,
+    /// Its zone.
+    pub zone: Option<Arc<str>>,
+    /// Who should use it.
+    pub hints: EndpointHints,
+}
+
+/// `conditions` of an [`Endpoint`]; absent `ready` and `serving` mean true.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EndpointConditions {
+    /// Accepts new connections.
+    pub ready: Option<bool>,
+    /// Accepts connections though it may be terminating.
+    pub serving: Option<bool>,
+    /// Its pod is being deleted.
+    pub terminating: Option<bool>,
+}
+
+/// `hints` of an [`Endpoint`].
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EndpointHints {
+    /// Zones that should use the endpoint.
+    pub for_zones: Vec<Hint>,
+    /// Nodes that should use the endpoint.
+    pub for_nodes: Vec<Hint>,
+}
+
+/// The name of a zone or node.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Hint {
+    /// The name.
+    pub name: Arc<str>,
+}
+
+/// One port of a slice.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EndpointPort {
+    /// Matches the name of the Service's port; empty when the Service has one port.
+    pub name: Arc<str>,
+    /// `TCP` (also when empty), `UDP` or `SCTP`.
+    pub protocol: String,
+    /// Absent: all ports, which the data path leaves alone.
+    pub port: Option<u16>,
+}
+
+/// All Services and EndpointSlices of the cluster as last seen. Objects are shared, so a copy of the catalogue
+/// costs pointers only, and `Arc::ptr_eq` tells what changed.
+#[derive(Clone, Debug, Default)]
+pub struct ServiceCatalogue {
+    /// Every Service.
+    pub services: BTreeMap<NamespacedName, Arc<Service>>,
+    /// Slices by their Service, then by slice name.
+    pub slices: BTreeMap<NamespacedName, BTreeMap<Arc<str>, Arc<EndpointSlice>>>,
+}
+
+/// One change of the catalogue, as `upstream` sees it on its watches.
+#[derive(Clone, Debug)]
+pub enum ServiceChange {
+    /// The Service is there or has changed.
+    Service(Arc<Service>),
+    /// The Service is gone.
+    ServiceGone(NamespacedName),
+    /// The slice is there or has changed.
+    Slice(Arc<EndpointSlice>),
+    /// The slice is gone: its Service, then its own name.
+    SliceGone(NamespacedName, Arc<str>),
+    /// Both lists are complete (again, after a watch had to start over): everything before this since the last
+    /// [`ServiceChange::Restarting`] is the whole truth, and what did not come is gone.
+    Complete,
+    /// A list starts over; until [`ServiceChange::Complete`] nothing may be programmed or removed.
+    Restarting,
+}
+
+/// Newest node facts that service routing needs (zone for topology, addresses for NodePorts).
+pub type NodeFacts = watch::Receiver<Arc<NodeTopology>>;
+
+/// This node's own name and zone.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct NodeTopology {
+    /// The node's name.
+    pub name: Arc<str>,
+    /// Value of `topology.kubernetes.io/zone`, if labelled.
+    pub zone: Option<Arc<str>>,
+}

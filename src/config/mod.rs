@@ -1,0 +1,1 @@
+//! What the operator wrote: KubeletConfiguration, KubeProxyConfiguration, flags and kubeconfig, and what follows from it.

@@ -1,0 +1,13 @@
+//! Stoker, the node agent. ARCHITECTURE.md tells which room does what and what it may know of.
+
+pub mod cgroup;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod node;
+pub mod pod;
+pub mod runtime;
+pub mod server;
+pub mod service;
+pub mod upstream;
+pub mod volume;

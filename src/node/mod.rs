@@ -1,0 +1,1 @@
+//! This node as an object of the API: registration, status, lease.

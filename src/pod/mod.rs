@@ -1,0 +1,1 @@
+//! Desired pods, one worker per pod, the planner and the status.

@@ -1,0 +1,1 @@
+//! Services and EndpointSlices as rules of the kernel.

@@ -1,0 +1,1 @@
+//! The API server: watches with slim types, status patches, events, leases.

@@ -1,0 +1,1 @@
+//! Volumes of pods: one file per plugin, and the atomic writer.
