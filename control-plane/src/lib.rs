@@ -1,1 +1,3 @@
-//! x
+//! Stoker's companion: a small Kubernetes API server, scheduler and controllers in one process.
+
+pub mod api;

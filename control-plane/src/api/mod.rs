@@ -1,0 +1,4 @@
+//! The API server's HTTP face.
+
+pub mod openapi;
+pub mod patch;
