@@ -1,0 +1,3 @@
+//! The kinds that this API server serves.
+
+pub mod columns;
