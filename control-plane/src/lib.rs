@@ -1,1 +1,10 @@
-//! x
+//! Stoker's control plane: a small Kubernetes API server, scheduler and controllers in one process.
+//!
+//! ARCHITECTURE.md has the table of rooms; `cli` wires them.
+
+#![warn(missing_docs)]
+
+pub mod api;
+pub mod clock;
+pub mod resources;
+pub mod storage;
