@@ -5,6 +5,9 @@
 #![warn(missing_docs)]
 
 pub mod api;
+pub mod auth;
 pub mod clock;
+pub mod controllers;
 pub mod resources;
+pub mod scheduler;
 pub mod storage;
