@@ -1,0 +1,1 @@
+//! What follows from stored objects: one file per controller.
