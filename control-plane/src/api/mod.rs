@@ -5,9 +5,11 @@
 //! Not here: rules of a kind (`resources`), who may do what (`auth`), what follows from an object (`controllers`).
 
 mod cluster;
+pub mod discovery;
 mod hooks;
 pub mod openapi;
 pub mod patch;
+pub mod table;
 
 pub use cluster::{
     Change, Cluster, DeleteOptions, List, ListOptions, Objects, PatchType, Propagation, Watch, WriteOptions,
