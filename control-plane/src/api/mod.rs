@@ -4,12 +4,21 @@
 //! Out: writes to the store; watches.
 //! Not here: rules of a kind (`resources`), who may do what (`auth`), what follows from an object (`controllers`).
 
+mod admission;
 mod cluster;
 pub mod discovery;
+mod codec;
+mod delete;
 mod hooks;
+mod meta;
 pub mod openapi;
 pub mod patch;
 pub mod table;
+mod read;
+mod select;
+mod subresource;
+mod watching;
+mod write;
 
 pub use cluster::{
     Change, Cluster, DeleteOptions, List, ListOptions, Objects, PatchType, Propagation, Watch, WriteOptions,
