@@ -10,6 +10,7 @@ mod authorization;
 mod autoscaling;
 mod batch;
 mod certificates;
+pub mod columns;
 mod coordination;
 mod core;
 mod discovery;
