@@ -9,6 +9,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited};
 use serde_json::Value;
 
+use super::openapi::fields::{self, Decoded};
 use super::table::{self, Encoding, Shown};
 use crate::resources::status::StatusError;
 
@@ -59,18 +60,25 @@ pub(super) async fn read_body(body: hyper::body::Incoming) -> Result<Bytes, Stat
 
 /// Reads a body as an object: JSON or YAML.
 pub(super) fn parse_body(headers: &HeaderMap, body: &Bytes) -> Result<Value, StatusError> {
+    decode_body(headers, body).map(|decoded| decoded.value)
+}
+
+/// Reads a body as an object, and what is in it twice.
+pub(super) fn decode_body(headers: &HeaderMap, body: &Bytes) -> Result<Decoded, StatusError> {
     let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("application/json");
-    match kind.split(';').next().unwrap_or_default().trim() {
-        "application/json" | "" => serde_json::from_slice(body)
-            .map_err(|error| StatusError::bad_request(format!("couldn't get version/kind; json parse error: {error}"))),
-        "application/yaml" => parse_yaml(body),
-        _ => Err(StatusError::new(
-            415,
-            "UnsupportedMediaType",
-            "the body of the request was in an unknown format - accepted media types include: application/json, \
-             application/yaml",
-        )),
-    }
+    let decoded = match kind.split(';').next().unwrap_or_default().trim() {
+        "application/json" | "" => fields::decode_json(body),
+        "application/yaml" => fields::decode_yaml(body),
+        _ => {
+            return Err(StatusError::new(
+                415,
+                "UnsupportedMediaType",
+                "the body of the request was in an unknown format - accepted media types include: application/json, \
+                 application/yaml",
+            ));
+        }
+    };
+    decoded.map_err(|error| StatusError::bad_request(error.to_string()))
 }
 
 /// Reads YAML as the JSON that it stands for.

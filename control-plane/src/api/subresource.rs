@@ -64,10 +64,10 @@ impl Core {
             if let Some(status) = pod["status"].as_object_mut() {
                 status.remove("nominatedNodeName");
             }
-            let generation = &pod["metadata"]["generation"];
+            let generation = pod["metadata"]["generation"].clone();
             set_condition(
                 &mut pod["status"],
-                json!({"type": "PodScheduled", "status": "True", "observedGeneration": generation.clone()}),
+                json!({"type": "PodScheduled", "status": "True", "observedGeneration": generation}),
             );
             Ok(pod)
         };

@@ -14,8 +14,9 @@ use super::respond::{self, Answer, Wanted};
 use super::route::Route;
 use super::serve::{Asked, Server};
 use super::table::{self, Include, ListMeta, Shown, Table};
+use super::validation::Mode;
 use super::write::{Target, Writer};
-use super::{actions, codec, strict, subresource, watch_body, watching};
+use super::{actions, codec, subresource, watch_body, watching};
 use crate::clock;
 use crate::resources::{self, ResourceInfo};
 use crate::resources::status::StatusError;
@@ -258,11 +259,11 @@ pub(super) async fn read_object(
     asked: Asked,
 ) -> Result<(Value, Vec<String>), StatusError> {
     let bytes = respond::read_body(asked.body).await?;
-    let object = respond::parse_body(&asked.headers, &bytes)?;
-    check_kind(info, &object, &bytes)?;
-    let mode = strict::Mode::parse(asked.query.get("fieldValidation"))?;
-    let warnings = strict::check(info, &object, Some(&bytes), mode)?;
-    Ok((object, warnings))
+    let decoded = respond::decode_body(&asked.headers, &bytes)?;
+    check_kind(info, &decoded.value, &bytes)?;
+    let mode = Mode::parse(asked.query.get("fieldValidation"))?;
+    let warnings = mode.check(info, &decoded.value, decoded.duplicates)?;
+    Ok((decoded.value, warnings))
 }
 
 fn check_kind(info: &ResourceInfo, object: &Value, bytes: &Bytes) -> Result<(), StatusError> {
@@ -330,7 +331,7 @@ async fn update(server: &Server, place: &Place, asked: Asked) -> Result<Answer, 
 async fn patch(server: &Server, place: &Place, asked: Asked) -> Result<Answer, StatusError> {
     let shape = AskedShape::of(&asked, true)?;
     let writer = writer(&asked)?;
-    let mode = strict::Mode::parse(asked.query.get("fieldValidation"))?;
+    let mode = Mode::parse(asked.query.get("fieldValidation"))?;
     let kind = asked.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let kind = match kind.split(';').next().unwrap_or_default().trim() {
         "application/json-patch+json" => PatchType::Json,
@@ -371,7 +372,7 @@ async fn patch(server: &Server, place: &Place, asked: Asked) -> Result<Answer, S
     let edit = |old: &Value| {
         let shown = viewed(place.info, old.clone());
         let mut new = patched(place.info, &shown, kind, &patch)?;
-        let found = strict::check(place.info, &new, None, mode)?;
+        let found = mode.check(place.info, &new, Vec::new())?;
         *warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = found;
         if let Some(view) = place.info.view {
             new = (view.store)(new);
@@ -380,7 +381,7 @@ async fn patch(server: &Server, place: &Place, asked: Asked) -> Result<Answer, S
     };
     let target = Target { info, ..place.target() };
     let updated = core.update(target, &edit, &writer).await?;
-    let warnings = warnings.into_inner().unwrap_or_default();
+    let warnings = warnings.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     Ok(warn(show(place.info, 200, &viewed(place.info, updated), &shape), &warnings))
 }
 
