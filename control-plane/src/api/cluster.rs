@@ -181,7 +181,11 @@ impl Cluster {
 
 impl Objects {
     fn writer(options: &WriteOptions) -> Writer {
-        Writer { user: UserInfo::system("system:stoker-control-plane"), dry_run: options.dry_run }
+        Writer {
+            user: UserInfo::system("system:stoker-control-plane"),
+            dry_run: options.dry_run,
+            manager: options.field_manager.clone(),
+        }
     }
 
     fn target<'a>(&self, namespace: &'a str, name: &'a str, subresource: &'a str) -> Target<'a> {
@@ -291,12 +295,7 @@ impl Objects {
 }
 
 /// The object that a patch makes of the stored one.
-pub(super) fn patched(
-    info: &ResourceInfo,
-    old: &Value,
-    kind: PatchType,
-    patch: &Value,
-) -> Result<Value, StatusError> {
+pub(super) fn patched(info: &ResourceInfo, old: &Value, kind: PatchType, patch: &Value) -> Result<Value, StatusError> {
     let mut new = old.clone();
     let result = match kind {
         PatchType::Json => patch::json(&mut new, patch.clone()),

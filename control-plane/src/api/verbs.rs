@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::Method;
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_TYPE, USER_AGENT};
 use serde_json::{Value, json};
 
 use super::cluster::{DeleteOptions, PatchType, patched};
+use super::patch::apply::manager_of_agent;
 use super::read::{self, ListRequest, Listed};
 use super::respond::{self, Answer, Wanted};
 use super::route::Route;
@@ -16,11 +17,11 @@ use super::serve::{Asked, Server};
 use super::table::{self, Include, ListMeta, Shown, Table};
 use super::validation::Mode;
 use super::write::{Target, Writer};
-use super::{actions, codec, subresource, watch_body, watching};
+use super::{actions, apply_patch, codec, subresource, watch_body, watching};
 use crate::clock;
-use crate::resources::{self, ResourceInfo};
 use crate::resources::status::StatusError;
 use crate::resources::tree::text;
+use crate::resources::{self, ResourceInfo};
 
 /// A watch that does not say how long lasts at least so long, and at most twice.
 const WATCH_SECONDS: u64 = 1800;
@@ -71,16 +72,16 @@ impl Place {
 }
 
 pub(super) fn writer(asked: &Asked) -> Result<Writer, StatusError> {
-    Ok(Writer { user: asked.user.clone(), dry_run: asked.query.dry_run()? })
+    let agent = asked.headers.get(USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let manager = match asked.query.get("fieldManager") {
+        "" => manager_of_agent(agent),
+        name => name,
+    };
+    Ok(Writer { user: asked.user.clone(), dry_run: asked.query.dry_run()?, manager: manager.to_owned() })
 }
 
 /// One object, as the client wants to see it.
-pub(super) fn show(
-    info: &ResourceInfo,
-    code: u16,
-    object: &Value,
-    asked: &AskedShape,
-) -> Answer {
+pub(super) fn show(info: &ResourceInfo, code: u16, object: &Value, asked: &AskedShape) -> Answer {
     let wanted = asked.wanted;
     match wanted.shown {
         Shown::Whole => respond::object(code, object, wanted),
@@ -105,9 +106,8 @@ impl AskedShape {
         let include = asked.query.get("includeObject");
         Ok(Self {
             wanted: Wanted::parse(&asked.headers, tables)?,
-            include: Include::parse(Some(include)).ok_or_else(|| {
-                StatusError::bad_request(format!("unrecognized includeObject value: {include:?}"))
-            })?,
+            include: Include::parse(Some(include))
+                .ok_or_else(|| StatusError::bad_request(format!("unrecognized includeObject value: {include:?}")))?,
         })
     }
 }
@@ -127,7 +127,12 @@ async fn get(server: &Server, place: &Place, asked: &Asked) -> Result<Answer, St
     if place.subresource == "scale" {
         let scale = subresource::scale_of(&codec::decode_entry(&entry)?);
         let info = resources::find("autoscaling", "scales").unwrap_or(place.info);
-        return Ok(show(info, 200, &scale, &AskedShape { wanted: Wanted { shown: Shown::Whole, ..shape.wanted }, ..shape }));
+        return Ok(show(
+            info,
+            200,
+            &scale,
+            &AskedShape { wanted: Wanted { shown: Shown::Whole, ..shape.wanted }, ..shape },
+        ));
     }
     if shape.wanted.shown == Shown::Whole && place.info.view.is_none() {
         return Ok(respond::json_bytes(200, codec::render(&entry.value, entry.revision), shape.wanted));
@@ -136,7 +141,7 @@ async fn get(server: &Server, place: &Place, asked: &Asked) -> Result<Answer, St
 }
 
 /// As this kind shows what another kind stores.
-fn viewed(info: &ResourceInfo, object: Value) -> Value {
+pub(super) fn viewed(info: &ResourceInfo, object: Value) -> Value {
     match info.view {
         Some(view) => (view.show)(object),
         None => object,
@@ -254,10 +259,7 @@ async fn watch(server: &Server, place: &Place, asked: &Asked) -> Result<Answer, 
 }
 
 /// Reads a body as an object of the place's kind; answers with it and with warnings about its fields.
-pub(super) async fn read_object(
-    info: &ResourceInfo,
-    asked: Asked,
-) -> Result<(Value, Vec<String>), StatusError> {
+pub(super) async fn read_object(info: &ResourceInfo, asked: Asked) -> Result<(Value, Vec<String>), StatusError> {
     let bytes = respond::read_body(asked.body).await?;
     let decoded = respond::decode_body(&asked.headers, &bytes)?;
     check_kind(info, &decoded.value, &bytes)?;
@@ -300,7 +302,7 @@ async fn create(server: &Server, place: &Place, asked: Asked) -> Result<Answer, 
 }
 
 /// The kind whose rules hold for what is stored.
-fn stored_info(info: &'static ResourceInfo) -> &'static ResourceInfo {
+pub(super) fn stored_info(info: &'static ResourceInfo) -> &'static ResourceInfo {
     if info.view.is_none() {
         return info;
     }
@@ -350,7 +352,7 @@ async fn patch(server: &Server, place: &Place, asked: Asked) -> Result<Answer, S
     };
     let bytes = respond::read_body(asked.body).await?;
     let patch = match kind {
-        PatchType::Apply => respond::parse_yaml(&bytes)?,
+        PatchType::Apply => return apply_patch::answer(server, place, &asked.query, &bytes, writer, &shape).await,
         _ => serde_json::from_slice(&bytes)
             .map_err(|error| StatusError::bad_request(format!("error decoding patch: {error}")))?,
     };
