@@ -6,6 +6,8 @@
 
 mod cluster;
 mod hooks;
+pub mod openapi;
+pub mod patch;
 
 pub use cluster::{
     Change, Cluster, DeleteOptions, List, ListOptions, Objects, PatchType, Propagation, Watch, WriteOptions,
