@@ -8,6 +8,7 @@ pub mod api;
 pub mod auth;
 pub mod clock;
 pub mod controllers;
+pub mod recorder;
 pub mod resources;
 pub mod scheduler;
 pub mod storage;

@@ -245,10 +245,10 @@ impl Deployments {
                     }
                 }
                 let ready_seconds = deployment["spec"]["minReadySeconds"].clone();
-                let same = annotations
-                    .as_object()
-                    .is_some_and(|a| a.iter().all(|(key, value)| set["metadata"]["annotations"].get(key) == Some(value)))
-                    && set["spec"]["minReadySeconds"].as_i64().unwrap_or(0) == ready_seconds.as_i64().unwrap_or(0);
+                let same = annotations.as_object().is_some_and(|a| {
+                    a.iter().all(|(key, value)| set["metadata"]["annotations"].get(key) == Some(value))
+                }) && set["spec"]["minReadySeconds"].as_i64().unwrap_or(0)
+                    == ready_seconds.as_i64().unwrap_or(0);
                 if !same {
                     let patch = json!({"metadata": {"annotations": annotations},
                         "spec": {"minReadySeconds": ready_seconds}});

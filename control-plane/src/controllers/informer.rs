@@ -167,7 +167,8 @@ impl Informer {
         }
         let metadata = &mut object["metadata"];
         let mut kept = json!({});
-        for key in ["name", "namespace", "uid", "resourceVersion", "ownerReferences", "finalizers", "deletionTimestamp"] {
+        for key in ["name", "namespace", "uid", "resourceVersion", "ownerReferences", "finalizers", "deletionTimestamp"]
+        {
             if metadata.get(key).is_some() {
                 kept[key] = metadata[key].take();
             }

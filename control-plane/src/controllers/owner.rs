@@ -30,11 +30,7 @@ pub(super) fn is_being_deleted(object: &Value) -> bool {
 /// Labels of an object.
 pub(super) fn labels_of(object: &Value) -> stoker_model::selector::Labels {
     let labels = object["metadata"]["labels"].as_object();
-    labels
-        .into_iter()
-        .flatten()
-        .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
-        .collect()
+    labels.into_iter().flatten().filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
 }
 
 /// The selector at `spec.selector` as an API object; `None` if it cannot be read.

@@ -97,7 +97,8 @@ impl Types {
             .enumerate()
             .map(|(at, (name, _))| (name.as_str(), TypeId(u32::try_from(at).unwrap_or(u32::MAX))))
             .collect();
-        let types = definitions.iter().map(|(name, definition)| object_type(name, definition, definitions, &ids)).collect();
+        let types =
+            definitions.iter().map(|(name, definition)| object_type(name, definition, definitions, &ids)).collect();
         let kinds = KINDS
             .iter()
             .filter_map(|kind| Some(((kind.group, kind.version, kind.kind), *ids.get(&*kind.type_name())?)))
@@ -164,7 +165,9 @@ fn shape_of(schema: &Value, all: &Map<String, Value>, ids: &HashMap<&str, TypeId
         };
     }
     match schema.get("type").and_then(Value::as_str) {
-        Some("array") => Shape::List(Box::new(schema.get("items").map_or(Shape::Any, |items| shape_of(items, all, ids)))),
+        Some("array") => {
+            Shape::List(Box::new(schema.get("items").map_or(Shape::Any, |items| shape_of(items, all, ids))))
+        }
         Some("object") => match schema.get("additionalProperties") {
             Some(values) if values.is_object() => Shape::Map(Box::new(shape_of(values, all, ids))),
             _ => Shape::Any,
@@ -200,6 +203,8 @@ mod tests {
         let Shape::List(item) = &containers.shape else { panic!("{:?}", containers.shape) };
         let container = types.object(item).unwrap();
         let resources = types.object(&container.field("resources").unwrap().shape).unwrap();
-        assert!(matches!(&resources.field("limits").unwrap().shape, Shape::Map(value) if matches!(**value, Shape::Scalar)));
+        assert!(
+            matches!(&resources.field("limits").unwrap().shape, Shape::Map(value) if matches!(**value, Shape::Scalar))
+        );
     }
 }

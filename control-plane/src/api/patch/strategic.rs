@@ -72,7 +72,11 @@ impl<'t> Merger<'t> {
             Some(Value::String(text)) if text == "replace" => return Ok(cleaned_object(patch)),
             Some(Value::String(text)) if text == "delete" => return Ok(Object::new()),
             Some(other) => {
-                return Err(malformed(format!("unknown patch type: {} in map: {}", plain(&other), Value::Object(patch))));
+                return Err(malformed(format!(
+                    "unknown patch type: {} in map: {}",
+                    plain(&other),
+                    Value::Object(patch)
+                )));
             }
         }
         retain_keys(&mut original, &mut patch)?;
@@ -199,7 +203,10 @@ impl<'t> Merger<'t> {
                     changes.push(item);
                 }
                 Some(other) => {
-                    return Err(malformed(format!("unknown patch type: {other} in map: {}", Value::Object(item.clone()))));
+                    return Err(malformed(format!(
+                        "unknown patch type: {other} in map: {}",
+                        Value::Object(item.clone())
+                    )));
                 }
             }
         }
@@ -316,7 +323,10 @@ fn cleaned(value: Value) -> Value {
         Value::Array(items) => Value::Array(
             items
                 .into_iter()
-                .filter(|item| !matches!(item.get(DIRECTIVE).and_then(Value::as_str), Some("delete" | "replace")) || has_content(item))
+                .filter(|item| {
+                    !matches!(item.get(DIRECTIVE).and_then(Value::as_str), Some("delete" | "replace"))
+                        || has_content(item)
+                })
                 .map(cleaned)
                 .collect(),
         ),
@@ -404,7 +414,12 @@ mod tests {
             json!({"metadata": {"labels": {"$patch": "replace", "c": "3"}}}),
             json!({"metadata": {"labels": {"c": "3"}}}),
         );
-        check("Pod", labels, json!({"metadata": {"labels": {"$patch": "delete"}}}), json!({"metadata": {"labels": {}}}));
+        check(
+            "Pod",
+            labels,
+            json!({"metadata": {"labels": {"$patch": "delete"}}}),
+            json!({"metadata": {"labels": {}}}),
+        );
     }
 
     #[test]
@@ -471,7 +486,8 @@ mod tests {
     fn a_missing_merge_key_is_told() {
         let types = Types::built_in();
         let pod = types.of_kind("", "v1", "Pod").unwrap();
-        let error = merge(&mut containers(&["a"]), json!({"spec": {"containers": [{"image": "x"}]}}), types, pod).unwrap_err();
+        let error =
+            merge(&mut containers(&["a"]), json!({"spec": {"containers": [{"image": "x"}]}}), types, pod).unwrap_err();
         assert_eq!(error.to_string(), r#"map: {"image":"x"} does not contain declared merge key: name"#);
         assert_eq!(error.code(), 400);
     }
