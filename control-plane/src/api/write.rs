@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::cluster::Core;
 use super::read::store_error;
 use super::{admission, codec, meta, read};
-use crate::auth::User;
+use crate::auth::identity::UserInfo;
 use crate::resources::field::FieldError;
 use crate::resources::status::StatusError;
 use crate::resources::tree::{items, text};
@@ -18,7 +18,7 @@ const TRIES: usize = 8;
 /// Who writes, and how.
 #[derive(Clone, Debug)]
 pub(super) struct Writer {
-    pub(super) user: User,
+    pub(super) user: UserInfo,
     pub(super) dry_run: bool,
 }
 
@@ -143,7 +143,7 @@ impl Core {
         if subresource.is_empty() {
             (info.strategy.prepare_update)(&mut new, old);
         }
-        if info.strategy.generation && subresource != "status" && meta::spec_changed(&new, old) {
+        if info.strategy.generation && !matches!(subresource, "status" | "binding") && meta::spec_changed(&new, old) {
             new["metadata"]["generation"] = json!(old["metadata"]["generation"].as_i64().unwrap_or(0) + 1);
         }
         if new == *old {

@@ -10,6 +10,7 @@ mod authorization;
 mod autoscaling;
 mod batch;
 mod certificates;
+pub mod columns;
 mod coordination;
 mod core;
 mod discovery;
@@ -64,8 +65,19 @@ pub struct ResourceInfo {
     pub fields: &'static [SelectableField],
     /// Group and plural under which it is stored, where that is not its own (`events.k8s.io`).
     pub stored_as: (&'static str, &'static str),
+    /// How it shows what is stored as another kind.
+    pub view: Option<View>,
     /// Its rules.
     pub strategy: Strategy,
+}
+
+/// Another kind's objects under other field names.
+#[derive(Debug, Clone, Copy)]
+pub struct View {
+    /// From the stored kind to this one.
+    pub show: fn(Value) -> Value,
+    /// From this kind to the stored one.
+    pub store: fn(Value) -> Value,
 }
 
 /// A path below an object.
@@ -156,6 +168,7 @@ impl ResourceInfo {
             subresources: &[],
             fields: &[],
             stored_as: (group, plural),
+            view: None,
             strategy: Strategy {
                 normalise: through::<T>,
                 default: |_| {},
@@ -271,8 +284,9 @@ impl ResourceInfo {
     }
 
     /// It is another view of what is stored under another group.
-    pub const fn stored_as(mut self, group: &'static str, plural: &'static str) -> Self {
+    pub const fn stored_as(mut self, group: &'static str, plural: &'static str, view: View) -> Self {
         self.stored_as = (group, plural);
+        self.view = Some(view);
         self
     }
 
