@@ -8,7 +8,10 @@ mod bootstrap;
 mod deployment;
 mod deployment_status;
 mod endpointslice;
+mod garbage;
 mod informer;
+mod namespace;
+mod node_lifecycle;
 mod owner;
 mod queue;
 mod ranking;
@@ -48,8 +51,15 @@ pub(crate) struct Context {
 /// Registers a controller's callbacks; what it returns starts the workers once the caches are filled.
 type Register = fn(&Context) -> Box<dyn FnOnce(&Context) + Send>;
 
-const CONTROLLERS: &[Register] =
-    &[deployment::register, replicaset::register, endpointslice::register, serviceaccount::register];
+const CONTROLLERS: &[Register] = &[
+    deployment::register,
+    replicaset::register,
+    endpointslice::register,
+    serviceaccount::register,
+    garbage::register,
+    namespace::register,
+    node_lifecycle::register,
+];
 
 /// Starts all controllers; the handle ends when they have started or `stop` is cancelled.
 pub fn spawn(cluster: &Cluster, config: Config, stop: CancellationToken) -> JoinHandle<()> {

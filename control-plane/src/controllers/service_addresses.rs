@@ -107,6 +107,14 @@ impl Cidr {
         Some(Self { base: self.base + (index << (bits - prefix)), prefix, is_v4: self.is_v4 })
     }
 
+    /// Which of the parts of its length this one is.
+    pub(super) fn index_of(self, part: Self) -> Option<u128> {
+        let bits = if self.is_v4 { 32 } else { 128 };
+        let inside = part.is_v4 == self.is_v4 && part.prefix >= self.prefix;
+        let index = part.base.checked_sub(self.base)?.checked_shr(bits - part.prefix)?;
+        (inside && self.part(part.prefix, index) == Some(part)).then_some(index)
+    }
+
     pub(super) const fn is_v4(self) -> bool {
         self.is_v4
     }
