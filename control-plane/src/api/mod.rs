@@ -11,6 +11,7 @@ mod codec;
 mod delete;
 pub mod discovery;
 mod hooks;
+mod lookup;
 mod meta;
 mod nodes;
 pub mod openapi;
