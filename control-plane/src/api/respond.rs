@@ -10,6 +10,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use serde_json::Value;
 
 use super::openapi::fields::{self, Decoded};
+use super::protobuf;
 use super::table::{self, Encoding, Shown};
 use crate::resources::status::StatusError;
 
@@ -38,7 +39,8 @@ impl Wanted {
     /// `tables`: the answer can be shown as a Table or as metadata only.
     pub(super) fn parse(headers: &HeaderMap, tables: bool) -> Result<Self, StatusError> {
         let header = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-        let gzip = header(ACCEPT_ENCODING).is_some_and(|list| list.split(',').any(|one| one.trim().starts_with("gzip")));
+        let gzip =
+            header(ACCEPT_ENCODING).is_some_and(|list| list.split(',').any(|one| one.trim().starts_with("gzip")));
         let (encoding, shown) = table::negotiate(header(ACCEPT), tables)
             .ok_or_else(|| StatusError::new(406, "NotAcceptable", table::NOT_ACCEPTABLE))?;
         Ok(Self { shown, yaml: encoding == Encoding::Yaml, gzip })
@@ -69,12 +71,18 @@ pub(super) fn decode_body(headers: &HeaderMap, body: &Bytes) -> Result<Decoded, 
     let decoded = match kind.split(';').next().unwrap_or_default().trim() {
         "application/json" | "" => fields::decode_json(body),
         "application/yaml" => fields::decode_yaml(body),
+        "application/vnd.kubernetes.protobuf" => {
+            return match protobuf::decode(body) {
+                Ok(value) => Ok(Decoded { value, duplicates: Vec::new() }),
+                Err(error) => Err(StatusError::bad_request(error.to_string())),
+            };
+        }
         _ => {
             return Err(StatusError::new(
                 415,
                 "UnsupportedMediaType",
                 "the body of the request was in an unknown format - accepted media types include: application/json, \
-                 application/yaml",
+                 application/yaml, application/vnd.kubernetes.protobuf",
             ));
         }
     };
