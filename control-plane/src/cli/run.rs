@@ -74,6 +74,9 @@ pub enum RunError {
     /// The service range.
     #[error("--service-cidr {0:?} is no range of addresses such as 10.96.0.0/16")]
     ServiceCidr(String),
+    /// The pod range.
+    #[error("--cluster-cidr {0:?} is no range of addresses such as 10.244.0.0/16")]
+    ClusterCidr(String),
     /// The address.
     #[error("cannot listen on {address}: is another API server running there?")]
     Listen {
@@ -111,8 +114,8 @@ pub(super) async fn run(options: RunOptions) -> Result<(), RunError> {
     let address = SocketAddr::new(options.bind_address, options.port);
     let listener = TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, source })?;
     let advertise = options.advertise_address.unwrap_or_else(|| default_address(options.bind_address));
-    let service_ip = first_address(&options.service_cidr)
-        .ok_or_else(|| RunError::ServiceCidr(options.service_cidr.clone()))?;
+    let service_ip =
+        first_address(&options.service_cidr).ok_or_else(|| RunError::ServiceCidr(options.service_cidr.clone()))?;
     let pki = Pki::ensure(
         &PkiConfig {
             data_dir: options.data_dir.clone(),
@@ -131,7 +134,7 @@ pub(super) async fn run(options: RunOptions) -> Result<(), RunError> {
     let store: Arc<dyn Store> = Embedded::open(&options.data_dir.join("objects.redb"))?;
     let cluster = Cluster::new(store.clone());
     let stop = CancellationToken::new();
-    let rooms = super::rooms::start(&cluster, &options, advertise, &stop).await?;
+    let rooms = super::rooms::start(&cluster, &options, advertise, &pki, &stop).await?;
     let lookup: Arc<dyn Lookup> = Arc::new(cluster.clone());
     let server = tokio::spawn(api::serve(ServerConfig {
         listener,
