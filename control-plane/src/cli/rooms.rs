@@ -11,7 +11,7 @@ use crate::api::{Cluster, ListOptions};
 use crate::controllers::{self, Cidr, Config, ServiceAddresses, ensure_defaults};
 use crate::scheduler;
 
-/// Starts them.
+/// Starts them, before the API serves: addresses that stored Services hold must be known by then.
 pub(super) async fn start(
     cluster: &Cluster,
     options: &RunOptions,
@@ -21,14 +21,16 @@ pub(super) async fn start(
 ) -> Result<Vec<JoinHandle<()>>, RunError> {
     let services: Cidr =
         options.service_cidr.parse().map_err(|_| RunError::ServiceCidr(options.service_cidr.clone()))?;
-    let pods: Cidr = options.cluster_cidr.parse().map_err(|_| RunError::ClusterCidr(options.cluster_cidr.clone()))?;
+    let pods: Option<Cidr> = match options.cluster_cidr.as_str() {
+        "" => None,
+        range => Some(range.parse().map_err(|_| RunError::ClusterCidr(range.to_owned()))?),
+    };
     if services.size() < 4 {
         return Err(RunError::ServiceCidr(options.service_cidr.clone()));
     }
-    // Addresses that are in use must be known before anybody can ask for one.
     let stored = cluster.objects("", "services").list("", &ListOptions::default()).await?.items;
     cluster.set_service_allocator(Arc::new(ServiceAddresses::new(services, &stored)));
     ensure_defaults(cluster, advertise, options.port, services.address(1)).await?;
-    let config = Config { ca_certificate: ca_certificate.to_owned(), cluster_cidr: Some(pods) };
+    let config = Config { ca_certificate: ca_certificate.to_owned(), cluster_cidr: pods };
     Ok(vec![controllers::spawn(cluster, config, stop.clone()), scheduler::spawn(cluster, stop.clone())])
 }

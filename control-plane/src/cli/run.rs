@@ -41,7 +41,7 @@ pub struct RunOptions {
     /// The range of service addresses.
     #[arg(long, default_value = "10.96.0.0/16")]
     pub service_cidr: String,
-    /// The range of pod addresses, of which every node gets a part.
+    /// The range of pod addresses, of which every node gets a part; empty: nodes get none.
     #[arg(long, default_value = "10.244.0.0/16")]
     pub cluster_cidr: String,
     /// The cluster's DNS domain.
