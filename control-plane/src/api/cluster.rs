@@ -181,7 +181,11 @@ impl Cluster {
 
 impl Objects {
     fn writer(options: &WriteOptions) -> Writer {
-        Writer { user: UserInfo::system("system:stoker-control-plane"), dry_run: options.dry_run }
+        Writer {
+            user: UserInfo::system("system:stoker-control-plane"),
+            dry_run: options.dry_run,
+            manager: options.field_manager.clone(),
+        }
     }
 
     fn target<'a>(&self, namespace: &'a str, name: &'a str, subresource: &'a str) -> Target<'a> {

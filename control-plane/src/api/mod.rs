@@ -6,6 +6,7 @@
 
 mod actions;
 mod admission;
+mod apply_patch;
 mod cluster;
 mod codec;
 mod delete;
@@ -18,7 +19,7 @@ pub mod openapi;
 mod options;
 pub mod patch;
 mod paths;
-mod protobuf;
+pub mod protobuf;
 mod read;
 mod respond;
 mod route;

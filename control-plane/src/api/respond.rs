@@ -72,10 +72,8 @@ pub(super) fn decode_body(headers: &HeaderMap, body: &Bytes) -> Result<Decoded, 
         "application/json" | "" => fields::decode_json(body),
         "application/yaml" => fields::decode_yaml(body),
         "application/vnd.kubernetes.protobuf" => {
-            return match protobuf::decode(body) {
-                Ok(value) => Ok(Decoded { value, duplicates: Vec::new() }),
-                Err(error) => Err(StatusError::bad_request(error.to_string())),
-            };
+            let value = protobuf::decode(body).map_err(|error| StatusError::bad_request(error.to_string()))?;
+            return Ok(Decoded { value, duplicates: Vec::new() });
         }
         _ => {
             return Err(StatusError::new(
@@ -87,12 +85,6 @@ pub(super) fn decode_body(headers: &HeaderMap, body: &Bytes) -> Result<Decoded, 
         }
     };
     decoded.map_err(|error| StatusError::bad_request(error.to_string()))
-}
-
-/// Reads YAML as the JSON that it stands for.
-pub(super) fn parse_yaml(body: &Bytes) -> Result<Value, StatusError> {
-    serde_yaml_ng::from_slice(body)
-        .map_err(|error| StatusError::bad_request(format!("error converting YAML to JSON: {error}")))
 }
 
 pub(super) fn full(bytes: impl Into<Bytes>) -> Body {

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::Method;
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_TYPE, USER_AGENT};
 use serde_json::{Value, json};
 
 use super::cluster::{DeleteOptions, PatchType, patched};
+use super::patch::apply::manager_of_agent;
 use super::read::{self, ListRequest, Listed};
 use super::respond::{self, Answer, Wanted};
 use super::route::Route;
@@ -16,7 +17,7 @@ use super::serve::{Asked, Server};
 use super::table::{self, Include, ListMeta, Shown, Table};
 use super::validation::Mode;
 use super::write::{Target, Writer};
-use super::{actions, codec, subresource, watch_body, watching};
+use super::{actions, apply_patch, codec, subresource, watch_body, watching};
 use crate::clock;
 use crate::resources::status::StatusError;
 use crate::resources::tree::text;
@@ -71,7 +72,12 @@ impl Place {
 }
 
 pub(super) fn writer(asked: &Asked) -> Result<Writer, StatusError> {
-    Ok(Writer { user: asked.user.clone(), dry_run: asked.query.dry_run()? })
+    let agent = asked.headers.get(USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let manager = match asked.query.get("fieldManager") {
+        "" => manager_of_agent(agent),
+        name => name,
+    };
+    Ok(Writer { user: asked.user.clone(), dry_run: asked.query.dry_run()?, manager: manager.to_owned() })
 }
 
 /// One object, as the client wants to see it.
@@ -135,7 +141,7 @@ async fn get(server: &Server, place: &Place, asked: &Asked) -> Result<Answer, St
 }
 
 /// As this kind shows what another kind stores.
-fn viewed(info: &ResourceInfo, object: Value) -> Value {
+pub(super) fn viewed(info: &ResourceInfo, object: Value) -> Value {
     match info.view {
         Some(view) => (view.show)(object),
         None => object,
@@ -296,7 +302,7 @@ async fn create(server: &Server, place: &Place, asked: Asked) -> Result<Answer, 
 }
 
 /// The kind whose rules hold for what is stored.
-fn stored_info(info: &'static ResourceInfo) -> &'static ResourceInfo {
+pub(super) fn stored_info(info: &'static ResourceInfo) -> &'static ResourceInfo {
     if info.view.is_none() {
         return info;
     }
@@ -346,7 +352,7 @@ async fn patch(server: &Server, place: &Place, asked: Asked) -> Result<Answer, S
     };
     let bytes = respond::read_body(asked.body).await?;
     let patch = match kind {
-        PatchType::Apply => respond::parse_yaml(&bytes)?,
+        PatchType::Apply => return apply_patch::answer(server, place, &asked.query, &bytes, writer, &shape).await,
         _ => serde_json::from_slice(&bytes)
             .map_err(|error| StatusError::bad_request(format!("error decoding patch: {error}")))?,
     };

@@ -3,9 +3,12 @@
 use serde_json::{Value, json};
 
 use super::cluster::Core;
+use super::openapi::types::Types;
+use super::patch::apply::{self, Manager};
 use super::read::store_error;
 use super::{admission, codec, meta, read};
 use crate::auth::identity::UserInfo;
+use crate::clock;
 use crate::resources::field::FieldError;
 use crate::resources::status::StatusError;
 use crate::resources::tree::{items, text};
@@ -20,6 +23,9 @@ const TRIES: usize = 8;
 pub(super) struct Writer {
     pub(super) user: UserInfo,
     pub(super) dry_run: bool,
+    /// Who is noted in `managedFields`; nothing is noted if it is empty (rooms of this process) or if the edit is an
+    /// apply, which notes by itself.
+    pub(super) manager: String,
 }
 
 /// One object by its place.
@@ -87,6 +93,7 @@ impl Core {
             Err(StatusError::invalid(info, &name, &errors))
         } else {
             let key = codec::key(info, namespace, &name);
+            note_owner(info, "", None, &mut object, writer);
             self.put(info, key, &name, object, Guard::Absent, writer.dry_run).await
         };
         self.settle(allocation, result.is_ok() && !writer.dry_run).await;
@@ -147,6 +154,7 @@ impl Core {
         if info.strategy.generation && !matches!(subresource, "status" | "binding") && meta::spec_changed(&new, old) {
             new["metadata"]["generation"] = json!(old["metadata"]["generation"].as_i64().unwrap_or(0) + 1);
         }
+        note_owner(info, subresource, Some(old), &mut new, writer);
         if new == *old {
             return Ok(new);
         }
@@ -252,6 +260,17 @@ impl Core {
         if let (Some(allocation), Some(allocator)) = (allocation, self.allocator.get()) {
             allocator.settle(allocation, written).await;
         }
+    }
+}
+
+/// Keeps `managedFields` (C3.12).
+fn note_owner(info: &ResourceInfo, subresource: &str, old: Option<&Value>, new: &mut Value, writer: &Writer) {
+    let types = Types::built_in();
+    let root = types.of_kind(info.group, info.version, info.kind).filter(|_| !writer.manager.is_empty());
+    if let Some(root) = root {
+        let (name, api_version) = (writer.manager.as_str(), info.api_version());
+        let manager = Manager { name, api_version: &api_version, subresource, now: clock::now() };
+        apply::track_update(old, new, types, root, &manager);
     }
 }
 

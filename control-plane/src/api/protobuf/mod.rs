@@ -19,7 +19,7 @@ const DEEPEST: usize = 64;
 
 /// Why bytes are no object.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum ProtobufError {
+pub enum ProtobufError {
     /// The prefix is missing.
     #[error("provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]")]
     Magic,
@@ -66,7 +66,7 @@ fn field(text: &'static str) -> Option<Field> {
 }
 
 /// Reads an object with its `apiVersion` and `kind`.
-pub(super) fn decode(bytes: &[u8]) -> Result<Value, ProtobufError> {
+pub fn decode(bytes: &[u8]) -> Result<Value, ProtobufError> {
     let envelope = bytes.strip_prefix(MAGIC).ok_or(ProtobufError::Magic)?;
     let (mut api_version, mut kind, mut raw): (String, String, &[u8]) = Default::default();
     for part in Parts(envelope) {
