@@ -9,6 +9,7 @@ pub mod auth;
 pub mod cli;
 pub mod clock;
 pub mod controllers;
+pub mod recorder;
 pub mod resources;
 pub mod scheduler;
 pub mod storage;

@@ -193,6 +193,7 @@ fn selects(selector: &str, field: &str, value: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
     use serde_json::json;
 
     use super::super::tests::Stored;
@@ -231,7 +232,7 @@ mod tests {
             field_selector: selector.into(),
             ..Attributes::default()
         };
-        let decision = futures::executor::block_on(decide("n1", &asked, &cluster())).unwrap();
+        let decision = decide("n1", &asked, &cluster()).now_or_never().unwrap().unwrap();
         assert_eq!(matches!(decision, Decision::Allow(_)), allowed, "{asked:?}: {decision:?}");
     }
 

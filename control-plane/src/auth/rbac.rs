@@ -225,6 +225,8 @@ fn is_subject(subject: &Value, user: &UserInfo, namespace: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::super::tests::Stored;
     use super::*;
 
@@ -286,7 +288,7 @@ mod tests {
             path: path.into(),
             ..Attributes::default()
         };
-        let reason = match futures::executor::block_on(decide(&asked, &stored())).unwrap() {
+        let reason = match decide(&asked, &stored()).now_or_never().unwrap().unwrap() {
             Decision::Allow(reason) => Some(reason),
             _ => None,
         };

@@ -1,27 +1,36 @@
 //! Starts the rooms that work on stored objects: what every cluster has, the scheduler, the controllers.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use serde_json::json;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::run::{RunError, RunOptions};
-use crate::api::{Cluster, WriteOptions};
+use crate::api::{Cluster, ListOptions};
+use crate::controllers::{self, Cidr, Config, ServiceAddresses, ensure_defaults};
+use crate::scheduler;
 
-/// Starts them.
+/// Starts them, before the API serves: addresses that stored Services hold must be known by then.
 pub(super) async fn start(
     cluster: &Cluster,
-    _options: &RunOptions,
-    _advertise: IpAddr,
-    _stop: &CancellationToken,
+    options: &RunOptions,
+    advertise: IpAddr,
+    ca_certificate: &str,
+    stop: &CancellationToken,
 ) -> Result<Vec<JoinHandle<()>>, RunError> {
-    for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
-        let namespace = json!({"metadata": {"name": name}});
-        match cluster.objects("", "namespaces").create("", namespace, &WriteOptions::default()).await {
-            Err(error) if !error.is_already_exists() => return Err(error.into()),
-            _ => {}
-        }
+    let services: Cidr =
+        options.service_cidr.parse().map_err(|_| RunError::ServiceCidr(options.service_cidr.clone()))?;
+    let pods: Option<Cidr> = match options.cluster_cidr.as_str() {
+        "" => None,
+        range => Some(range.parse().map_err(|_| RunError::ClusterCidr(range.to_owned()))?),
+    };
+    if services.size() < 4 {
+        return Err(RunError::ServiceCidr(options.service_cidr.clone()));
     }
-    Ok(Vec::new())
+    let stored = cluster.objects("", "services").list("", &ListOptions::default()).await?.items;
+    cluster.set_service_allocator(Arc::new(ServiceAddresses::new(services, &stored)));
+    ensure_defaults(cluster, advertise, options.port, services.address(1)).await?;
+    let config = Config { ca_certificate: ca_certificate.to_owned(), cluster_cidr: pods };
+    Ok(vec![controllers::spawn(cluster, config, stop.clone()), scheduler::spawn(cluster, stop.clone())])
 }
