@@ -18,6 +18,7 @@ pub mod openapi;
 mod options;
 pub mod patch;
 mod paths;
+mod protobuf;
 mod read;
 mod respond;
 mod route;

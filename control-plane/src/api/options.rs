@@ -32,6 +32,10 @@ impl Query {
         self.0.get(key).map_or("", String::as_str)
     }
 
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.0.contains_key(key)
+    }
+
     pub(super) fn flag(&self, key: &str) -> bool {
         matches!(self.get(key), "true" | "1" | "True")
     }

@@ -180,7 +180,7 @@ async fn health(server: &Server, endpoint: &str, one: Option<&str>, asked: &Aske
     if !healthy {
         return Ok(respond::text(500, format!("{lines}{endpoint} check failed\n")));
     }
-    if asked.query.get("verbose").is_empty() && !asked.raw_query.split('&').any(|pair| pair == "verbose") {
+    if !asked.query.has("verbose") {
         return Ok(respond::text(200, "ok"));
     }
     Ok(respond::text(200, format!("{lines}{endpoint} check passed\n")))

@@ -10,6 +10,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use serde_json::Value;
 
 use super::openapi::fields::{self, Decoded};
+use super::protobuf;
 use super::table::{self, Encoding, Shown};
 use crate::resources::status::StatusError;
 
@@ -70,12 +71,18 @@ pub(super) fn decode_body(headers: &HeaderMap, body: &Bytes) -> Result<Decoded, 
     let decoded = match kind.split(';').next().unwrap_or_default().trim() {
         "application/json" | "" => fields::decode_json(body),
         "application/yaml" => fields::decode_yaml(body),
+        "application/vnd.kubernetes.protobuf" => {
+            return match protobuf::decode(body) {
+                Ok(value) => Ok(Decoded { value, duplicates: Vec::new() }),
+                Err(error) => Err(StatusError::bad_request(error.to_string())),
+            };
+        }
         _ => {
             return Err(StatusError::new(
                 415,
                 "UnsupportedMediaType",
                 "the body of the request was in an unknown format - accepted media types include: application/json, \
-                 application/yaml",
+                 application/yaml, application/vnd.kubernetes.protobuf",
             ));
         }
     };

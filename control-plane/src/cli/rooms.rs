@@ -8,8 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::run::{RunError, RunOptions};
 use crate::api::{Cluster, ListOptions};
-use crate::auth::Pki;
-use crate::controllers::{self, Cidr, Config, ServiceAddresses};
+use crate::controllers::{self, Cidr, Config, ServiceAddresses, ensure_defaults};
 use crate::scheduler;
 
 /// Starts them, before the API serves: addresses that stored Services hold must be known by then.
@@ -17,18 +16,21 @@ pub(super) async fn start(
     cluster: &Cluster,
     options: &RunOptions,
     advertise: IpAddr,
-    pki: &Pki,
+    ca_certificate: &str,
     stop: &CancellationToken,
 ) -> Result<Vec<JoinHandle<()>>, RunError> {
     let services: Cidr =
         options.service_cidr.parse().map_err(|_| RunError::ServiceCidr(options.service_cidr.clone()))?;
-    let pods = match options.cluster_cidr.as_str() {
+    let pods: Option<Cidr> = match options.cluster_cidr.as_str() {
         "" => None,
         range => Some(range.parse().map_err(|_| RunError::ClusterCidr(range.to_owned()))?),
     };
-    let stored = cluster.objects("", "services").list("", &ListOptions::default()).await?;
-    cluster.set_service_allocator(Arc::new(ServiceAddresses::new(services, &stored.items)));
-    controllers::ensure_defaults(cluster, advertise, options.port, services.address(1)).await?;
-    let config = Config { ca_certificate: pki.ca_certificate().to_owned(), cluster_cidr: pods };
+    if services.size() < 4 {
+        return Err(RunError::ServiceCidr(options.service_cidr.clone()));
+    }
+    let stored = cluster.objects("", "services").list("", &ListOptions::default()).await?.items;
+    cluster.set_service_allocator(Arc::new(ServiceAddresses::new(services, &stored)));
+    ensure_defaults(cluster, advertise, options.port, services.address(1)).await?;
+    let config = Config { ca_certificate: ca_certificate.to_owned(), cluster_cidr: pods };
     Ok(vec![controllers::spawn(cluster, config, stop.clone()), scheduler::spawn(cluster, stop.clone())])
 }

@@ -14,6 +14,7 @@ use super::tls::{self, TlsError};
 use crate::api::{self, Cluster, NodeClient, ServerConfig};
 use crate::auth::{ClusterAuthenticator, ClusterAuthorizer, Lookup, Pki, PkiConfig, PkiError};
 use crate::clock;
+use crate::controllers::Cidr;
 use crate::storage::embedded::Embedded;
 use crate::storage::{Store, StoreError};
 
@@ -40,7 +41,7 @@ pub struct RunOptions {
     /// The range of service addresses.
     #[arg(long, default_value = "10.96.0.0/16")]
     pub service_cidr: String,
-    /// The range of pod addresses, of which every node gets a part.
+    /// The range of pod addresses, of which every node gets a part; empty: nodes get none.
     #[arg(long, default_value = "10.244.0.0/16")]
     pub cluster_cidr: String,
     /// The cluster's DNS domain.
@@ -114,14 +115,14 @@ pub(super) async fn run(options: RunOptions) -> Result<(), RunError> {
     let address = SocketAddr::new(options.bind_address, options.port);
     let listener = TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, source })?;
     let advertise = options.advertise_address.unwrap_or_else(|| default_address(options.bind_address));
-    let service_ip =
-        first_address(&options.service_cidr).ok_or_else(|| RunError::ServiceCidr(options.service_cidr.clone()))?;
+    let services: Cidr =
+        options.service_cidr.parse().map_err(|_| RunError::ServiceCidr(options.service_cidr.clone()))?;
     let pki = Pki::ensure(
         &PkiConfig {
             data_dir: options.data_dir.clone(),
             advertise_address: advertise,
             port: options.port,
-            service_ip,
+            service_ip: services.address(1),
             extra_names: options.tls_names.clone(),
             cluster_domain: options.cluster_domain.clone(),
         },
@@ -134,7 +135,7 @@ pub(super) async fn run(options: RunOptions) -> Result<(), RunError> {
     let store: Arc<dyn Store> = Embedded::open(&options.data_dir.join("objects.redb"))?;
     let cluster = Cluster::new(store.clone());
     let stop = CancellationToken::new();
-    let rooms = super::rooms::start(&cluster, &options, advertise, &pki, &stop).await?;
+    let rooms = super::rooms::start(&cluster, &options, advertise, pki.ca_certificate(), &stop).await?;
     let lookup: Arc<dyn Lookup> = Arc::new(cluster.clone());
     let server = tokio::spawn(api::serve(ServerConfig {
         listener,
@@ -196,37 +197,5 @@ fn default_address(bound: IpAddr) -> IpAddr {
         Ok(address) if !address.is_unspecified() => address,
         // No default route: a machine of its own.
         _ => Ipv4Addr::LOCALHOST.into(),
-    }
-}
-
-/// The first usable address of a range.
-fn first_address(range: &str) -> Option<IpAddr> {
-    let (base, length) = range.split_once('/')?;
-    let length: u32 = length.parse().ok()?;
-    match base.parse().ok()? {
-        IpAddr::V4(base) if length <= 30 => {
-            let mask = u32::MAX.checked_shl(32 - length).unwrap_or(0);
-            Some(Ipv4Addr::from((u32::from(base) & mask) + 1).into())
-        }
-        IpAddr::V6(base) if length <= 126 => {
-            let mask = u128::MAX.checked_shl(128 - length).unwrap_or(0);
-            Some(std::net::Ipv6Addr::from((u128::from(base) & mask) + 1).into())
-        }
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_first_service_address_is_the_kubernetes_service() {
-        // C5.12
-        assert_eq!(first_address("10.96.0.0/16"), "10.96.0.1".parse().ok());
-        assert_eq!(first_address("10.96.3.9/12"), "10.96.0.1".parse().ok());
-        assert_eq!(first_address("fd00::/108"), "fd00::1".parse().ok());
-        assert_eq!(first_address("10.96.0.0"), None);
-        assert_eq!(first_address("10.96.0.0/32"), None);
     }
 }

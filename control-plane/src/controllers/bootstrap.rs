@@ -83,9 +83,11 @@ async fn ensure(
         }
         patch
     });
-    match objects.create(namespace, object, &options).await {
-        Err(error) if error.is_already_exists() => {}
-        other => return other.map(drop),
+    // A Service that is there already would first be refused for its address.
+    match objects.get(namespace, name).await {
+        Err(error) if error.is_not_found() => return objects.create(namespace, object, &options).await.map(drop),
+        Err(error) => return Err(error),
+        Ok(_) => {}
     }
     match part {
         Some(patch) => objects.patch(namespace, name, "", PatchType::Merge, &patch, &options).await.map(drop),

@@ -2,6 +2,7 @@
 //! [`apply`] (C3.10–C3.12). What a patch may change, admission and storage are not here.
 
 pub mod apply;
+mod fieldset;
 mod strategic;
 
 use serde_json::Value;
