@@ -20,7 +20,7 @@ use super::config::ServiceConfig;
 use super::diff::{Batch, Operations, Table};
 use super::frontend::ServiceRoutes;
 use super::model::Model;
-use super::nftables::{Kernel, Listener, NftError};
+use super::nftables::{Heard, Kernel, Listener, NftError};
 use crate::clock::{Clock, Now};
 
 /// The first wait after a failure; it doubles up to the sync period.
@@ -76,7 +76,8 @@ pub fn spawn(
         node,
         kernel: Some(Programmer { kernel, table: Table::default() }),
         listener: None,
-        trusted: false,
+        doubt: Doubt::Elements,
+        loaders: Vec::new(),
         retry: None,
         sync_period: config.sync_period,
         clock,
@@ -106,13 +107,26 @@ struct Owner {
     /// `None` only while a write is under way.
     kernel: Option<Programmer>,
     listener: Option<AsyncFd<Listener>>,
-    /// Whether the table is what the kernel holds; otherwise it has to be read first.
-    trusted: bool,
+    /// Netlink ports of nft processes whose echo may still come.
+    loaders: Vec<u32>,
+    /// What we know to be wrong with the kernel's tables.
+    doubt: Doubt,
     /// After a failure: how long to wait for the next attempt.
     retry: Option<Duration>,
     sync_period: Duration,
     clock: Clock,
     health: watch::Sender<Health>,
+}
+
+/// How much of the kernel's tables has to be looked at before the next write.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Doubt {
+    /// Our table is what the kernel holds.
+    None,
+    /// Elements have to be read.
+    Elements,
+    /// The rules have to be loaded anew as well.
+    Rules,
 }
 
 enum Wake {
@@ -184,20 +198,20 @@ impl Owner {
         let Some(listener) = &self.listener else { return };
         // The guard first: what comes while we read makes the socket ready anew.
         let guard = listener.readable().now_or_never();
-        let heard = listener.get_ref().foreign_changes();
+        let heard = listener.get_ref().foreign_changes(&self.loaders);
         if let Some(Ok(mut guard)) = guard {
             guard.clear_ready();
         }
         match heard {
-            Ok(false) => {}
-            Ok(true) => {
-                info!("somebody else changed our nftables tables: reading them again");
-                self.trusted = false;
+            Ok(Heard::Nothing) => {}
+            Ok(heard) => {
+                info!(?heard, "somebody else changed our nftables tables: repairing them");
+                self.doubt = self.doubt.max(if heard == Heard::Rules { Doubt::Rules } else { Doubt::Elements });
             }
             Err(error) => {
                 warn!(%error, "cannot hear of changes to nftables tables");
                 self.listener = None;
-                self.trusted = false;
+                self.doubt = self.doubt.max(Doubt::Elements);
             }
         }
     }
@@ -205,16 +219,16 @@ impl Owner {
     /// Brings the kernel to what the model says.
     async fn synchronise(&mut self) {
         let dirty = self.model.take_dirty();
-        if dirty.is_empty() && self.trusted {
+        if dirty.is_empty() && self.doubt == Doubt::None {
             self.report(None);
             return;
         }
         let Some(mut programmer) = self.kernel.take() else { return };
         let compiled: Vec<(NamespacedName, ServiceRoutes)> =
             dirty.iter().map(|name| (name.clone(), self.model.routes(name))).collect();
-        let trusted = self.trusted;
+        let doubt = self.doubt;
         let written = tokio::task::spawn_blocking(move || {
-            let result = programmer.write(compiled, trusted);
+            let result = programmer.write(compiled, doubt);
             (programmer, result)
         })
         .await;
@@ -222,7 +236,10 @@ impl Owner {
             Ok(written) => written,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         };
-        self.kernel = Some(programmer);
+        let loaders = self.kernel.insert(programmer).kernel.take_loaders();
+        if !loaders.is_empty() {
+            self.loaders = loaders;
+        }
         self.finish(result, &dirty);
     }
 
@@ -231,7 +248,7 @@ impl Owner {
         match result {
             Ok(operations) => {
                 debug!(services = dirty.len(), deleted = operations.delete.len(), added = operations.add.len(), "written");
-                self.trusted = true;
+                self.doubt = Doubt::None;
                 self.retry = None;
                 self.listen();
                 self.report(transactions);
@@ -239,7 +256,7 @@ impl Owner {
             Err(error) => {
                 let wait = self.retry.map_or(FIRST_RETRY, |wait| (wait * 2).min(self.sync_period));
                 warn!(error = &error as &dyn std::error::Error, ?wait, "cannot write service rules; trying again");
-                self.trusted = false;
+                self.doubt = self.doubt.max(Doubt::Elements);
                 self.retry = Some(wait);
             }
         }
@@ -272,15 +289,15 @@ impl Owner {
 
 impl Programmer {
     /// Exchanges the routes of some Services. Blocks for as long as the kernel takes.
-    fn write(&mut self, compiled: Vec<(NamespacedName, ServiceRoutes)>, trusted: bool) -> Result<Operations, NftError> {
+    fn write(&mut self, compiled: Vec<(NamespacedName, ServiceRoutes)>, doubt: Doubt) -> Result<Operations, NftError> {
         let mut batch = Batch::default();
         for (name, routes) in compiled {
             self.table.set(&name, routes, &mut batch);
         }
-        let operations = if trusted {
+        let operations = if doubt == Doubt::None {
             batch.into_operations()
         } else {
-            self.kernel.prepare()?;
+            self.kernel.prepare(doubt == Doubt::Rules)?;
             self.table.reconcile(self.kernel.read()?)
         };
         self.kernel.apply(&operations)?;

@@ -39,6 +39,11 @@ impl Lab {
         let mut lab = Self { prefix, names: Vec::new() };
         lab.add_namespace("node");
         lab.add_namespace("client");
+        // A redirect towards the client would use up the few ICMP errors that the kernel grants it.
+        for scope in ["all", "default"] {
+            let path = format!("/proc/sys/net/ipv4/conf/{scope}/send_redirects");
+            lab.within("node", move || std::fs::write(path, "0").unwrap()).join().unwrap();
+        }
         lab.join("client", "outside", (NODE, CLIENT, 24), (NODE6, "2001:db8::2", 64));
         // Programs of the node need some route to a service IP before destination NAT can turn it.
         run(&format!("ip -n {} route add default via {CLIENT}", lab.ns("node")));

@@ -17,16 +17,12 @@ const HEADER: usize = 16;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub(super) enum Kind {
-    NewTable = 0,
     DelTable = 2,
     NewChain = 3,
     GetChain = 4,
-    DelChain = 5,
     NewRule = 6,
-    DelRule = 8,
     NewSet = 9,
     GetSet = 10,
-    DelSet = 11,
     NewElements = 12,
     GetElements = 13,
     DelElements = 14,
@@ -164,10 +160,6 @@ impl<'a> Received<'a> {
         self.kind == (SUBSYSTEM << 8) | kind as u16
     }
 
-    pub(super) fn family(&self) -> u8 {
-        self.body.first().copied().unwrap_or_default()
-    }
-
     /// The attributes after the nfnetlink header.
     pub(super) fn attributes(&self) -> Attributes<'a> {
         Attributes(self.body.get(4..).unwrap_or_default())
@@ -241,7 +233,7 @@ mod tests {
         });
         let all: Vec<_> = received(messages.bytes()).collect();
         assert_eq!(all.len(), 1);
-        assert!(all[0].is(Kind::NewChain) && all[0].sequence == 7 && all[0].family() == 2);
+        assert!(all[0].is(Kind::NewChain) && all[0].sequence == 7);
         assert_eq!(all[0].attributes().text(1), Some("stoker"));
         assert_eq!(all[0].attributes().nested(4).and_then(|n| n.get(1)), Some(&[0, 0, 0, 6][..]));
     }

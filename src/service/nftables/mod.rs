@@ -74,13 +74,15 @@ pub struct Kernel {
     socket: Socket,
     config: ServiceConfig,
     chains: HashSet<(Family, String)>,
+    /// Netlink ports of the nft processes that loaded the fixed part last: what they did is no foreign change.
+    loaders: Vec<u32>,
 }
 
 impl Kernel {
     /// Connects to the kernel of the calling thread's network namespace; changes nothing.
     pub fn open(config: ServiceConfig) -> Result<Self, NftError> {
         let socket = Socket::open().map_err(NftError::Open)?;
-        Ok(Self { socket, config, chains: HashSet::new() })
+        Ok(Self { socket, config, chains: HashSet::new(), loaders: Vec::new() })
     }
 
     /// Transactions sent so far.
@@ -94,17 +96,23 @@ impl Kernel {
         Ok(Listener { fd: socket::listen().map_err(NftError::Open)?, own_port })
     }
 
-    /// Makes sure that the fixed part is there, and learns which chains are. A table of another layout is replaced as a whole.
-    pub fn prepare(&mut self) -> Result<(), NftError> {
+    /// Netlink ports of the processes that loaded the fixed part since the last call.
+    pub fn take_loaders(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.loaders)
+    }
+
+    /// Makes sure that the fixed part is there, and learns which chains are. A table of another layout is replaced as a whole,
+    /// and so is one whose rules somebody else has touched.
+    pub fn prepare(&mut self, rules_touched: bool) -> Result<(), NftError> {
         for family in self.config.families.clone() {
             let stamp = layout::stamp(family, &self.config);
             let chains = self.names(family, Kind::GetChain, Kind::NewChain, CHAIN_NAME)?;
             self.chains.retain(|(of, _)| *of != family);
-            if chains.contains(&stamp) {
+            if chains.contains(&stamp) && !rules_touched {
                 self.chains.extend(chains.into_iter().map(|chain| (family, chain)));
             } else {
                 let text = layout::text(family, &self.config, &stamp);
-                run_nft(&self.config, family, &text)?;
+                self.loaders.push(run_nft(&self.config, family, &text)?);
             }
         }
         Ok(())
@@ -277,7 +285,7 @@ fn name_part(kind: Kind, set: &str, part: &[(Key, Value)]) -> String {
 
 /// Loads nft text. A process of its own, but only when the fixed part is not there: at the first start on a machine, after
 /// an upgrade with another layout, after somebody flushed the table.
-fn run_nft(config: &ServiceConfig, family: Family, text: &str) -> Result<(), NftError> {
+fn run_nft(config: &ServiceConfig, family: Family, text: &str) -> Result<u32, NftError> {
     let failed = |source| NftError::NoNft { program: config.nft.display().to_string(), source };
     let mut child = Command::new(&config.nft)
         .args(["-f", "-"])
@@ -286,13 +294,15 @@ fn run_nft(config: &ServiceConfig, family: Family, text: &str) -> Result<(), Nft
         .stderr(Stdio::piped())
         .spawn()
         .map_err(failed)?;
+    // The kernel gives a process's first netlink socket the process ID as its port.
+    let port = child.id();
     let mut input = child.stdin.take().expect("stdin was piped above");
     // A broken pipe means that nft ended early; its exit status and message say why.
     let written = input.write_all(text.as_bytes());
     drop(input);
     let output = child.wait_with_output().map_err(failed)?;
     if output.status.success() && written.is_ok() {
-        return Ok(());
+        return Ok(port);
     }
     Err(NftError::Refused { family, message: String::from_utf8_lossy(&output.stderr).trim().to_owned() })
 }
@@ -310,26 +320,44 @@ impl std::os::fd::AsRawFd for Listener {
     }
 }
 
+/// What others did to our tables, worst last.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Heard {
+    /// Nothing.
+    Nothing,
+    /// They wrote elements, or so much happened that some of it was lost.
+    Elements,
+    /// They changed chains, rules, sets or the table itself.
+    Rules,
+}
+
 impl Listener {
-    /// Reads all that is queued. True if somebody else removed something from our tables or wrote there, or if so much happened
-    /// that some of it was lost.
-    pub fn foreign_changes(&self) -> io::Result<bool> {
+    /// Reads all that is queued, but for what our own sockets and these others did.
+    pub fn foreign_changes(&self, own_loaders: &[u32]) -> io::Result<Heard> {
         let mut buffer = vec![0; 32 * 1024];
-        let mut foreign = false;
+        let mut heard = Heard::Nothing;
         loop {
             match rustix::net::recv(&self.fd, &mut buffer[..], rustix::net::RecvFlags::DONTWAIT) {
-                Ok((bytes, _)) => foreign |= message::received(&buffer[..bytes]).any(|m| self.is_foreign(&m)),
-                Err(rustix::io::Errno::AGAIN) => return Ok(foreign),
-                Err(rustix::io::Errno::NOBUFS) => foreign = true,
+                Ok((bytes, _)) => {
+                    let foreign = message::received(&buffer[..bytes])
+                        .filter(|m| m.port != self.own_port && !own_loaders.contains(&m.port));
+                    heard = foreign.map(|m| judge(&m)).fold(heard, Heard::max);
+                }
+                Err(rustix::io::Errno::AGAIN) => return Ok(heard),
+                Err(rustix::io::Errno::NOBUFS) => heard = heard.max(Heard::Elements),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
         }
     }
+}
 
-    fn is_foreign(&self, message: &Received<'_>) -> bool {
-        message.port != self.own_port
-            && !message.is(Kind::NewGeneration)
-            && message.attributes().text(TABLE) == Some(layout::TABLE)
+fn judge(message: &Received<'_>) -> Heard {
+    if message.is(Kind::NewGeneration) || message.attributes().text(TABLE) != Some(layout::TABLE) {
+        Heard::Nothing
+    } else if message.is(Kind::NewElements) || message.is(Kind::DelElements) {
+        Heard::Elements
+    } else {
+        Heard::Rules
     }
 }
