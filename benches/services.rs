@@ -16,7 +16,8 @@ use stoker::service::model::Model;
 use stoker::service::nftables::Kernel;
 use stoker_model::service::{EndpointSlice, NodeTopology, Service, ServiceChange};
 
-/// 10 000 Services of two endpoints each have to be in the kernel this fast.
+/// 10 000 Services of two endpoints each have to be in the kernel this fast. Judged by the processor time of this thread, in
+/// which the kernel works too, because other processes do not make that longer.
 const COLD_START_LIMIT: Duration = Duration::from_millis(150);
 
 fn main() -> ExitCode {
@@ -51,7 +52,10 @@ fn cold_start(count: u32) -> Duration {
             table.set(&name, routes, &mut batch);
         }
     });
-    let (_, preparing) = timed(|| kernel.prepare(false).expect("nft takes our text"));
+    // Another process does this, so only the wall clock sees it.
+    let before = Clock.now().monotonic;
+    kernel.prepare(false).expect("nft takes our text");
+    let preparing = Clock.now().monotonic - before;
     let (there, reading) = timed(|| kernel.read().expect("an empty table is read"));
     let (operations, comparing) = timed(|| table.reconcile(there));
     let (_, writing) = timed(|| kernel.apply(&operations).expect("the kernel takes all elements"));
@@ -88,9 +92,14 @@ fn cold_start(count: u32) -> Duration {
 }
 
 fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
-    let before = Clock.now().monotonic;
+    let before = processor_time();
     let result = work();
-    (result, Clock.now().monotonic - before)
+    (result, processor_time() - before)
+}
+
+fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(time).expect("processor time is not negative")
 }
 
 fn changes(number: u32, endpoints: u32) -> [ServiceChange; 2] {

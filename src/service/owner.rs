@@ -291,7 +291,9 @@ impl Programmer {
     /// Exchanges the routes of some Services. Blocks for as long as the kernel takes.
     fn write(&mut self, compiled: Vec<(NamespacedName, ServiceRoutes)>, doubt: Doubt) -> Result<Operations, NftError> {
         let mut batch = Batch::default();
-        for (name, routes) in compiled {
+        for (name, mut routes) in compiled {
+            // Sticky chains are not written yet: such Services are balanced like others rather than not at all.
+            routes.forget_affinity();
             self.table.set(&name, routes, &mut batch);
         }
         let operations = if doubt == Doubt::None {
