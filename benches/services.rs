@@ -86,7 +86,10 @@ fn cold_start(count: u32) -> Duration {
         })
         .collect();
     singles.sort_unstable();
-    println!("{count} services x 2: one more: writing p50 {:?}, p99 {:?}, deciding {:?}", singles[100].0, singles[198].0, singles[100].1);
+    println!(
+        "{count} services x 2: one more: writing p50 {:?}, p99 {:?}, deciding {:?}",
+        singles[100].0, singles[198].0, singles[100].1
+    );
     kernel.remove().expect("our tables can be removed");
     preparing + reading + writing
 }

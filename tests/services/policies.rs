@@ -44,7 +44,8 @@ fn sees_both(lab: &Lab, from: &str, to: &str) {
 #[test]
 fn external_policy_local_keeps_the_source_and_the_node() {
     let lab = Lab::with_pods(3);
-    let spec = json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30080}], "externalTrafficPolicy": "Local"});
+    let spec =
+        json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30080}], "externalTrafficPolicy": "Local"});
     let daemon = run(&lab, spec, one_here_one_elsewhere());
     always_pod1(&lab, "client", NODE_PORT);
     assert_eq!(lab.connect("client", NODE_PORT).unwrap().source.to_string(), CLIENT);
@@ -118,11 +119,34 @@ fn a_service_changes_its_type() {
     assert!(lab.connect("client", NODE_PORT).is_err());
     daemon.apply([service(json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30080}]}))]);
     assert_eq!(lab.served_by("client", &format!("{NODE}:30080")), "pod1");
-    daemon.apply([service(json!({"type": "ExternalName", "externalName": "elsewhere.example", "clusterIP": "", "clusterIPs": []}))]);
+    daemon.apply([service(
+        json!({"type": "ExternalName", "externalName": "elsewhere.example", "clusterIP": "", "clusterIPs": []}),
+    )]);
     assert!(lab.connect("client", NODE_PORT).is_err());
     assert!(!lab.nft().contains("10.96.0.10"), "{}", lab.nft());
     daemon.apply([service(json!({}))]);
     assert_eq!(lab.served_by("client", VIP), "pod1");
+}
+
+/// B1.16: the ways to tell pods from others, and none of them.
+#[test]
+fn pods_are_told_by_their_interface() {
+    use stoker::service::LocalTraffic::{Bridge, InterfacePrefix, Unknown};
+    let lab = Lab::with_pods(3);
+    let hidden = "10.244.1.1";
+    for (local_traffic, pod2, pod3, client) in [
+        (Bridge("pod2".into()), "10.244.2.2", hidden, hidden),
+        (InterfacePrefix("po".into()), "10.244.2.2", "10.244.3.2", hidden),
+        (Unknown, "10.244.2.2", "10.244.3.2", CLIENT),
+    ] {
+        let config = stoker::service::ServiceConfig { local_traffic, ..Default::default() };
+        let daemon = lab.start_with(config.clone());
+        daemon.apply([service(json!({}))].into_iter().chain(endpoints(&[1])).chain([Complete]));
+        for (from, source) in [("pod2", pod2), ("pod3", pod3), ("client", client)] {
+            assert_eq!(lab.connect(from, VIP).unwrap().source.to_string(), source, "{from} with {config:?}");
+        }
+        daemon.stop();
+    }
 }
 
 /// B1.16: masqueradeAll hides every source.
