@@ -45,7 +45,7 @@ fn cold_start(count: u32) -> Duration {
     model.apply(ServiceChange::Complete);
 
     let mut table = Table::default();
-    let mut batch = Batch::default();
+    let mut batch = Batch::before_reconciling();
     let (_, deciding) = timed(|| {
         for name in model.take_dirty() {
             let routes = model.routes(&name);

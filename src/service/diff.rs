@@ -109,9 +109,10 @@ pub struct Batch {
     elements: HashMap<Key, (Option<Value>, Option<Value>)>,
     sticky: Vec<StickyChange>,
     stale_udp: bool,
+    ignore_elements: bool,
 }
 
-/// Element operations in the order in which the kernel takes them: first all deletions.
+/// Element operations; the kernel has to take all deletions first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Operations {
     /// Elements that are there and have to go.
@@ -132,7 +133,15 @@ impl Operations {
 }
 
 impl Batch {
+    /// Notes no elements: for changes after which [`Table::reconcile`] looks at all of them anyway.
+    pub fn before_reconciling() -> Self {
+        Self { ignore_elements: true, ..Self::default() }
+    }
+
     fn note(&mut self, key: Key, before: Option<Value>, after: Option<Value>) {
+        if self.ignore_elements {
+            return;
+        }
         self.elements.entry(key).and_modify(|change| change.1 = after).or_insert((before, after));
     }
 
@@ -263,8 +272,6 @@ impl Table {
             }
         });
         operations.delete.extend(kernel);
-        operations.delete.sort_unstable();
-        operations.add.sort_unstable();
         operations
     }
 

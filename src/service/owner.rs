@@ -184,11 +184,6 @@ impl Owner {
 
     /// Takes in a change and whatever else is queued behind it.
     fn take(&mut self, change: ServiceChange) {
-        let now = self.clock.now();
-        self.health.send_if_modified(|health| {
-            health.queued_since.get_or_insert(now);
-            false
-        });
         self.model.apply(change);
         for _ in 0..CHANGES_AT_ONCE {
             let Ok(change) = self.changes.try_recv() else { break };
@@ -226,6 +221,11 @@ impl Owner {
             self.report(None);
             return;
         }
+        let now = self.clock.now();
+        self.health.send_if_modified(|health| {
+            health.queued_since.get_or_insert(now);
+            false
+        });
         let Some(mut programmer) = self.kernel.take() else { return };
         let compiled: Vec<(NamespacedName, ServiceRoutes)> =
             dirty.iter().map(|name| (name.clone(), self.model.routes(name))).collect();
@@ -301,7 +301,7 @@ impl Owner {
 impl Programmer {
     /// Exchanges the routes of some Services. Blocks for as long as the kernel takes.
     fn write(&mut self, compiled: Vec<(NamespacedName, ServiceRoutes)>, doubt: Doubt) -> Result<Operations, NftError> {
-        let mut batch = Batch::default();
+        let mut batch = if doubt == Doubt::None { Batch::default() } else { Batch::before_reconciling() };
         for (name, mut routes) in compiled {
             // Sticky chains are not written yet: such Services are balanced like others rather than not at all.
             routes.forget_affinity();
