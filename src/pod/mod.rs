@@ -1,1 +1,11 @@
-//! Desired pods, one worker per pod, the planner and the status.
+//! Runs the pods of this node: one worker task per pod UID, started and stopped by [`Pods`], the only type that other
+//! rooms drive.
+//!
+//! In: desired pods (`watch`, newest wins) and runtime events (they wake, they carry no truth).
+//! Out: status through [`stoker_model::handle::PodApi`], of which the pod's worker is the only caller for its pod.
+//! Not here: how containers are made (`runtime`), who is evicted (`node`), how volumes are mounted (`volume`).
+
+mod backoff;
+mod observed;
+mod plan;
+mod status;
