@@ -6,6 +6,9 @@
 mod client;
 pub mod cri;
 mod error;
+pub mod events;
+mod images;
 
 pub use client::Runtime;
 pub use error::{PullFailure, RuntimeError};
+pub use images::{Credential, Images, Pull, Pulled};
