@@ -120,7 +120,11 @@ impl Listener {
             if stood {
                 backoff = BACKOFF.0;
             }
-            warn!(error = why.message(), "no events from the container runtime; asking again in {} ms", backoff.as_millis());
+            warn!(
+                error = why.message(),
+                "no events from the container runtime; asking again in {} ms",
+                backoff.as_millis()
+            );
             sleep(backoff).await;
             backoff = (backoff * 2).min(BACKOFF.1);
             // It may be a newer runtime now.

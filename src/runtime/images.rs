@@ -198,8 +198,12 @@ mod tests {
 
     #[test]
     fn secrets_are_not_printed() {
-        let credential =
-            Credential { username: "robot".into(), password: "s3cret".into(), auth: "czNj".into(), ..Default::default() };
+        let credential = Credential {
+            username: "robot".into(),
+            password: "s3cret".into(),
+            auth: "czNj".into(),
+            ..Default::default()
+        };
         for printed in [format!("{credential:?}"), format!("{:?}", credential.to_cri())] {
             assert!(printed.contains("robot"), "{printed}");
             assert!(!printed.contains("s3cret") && !printed.contains("czNj"), "{printed}");
