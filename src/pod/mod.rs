@@ -6,6 +6,13 @@
 //! Not here: how containers are made (`runtime`), who is evicted (`node`), how volumes are mounted (`volume`).
 
 mod backoff;
+mod container;
+mod dns;
+mod env;
+mod hosts;
 mod observed;
 mod plan;
+mod resources;
+mod sandbox;
+mod security;
 mod status;

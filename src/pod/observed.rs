@@ -285,8 +285,8 @@ fn tagged_latest(image: &str) -> bool {
 pub(super) enum ImageState {
     /// Being looked for or pulled; `last`: the failure that it follows.
     Pulling { last: Option<PullFailure> },
-    /// On the node under this ID.
-    Ready { id: String },
+    /// On the node under this ID, with the user that it names: a number or a name.
+    Ready { id: String, uid: Option<i64>, username: String },
     /// Not to be had.
     Failed(PullFailure),
 }

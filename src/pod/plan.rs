@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+pub(super) use running::{container_hash, pod_text, pod_text_of};
+
 use super::observed::{Cause, DesiredPod, ImageKey, InstanceState, Observed, Stage};
 use crate::clock::Now;
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use stoker_model::resources::is_sidecar;
 
 use super::{Planner, Step, StopContainer, active_deadline, go_seconds};
@@ -396,7 +396,12 @@ fn next_restart_count(desired: &DesiredPod, seen: &Observed, name: &str) -> u32 
 
 /// `name_namespace(uid)`, as kubelet's messages name a pod.
 pub(in crate::pod) fn pod_text(desired: &DesiredPod) -> String {
-    let meta = &desired.pod.metadata;
+    pod_text_of(&desired.pod)
+}
+
+/// The same, of a pod of the API.
+pub(in crate::pod) fn pod_text_of(pod: &Pod) -> String {
+    let meta = &pod.metadata;
     let text = |field: &Option<String>| field.clone().unwrap_or_default();
     format!("{}_{}({})", text(&meta.name), text(&meta.namespace), text(&meta.uid))
 }
