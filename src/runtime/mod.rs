@@ -9,6 +9,7 @@ mod error;
 pub mod events;
 mod images;
 mod import;
+pub mod logs;
 pub mod pause;
 
 pub use client::Runtime;
