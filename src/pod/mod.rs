@@ -5,14 +5,24 @@
 //! Out: status through [`stoker_model::handle::PodApi`], of which the pod's worker is the only caller for its pod.
 //! Not here: how containers are made (`runtime`), who is evicted (`node`), how volumes are mounted (`volume`).
 
+mod admission;
 mod backoff;
 mod container;
 mod dns;
 mod env;
 mod hosts;
+mod observe;
 mod observed;
 mod plan;
+mod pods;
 mod resources;
 mod sandbox;
 mod security;
+mod shared;
 mod status;
+mod steps;
+mod worker;
+mod writer;
+
+pub use pods::Pods;
+pub use shared::{PodHandles, PodsConfig};
