@@ -119,7 +119,8 @@ impl Node {
         left.extend(dir.exists().then(|| dir.display().to_string()));
         for logs in ["pod-logs", "links"] {
             let entries = fs::read_dir(self.path(logs)).into_iter().flatten().flatten();
-            let of_pod = |name: &str| logs == "links" || name.ends_with(uid.as_str());
+            let link_prefix = format!("{}_default_", uid.as_str().trim_end_matches("-uid"));
+            let of_pod = |name: &str| name.starts_with(&link_prefix) || name.ends_with(uid.as_str());
             left.extend(entries.filter_map(|e| e.file_name().into_string().ok()).filter(|name| of_pod(name)));
         }
         left
