@@ -113,7 +113,11 @@ impl Conditions<'_> {
 
     fn ready(&self, containers_ready: &Verdict) -> Verdict {
         if !containers_ready.holds {
-            return Verdict { holds: false, reason: containers_ready.reason, message: containers_ready.message.clone() };
+            return Verdict {
+                holds: false,
+                reason: containers_ready.reason,
+                message: containers_ready.message.clone(),
+            };
         }
         let pod = &self.facts.desired.pod;
         let gates = pod.spec.iter().flat_map(|s| s.readiness_gates.iter().flatten());
@@ -130,6 +134,10 @@ impl Conditions<'_> {
                 }
             })
             .collect();
-        if problems.is_empty() { Verdict::YES } else { Verdict::no("ReadinessGatesNotReady", Some(problems.join(", "))) }
+        if problems.is_empty() {
+            Verdict::YES
+        } else {
+            Verdict::no("ReadinessGatesNotReady", Some(problems.join(", ")))
+        }
     }
 }

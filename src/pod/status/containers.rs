@@ -59,7 +59,8 @@ pub(super) fn ephemeral_statuses(facts: Facts<'_>) -> Vec<ContainerStatus> {
 /// At the end of a pod every container that had its turn has ended, whether or not anybody saw it (A1.20).
 pub(super) fn settle(desired: &DesiredPod, init: &mut [ContainerStatus], regular: &mut [ContainerStatus]) {
     let ran = |c: &ContainerStatus| terminated(c).is_some() || last_terminated(c).is_some();
-    let initialized = init.iter().all(|c| desired.is_sidecar(&c.name) || terminated(c).is_some_and(|t| t.exit_code == 0));
+    let initialized =
+        init.iter().all(|c| desired.is_sidecar(&c.name) || terminated(c).is_some_and(|t| t.exit_code == 0));
     let reached = init.iter().rposition(ran).map_or(0, |last| last + 1);
     let due = if initialized { init.len() } else { reached };
     let regular_due = if initialized { regular.len() } else { 0 };
@@ -134,7 +135,11 @@ fn of_instance(container: &Container, instance: &Instance) -> ContainerStatus {
     };
     ContainerStatus {
         name: container.name.clone(),
-        image: if instance.image.is_empty() { container.image.clone().unwrap_or_default() } else { instance.image.clone() },
+        image: if instance.image.is_empty() {
+            container.image.clone().unwrap_or_default()
+        } else {
+            instance.image.clone()
+        },
         image_id: instance.image_ref.clone(),
         container_id: Some(container_id(instance)),
         restart_count: i32::try_from(instance.restart_count).unwrap_or(i32::MAX),
