@@ -1,9 +1,8 @@
 //! The conditions that the node owns (A2.4 to A2.7).
 
 use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::Facts;
+use super::{Facts, stamp};
 use crate::clock::Now;
 use crate::pod::observed::VolumesState;
 
@@ -60,7 +59,7 @@ impl Conditions<'_> {
             status: status.to_owned(),
             reason: verdict.reason.map(str::to_owned),
             message: verdict.message,
-            last_transition_time: Some(since.unwrap_or(Time(self.now.wall))),
+            last_transition_time: Some(since.unwrap_or(stamp(self.now.wall))),
             observed_generation: self.facts.desired.pod.metadata.generation,
             ..PodCondition::default()
         }

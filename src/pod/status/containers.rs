@@ -3,10 +3,9 @@
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use stoker_model::resources::is_sidecar;
 
-use super::{Facts, reported};
+use super::{Facts, reported, stamp};
 use crate::pod::observed::{DesiredPod, Instance, InstanceState};
 
 /// Exit code of what nobody saw end: as if killed.
@@ -120,7 +119,7 @@ fn of_instance(container: &Container, instance: &Instance) -> ContainerStatus {
     let state = match instance.state {
         InstanceState::Created => waits("ContainerCreating", ""),
         InstanceState::Running => ContainerState {
-            running: Some(ContainerStateRunning { started_at: instance.started_at.map(Time) }),
+            running: Some(ContainerStateRunning { started_at: instance.started_at.map(stamp) }),
             ..ContainerState::default()
         },
         InstanceState::Exited => ended(end_of(instance)),
@@ -129,7 +128,7 @@ fn of_instance(container: &Container, instance: &Instance) -> ContainerStatus {
             message: Some("The runtime does not know whether the container runs".into()),
             exit_code: UNKNOWN_EXIT_CODE,
             container_id: Some(container_id(instance)),
-            started_at: instance.started_at.map(Time),
+            started_at: instance.started_at.map(stamp),
             ..ContainerStateTerminated::default()
         }),
     };
@@ -185,8 +184,8 @@ fn end_of(instance: &Instance) -> ContainerStateTerminated {
         exit_code: instance.exit_code,
         reason,
         message: text(&instance.message),
-        started_at: instance.started_at.map(Time),
-        finished_at: instance.finished_at.map(Time),
+        started_at: instance.started_at.map(stamp),
+        finished_at: instance.finished_at.map(stamp),
         container_id: Some(container_id(instance)),
         ..ContainerStateTerminated::default()
     }
