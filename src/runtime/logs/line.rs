@@ -48,9 +48,11 @@ fn parse_cri(line: &[u8]) -> Option<Line<'_>> {
 /// How long the time at the beginning is. Nearly all have nine digits and end with `Z` or `+00:00`: those are not searched for their end,
 /// which was a third of the work for a line.
 fn time_length(line: &[u8]) -> Option<usize> {
-    let usual = [30, 35]
-        .into_iter()
-        .find(|end| line.get(*end) == Some(&b' ') && line[29..*end].iter().all(|byte| *byte != b' '));
+    let usual = match (line.get(29), line.get(30), line.get(35)) {
+        (Some(b'Z'), Some(b' '), _) => Some(30),
+        (Some(b'+' | b'-'), _, Some(b' ')) => Some(35),
+        _ => None,
+    };
     let length = match usual {
         Some(length) => length,
         None => line.iter().take(64).position(|byte| *byte == b' ')?,
@@ -140,6 +142,20 @@ mod tests {
             ("{broken", None),
         ] {
             assert_eq!(text(line).as_deref(), expected, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_time_ends_where_it_ends_whatever_its_digits() {
+        // A20.2
+        for zone in ["Z", "+02:00", "-11:30"] {
+            for stream in ["stdout", "stderr"] {
+                for digits in 0..=9 {
+                    let fraction = if digits == 0 { String::new() } else { format!(".{}", &"123456789"[..digits]) };
+                    let line = format!("2026-01-02T03:04:05{fraction}{zone} {stream} F text\n");
+                    assert_eq!(text(&line).as_deref(), Some("text\n"), "{line:?}");
+                }
+            }
         }
     }
 
