@@ -1,0 +1,1 @@
+//! Element operations from routes.
