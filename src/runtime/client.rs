@@ -3,8 +3,9 @@
 use std::future::Future;
 use std::time::Duration;
 
+use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::cri;
 use super::cri::image_service_client::ImageServiceClient;
@@ -57,11 +58,6 @@ impl Runtime {
     /// The connection, for containerd's own services beside CRI.
     pub(super) fn channel(&self) -> Channel {
         self.channel.clone()
-    }
-
-    /// The deadline of ordinary calls.
-    pub(super) fn timeout(&self) -> Duration {
-        self.timeout
     }
 
     /// Name and version of the runtime.
@@ -211,10 +207,9 @@ impl Runtime {
         self.call("ReopenContainerLog", self.runtime.clone().reopen_container_log(request)).await.map(drop)
     }
 
-    /// The runtime's own event stream; only its beginning has a deadline. [`RuntimeError::Unsupported`] by containerd before 2.0.
-    pub(super) async fn container_events(&self) -> Result<Streaming<cri::ContainerEventResponse>, RuntimeError> {
-        let mut client = self.runtime.clone();
-        self.call("GetContainerEvents", client.get_container_events(cri::GetEventsRequest {})).await
+    /// The runtime's own event stream, without a deadline: the answer may begin with the first event only.
+    pub(super) async fn container_events(&self) -> Result<Streaming<cri::ContainerEventResponse>, Status> {
+        Ok(self.runtime.clone().get_container_events(cri::GetEventsRequest {}).await?.into_inner())
     }
 
     /// Runs a command and waits for it. `limit` zero: as long as it takes (then there is no deadline either).
@@ -283,7 +278,7 @@ impl Runtime {
         self.call("ImageFsInfo", self.images.clone().image_fs_info(cri::ImageFsInfoRequest {})).await
     }
 
-    async fn call<T>(
+    pub(super) async fn call<T>(
         &self,
         name: &'static str,
         call: impl Future<Output = Result<Response<T>, Status>>,
@@ -303,4 +298,11 @@ impl Runtime {
             Err(_) => Err(RuntimeError::TimedOut { call: name, after: deadline }),
         }
     }
+}
+
+/// A request to one of containerd's own services: they want to know whose containers are meant.
+pub(super) fn in_namespace<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("containerd-namespace", MetadataValue::from_static("k8s.io"));
+    request
 }

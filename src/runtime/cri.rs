@@ -1,6 +1,6 @@
 //! The generated types of the Container Runtime Interface, v1.
 
-#![expect(clippy::all, reason = "generated code")]
+#![expect(clippy::allow_attributes_without_reason, reason = "generated code")]
 
 use std::fmt;
 

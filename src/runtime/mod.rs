@@ -6,6 +6,13 @@
 mod client;
 pub mod cri;
 mod error;
+pub mod events;
+mod images;
+mod import;
+pub mod logs;
+pub mod pause;
 
 pub use client::Runtime;
 pub use error::{PullFailure, RuntimeError};
+pub use images::{Credential, Images, Pull, Pulled};
+pub use import::{ImageSource, import};

@@ -30,6 +30,12 @@ impl Cidr {
         Some(Self { address: address_of(masked, address), bits })
     }
 
+    /// The range from `first` to `last`, if these are the ends of one.
+    pub fn between(first: IpAddr, last: IpAddr) -> Option<Self> {
+        let width = if first.is_ipv4() { 32 } else { 128 };
+        (0..=width).filter_map(|bits| Self::new(first, bits)).find(|range| range.address == first && range.last() == last)
+    }
+
     /// First address of the range.
     pub fn first(self) -> IpAddr {
         self.address
