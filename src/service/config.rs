@@ -33,7 +33,9 @@ impl Cidr {
     /// The range from `first` to `last`, if these are the ends of one.
     pub fn between(first: IpAddr, last: IpAddr) -> Option<Self> {
         let width = if first.is_ipv4() { 32 } else { 128 };
-        (0..=width).filter_map(|bits| Self::new(first, bits)).find(|range| range.address == first && range.last() == last)
+        (0..=width)
+            .filter_map(|bits| Self::new(first, bits))
+            .find(|range| range.address == first && range.last() == last)
     }
 
     /// First address of the range.

@@ -247,7 +247,12 @@ impl Owner {
         let transactions = self.kernel.as_ref().map(|programmer| programmer.kernel.batches_sent());
         match result {
             Ok(operations) => {
-                debug!(services = dirty.len(), deleted = operations.delete.len(), added = operations.add.len(), "written");
+                debug!(
+                    services = dirty.len(),
+                    deleted = operations.delete.len(),
+                    added = operations.add.len(),
+                    "written"
+                );
                 self.doubt = Doubt::None;
                 self.retry = None;
                 self.listen();
@@ -269,7 +274,10 @@ impl Owner {
         }
         let Some(programmer) = &self.kernel else { return };
         let listener = programmer.kernel.listen().map_err(ServiceError::from);
-        #[expect(deprecated, reason = "its successor is unsafe, and a listener owns the one descriptor that it ever returns")]
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe, and a listener owns the one descriptor that it ever returns"
+        )]
         let watch = |listener| AsyncFd::with_interest(listener, Interest::READABLE).map_err(ServiceError::Watch);
         match listener.and_then(watch) {
             Ok(listener) => self.listener = Some(listener),

@@ -71,7 +71,9 @@ impl Lab {
         run(&format!("ip netns add {ns}"));
         self.names.push(ns.clone());
         // Duplicate address detection keeps link-local addresses from use for a second.
-        self.within(name, || std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").unwrap()).join().unwrap();
+        self.within(name, || std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").unwrap())
+            .join()
+            .unwrap();
         run(&format!("ip -n {ns} link set lo up"));
     }
 

@@ -2,6 +2,6 @@
 
 mod lab;
 
-mod reach;
 mod policies;
+mod reach;
 mod restart;

@@ -44,7 +44,8 @@ fn sees_both(lab: &Lab, from: &str, to: &str) {
 #[test]
 fn external_policy_local_keeps_the_source_and_the_node() {
     let lab = Lab::with_pods(3);
-    let spec = json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30080}], "externalTrafficPolicy": "Local"});
+    let spec =
+        json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30080}], "externalTrafficPolicy": "Local"});
     let daemon = run(&lab, spec, one_here_one_elsewhere());
     always_pod1(&lab, "client", NODE_PORT);
     assert_eq!(lab.connect("client", NODE_PORT).unwrap().source.to_string(), CLIENT);
@@ -118,7 +119,9 @@ fn a_service_changes_its_type() {
     assert!(lab.connect("client", NODE_PORT).is_err());
     daemon.apply([service(json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30080}]}))]);
     assert_eq!(lab.served_by("client", &format!("{NODE}:30080")), "pod1");
-    daemon.apply([service(json!({"type": "ExternalName", "externalName": "elsewhere.example", "clusterIP": "", "clusterIPs": []}))]);
+    daemon.apply([service(
+        json!({"type": "ExternalName", "externalName": "elsewhere.example", "clusterIP": "", "clusterIPs": []}),
+    )]);
     assert!(lab.connect("client", NODE_PORT).is_err());
     assert!(!lab.nft().contains("10.96.0.10"), "{}", lab.nft());
     daemon.apply([service(json!({}))]);

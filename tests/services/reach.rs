@@ -82,7 +82,8 @@ fn only_traffic_from_outside_is_masqueraded() {
 #[test]
 fn a_service_without_endpoints_refuses() {
     let lab = Lab::with_pods(1);
-    let ports = json!([{"port": 80, "nodePort": 30080}, {"name": "u", "port": 80, "nodePort": 30080, "protocol": "UDP"}]);
+    let ports =
+        json!([{"port": 80, "nodePort": 30080}, {"name": "u", "port": 80, "nodePort": 30080, "protocol": "UDP"}]);
     let daemon = web_with(&lab, &[], json!({"type": "NodePort", "ports": ports}));
     let node_port = format!("{NODE}:30080");
     for (from, to) in [("pod1", VIP), ("node", VIP), ("client", VIP), ("client", &node_port), ("pod1", VIP6)] {

@@ -128,8 +128,14 @@ pub(super) fn text(family: Family, config: &ServiceConfig, stamp: &str) -> Strin
         ],
     );
     // Before destination NAT, while the packet still has the address that the guard knows.
-    chain("guard-prerouting", &["type filter hook prerouting priority dstnat - 10; policy accept;".into(), "ct state new jump guard".into()]);
-    chain("guard-output", &["type filter hook output priority -110; policy accept;".into(), "ct state new jump guard".into()]);
+    chain(
+        "guard-prerouting",
+        &["type filter hook prerouting priority dstnat - 10; policy accept;".into(), "ct state new jump guard".into()],
+    );
+    chain(
+        "guard-output",
+        &["type filter hook output priority -110; policy accept;".into(), "ct state new jump guard".into()],
+    );
     let refused = format!("{vip} vmap @no-endpoints");
     let mut unused = vec![refused.clone(), format!("{header} daddr @cluster-ips goto {REFUSE}")];
     let ranges: Vec<String> =
@@ -142,7 +148,10 @@ pub(super) fn text(family: Family, config: &ServiceConfig, stamp: &str) -> Strin
     for (hook, target) in [("input", "refused-here"), ("forward", "unused"), ("output", "unused")] {
         chain(
             &format!("filter-{hook}"),
-            &[format!("type filter hook {hook} priority filter; policy accept;"), format!("ct state new jump {target}")],
+            &[
+                format!("type filter hook {hook} priority filter; policy accept;"),
+                format!("ct state new jump {target}"),
+            ],
         );
     }
     t.push_str("}\n");
