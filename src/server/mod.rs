@@ -1,1 +1,256 @@
-//! The HTTPS API of the node.
+//! The HTTPS API of the node: `/healthz`, `/pods` and `/containerLogs`, as kubelet serves them on 10250; `/healthz` alone on 10248.
+//!
+//! Every request on the HTTPS port has a user, from a client certificate, and is authorized (A18.16, A18.17). What there is to tell comes
+//! through [`Handles`]; nothing here owns any state but the cache of decisions.
+
+mod access;
+mod certificate;
+mod identity;
+mod logs;
+mod reply;
+mod route;
+
+use std::convert::Infallible;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Request;
+use hyper::body::Incoming;
+use hyper::service::{Service, service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use stoker_model::handle::{Authorizer, PodDirectory};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use self::access::Access;
+use self::reply::Reply;
+use self::route::Routes;
+use crate::clock::Clock;
+use crate::runtime::Runtime;
+
+pub use self::certificate::ServingCertificate;
+
+/// Connections at a time. The API server needs one or two and one for each stream.
+const CONNECTIONS: usize = 1024;
+
+/// For a TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// For the head of a request, and so also between two requests (A18.20).
+const IDLE: Duration = Duration::from_secs(90);
+
+/// Of a request's head; nothing that is served here takes a body.
+const HEAD_LIMIT_BYTES: usize = 64 << 10;
+const HEADER_LIMIT: usize = 100;
+
+/// After a failed accept: the usual cause is that no file descriptor is left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// For open requests when the agent stops. Followed logs would go on for ever.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// Where and how to serve.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// Address of the HTTPS API.
+    pub address: IpAddr,
+    /// Its port; 0 takes any.
+    pub port: u16,
+    /// Where `/healthz` is served without TLS; usually 127.0.0.1:10248.
+    pub healthz: Option<SocketAddr>,
+    /// The certificate to serve with.
+    pub certificate: ServingCertificate,
+    /// PEM file with the CAs of clients. Without it nobody can say who he is, so that everybody is refused.
+    pub client_ca: Option<PathBuf>,
+    /// Whether logs may be read at all: kubelet's enableDebuggingHandlers (A18.18).
+    pub debugging_handlers: bool,
+}
+
+/// What the API tells of.
+#[derive(Clone)]
+pub struct Handles {
+    /// The pods of this node.
+    pub pods: Arc<dyn PodDirectory>,
+    /// Who may what.
+    pub authorizer: Arc<dyn Authorizer>,
+    /// Containers and their logs.
+    pub runtime: Runtime,
+}
+
+impl fmt::Debug for Handles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handles").finish_non_exhaustive()
+    }
+}
+
+/// Why the API cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// Something else listens there, or the address is not one of this machine.
+    #[error("cannot listen on {address}: {source}; stop what listens there, or choose another address or port")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A certificate, key or CA file is missing or wrong.
+    #[error("cannot use {path:?}: {reason}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The parts do not fit together.
+    #[error("cannot serve TLS: {0}")]
+    Tls(String),
+}
+
+/// Serves until `stop` is cancelled.
+pub async fn serve(config: ServerConfig, handles: Handles, stop: CancellationToken) -> Result<(), ServerError> {
+    Server::bind(config, handles).await?.run(stop).await;
+    Ok(())
+}
+
+/// A server whose ports are open.
+pub struct Server {
+    api: TcpListener,
+    healthz: Option<TcpListener>,
+    tls: TlsAcceptor,
+    routes: Arc<Routes>,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("api", &self.api).field("healthz", &self.healthz).finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Loads or makes the certificate and opens the ports. From then on connections are kept waiting, not refused.
+    pub async fn bind(config: ServerConfig, handles: Handles) -> Result<Self, ServerError> {
+        let tls = certificate::tls_config(&config.certificate, config.client_ca.as_deref(), Clock.now())?;
+        let api = listen(SocketAddr::new(config.address, config.port)).await?;
+        let healthz = match config.healthz {
+            Some(address) => Some(listen(address).await?),
+            None => None,
+        };
+        let access = Access::new(handles.authorizer);
+        let routes = Routes::new(handles.pods, handles.runtime, access, config.debugging_handlers);
+        Ok(Self { api, healthz, tls: TlsAcceptor::from(Arc::new(tls)), routes: Arc::new(routes) })
+    }
+
+    /// Where the HTTPS API listens.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.api.local_addr()
+    }
+
+    /// Where `/healthz` listens.
+    pub fn healthz_address(&self) -> Option<SocketAddr> {
+        self.healthz.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// Serves until `stop` is cancelled.
+    pub async fn run(self, stop: CancellationToken) {
+        let graceful = GracefulShutdown::new();
+        let room = Arc::new(Semaphore::new(CONNECTIONS));
+        if let Ok(address) = self.address() {
+            info!(%address, "serving the node's API");
+        }
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                client = accept(Some(&self.api)) => {
+                    let (tls, routes, watcher) = (self.tls.clone(), self.routes.clone(), graceful.watcher());
+                    let Ok(permit) = room.clone().try_acquire_owned() else {
+                        warn!("{CONNECTIONS} connections to the node's API are open; refusing one");
+                        continue;
+                    };
+                    tokio::spawn(async move {
+                        let _permit = permit;
+                        let stream = match timeout(HANDSHAKE, tls.accept(client)).await {
+                            Ok(Ok(stream)) => stream,
+                            Ok(Err(error)) => return debug!(%error, "TLS handshake failed"),
+                            Err(_) => return debug!("TLS handshake took too long"),
+                        };
+                        let user = Arc::new(identity::of(stream.get_ref().1));
+                        let service = service_fn(move |request| {
+                            let (routes, user) = (routes.clone(), user.clone());
+                            async move { routes.answer(request, user.as_ref().as_ref()).await }
+                        });
+                        converse(stream, service, watcher).await;
+                    });
+                }
+                client = accept(self.healthz.as_ref()) => {
+                    let watcher = graceful.watcher();
+                    let Ok(permit) = room.clone().try_acquire_owned() else { continue };
+                    tokio::spawn(async move {
+                        let _permit = permit;
+                        converse(client, service_fn(route::healthz_only), watcher).await;
+                    });
+                }
+            }
+        }
+        if timeout(DRAIN, graceful.shutdown()).await.is_err() {
+            debug!("connections to the node's API are still open; leaving them");
+        }
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
+    TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, source })
+}
+
+/// The next client; never, where there is no listener.
+async fn accept(listener: Option<&TcpListener>) -> TcpStream {
+    let Some(listener) = listener else { return std::future::pending().await };
+    loop {
+        match listener.accept().await {
+            Ok((client, _)) => {
+                // Logs are followed line by line. Where it cannot be set they come a little later.
+                let _ = client.set_nodelay(true);
+                return client;
+            }
+            Err(error) => {
+                warn!(%error, "cannot accept a connection");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// HTTP/1.1 or 2 with one client.
+async fn converse<S, H>(stream: S, service: H, watcher: Watcher)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    H: Service<Request<Incoming>, Response = Reply, Error = Infallible>,
+    H::Future: Send + 'static,
+{
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(IDLE)
+        .max_buf_size(HEAD_LIMIT_BYTES)
+        .max_headers(HEADER_LIMIT)
+        .http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(u32::try_from(HEAD_LIMIT_BYTES).unwrap_or(u32::MAX))
+        .keep_alive_interval(IDLE / 3);
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = watcher.watch(connection).await {
+        debug!(error, "connection to the node's API ended");
+    }
+}

@@ -2,6 +2,7 @@
 
 #![expect(unreachable_pub, reason = "a test has no public face")]
 
+mod api;
 mod lab;
 mod pause;
 mod sandboxes;

@@ -1,0 +1,61 @@
+//! Answers, in kubelet's own words: plain text where it refuses, for the API server passes them on as the message of a Status.
+
+use std::io;
+
+use bytes::Bytes;
+use futures::TryStreamExt;
+use http::header::{ALLOW, CONTENT_TYPE};
+use http::{HeaderValue, Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Frame;
+
+use crate::runtime::logs::LogStream;
+
+/// The body of every answer.
+pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
+
+/// An answer.
+pub(super) type Reply = Response<Body>;
+
+/// Plain text.
+pub(super) fn text(status: StatusCode, text: impl Into<Bytes>) -> Reply {
+    with_type(
+        status,
+        "text/plain; charset=utf-8",
+        Full::new(text.into()).map_err(|never| match never {}).boxed_unsync(),
+    )
+}
+
+/// A JSON document.
+pub(super) fn json(document: Vec<u8>) -> Reply {
+    let body = Full::new(Bytes::from(document)).map_err(|never| match never {}).boxed_unsync();
+    with_type(StatusCode::OK, "application/json", body)
+}
+
+/// A log, as it comes.
+pub(super) fn stream(log: LogStream) -> Reply {
+    with_type(StatusCode::OK, "text/plain", StreamBody::new(log.map_ok(Frame::data)).boxed_unsync())
+}
+
+/// 404 for what is not served at all.
+pub(super) fn no_such_page() -> Reply {
+    text(StatusCode::NOT_FOUND, "404: Page Not Found")
+}
+
+/// 405 for everything but GET.
+pub(super) fn get_only() -> Reply {
+    let mut reply = text(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed");
+    reply.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
+    reply
+}
+
+fn with_type(status: StatusCode, content_type: &'static str, body: Body) -> Reply {
+    let mut reply = Response::new(body);
+    *reply.status_mut() = status;
+    let headers = reply.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    // A browser that got here with a certificate shall not guess what a container's output is.
+    headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    reply
+}
