@@ -1,1 +1,28 @@
-//! Desired pods, one worker per pod, the planner and the status.
+//! Runs the pods of this node: one worker task per pod UID, started and stopped by [`Pods`], the only type that other
+//! rooms drive.
+//!
+//! In: desired pods (`watch`, newest wins) and runtime events (they wake, they carry no truth).
+//! Out: status through [`stoker_model::handle::PodApi`], of which the pod's worker is the only caller for its pod.
+//! Not here: how containers are made (`runtime`), who is evicted (`node`), how volumes are mounted (`volume`).
+
+mod admission;
+mod backoff;
+mod container;
+mod dns;
+mod env;
+mod hosts;
+mod observe;
+mod observed;
+mod plan;
+mod pods;
+mod resources;
+mod sandbox;
+mod security;
+mod shared;
+mod status;
+mod steps;
+mod worker;
+mod writer;
+
+pub use pods::Pods;
+pub use shared::{PodHandles, PodsConfig};

@@ -1,0 +1,127 @@
+//! What a pod's control group is limited to, and how amounts become kernel values (A12.3 to A12.5).
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::PodSpec;
+use stoker_model::resources::{QosClass, amounts, pod_limits, pod_requests, qos_class};
+
+/// The kernel's least CPU shares, also for those who ask for nothing.
+const LEAST_SHARES: u64 = 2;
+/// The kernel's most CPU shares.
+const MOST_SHARES: u64 = 262_144;
+/// The kernel refuses a shorter quota.
+const LEAST_QUOTA_US: i64 = 1000;
+
+/// CPU shares of cgroup v1 for thousandths of a core (A12.3).
+pub fn cpu_shares(milli_cpu: i128) -> u64 {
+    let shares = u64::try_from(milli_cpu.max(0) * 1024 / 1000).unwrap_or(MOST_SHARES);
+    shares.clamp(LEAST_SHARES, MOST_SHARES)
+}
+
+/// The weight of cgroup v2 for shares of v1: linear, as upstream's pod and QoS groups have it (A12.4).
+pub fn cpu_weight(shares: u64) -> u64 {
+    1 + (shares.clamp(LEAST_SHARES, MOST_SHARES) - LEAST_SHARES) * 9999 / (MOST_SHARES - LEAST_SHARES)
+}
+
+/// Microseconds of CPU in each period for thousandths of a core (A12.3).
+pub fn cpu_quota_us(milli_cpu: i128, period: Duration) -> i64 {
+    let period_us = i128::try_from(period.as_micros()).unwrap_or(100_000);
+    i64::try_from(milli_cpu * period_us / 1000).unwrap_or(i64::MAX).max(LEAST_QUOTA_US)
+}
+
+/// Limits of one pod's control group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PodLimits {
+    /// The pod's class, which decides where its group lies.
+    pub qos: QosClass,
+    /// CPU shares, in the values of cgroup v1.
+    pub shares: u64,
+    /// Thousandths of a core; `None`: no limit.
+    pub milli_cpu: Option<i128>,
+    /// `None`: no limit.
+    pub memory_bytes: Option<i64>,
+}
+
+impl PodLimits {
+    /// The limits of a pod: CPU and memory are bounded where every container, or the pod itself, has a limit (A12.5).
+    pub fn of(spec: &PodSpec) -> Self {
+        let qos = qos_class(spec);
+        let limits = pod_limits(spec);
+        let bounded = |resource: &str| {
+            let pod_level = spec.resources.as_ref().and_then(|r| r.limits.as_ref());
+            if amounts(pod_level).get(resource).is_some_and(|limit| !limit.is_zero()) {
+                return true;
+            }
+            let mut containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+            containers.all(|c| {
+                let limits = c.resources.as_ref().and_then(|r| r.limits.as_ref());
+                amounts(limits).get(resource).is_some_and(|limit| !limit.is_zero())
+            })
+        };
+        let limit = |resource: &str| limits.get(resource).copied().filter(|_| bounded(resource));
+        let shares = match qos {
+            QosClass::BestEffort => LEAST_SHARES,
+            _ => cpu_shares(pod_requests(spec).get("cpu").map_or(0, |cpu| cpu.milli())),
+        };
+        Self {
+            qos,
+            shares,
+            milli_cpu: limit("cpu").map(|cpu| cpu.milli()),
+            memory_bytes: limit("memory").map(|memory| memory.units()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use k8s_openapi::api::core::v1::{Container, ResourceRequirements};
+    use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+    use super::*;
+
+    const PERIOD: Duration = Duration::from_millis(100);
+
+    #[test]
+    fn amounts_become_kernel_values() {
+        // A12.3
+        for (milli, shares) in [(0, 2), (1, 2), (2, 2), (100, 102), (1000, 1024), (1_000_000, 262_144)] {
+            assert_eq!(cpu_shares(milli), shares, "{milli}m");
+        }
+        for (milli, quota) in [(1, 1000), (10, 1000), (100, 10_000), (1500, 150_000)] {
+            assert_eq!(cpu_quota_us(milli, PERIOD), quota, "{milli}m");
+        }
+    }
+
+    #[test]
+    fn weights_are_linear() {
+        // A12.4
+        for (shares, weight) in [(2, 1), (1024, 39), (262_144, 10_000)] {
+            assert_eq!(cpu_weight(shares), weight, "{shares}");
+        }
+    }
+
+    fn list(pairs: &[(&str, &str)]) -> Option<BTreeMap<String, Quantity>> {
+        Some(pairs.iter().map(|(k, v)| ((*k).to_owned(), Quantity((*v).to_owned()))).collect())
+    }
+
+    fn container(requests: &[(&str, &str)], limits: &[(&str, &str)]) -> Container {
+        let resources =
+            ResourceRequirements { requests: list(requests), limits: list(limits), ..ResourceRequirements::default() };
+        Container { resources: Some(resources), ..Container::default() }
+    }
+
+    #[test]
+    fn a_pod_is_bounded_where_all_its_containers_are() {
+        // A12.5
+        let limited = || container(&[("cpu", "100m")], &[("cpu", "1"), ("memory", "64Mi")]);
+        let spec = |containers| PodSpec { containers, ..PodSpec::default() };
+        let all = PodLimits::of(&spec(vec![limited(), limited()]));
+        assert_eq!((all.shares, all.milli_cpu, all.memory_bytes), (204, Some(2000), Some(128 << 20)));
+        let some = PodLimits::of(&spec(vec![limited(), container(&[("cpu", "100m")], &[])]));
+        assert_eq!((some.shares, some.milli_cpu, some.memory_bytes), (204, None, None));
+        let none = PodLimits::of(&spec(vec![container(&[], &[])]));
+        assert_eq!((none.qos, none.shares), (QosClass::BestEffort, 2));
+    }
+}

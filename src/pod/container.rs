@@ -1,0 +1,96 @@
+//! The configuration of one instance of a container.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Container, Pod};
+use stoker_model::names;
+use stoker_model::pod::PodRef;
+
+use super::env::Environment;
+use super::plan::container_hash;
+use super::sandbox::identity;
+use crate::runtime::cri;
+
+/// CRI annotation: the preStop hook, for an agent that has lost the pod's spec (A1.15).
+const PRE_STOP_HANDLER: &str = "io.kubernetes.container.preStopHandler";
+/// Where a container writes its last words unless it says otherwise (A4.7).
+const TERMINATION_LOG: &str = "/dev/termination-log";
+
+/// Everything that is not in the container's spec.
+#[derive(Debug)]
+pub(super) struct ContainerParts {
+    pub(super) restart_count: u32,
+    /// The image's ID.
+    pub(super) image: String,
+    pub(super) environment: Environment,
+    pub(super) mounts: Vec<cri::Mount>,
+    pub(super) linux: cri::LinuxContainerConfig,
+}
+
+/// Where the container writes its last words.
+pub(super) fn termination_message_path(container: &Container) -> &str {
+    container.termination_message_path.as_deref().filter(|p| !p.is_empty()).unwrap_or(TERMINATION_LOG)
+}
+
+/// The log of an instance, relative to the sandbox's log directory (A20.1).
+pub(super) fn log_path(container: &str, restart_count: u32) -> String {
+    format!("{container}/{restart_count}.log")
+}
+
+/// The container's configuration.
+pub(super) fn config(pod: &Pod, container: &Container, parts: ContainerParts) -> cri::ContainerConfig {
+    let reference = PodRef::of(pod);
+    let mut labels = identity(&reference);
+    labels.insert(names::CONTAINER_NAME.into(), container.name.clone());
+    let expand = |list: &Option<Vec<String>>| -> Vec<String> {
+        list.iter().flatten().map(|text| parts.environment.expand(text)).collect()
+    };
+    cri::ContainerConfig {
+        metadata: Some(cri::ContainerMetadata { name: container.name.clone(), attempt: parts.restart_count }),
+        image: Some(cri::ImageSpec {
+            image: parts.image,
+            user_specified_image: container.image.clone().unwrap_or_default(),
+            ..Default::default()
+        }),
+        command: expand(&container.command),
+        args: expand(&container.args),
+        working_dir: container.working_dir.clone().unwrap_or_default(),
+        envs: parts.environment.into_vec().into_iter().map(|(key, value)| cri::KeyValue { key, value }).collect(),
+        mounts: parts.mounts,
+        labels,
+        annotations: annotations(pod, container, parts.restart_count),
+        log_path: log_path(&container.name, parts.restart_count),
+        stdin: container.stdin.unwrap_or_default(),
+        stdin_once: container.stdin_once.unwrap_or_default(),
+        tty: container.tty.unwrap_or_default(),
+        linux: Some(parts.linux),
+        ..Default::default()
+    }
+}
+
+/// What the next agent must know of a container (A1.15).
+fn annotations(pod: &Pod, container: &Container, restart_count: u32) -> BTreeMap<String, String> {
+    let policy = container.termination_message_policy.as_deref().unwrap_or("File");
+    let mut all: BTreeMap<String, String> = [
+        (names::CONTAINER_HASH, container_hash(container)),
+        (names::CONTAINER_RESTART_COUNT, restart_count.to_string()),
+        (names::TERMINATION_MESSAGE_PATH, termination_message_path(container).to_owned()),
+        (names::TERMINATION_MESSAGE_POLICY, policy.to_owned()),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .into();
+    if let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref()) {
+        all.insert(PRE_STOP_HANDLER.into(), serde_json::to_string(hook).unwrap_or_default());
+    }
+    if let Some(ports) = container.ports.as_ref().filter(|ports| !ports.is_empty()) {
+        all.insert(names::CONTAINER_PORTS.into(), serde_json::to_string(ports).unwrap_or_default());
+    }
+    let grace = pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds);
+    if let Some(grace) = grace {
+        all.insert(names::TERMINATION_GRACE_PERIOD.into(), grace.to_string());
+    }
+    if let Some(grace) = pod.metadata.deletion_grace_period_seconds {
+        all.insert(names::DELETION_GRACE_PERIOD.into(), grace.to_string());
+    }
+    all
+}

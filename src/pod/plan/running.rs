@@ -1,0 +1,415 @@
+//! The plan of a pod that is meant to run: control group, volumes, sandbox, then containers in their order.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Container, Pod};
+use stoker_model::resources::is_sidecar;
+
+use super::{Planner, Step, StopContainer, active_deadline, go_seconds};
+use crate::pod::backoff::Backoff;
+use crate::pod::observed::{DesiredPod, ImageKey, ImageState, Instance, InstanceState, Observed, VolumesState};
+
+/// Whether the containers after one may go on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Flow {
+    /// They may: this one was started, or waits for a retry of its own.
+    On,
+    /// They may not yet: they start in their order, and this one is still being fetched.
+    Halt,
+}
+
+impl Planner<'_> {
+    pub(super) fn running(&mut self) {
+        if let Some(deadline) = active_deadline(self.desired, self.seen) {
+            self.wake_at_wall(deadline);
+        }
+        self.default_waiting();
+        if !self.seen.memory.cgroup_ready {
+            self.step(Step::MakeCgroup);
+        }
+        match &self.seen.memory.volumes {
+            VolumesState::Mounted => {}
+            VolumesState::Failed { retry_at, .. } if self.now.monotonic < *retry_at => return self.wake_at(*retry_at),
+            VolumesState::Unknown | VolumesState::Failed { .. } => self.step(Step::MountVolumes),
+        }
+        let Some(sandbox) = self.sandbox() else { return };
+        if !self.plan.steps.is_empty() {
+            return;
+        }
+        if self.init_containers(&sandbox) {
+            self.ephemeral_containers(&sandbox);
+            self.regular_containers(&sandbox);
+        }
+        if self.plan.steps.is_empty() {
+            self.remove_dead();
+        }
+    }
+
+    /// What a container that has never run shows (A2.14).
+    fn default_waiting(&mut self) {
+        let desired = self.desired;
+        let has_init = !desired.init_containers().is_empty();
+        for container in desired.init_containers() {
+            self.waits(&container.name, "PodInitializing", "");
+        }
+        let reason = if has_init { "PodInitializing" } else { "ContainerCreating" };
+        for container in desired.containers() {
+            self.waits(&container.name, reason, "");
+        }
+    }
+
+    /// The ID of the sandbox to start containers in, or the steps to get one (A1.17).
+    fn sandbox(&mut self) -> Option<String> {
+        let seen = self.seen;
+        let host_network = self.desired.host_network();
+        let usable = |s: &&super::super::observed::Sandbox| {
+            s.ready && s.host_network == host_network && (host_network || !s.ips.is_empty())
+        };
+        let newest = seen.sandbox();
+        if let Some(sandbox) = newest.filter(usable) {
+            self.stop_strays(&sandbox.id);
+            return Some(sandbox.id.clone());
+        }
+        let alive: Vec<Instance> = seen.running().cloned().collect();
+        for instance in &alive {
+            self.stop(instance, format!("Stopping container {}", instance.name), false);
+        }
+        if !alive.is_empty() {
+            return None;
+        }
+        if let Some(failure) = &seen.memory.sandbox_failure
+            && self.now.monotonic < failure.retry_at
+        {
+            self.wake_at(failure.retry_at);
+            return None;
+        }
+        for sandbox in seen.sandboxes.iter().filter(|s| s.ready) {
+            self.step(Step::StopSandbox { id: sandbox.id.clone() });
+        }
+        if seen.network_ready || host_network {
+            let attempt = newest.map_or(0, |s| s.attempt + 1);
+            self.step(Step::RunSandbox { attempt, changed: newest.is_some() });
+        } else {
+            self.step(Step::ReportNetworkNotReady);
+        }
+        None
+    }
+
+    /// Older sandboxes that still run beside the newest one.
+    fn stop_strays(&mut self, current: &str) {
+        let seen = self.seen;
+        for sandbox in seen.sandboxes.iter().filter(|s| s.ready && s.id != current) {
+            let inside: Vec<&Instance> = seen.running().filter(|i| i.sandbox_id == sandbox.id).collect();
+            for instance in &inside {
+                self.stop(instance, format!("Stopping container {}", instance.name), false);
+            }
+            if inside.is_empty() {
+                self.step(Step::StopSandbox { id: sandbox.id.clone() });
+            }
+        }
+    }
+
+    /// Starts init containers in their order, and keeps sidecars running (A3.1, A3.3). Whether the regular containers
+    /// may run.
+    fn init_containers(&mut self, sandbox: &str) -> bool {
+        let (desired, seen) = (self.desired, self.seen);
+        let initialized = desired.containers().iter().any(|c| seen.newest_in(sandbox, &c.name).is_some());
+        let inits = desired.init_containers();
+        // What comes before one that was made is done, also where its instance has been removed since (A3.2).
+        let reached = inits.iter().rposition(|c| seen.newest_in(sandbox, &c.name).is_some());
+        for (place, container) in inits.iter().enumerate() {
+            let past = initialized || reached.is_some_and(|reached| place < reached);
+            let instance = seen.newest_in(sandbox, &container.name);
+            let proceeds = if is_sidecar(container) {
+                self.sidecar(container, instance) || past
+            } else if past {
+                true
+            } else {
+                self.plain_init(container, instance)
+            };
+            if !proceeds {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Keeps a sidecar running; whether it has started.
+    fn sidecar(&mut self, container: &Container, instance: Option<&Instance>) -> bool {
+        match instance {
+            Some(running) if running.state == InstanceState::Running => {
+                self.keep_running(container, running, "Init container");
+                self.seen.memory.probes.get(&container.name).is_none_or(|probe| probe.started)
+                    && !self.seen.memory.hook_failed.contains(&container.name)
+            }
+            Some(lost) if lost.state == InstanceState::Unknown => {
+                self.stop(lost, format!("Stopping container {}", container.name), true);
+                false
+            }
+            other => {
+                self.start(container, other);
+                false
+            }
+        }
+    }
+
+    /// Runs an ordinary init container to its end; whether it has succeeded.
+    fn plain_init(&mut self, container: &Container, instance: Option<&Instance>) -> bool {
+        match instance {
+            Some(done) if done.succeeded() => return true,
+            Some(running) if running.state == InstanceState::Running => {
+                if self.seen.memory.hook_failed.contains(&container.name) {
+                    self.stop(running, format!("Stopping container {}", container.name), false);
+                }
+            }
+            Some(lost) if lost.state == InstanceState::Unknown => {
+                self.stop(lost, format!("Stopping container {}", container.name), true);
+            }
+            Some(failed) if failed.state == InstanceState::Exited && self.desired.restart_policy() == "Never" => {}
+            other => {
+                self.start(container, other);
+            }
+        }
+        false
+    }
+
+    fn regular_containers(&mut self, sandbox: &str) {
+        let (desired, seen) = (self.desired, self.seen);
+        for container in desired.containers() {
+            let instance = seen.newest_in(sandbox, &container.name);
+            let flow = match instance {
+                Some(running) if running.state == InstanceState::Running => {
+                    self.keep_running(container, running, "Container");
+                    Flow::On
+                }
+                Some(lost) if lost.state == InstanceState::Unknown => {
+                    self.stop(lost, format!("Stopping container {}", container.name), true);
+                    Flow::On
+                }
+                Some(exited) if exited.state == InstanceState::Exited && !restarts(desired, seen, container, exited) => {
+                    Flow::On
+                }
+                None if desired.restart_policy() == "OnFailure"
+                    && seen.newest(&container.name).is_some_and(Instance::succeeded) =>
+                {
+                    Flow::On
+                }
+                other => self.start(container, other),
+            };
+            if flow == Flow::Halt {
+                return self.fetch_the_rest(sandbox);
+            }
+        }
+    }
+
+    /// Fetches the images of containers whose turn has not come, so that they need not wait for them later.
+    fn fetch_the_rest(&mut self, sandbox: &str) {
+        let (desired, seen) = (self.desired, self.seen);
+        for container in desired.containers() {
+            let image = ImageKey::of(container);
+            let find = Step::FindImage(image.clone());
+            let never_made = seen.newest_in(sandbox, &container.name).is_none();
+            if never_made && !seen.memory.images.contains_key(&image) && !self.plan.steps.contains(&find) {
+                self.step(find);
+            }
+        }
+    }
+
+    /// Ephemeral containers start whenever the pod runs, once (A3.7).
+    fn ephemeral_containers(&mut self, sandbox: &str) {
+        let (desired, seen) = (self.desired, self.seen);
+        for container in desired.ephemeral_containers() {
+            match seen.newest(&container.name) {
+                None => {
+                    self.waits(&container.name, "ContainerCreating", "");
+                    self.start(&container, None);
+                }
+                Some(created) if created.state == InstanceState::Created && created.sandbox_id == sandbox => {
+                    self.start(&container, Some(created));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// Ends a running instance that may not stay as it is.
+    fn keep_running(&mut self, container: &Container, running: &Instance, called: &str) {
+        self.plan.waiting.remove(&container.name);
+        let name = &container.name;
+        let hash_changed = running.hash.as_ref().is_some_and(|hash| *hash != container_hash(container));
+        if hash_changed {
+            let message = format!("{called} {name} definition changed, will be restarted");
+            self.stop(running, message, true);
+        } else if self.seen.memory.probes.get(name).is_some_and(|probe| probe.dead) {
+            let probe = if self.seen.memory.probes[name].started { "liveness" } else { "startup" };
+            let again = if restarts(self.desired, self.seen, container, running) { ", will be restarted" } else { "" };
+            self.stop(running, format!("{called} {name} failed {probe} probe{again}"), false);
+        } else if self.seen.memory.hook_failed.contains(name) {
+            self.stop(running, "FailedPostStartHook".to_owned(), false);
+        }
+    }
+
+    fn stop(&mut self, instance: &Instance, message: String, recreate: bool) {
+        if self.seen.memory.stops.contains_key(&instance.id) {
+            return;
+        }
+        let deadline = self.now.monotonic + self.desired.spec_grace();
+        self.step(Step::StopContainer(StopContainer {
+            id: instance.id.clone(),
+            name: instance.name.clone(),
+            deadline,
+            hook: true,
+            message,
+            recreate,
+        }));
+    }
+
+    /// Starts a container, or says why it has to wait. `instance` is its newest in the sandbox.
+    fn start(&mut self, container: &Container, instance: Option<&Instance>) -> Flow {
+        let (name, memory) = (&container.name, &self.seen.memory);
+        if let Some(failure) = memory.failures.get(name)
+            && self.now.monotonic < failure.retry_at
+        {
+            self.waits(name, &failure.reason, &failure.message);
+            self.wake_at(failure.retry_at);
+            return Flow::On;
+        }
+        if let Some(created) = instance.filter(|i| i.state == InstanceState::Created) {
+            self.step(Step::StartContainer { name: name.clone(), id: Some(created.id.clone()) });
+            return Flow::On;
+        }
+        if self.waits_for_backoff(container) {
+            return Flow::On;
+        }
+        let image = ImageKey::of(container);
+        match memory.images.get(&image) {
+            Some(ImageState::Ready { .. }) => {
+                let last = self.seen.newest(name).filter(|i| i.state == InstanceState::Exited);
+                let restarts = last.map(|i| i.finished_at.unwrap_or(i.created_at));
+                let restart_count = next_restart_count(self.desired, self.seen, name);
+                self.step(Step::CreateContainer { name: name.clone(), image, restart_count, restarts });
+                self.step(Step::StartContainer { name: name.clone(), id: None });
+                Flow::On
+            }
+            Some(ImageState::Pulling { last }) => match last {
+                None => Flow::Halt,
+                Some(last) => {
+                    let (reason, message) = last.shown(&image.image, self.now.monotonic);
+                    self.waits(name, reason, message);
+                    Flow::On
+                }
+            },
+            Some(ImageState::Failed(failure)) => {
+                let (reason, message) = failure.shown(&image.image, self.now.monotonic);
+                self.waits(name, reason, message);
+                if self.now.monotonic >= failure.retry_at {
+                    self.find(image);
+                } else if failure.pulled && self.now.monotonic < failure.backoff_at {
+                    self.wake_at(failure.backoff_at);
+                } else {
+                    self.wake_at(failure.retry_at);
+                }
+                Flow::On
+            }
+            None => {
+                self.find(image);
+                Flow::Halt
+            }
+        }
+    }
+
+    fn find(&mut self, image: ImageKey) {
+        let step = Step::FindImage(image);
+        if !self.plan.steps.contains(&step) {
+            self.step(step);
+        }
+    }
+
+    /// Whether a container that keeps ending has to wait (A3.9).
+    fn waits_for_backoff(&mut self, container: &Container) -> bool {
+        let name = &container.name;
+        let Some(last) = self.seen.newest(name).filter(|i| i.state == InstanceState::Exited) else { return false };
+        if last.hash.as_ref().is_some_and(|hash| *hash != container_hash(container)) {
+            return false;
+        }
+        let backoff = self.seen.memory.restarts.get(name);
+        let failed_at = last.finished_at.unwrap_or(last.created_at);
+        match Backoff::until(backoff, failed_at).filter(|until| *until > self.now.wall) {
+            None => false,
+            Some(until) => {
+                let delay = go_seconds(backoff.map_or(Duration::ZERO, |b| b.delay.min(self.longest_backoff)));
+                let pod = pod_text(self.desired);
+                let message = format!("back-off {delay} restarting failed container={name} pod={pod}");
+                self.waits(name, "CrashLoopBackOff", message);
+                self.wake_at_wall(until);
+                true
+            }
+        }
+    }
+
+    /// One dead instance of each container is kept, for its log and its last state (A14.9).
+    fn remove_dead(&mut self) {
+        let seen = self.seen;
+        let mut kept: Vec<&str> = Vec::new();
+        for instance in &seen.containers {
+            let dead = instance.state == InstanceState::Exited;
+            if dead && kept.contains(&instance.name.as_str()) {
+                self.step(Step::RemoveContainer { id: instance.id.clone() });
+            } else if dead {
+                kept.push(&instance.name);
+            }
+        }
+        for sandbox in seen.sandboxes.iter().skip(1).filter(|s| !s.ready) {
+            if !seen.containers.iter().any(|c| c.sandbox_id == sandbox.id) {
+                self.step(Step::RemoveSandbox { id: sandbox.id.clone() });
+            }
+        }
+    }
+}
+
+/// Whether a regular container or sidecar runs again after it ended (A3.8).
+pub(super) fn restarts(desired: &DesiredPod, seen: &Observed, container: &Container, ended: &Instance) -> bool {
+    if seen.memory.recreate.contains(&container.name) || is_sidecar(container) {
+        return true;
+    }
+    match desired.restart_policy() {
+        "Never" => false,
+        "OnFailure" => !ended.succeeded(),
+        _ => true,
+    }
+}
+
+/// How many instances of the container went before the next one (A1.15, A3.15).
+fn next_restart_count(desired: &DesiredPod, seen: &Observed, name: &str) -> u32 {
+    let seen_count = seen.containers.iter().filter(|i| i.name == name).map(|i| i.restart_count + 1).max();
+    let status = desired.pod.status.as_ref();
+    let reported = status.into_iter().flat_map(|s| {
+        let lists = [&s.container_statuses, &s.init_container_statuses];
+        lists.into_iter().flatten().flatten()
+    });
+    let reported = reported
+        .filter(|c| c.name == name && c.container_id.as_ref().is_some_and(|id| !id.is_empty()))
+        .map(|c| u32::try_from(c.restart_count).unwrap_or_default() + u32::from(seen_count.is_none()))
+        .max();
+    seen_count.max(reported).unwrap_or_default()
+}
+
+/// `name_namespace(uid)`, as kubelet's messages name a pod.
+pub(in crate::pod) fn pod_text(desired: &DesiredPod) -> String {
+    pod_text_of(&desired.pod)
+}
+
+/// The same, of a pod of the API.
+pub(in crate::pod) fn pod_text_of(pod: &Pod) -> String {
+    let meta = &pod.metadata;
+    let text = |field: &Option<String>| field.clone().unwrap_or_default();
+    format!("{}_{}({})", text(&meta.name), text(&meta.namespace), text(&meta.uid))
+}
+
+/// What of a container's spec makes a new container when it changes: its name and its image (A1.16). FNV-1a, 32 bits.
+pub(in crate::pod) fn container_hash(container: &Container) -> String {
+    let image = container.image.as_deref().unwrap_or_default();
+    let bytes = container.name.bytes().chain([0]).chain(image.bytes());
+    let hash = bytes.fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    format!("{hash:x}")
+}

@@ -1,0 +1,266 @@
+//! [`Pods`]: starts and stops workers, hands them what is desired, and wakes them when the runtime tells of something.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use stoker_model::handle::{DesiredPods, EventType, PodDirectory, PodFeed};
+use stoker_model::names;
+use stoker_model::pod::{PodRef, PodUid};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::admission;
+use super::observed::{Cause, DesiredPod};
+use super::shared::{Directory, PodHandles, PodsConfig, Shared};
+use super::worker::Worker;
+use crate::clock::Clock;
+use crate::runtime::RuntimeError;
+use crate::runtime::events::RuntimeEvent;
+
+/// While the runtime is away, what is left of former pods is looked for again after this.
+const ORPHANS_RETRY: Duration = Duration::from_secs(5);
+
+/// The pods of this node. Cloning is cheap; the pods run until the token given to [`Pods::spawn`] is cancelled, and their
+/// containers beyond that.
+#[derive(Clone)]
+pub struct Pods {
+    directory: Directory,
+}
+
+impl std::fmt::Debug for Pods {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pods").finish_non_exhaustive()
+    }
+}
+
+impl Pods {
+    /// Starts to run pods. Nothing is cleaned up before the feed has told of all pods once (A1.2).
+    ///
+    /// Must be called in a tokio runtime.
+    pub fn spawn(config: PodsConfig, handles: PodHandles, stop: CancellationToken) -> Self {
+        let directory = Directory::default();
+        let PodHandles { runtime, images, events, pods, node, api, objects, services, sink, cgroups, volumes } = handles;
+        let shared = Shared {
+            config,
+            runtime,
+            images,
+            node,
+            api,
+            objects,
+            services,
+            sink,
+            cgroups,
+            volumes,
+            clock: Clock,
+            directory: directory.clone(),
+        };
+        let supervisor =
+            Supervisor { shared: Arc::new(shared), workers: BTreeMap::new(), tasks: JoinSet::new(), stop, orphans_due: true };
+        tokio::spawn(supervisor.run(pods, events));
+        Self { directory }
+    }
+}
+
+impl PodDirectory for Pods {
+    fn pods(&self) -> Vec<Arc<Pod>> {
+        self.directory.all()
+    }
+
+    fn pod(&self, namespace: &str, name: &str, uid: Option<&PodUid>) -> Option<Arc<Pod>> {
+        self.directory.all().into_iter().find(|pod| {
+            let reference = PodRef::of(pod);
+            reference.namespace == namespace && reference.name == name && uid.is_none_or(|uid| *uid == reference.uid)
+        })
+    }
+}
+
+/// A running worker, seen from outside.
+struct Handle {
+    desired: watch::Sender<DesiredPod>,
+    wake: Arc<Notify>,
+    /// It was admitted, so it counts for others.
+    admitted: bool,
+}
+
+struct Supervisor {
+    shared: Arc<Shared>,
+    workers: BTreeMap<PodUid, Handle>,
+    tasks: JoinSet<PodRef>,
+    stop: CancellationToken,
+    /// What former agents left behind has not been looked for yet.
+    orphans_due: bool,
+}
+
+impl Supervisor {
+    async fn run(mut self, mut feed: PodFeed, mut events: mpsc::Receiver<RuntimeEvent>) {
+        let mut node = self.shared.node.clone();
+        let mut network_ready = node.borrow().network_ready;
+        self.reconcile(&mut feed).await;
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => break,
+                Some(ended) = self.tasks.join_next() => self.ended(ended, &mut feed).await,
+                Some(event) = events.recv() => self.pass_on(&event),
+                Ok(()) = feed.changed() => self.reconcile(&mut feed).await,
+                Ok(()) = node.changed() => {
+                    let ready = node.borrow_and_update().network_ready;
+                    if ready && !network_ready {
+                        self.wake_all();
+                    }
+                    network_ready = ready;
+                    self.reconcile(&mut feed).await;
+                }
+                () = tokio::time::sleep(ORPHANS_RETRY), if self.orphans_due && feed.borrow().is_some() => {
+                    self.reconcile(&mut feed).await;
+                }
+            }
+        }
+        // Workers see the same token; what they have begun with the runtime ends with the process.
+        while self.tasks.join_next().await.is_some() {}
+    }
+
+    async fn ended(&mut self, ended: Result<PodRef, tokio::task::JoinError>, feed: &mut PodFeed) {
+        match ended {
+            Ok(reference) => {
+                self.workers.remove(&reference.uid);
+                self.shared.directory.forget(&reference.uid);
+            }
+            Err(error) => {
+                warn!(%error, "a pod's worker ended badly; it is started anew");
+                self.workers.retain(|_, handle| handle.desired.receiver_count() > 0);
+            }
+        }
+        self.reconcile(feed).await;
+    }
+
+    fn pass_on(&self, event: &RuntimeEvent) {
+        match event {
+            RuntimeEvent::Resync => self.wake_all(),
+            RuntimeEvent::Changed { id, .. } => {
+                // What nobody knows yet was made by a step that is still under way: its worker looks after it anyway.
+                let owner = self.shared.directory.owner(id);
+                if let Some(handle) = owner.and_then(|uid| self.workers.get(&uid)) {
+                    handle.wake.notify_one();
+                }
+            }
+        }
+    }
+
+    fn wake_all(&self) {
+        for handle in self.workers.values() {
+            handle.wake.notify_one();
+        }
+    }
+
+    /// Makes the workers those of the pods that are wanted.
+    async fn reconcile(&mut self, feed: &mut PodFeed) {
+        let Some(wanted) = feed.borrow_and_update().clone() else { return };
+        for (uid, handle) in &self.workers {
+            let pod = wanted.get(uid);
+            handle.desired.send_if_modified(|desired| match pod {
+                Some(pod) if Arc::ptr_eq(&desired.pod, pod) && !desired.gone => false,
+                Some(pod) => {
+                    *desired = DesiredPod { pod: pod.clone(), gone: false };
+                    true
+                }
+                None => !std::mem::replace(&mut desired.gone, true),
+            });
+        }
+        self.start_wanted(&wanted);
+        if self.orphans_due {
+            match self.orphans(&wanted).await {
+                Ok(orphans) => {
+                    self.orphans_due = false;
+                    for pod in orphans {
+                        info!(pod = %PodRef::of(&pod), "no source wants this pod any more; it is cleaned up");
+                        self.start(Arc::new(pod), true, None);
+                    }
+                }
+                Err(error) => warn!(%error, "cannot look for what former pods left behind; it is tried again"),
+            }
+        }
+    }
+
+    /// Starts workers for new pods, the oldest first (A1.18).
+    fn start_wanted(&mut self, wanted: &DesiredPods) {
+        let node = self.shared.node();
+        if node.allocatable.is_empty() {
+            // Nothing can be decided about pods before the node knows itself.
+            return;
+        }
+        let mut fresh: Vec<&Arc<Pod>> =
+            wanted.iter().filter(|(uid, _)| !self.workers.contains_key(uid)).map(|(_, pod)| pod).collect();
+        fresh.sort_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
+        for pod in fresh {
+            let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
+            // What runs was admitted before, and what has ended needs no place.
+            let decided = matches!(phase, "Running" | "Succeeded" | "Failed") || pod.metadata.deletion_timestamp.is_some();
+            let rejected = if decided { None } else { admission::admit(pod, &self.admitted(), &node).err() };
+            let rejected = rejected.map(|rejection| {
+                let reference = PodRef::of(pod);
+                self.shared.tell(&reference, EventType::Warning, &rejection.reason, rejection.text.clone());
+                Cause::Rejected { reason: rejection.reason, message: format!("Pod was rejected: {}", rejection.text) }
+            });
+            self.start(pod.clone(), false, rejected);
+        }
+    }
+
+    /// Pods that use the node's resources.
+    fn admitted(&self) -> Vec<Arc<Pod>> {
+        let admitted = self.workers.values().filter(|handle| handle.admitted);
+        let pods = admitted.map(|handle| handle.desired.borrow().pod.clone());
+        pods.filter(|pod| {
+            let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+            !matches!(phase, Some("Succeeded" | "Failed"))
+        })
+        .collect()
+    }
+
+    fn start(&mut self, pod: Arc<Pod>, gone: bool, rejected: Option<Cause>) {
+        let uid = PodRef::of(&pod).uid;
+        let (desired, receiver) = watch::channel(DesiredPod { pod: pod.clone(), gone });
+        let wake = Arc::new(Notify::new());
+        let admitted = rejected.is_none() && !gone;
+        if !gone {
+            self.shared.directory.put(&uid, pod);
+        }
+        let worker = Worker::new(self.shared.clone(), receiver, wake.clone(), self.stop.child_token(), rejected);
+        self.workers.insert(uid, Handle { desired, wake, admitted });
+        self.tasks.spawn(worker.run());
+    }
+
+    /// Pods that left something on this node and are not wanted (A1.14, A1.6).
+    async fn orphans(&self, wanted: &DesiredPods) -> Result<Vec<Pod>, RuntimeError> {
+        let known = |uid: &PodUid| wanted.contains_key(uid) || self.workers.contains_key(uid);
+        let mut orphans: BTreeMap<PodUid, Pod> = BTreeMap::new();
+        for sandbox in self.shared.runtime.list_pod_sandbox(None).await? {
+            let label = |key: &str| sandbox.labels.get(key).cloned();
+            let Some(uid) = label(names::POD_UID) else { continue };
+            if !known(&PodUid::new(&uid)) {
+                let pod = remains(&uid, label(names::POD_NAMESPACE), label(names::POD_NAME));
+                orphans.insert(PodUid::new(&uid), pod);
+            }
+        }
+        let on_disk = self.shared.volumes.pods_on_disk();
+        let in_groups = self.shared.cgroups.pods().into_iter().map(|(_, uid)| PodUid::new(&uid));
+        let others: BTreeSet<PodUid> = on_disk.into_iter().chain(in_groups).collect();
+        for uid in others.into_iter().filter(|uid| !known(uid)) {
+            orphans.entry(uid.clone()).or_insert_with(|| remains(uid.as_str(), None, None));
+        }
+        Ok(orphans.into_values().collect())
+    }
+}
+
+/// A pod of which only the runtime's labels are known.
+fn remains(uid: &str, namespace: Option<String>, name: Option<String>) -> Pod {
+    let mut pod = Pod { spec: Some(PodSpec::default()), ..Pod::default() };
+    pod.metadata.uid = Some(uid.to_owned());
+    pod.metadata.namespace = namespace;
+    pod.metadata.name = name;
+    pod
+}

@@ -1,0 +1,141 @@
+//! What a container may use, in the runtime's terms (A12.3, A12.7, A12.8).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Container, PodSpec};
+use stoker_model::resources::{Amounts, QosClass, amounts, is_sidecar, qos_class, requests_of};
+
+use crate::cgroup::{cpu_quota_us, cpu_shares};
+use crate::runtime::cri;
+
+/// The priority from which on a pod is critical for its node.
+const CRITICAL_PRIORITY: i32 = 2_000_000_000;
+
+/// What the node decides.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NodeResources {
+    /// Memory of the machine.
+    pub(super) memory_bytes: i64,
+    pub(super) cgroup_v2: bool,
+    /// `None`: CPU limits are not enforced.
+    pub(super) cpu_period: Option<Duration>,
+    /// kubelet's `singleProcessOOMKill`.
+    pub(super) single_process_oom_kill: bool,
+}
+
+/// Resources of one container.
+pub(super) fn of_container(spec: &PodSpec, container: &Container, node: NodeResources) -> cri::LinuxContainerResources {
+    let own = container.resources.clone().unwrap_or_default();
+    let limits = amounts(own.limits.as_ref());
+    let pod_limits = amounts(spec.resources.as_ref().and_then(|r| r.limits.as_ref()));
+    let requests = requests_of(&own);
+    let limit = |name: &str| {
+        let set = |all: &Amounts| all.get(name).copied().filter(|amount| !amount.is_zero());
+        set(&limits).or_else(|| set(&pod_limits))
+    };
+    let mut resources = cri::LinuxContainerResources {
+        cpu_shares: i64::try_from(cpu_shares(requests.get("cpu").map_or(0, |cpu| cpu.milli()))).unwrap_or(i64::MAX),
+        memory_limit_in_bytes: limit("memory").map_or(0, |memory| memory.units()),
+        oom_score_adj: oom_score_adj(spec, container, node.memory_bytes),
+        unified: BTreeMap::default(),
+        ..Default::default()
+    };
+    if let (Some(period), Some(cpu)) = (node.cpu_period, limit("cpu")) {
+        resources.cpu_period = i64::try_from(period.as_micros()).unwrap_or(100_000);
+        resources.cpu_quota = cpu_quota_us(cpu.milli(), period);
+    }
+    if node.cgroup_v2 {
+        // No swap: memory and swap together are bounded by the same number (A12.12).
+        resources.memory_swap_limit_in_bytes = resources.memory_limit_in_bytes;
+        if !node.single_process_oom_kill {
+            resources.unified.insert("memory.oom.group".into(), "1".into());
+        }
+    }
+    resources
+}
+
+/// Whom the kernel kills first when memory runs out (A12.8).
+pub(super) fn oom_score_adj(spec: &PodSpec, container: &Container, node_memory_bytes: i64) -> i64 {
+    if spec.priority.is_some_and(|priority| priority >= CRITICAL_PRIORITY) {
+        return -997;
+    }
+    match qos_class(spec) {
+        QosClass::Guaranteed => -997,
+        QosClass::BestEffort => 1000,
+        QosClass::Burstable => {
+            let request = |c: &Container| {
+                let requests = c.resources.as_ref().map(requests_of).unwrap_or_default();
+                requests.get("memory").map_or(0, |memory| memory.units())
+            };
+            let mut memory = request(container);
+            if is_sidecar(container) {
+                let smallest = spec.containers.iter().map(request).min().unwrap_or_default();
+                memory = memory.max(smallest);
+            }
+            let share = i128::from(memory) * 1000 / i128::from(node_memory_bytes.max(1));
+            i64::try_from(1000 - share).unwrap_or_default().clamp(3, 999)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use k8s_openapi::api::core::v1::ResourceRequirements;
+    use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+    use super::*;
+
+    const NODE: NodeResources = NodeResources {
+        memory_bytes: 4 << 30,
+        cgroup_v2: true,
+        cpu_period: Some(Duration::from_millis(100)),
+        single_process_oom_kill: false,
+    };
+
+    fn list(pairs: &[(&str, &str)]) -> Option<BTreeMap<String, Quantity>> {
+        Some(pairs.iter().map(|(k, v)| ((*k).to_owned(), Quantity((*v).to_owned()))).collect())
+    }
+
+    fn container(requests: &[(&str, &str)], limits: &[(&str, &str)]) -> Container {
+        let resources =
+            ResourceRequirements { requests: list(requests), limits: list(limits), ..ResourceRequirements::default() };
+        Container { resources: Some(resources), ..Container::default() }
+    }
+
+    fn spec(containers: &[Container]) -> PodSpec {
+        PodSpec { containers: containers.to_vec(), ..PodSpec::default() }
+    }
+
+    #[test]
+    fn limits_reach_the_runtime() {
+        // A12.7
+        let c = container(&[], &[("cpu", "500m"), ("memory", "64Mi")]);
+        let r = of_container(&spec(std::slice::from_ref(&c)), &c, NODE);
+        assert_eq!((r.cpu_shares, r.cpu_quota, r.cpu_period), (512, 50_000, 100_000));
+        assert_eq!((r.memory_limit_in_bytes, r.memory_swap_limit_in_bytes), (64 << 20, 64 << 20));
+        assert_eq!(r.unified.get("memory.oom.group").map(String::as_str), Some("1"));
+        let none = container(&[], &[]);
+        let r = of_container(&spec(std::slice::from_ref(&none)), &none, NODE);
+        assert_eq!((r.cpu_shares, r.cpu_quota, r.memory_limit_in_bytes), (2, 0, 0));
+    }
+
+    #[test]
+    fn the_score_follows_the_request() {
+        // A12.8
+        let both: &[_] = &[("cpu", "1"), ("memory", "1Gi")];
+        for (c, score) in [
+            (container(both, both), -997),
+            (container(&[], &[]), 1000),
+            (container(&[("memory", "1Gi")], &[]), 750),
+            (container(&[("memory", "4Gi")], &[]), 3),
+            (container(&[("cpu", "1")], &[]), 999),
+        ] {
+            assert_eq!(oom_score_adj(&spec(std::slice::from_ref(&c)), &c, 4 << 30), score, "{c:?}");
+        }
+        let critical = PodSpec { priority: Some(CRITICAL_PRIORITY), ..spec(&[container(&[], &[])]) };
+        assert_eq!(oom_score_adj(&critical, &critical.containers[0], 4 << 30), -997);
+    }
+}

@@ -1,0 +1,85 @@
+//! The configuration of a pod's sandbox.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use stoker_model::names;
+use stoker_model::pod::PodRef;
+
+use super::security;
+use crate::runtime::cri;
+
+/// What the sandbox takes from the node.
+#[derive(Clone, Debug)]
+pub(super) struct SandboxParts {
+    pub(super) attempt: u32,
+    pub(super) hostname: String,
+    pub(super) dns: cri::DnsConfig,
+    pub(super) cgroup_parent: String,
+    /// `<logs>/<namespace>_<name>_<uid>` (A20.1).
+    pub(super) log_directory: PathBuf,
+}
+
+/// The labels that identify a pod's sandboxes and containers (A1.15).
+pub(super) fn identity(pod: &PodRef) -> BTreeMap<String, String> {
+    let pairs = [
+        (names::POD_NAME, pod.name.clone()),
+        (names::POD_NAMESPACE, pod.namespace.clone()),
+        (names::POD_UID, pod.uid.to_string()),
+    ];
+    pairs.map(|(key, value)| (key.to_owned(), value)).into()
+}
+
+/// The sandbox of a pod.
+pub(super) fn config(pod: &Pod, parts: &SandboxParts) -> cri::PodSandboxConfig {
+    let reference = PodRef::of(pod);
+    let default = PodSpec::default();
+    let spec = pod.spec.as_ref().unwrap_or(&default);
+    let host_network = spec.host_network.unwrap_or_default();
+    let mut labels: BTreeMap<String, String> = pod.metadata.labels.clone().unwrap_or_default().into_iter().collect();
+    labels.extend(identity(&reference));
+    let sysctls = spec.security_context.iter().flat_map(|s| s.sysctls.iter().flatten());
+    cri::PodSandboxConfig {
+        metadata: Some(cri::PodSandboxMetadata {
+            name: reference.name.clone(),
+            uid: reference.uid.to_string(),
+            namespace: reference.namespace.clone(),
+            attempt: parts.attempt,
+        }),
+        hostname: if host_network { String::new() } else { parts.hostname.clone() },
+        log_directory: parts.log_directory.to_string_lossy().into_owned(),
+        dns_config: Some(parts.dns.clone()),
+        port_mappings: if host_network { Vec::new() } else { port_mappings(spec) },
+        labels,
+        annotations: pod.metadata.annotations.clone().unwrap_or_default().into_iter().collect(),
+        linux: Some(cri::LinuxPodSandboxConfig {
+            cgroup_parent: parts.cgroup_parent.clone(),
+            security_context: Some(security::of_sandbox(spec)),
+            sysctls: sysctls.map(|s| (s.name.replace('/', "."), s.value.clone())).collect(),
+            ..Default::default()
+        }),
+    }
+}
+
+/// Host ports of all containers that keep running (A11.9).
+fn port_mappings(spec: &PodSpec) -> Vec<cri::PortMapping> {
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let ports = containers.flat_map(|c: &Container| c.ports.iter().flatten());
+    ports
+        .filter(|port| port.host_port.is_some_and(|host| host > 0))
+        .map(|port| {
+            let protocol = match port.protocol.as_deref() {
+                Some("UDP") => cri::Protocol::Udp,
+                Some("SCTP") => cri::Protocol::Sctp,
+                _ => cri::Protocol::Tcp,
+            };
+            cri::PortMapping {
+                protocol: protocol.into(),
+                container_port: port.container_port,
+                host_port: port.host_port.unwrap_or_default(),
+                host_ip: port.host_ip.clone().unwrap_or_default(),
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,180 @@
+//! What every worker of this node shares: settings and handles.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use stoker_model::handle::{
+    EventSink, EventSubject, EventType, NodeFeed, NodeSnapshot, ObjectApi, PodApi, PodFeed, ServiceLinks,
+};
+use stoker_model::pod::{PodRef, PodUid};
+use tokio::sync::mpsc;
+
+use super::observed::Kind;
+use crate::cgroup::Cgroups;
+use crate::clock::Clock;
+use crate::runtime::events::RuntimeEvent;
+use crate::runtime::{Images, Runtime};
+use crate::volume::Volumes;
+
+/// What the operator decides about pods.
+#[derive(Clone, Debug)]
+pub struct PodsConfig {
+    /// kubelet's `--root-dir`.
+    pub root_dir: PathBuf,
+    /// Where the runtime writes logs: `/var/log/pods` (A20.1).
+    pub log_dir: PathBuf,
+    /// Where links to the logs lie: `/var/log/containers` (A20.1).
+    pub link_dir: PathBuf,
+    /// kubelet's `syncFrequency`: each pod is looked at so often though nothing happened (A1.5).
+    pub sync_frequency: Duration,
+    /// kubelet's `crashLoopBackOff.maxContainerRestartPeriod` (A3.9).
+    pub longest_backoff: Duration,
+    /// kubelet's `clusterDNS`.
+    pub cluster_dns: Vec<IpAddr>,
+    /// kubelet's `clusterDomain`.
+    pub cluster_domain: String,
+    /// kubelet's `resolvConf`; `None`: pods get nothing of the node's (A11.5).
+    pub resolv_conf: Option<PathBuf>,
+    /// kubelet's `seccompDefault`.
+    pub seccomp_default: bool,
+    /// kubelet's `singleProcessOOMKill`.
+    pub single_process_oom_kill: bool,
+    /// The runtime handler of pods without a RuntimeClass; empty: the runtime's own choice.
+    pub runtime_handler: String,
+}
+
+impl Default for PodsConfig {
+    fn default() -> Self {
+        Self {
+            root_dir: "/var/lib/kubelet".into(),
+            log_dir: "/var/log/pods".into(),
+            link_dir: "/var/log/containers".into(),
+            sync_frequency: Duration::from_secs(60),
+            longest_backoff: super::backoff::LONGEST,
+            cluster_dns: Vec::new(),
+            cluster_domain: "cluster.local".into(),
+            resolv_conf: Some("/etc/resolv.conf".into()),
+            seccomp_default: false,
+            single_process_oom_kill: false,
+            runtime_handler: String::new(),
+        }
+    }
+}
+
+/// What the pods of this node need of other rooms.
+pub struct PodHandles {
+    /// The runtime.
+    pub runtime: Runtime,
+    /// Images of the same runtime.
+    pub images: Images,
+    /// What happens in the runtime: [`crate::runtime::events::spawn`].
+    pub events: mpsc::Receiver<RuntimeEvent>,
+    /// Pods that the API server wants here.
+    pub pods: PodFeed,
+    /// The node; pods wait until it has allocatable resources.
+    pub node: NodeFeed,
+    /// Writes status.
+    pub api: Arc<dyn PodApi>,
+    /// ConfigMaps, Secrets, tokens.
+    pub objects: Arc<dyn ObjectApi>,
+    /// Service environment.
+    pub services: Arc<dyn ServiceLinks>,
+    /// Publishes events.
+    pub sink: Arc<dyn EventSink>,
+    /// Control groups.
+    pub cgroups: Cgroups,
+    /// Volumes below the same root directory.
+    pub volumes: Volumes,
+}
+
+impl std::fmt::Debug for PodHandles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PodHandles").finish_non_exhaustive()
+    }
+}
+
+pub(super) struct Shared {
+    pub(super) config: PodsConfig,
+    pub(super) runtime: Runtime,
+    pub(super) images: Images,
+    pub(super) node: NodeFeed,
+    pub(super) api: Arc<dyn PodApi>,
+    pub(super) objects: Arc<dyn ObjectApi>,
+    pub(super) services: Arc<dyn ServiceLinks>,
+    pub(super) sink: Arc<dyn EventSink>,
+    pub(super) cgroups: Cgroups,
+    pub(super) volumes: Volumes,
+    pub(super) clock: Clock,
+    /// Pods with the status last computed.
+    pub(super) directory: Directory,
+}
+
+impl Shared {
+    pub(super) fn node(&self) -> Arc<NodeSnapshot> {
+        self.node.borrow().clone()
+    }
+
+    /// The log directory of a pod (A20.1).
+    pub(super) fn log_dir(&self, pod: &PodRef) -> PathBuf {
+        self.config.log_dir.join(format!("{}_{}_{}", pod.namespace, pod.name, pod.uid))
+    }
+
+    /// Publishes an event about a pod.
+    pub(super) fn tell(&self, pod: &PodRef, kind: EventType, reason: &str, message: impl Into<String>) {
+        let subject = EventSubject::Pod { pod: pod.clone(), field_path: None };
+        self.sink.publish(subject, kind, reason, message.into());
+    }
+
+    /// Publishes an event about a container (A21.3).
+    pub(super) fn tell_of(
+        &self,
+        pod: &PodRef,
+        container: (Kind, &str),
+        kind: EventType,
+        reason: &str,
+        message: impl Into<String>,
+    ) {
+        let field_path = Some(container.0.field_path(container.1));
+        self.sink.publish(EventSubject::Pod { pod: pod.clone(), field_path }, kind, reason, message.into());
+    }
+}
+
+/// The pods that have a worker, and the runtime's IDs of what belongs to them. Written by each worker for its own pod.
+#[derive(Clone, Default)]
+pub(super) struct Directory {
+    pods: Arc<Mutex<BTreeMap<PodUid, Arc<Pod>>>>,
+    ids: Arc<Mutex<BTreeMap<String, PodUid>>>,
+}
+
+impl Directory {
+    pub(super) fn all(&self) -> Vec<Arc<Pod>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    pub(super) fn put(&self, uid: &PodUid, pod: Arc<Pod>) {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.clone(), pod);
+    }
+
+    pub(super) fn owner(&self, id: &str) -> Option<PodUid> {
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    /// What the runtime has of a pod now.
+    pub(super) fn put_ids(&self, uid: &PodUid, ids: &[String]) {
+        let mut all = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        for id in ids {
+            if !all.contains_key(id) {
+                all.insert(id.clone(), uid.clone());
+            }
+        }
+    }
+
+    pub(super) fn forget(&self, uid: &PodUid) {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, owner| owner != uid);
+    }
+}

@@ -1,0 +1,135 @@
+//! The conditions that the node owns (A2.4 to A2.7).
+
+use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::Facts;
+use crate::clock::Now;
+use crate::pod::observed::VolumesState;
+
+pub(super) struct Conditions<'a> {
+    pub(super) facts: Facts<'a>,
+    pub(super) phase: &'static str,
+    pub(super) init: &'a [ContainerStatus],
+    pub(super) regular: &'a [ContainerStatus],
+    pub(super) now: Now,
+}
+
+/// Status, reason and message.
+struct Verdict {
+    holds: bool,
+    reason: Option<&'static str>,
+    message: Option<String>,
+}
+
+impl Verdict {
+    const YES: Self = Self { holds: true, reason: None, message: None };
+
+    fn no(reason: &'static str, message: Option<String>) -> Self {
+        Self { holds: false, reason: Some(reason), message }
+    }
+}
+
+impl Conditions<'_> {
+    /// All of them; `killed`: reason, message and whether the pod was disrupted.
+    pub(super) fn all(&self, killed: Option<(&String, &String, bool)>) -> Vec<PodCondition> {
+        let containers_ready = self.containers_ready();
+        let ready = self.ready(&containers_ready);
+        let has_network = Verdict { holds: self.has_network(), reason: None, message: None };
+        let mut all = vec![
+            self.condition("PodReadyToStartContainers", has_network),
+            self.condition("Initialized", self.initialized()),
+            self.condition("Ready", ready),
+            self.condition("ContainersReady", containers_ready),
+            self.condition("PodScheduled", Verdict::YES),
+        ];
+        if let Some((_, message, true)) = killed {
+            let message = Some(message.clone());
+            let disrupted = Verdict { holds: true, reason: Some("TerminationByKubelet"), message };
+            all.push(self.condition("DisruptionTarget", disrupted));
+        }
+        all
+    }
+
+    fn condition(&self, kind: &str, verdict: Verdict) -> PodCondition {
+        let status = if verdict.holds { "True" } else { "False" };
+        let before = self.facts.previous.conditions.iter().flatten().find(|c| c.type_ == kind && c.status == status);
+        let since = before.and_then(|c| c.last_transition_time.clone());
+        PodCondition {
+            type_: kind.to_owned(),
+            status: status.to_owned(),
+            reason: verdict.reason.map(str::to_owned),
+            message: verdict.message,
+            last_transition_time: Some(since.unwrap_or(Time(self.now.wall))),
+            observed_generation: self.facts.desired.pod.metadata.generation,
+            ..PodCondition::default()
+        }
+    }
+
+    /// A sandbox with its network, and no volume missing (A2.20).
+    fn has_network(&self) -> bool {
+        let seen = self.facts.seen;
+        let mounted = !matches!(seen.memory.volumes, VolumesState::Failed { .. });
+        mounted && seen.sandbox().is_some_and(|s| s.ready && (s.host_network || !s.ips.is_empty()))
+    }
+
+    fn initialized(&self) -> Verdict {
+        if self.phase == "Succeeded" {
+            return Verdict { holds: true, reason: Some("PodCompleted"), message: None };
+        }
+        let exited_well = |c: &ContainerStatus| {
+            c.state.as_ref().and_then(|s| s.terminated.as_ref()).is_some_and(|t| t.exit_code == 0)
+        };
+        let done = |c: &&ContainerStatus| {
+            if self.facts.desired.is_sidecar(&c.name) { c.started == Some(true) } else { exited_well(c) }
+        };
+        let incomplete: Vec<&str> = self.init.iter().filter(|c| !done(c)).map(|c| c.name.as_str()).collect();
+        let any_started = self.regular.iter().any(|c| {
+            let begun = |s: &k8s_openapi::api::core::v1::ContainerState| s.running.is_some() || s.terminated.is_some();
+            c.state.as_ref().is_some_and(begun) && c.container_id.is_some() || c.last_state.as_ref().is_some_and(begun)
+        });
+        if incomplete.is_empty() || any_started {
+            return Verdict::YES;
+        }
+        let message = format!("containers with incomplete status: [{}]", incomplete.join(" "));
+        Verdict::no("ContainersNotInitialized", Some(message))
+    }
+
+    fn containers_ready(&self) -> Verdict {
+        match self.phase {
+            "Succeeded" => return Verdict::no("PodCompleted", None),
+            "Failed" => return Verdict::no("PodFailed", None),
+            _ => {}
+        }
+        let sidecars = self.init.iter().filter(|c| self.facts.desired.is_sidecar(&c.name));
+        let unready = sidecars.chain(self.regular).filter(|c| !c.ready);
+        let unready: Vec<&str> = unready.map(|c| c.name.as_str()).collect();
+        if unready.is_empty() {
+            return Verdict::YES;
+        }
+        let message = format!("containers with unready status: [{}]", unready.join(" "));
+        Verdict::no("ContainersNotReady", Some(message))
+    }
+
+    fn ready(&self, containers_ready: &Verdict) -> Verdict {
+        if !containers_ready.holds {
+            return Verdict { holds: false, reason: containers_ready.reason, message: containers_ready.message.clone() };
+        }
+        let pod = &self.facts.desired.pod;
+        let gates = pod.spec.iter().flat_map(|s| s.readiness_gates.iter().flatten());
+        let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+        let problems: Vec<String> = gates
+            .filter_map(|gate| {
+                let gate = &gate.condition_type;
+                match conditions.iter().find(|c| c.type_ == *gate) {
+                    None => Some(format!("corresponding condition of pod readiness gate \"{gate}\" does not exist.")),
+                    Some(c) if c.status != "True" => {
+                        Some(format!("the status of pod readiness gate \"{gate}\" is not \"True\", but {}", c.status))
+                    }
+                    Some(_) => None,
+                }
+            })
+            .collect();
+        if problems.is_empty() { Verdict::YES } else { Verdict::no("ReadinessGatesNotReady", Some(problems.join(", "))) }
+    }
+}

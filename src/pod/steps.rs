@@ -1,0 +1,217 @@
+//! Does what a plan says: the only place that acts on a pod. What it learns goes back as [`Effect`]s, which the worker remembers.
+
+mod containers;
+mod images;
+mod mounts;
+mod sandboxes;
+mod stops;
+mod teardown;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use stoker_model::handle::EventType;
+use stoker_model::pod::PodRef;
+use tokio::sync::watch;
+
+pub(super) use images::find_image;
+pub(super) use stops::{StopRequest, run_pre_stop, stop_container};
+
+use super::observed::{DesiredPod, ImageKey, PullFailure, Sandbox};
+use super::plan::Step;
+use super::shared::Shared;
+use crate::cgroup::PodLimits;
+
+/// What a step changed, or failed to.
+#[derive(Clone, Debug)]
+pub(super) enum Effect {
+    CgroupReady,
+    VolumesMounted,
+    /// Try again after a back-off.
+    VolumesFailed(String),
+    SandboxMade,
+    SandboxFailed { reason: &'static str, message: String, retry: Duration },
+    ImageFound { key: ImageKey, id: String, uid: Option<i64>, username: String },
+    ImageMissing { key: ImageKey, reason: &'static str, message: String, pulled: bool },
+    /// A container was made from this image; `ended`: when the instance before it ended.
+    Created { name: String, image: ImageKey, ended: Option<Timestamp> },
+    Started { name: String },
+    ContainerFailed { name: String, reason: &'static str, message: String },
+    HookFailed { name: String, message: String },
+    /// A stop came to its end, well or not.
+    StopEnded { id: String },
+    TornDown,
+    Reported,
+    /// Nothing of the pod is left.
+    Gone,
+    /// A step of the pod's end, or its control group, failed: try again after a back-off.
+    Stuck,
+}
+
+/// What the steps of one plan work with.
+pub(super) struct Hand {
+    pub(super) shared: Arc<Shared>,
+    pub(super) pod: Arc<Pod>,
+    pub(super) reference: PodRef,
+    /// Tells when the pod is to end, so that nothing new is begun.
+    pub(super) desired: watch::Receiver<DesiredPod>,
+    /// The sandbox to make containers in.
+    pub(super) sandbox: Option<Sandbox>,
+    /// IDs and users of images that were found.
+    pub(super) images: Vec<(ImageKey, String, super::security::ImageUser)>,
+    /// Resolves when the status has been written.
+    pub(super) flushed: futures::future::BoxFuture<'static, ()>,
+    pub(super) effects: Vec<Effect>,
+}
+
+/// Whether the steps after one may run.
+pub(super) enum Outcome {
+    Done,
+    /// Those of this container may not.
+    Skip(String),
+    /// None may.
+    Stop,
+}
+
+impl Hand {
+    /// Runs the steps in their order and tells what came of them.
+    pub(super) async fn run(mut self, steps: Vec<Step>) -> Vec<Effect> {
+        let mut skipped: Vec<String> = Vec::new();
+        let mut made: Option<(String, String)> = None;
+        let ends_at_start = self.ends();
+        for step in steps {
+            if self.ends() && !ends_at_start {
+                break;
+            }
+            if let Step::CreateContainer { name, .. } | Step::StartContainer { name, .. } = &step
+                && skipped.contains(name)
+            {
+                continue;
+            }
+            tracing::debug!(pod = %self.reference, ?step, "step");
+            match self.step(step, &mut made).await {
+                Outcome::Done => {}
+                Outcome::Skip(name) => skipped.push(name),
+                Outcome::Stop => break,
+            }
+        }
+        self.effects
+    }
+
+    fn ends(&self) -> bool {
+        let desired = self.desired.borrow();
+        desired.gone || desired.deleted()
+    }
+
+    async fn step(&mut self, step: Step, made: &mut Option<(String, String)>) -> Outcome {
+        match step {
+            Step::MakeCgroup => self.make_cgroup(),
+            Step::MountVolumes => self.mount_volumes().await,
+            Step::ReportNetworkNotReady => self.report_network_not_ready(),
+            Step::RunSandbox { attempt, changed } => self.run_sandbox(attempt, changed).await,
+            Step::StopSandbox { id } => self.stop_sandbox(&id).await,
+            Step::CreateContainer { name, image, restart_count, restarts } => {
+                match self.create_container(&name, &image, restart_count).await {
+                    Ok(id) => {
+                        self.effects.push(Effect::Created { name: name.clone(), image, ended: restarts });
+                        *made = Some((name, id));
+                        Outcome::Done
+                    }
+                    Err((reason, message)) => self.container_failed(name, reason, message),
+                }
+            }
+            Step::StartContainer { name, id } => {
+                let id = id.or_else(|| made.take().filter(|(n, _)| *n == name).map(|(_, id)| id));
+                match id {
+                    Some(id) => self.start_container(name, &id).await,
+                    None => Outcome::Skip(name),
+                }
+            }
+            Step::RemoveContainer { id } => self.remove_container(&id).await,
+            Step::RemoveSandbox { id } => self.remove_sandbox(&id).await,
+            Step::TearDown => self.tear_down().await,
+            Step::Report => self.report().await,
+            Step::RemoveEverything => self.remove_everything().await,
+            // These run beside the others: the worker starts them itself.
+            Step::FindImage(_) | Step::RunPreStop { .. } | Step::StopContainer(_) | Step::ShortenGrace { .. } => {
+                Outcome::Done
+            }
+        }
+    }
+
+    fn make_cgroup(&mut self) -> Outcome {
+        let spec = self.pod.spec.clone().unwrap_or_default();
+        let cgroups = &self.shared.cgroups;
+        match cgroups.make_tree().and_then(|()| cgroups.make_pod(self.reference.uid.as_str(), &PodLimits::of(&spec))) {
+            Ok(()) => {
+                self.effects.push(Effect::CgroupReady);
+                Outcome::Done
+            }
+            Err(error) => {
+                let message = format!("error determining status: failed to create the pod's control group: {error}");
+                self.shared.tell(&self.reference, EventType::Warning, "FailedCreatePodContainer", message.clone());
+                let retry = Duration::from_secs(10);
+                self.effects.push(Effect::SandboxFailed { reason: "CreatePodSandboxError", message, retry });
+                Outcome::Stop
+            }
+        }
+    }
+
+    async fn mount_volumes(&mut self) -> Outcome {
+        let shared = self.shared.clone();
+        let result = match shared.volumes.make_dirs(&self.reference.uid) {
+            Err(error) => Err(vec![(String::new(), error)]),
+            Ok(_) => shared.volumes.mount(&self.pod, &shared.node(), shared.clock.now()).await,
+        };
+        match result {
+            Ok(_) => {
+                self.effects.push(Effect::VolumesMounted);
+                Outcome::Done
+            }
+            Err(errors) => {
+                let mut message = String::new();
+                for (volume, error) in errors {
+                    message = format!("MountVolume.SetUp failed for volume \"{volume}\" : {error}");
+                    shared.tell(&self.reference, EventType::Warning, "FailedMount", message.clone());
+                }
+                self.effects.push(Effect::VolumesFailed(message));
+                Outcome::Stop
+            }
+        }
+    }
+
+    fn container_failed(&mut self, name: String, reason: &'static str, message: String) -> Outcome {
+        let kind = self.kind(&name);
+        let text = format!("Error: {message}");
+        self.shared.tell_of(&self.reference, (kind, &name), EventType::Warning, "Failed", text);
+        self.effects.push(Effect::ContainerFailed { name: name.clone(), reason, message });
+        Outcome::Skip(name)
+    }
+
+    fn kind(&self, name: &str) -> super::observed::Kind {
+        let container = self.desired.borrow().container(name);
+        container.map_or(super::observed::Kind::Regular, |(kind, _)| kind)
+    }
+}
+
+/// How an image that is not to be had waits; the first plan after it shows the failure, later ones the back-off.
+pub(super) fn pull_failure(
+    last: Option<&PullFailure>,
+    reason: &'static str,
+    message: String,
+    pulled: bool,
+    now: crate::clock::Now,
+) -> PullFailure {
+    use super::backoff::{Backoff, LONGEST};
+    let backoff = Backoff::grown(last.map(|l| &l.backoff), now.wall, now.wall, LONGEST);
+    PullFailure {
+        reason,
+        message,
+        pulled,
+        backoff_at: now.monotonic + backoff.delay.min(Duration::from_secs(10)) / 2,
+        retry_at: now.monotonic + backoff.delay,
+        backoff,
+    }
+}

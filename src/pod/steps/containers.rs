@@ -1,0 +1,142 @@
+//! Makes, starts and removes containers.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Container;
+use stoker_model::handle::EventType;
+use stoker_model::quantity::Milli;
+
+use super::mounts::{Refusal, config_error, link_log};
+use super::{Effect, Hand, Outcome};
+use crate::pod::container::{self, ContainerParts, log_path};
+use crate::pod::env::EnvSources;
+use crate::pod::observed::ImageKey;
+use crate::pod::resources::{self, NodeResources};
+use crate::pod::security::{self, NodeSecurity};
+use crate::runtime::cri;
+
+impl Hand {
+    /// Makes a container; its ID.
+    pub(super) async fn create_container(
+        &mut self,
+        name: &str,
+        image: &ImageKey,
+        restart_count: u32,
+    ) -> Result<String, Refusal> {
+        let (_, spec) = self.desired.borrow().container(name).ok_or_else(|| config_error("the container is no longer in the pod's spec"))?;
+        let sandbox = self.sandbox.clone().ok_or_else(|| config_error("the pod has no sandbox"))?;
+        let found = self.images.iter().find(|(key, ..)| key == image).cloned();
+        let (_, image_id, user) = found.ok_or_else(|| config_error("the image was not found"))?;
+        let node = self.shared.node();
+        let pod_ips = if sandbox.host_network {
+            node.ips.iter().map(ToString::to_string).collect()
+        } else {
+            sandbox.ips.clone()
+        };
+        let sources = EnvSources {
+            pod: &self.pod,
+            node: &node,
+            pod_ips: &pod_ips,
+            objects: &*self.shared.objects,
+            services: &*self.shared.services,
+        };
+        let environment = sources.environment(&spec).await.map_err(config_error)?;
+        let mounts = self.mounts(&spec, &environment, &pod_ips)?;
+        let linux = self.linux(&spec, &user, &node)?;
+        let parts = ContainerParts { restart_count, image: image_id, environment, mounts, linux };
+        let config = container::config(&self.pod, &spec, parts);
+        let sandbox_config = self.sandbox_config(sandbox.attempt, false).map_err(config_error)?;
+        let log_dir = self.shared.log_dir(&self.reference).join(name);
+        std::fs::create_dir_all(&log_dir)
+            .map_err(|error| config_error(format!("cannot make the log directory {}: {error}", log_dir.display())))?;
+        let created = self.shared.runtime.create_container(&sandbox.id, config, sandbox_config).await;
+        let id = created.map_err(|error| ("CreateContainerError", error.to_string()))?;
+        let kind = self.kind(name);
+        self.shared.tell_of(&self.reference, (kind, name), EventType::Normal, "Created", "Container created");
+        let link = format!("{}_{}_{name}-{id}.log", self.reference.name, self.reference.namespace);
+        let log = self.shared.log_dir(&self.reference).join(log_path(name, restart_count));
+        if let Err(error) = link_log(&self.shared.config.link_dir, &link, &log) {
+            tracing::warn!(pod = %self.reference, %error, "cannot link the log of a container");
+        }
+        Ok(id)
+    }
+
+    fn linux(
+        &self,
+        spec: &Container,
+        user: &security::ImageUser,
+        node: &stoker_model::handle::NodeSnapshot,
+    ) -> Result<cri::LinuxContainerConfig, Refusal> {
+        let shared = &self.shared;
+        let seccomp_dir = shared.config.root_dir.join("seccomp");
+        let of_node = NodeSecurity { seccomp_default: shared.config.seccomp_default, seccomp_dir: &seccomp_dir };
+        let context = security::of_container(&self.pod, spec, user, of_node, None).map_err(config_error)?;
+        let resources = NodeResources {
+            memory_bytes: node.capacity.get("memory").map_or(0, |memory| Milli::of(memory).units()),
+            cgroup_v2: shared.cgroups.is_v2(),
+            cpu_period: shared.cgroups.cpu_quota_period(),
+            single_process_oom_kill: shared.config.single_process_oom_kill,
+        };
+        let of_pod = self.pod.spec.clone().unwrap_or_default();
+        Ok(cri::LinuxContainerConfig {
+            resources: Some(resources::of_container(&of_pod, spec, resources)),
+            security_context: Some(context),
+        })
+    }
+
+    /// Starts a container and runs its postStart hook (A4.1).
+    pub(super) async fn start_container(&mut self, name: String, id: &str) -> Outcome {
+        if let Err(error) = self.shared.runtime.start_container(id).await {
+            return self.container_failed(name, "RunContainerError", error.to_string());
+        }
+        let kind = self.kind(&name);
+        self.shared.tell_of(&self.reference, (kind, &name), EventType::Normal, "Started", "Container started");
+        self.effects.push(Effect::Started { name: name.clone() });
+        let container = self.desired.borrow().container(&name).map(|(_, c)| c);
+        let hook = container.and_then(|c| c.lifecycle).and_then(|l| l.post_start);
+        let Some(hook) = hook else { return Outcome::Done };
+        let hooks = super::stops::Hook { shared: &self.shared, id, handler: &hook };
+        let mut desired = self.desired.clone();
+        let ran = tokio::select! {
+            ran = hooks.run(Duration::ZERO) => ran,
+            // The pod is to end: its preStop hook and its grace count, not this.
+            _ = desired.wait_for(|d| d.gone || d.deleted()) => Ok(()),
+        };
+        match ran {
+            Ok(()) => Outcome::Done,
+            Err(message) => {
+                tracing::info!(pod = %self.reference, container = %name, %message, "postStart hook failed");
+                self.shared.tell_of(
+                    &self.reference,
+                    (kind, &name),
+                    EventType::Warning,
+                    "FailedPostStartHook",
+                    "PostStartHook failed",
+                );
+                self.effects.push(Effect::HookFailed { name: name.clone(), message });
+                Outcome::Skip(name)
+            }
+        }
+    }
+
+    /// Removes a dead container with its log.
+    pub(super) async fn remove_container(&mut self, id: &str) -> Outcome {
+        let status = self.shared.runtime.container_status(id, false).await.ok().and_then(|answer| answer.status);
+        if let Err(error) = self.shared.runtime.remove_container(id).await
+            && !error.is_not_found()
+        {
+            tracing::warn!(pod = %self.reference, %error, "cannot remove a dead container; it is tried again");
+            self.effects.push(Effect::Stuck);
+            return Outcome::Stop;
+        }
+        if let Some(status) = status {
+            let name = status.metadata.map(|m| m.name).unwrap_or_default();
+            let link = format!("{}_{}_{name}-{id}.log", self.reference.name, self.reference.namespace);
+            for path in [status.log_path.into(), self.shared.config.link_dir.join(link)] {
+                // What is not there need not go.
+                let _ = std::fs::remove_file(path);
+            }
+        }
+        Outcome::Done
+    }
+}

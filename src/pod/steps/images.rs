@@ -1,0 +1,156 @@
+//! Looks for images, and pulls them (A14.1, A14.2).
+
+use std::sync::Arc;
+
+use stoker_model::handle::EventType;
+use stoker_model::pod::PodRef;
+
+use super::Effect;
+use crate::pod::observed::{ImageKey, Kind, PullPolicy};
+use crate::pod::shared::Shared;
+use crate::runtime::{Pull, PullFailure, RuntimeError, cri};
+
+/// Finds an image for the container that first asked for it, and tells what came of it.
+pub(in crate::pod) async fn find_image(
+    shared: Arc<Shared>,
+    pod: PodRef,
+    container: (Kind, String),
+    key: ImageKey,
+) -> Effect {
+    let seeker = Seeker { shared: &shared, pod: &pod, container: (container.0, &container.1), key: &key };
+    seeker.find().await
+}
+
+struct Seeker<'a> {
+    shared: &'a Shared,
+    pod: &'a PodRef,
+    container: (Kind, &'a str),
+    key: &'a ImageKey,
+}
+
+impl Seeker<'_> {
+    fn tell(&self, kind: EventType, reason: &str, message: impl Into<String>) {
+        self.shared.tell_of(self.pod, self.container, kind, reason, message);
+    }
+
+    fn missing(&self, reason: &'static str, message: String, pulled: bool) -> Effect {
+        self.tell(EventType::Warning, "Failed", format!("Error: {reason}"));
+        Effect::ImageMissing { key: self.key.clone(), reason, message, pulled }
+    }
+
+    fn found(&self, id: String, image: &cri::Image) -> Effect {
+        let (uid, username) = (image.uid.map(|u| u.value), image.username.clone());
+        Effect::ImageFound { key: self.key.clone(), id, uid, username }
+    }
+
+    async fn find(&self) -> Effect {
+        let image = &self.key.image;
+        if !is_reference(image) {
+            let message = format!("Failed to apply default image tag \"{image}\": couldn't parse image name \"{image}\": invalid reference format");
+            self.tell(EventType::Warning, "InspectFailed", message.clone());
+            return self.missing("InvalidImageName", message, false);
+        }
+        let present = match self.shared.images.status(image).await {
+            Ok(present) => present,
+            Err(error) => {
+                let message = format!("Failed to inspect image \"{image}\": {error}");
+                self.tell(EventType::Warning, "InspectFailed", message.clone());
+                return self.missing("ImageInspectError", message, false);
+            }
+        };
+        match (present, self.key.policy) {
+            (Some(found), PullPolicy::IfNotPresent | PullPolicy::Never) => {
+                let text = format!(
+                    "Container image \"{image}\" already present on machine and can be accessed by the pod"
+                );
+                self.tell(EventType::Normal, "Pulled", text);
+                self.found(found.id.clone(), &found)
+            }
+            (None, PullPolicy::Never) => {
+                let message = format!("Container image \"{image}\" is not present with pull policy of Never");
+                self.tell(EventType::Warning, "ErrImageNeverPull", message.clone());
+                self.missing("ErrImageNeverPull", message, false)
+            }
+            _ => self.pull().await,
+        }
+    }
+
+    async fn pull(&self) -> Effect {
+        let image = &self.key.image;
+        self.tell(EventType::Normal, "Pulling", format!("Pulling image \"{image}\""));
+        let asked = self.shared.clock.now().monotonic;
+        let runtime_handler = self.shared.config.runtime_handler.clone();
+        let pull = Pull { image: image.clone(), runtime_handler, credentials: Vec::new() };
+        match self.shared.images.pull(pull).await {
+            Ok(pulled) => {
+                let waited = self.shared.clock.now().monotonic.saturating_sub(asked);
+                let status = self.shared.images.status(&pulled.id).await.ok().flatten().unwrap_or_default();
+                let round = |d: std::time::Duration| format!("{}ms", d.as_millis());
+                self.tell(
+                    EventType::Normal,
+                    "Pulled",
+                    format!(
+                        "Successfully pulled image \"{image}\" in {} ({} including waiting). Image size: {} bytes.",
+                        round(pulled.took),
+                        round(waited),
+                        status.size
+                    ),
+                );
+                self.found(pulled.id, &status)
+            }
+            Err(error) => {
+                self.tell(EventType::Warning, "Failed", format!("Failed to pull image \"{image}\": {error}"));
+                self.missing(reason_of(&error), error.to_string(), true)
+            }
+        }
+    }
+}
+
+fn reason_of(error: &RuntimeError) -> &'static str {
+    match error {
+        RuntimeError::ImagePull { failure: PullFailure::InvalidName, .. } => "InvalidImageName",
+        RuntimeError::ImagePull { failure: PullFailure::RegistryUnavailable, .. } => "RegistryUnavailable",
+        RuntimeError::ImagePull { failure: PullFailure::SignatureValidation, .. } => "SignatureValidationFailed",
+        _ => "ErrImagePull",
+    }
+}
+
+/// Whether a text can be an image reference: lower-case path components, an optional tag and digest.
+fn is_reference(text: &str) -> bool {
+    let (name, digest) = text.split_once('@').map_or((text, None), |(name, digest)| (name, Some(digest)));
+    let (path, tag) = match name.rsplit_once(':') {
+        Some((path, tag)) if !tag.contains('/') => (path, Some(tag)),
+        _ => (name, None),
+    };
+    let word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+    let tag_ok = tag.is_none_or(|t| (1..=128).contains(&t.len()) && t.chars().all(word) && !t.starts_with(['.', '-']));
+    let digest_ok = digest.is_none_or(|d| d.split_once(':').is_some_and(|(_, hex)| hex.len() >= 32));
+    let mut parts = path.split('/');
+    let first = parts.next().unwrap_or_default();
+    let is_host = path.contains('/') && (first.contains(['.', ':']) || first == "localhost");
+    let component = |part: &str| {
+        let lower = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        !part.is_empty()
+            && part.chars().all(|c| lower(c) || matches!(c, '.' | '_' | '-'))
+            && part.starts_with(lower)
+            && part.ends_with(lower)
+    };
+    tag_ok && digest_ok && (is_host || component(first)) && parts.all(component)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_are_told_from_nonsense() {
+        // A14.2
+        let digest = format!("a@sha256:{}", "0".repeat(64));
+        for good in ["busybox", "busybox:1.36", "localhost:5000/a/b:x", "docker.io/library/a_b", "R.example/a", &digest] {
+            assert!(is_reference(good), "{good}");
+        }
+        for bad in ["", "UPPER", "a b", "a//b", ":tag", "a:", "http://a", "a:-x", "-a", "a@sha256:1", "localhost/"] {
+            assert!(!is_reference(bad), "{bad}");
+        }
+    }
+}

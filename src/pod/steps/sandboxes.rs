@@ -1,0 +1,112 @@
+//! Makes, stops and removes sandboxes.
+
+use std::time::Duration;
+
+use stoker_model::handle::EventType;
+use stoker_model::resources::qos_class;
+
+use super::{Effect, Hand, Outcome};
+use crate::pod::dns::{self, ClusterDns};
+use crate::pod::hosts;
+use crate::pod::sandbox::{self, SandboxParts};
+use crate::runtime::cri;
+
+/// kubelet's back-off after a sync that failed (A1.5).
+const RETRY: Duration = Duration::from_secs(10);
+/// The network may come up any moment (A1.5).
+const NETWORK_RETRY: Duration = Duration::from_secs(1);
+
+impl Hand {
+    pub(super) fn report_network_not_ready(&mut self) -> Outcome {
+        let message = "network is not ready: container runtime network not ready";
+        self.shared.tell(&self.reference, EventType::Warning, "NetworkNotReady", message);
+        self.effects.push(Effect::SandboxFailed {
+            reason: "NetworkNotReady",
+            message: message.to_owned(),
+            retry: NETWORK_RETRY,
+        });
+        Outcome::Stop
+    }
+
+    pub(super) async fn run_sandbox(&mut self, attempt: u32, changed: bool) -> Outcome {
+        if changed {
+            let message = "Pod sandbox changed, it will be killed and re-created.";
+            self.shared.tell(&self.reference, EventType::Normal, "SandboxChanged", message);
+        }
+        let config = match self.sandbox_config(attempt, true) {
+            Ok(config) => config,
+            Err(message) => return self.sandbox_failed(message),
+        };
+        let made = std::fs::create_dir_all(&config.log_directory);
+        if let Err(error) = made {
+            return self.sandbox_failed(format!("cannot make the log directory {}: {error}", config.log_directory));
+        }
+        match self.shared.runtime.run_pod_sandbox(config, &self.shared.config.runtime_handler).await {
+            Ok(_) => {
+                self.effects.push(Effect::SandboxMade);
+                Outcome::Done
+            }
+            Err(error) => self.sandbox_failed(error.to_string()),
+        }
+    }
+
+    fn sandbox_failed(&mut self, message: String) -> Outcome {
+        let text = format!("Failed to create pod sandbox: {message}");
+        self.shared.tell(&self.reference, EventType::Warning, "FailedCreatePodSandBox", text);
+        self.effects.push(Effect::SandboxFailed { reason: "CreatePodSandboxError", message, retry: RETRY });
+        Outcome::Stop
+    }
+
+    /// The configuration of the pod's sandbox. The runtime wants it again for each container.
+    pub(super) fn sandbox_config(&self, attempt: u32, first: bool) -> Result<cri::PodSandboxConfig, String> {
+        let shared = &self.shared;
+        let spec = self.pod.spec.clone().unwrap_or_default();
+        let names = hosts::names(&self.pod, &shared.config.cluster_domain)?;
+        let of_node = match &shared.config.resolv_conf {
+            Some(path) => {
+                std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?
+            }
+            None => String::new(),
+        };
+        let cluster =
+            ClusterDns { servers: &shared.config.cluster_dns, domain: &shared.config.cluster_domain, of_node: &of_node };
+        let (dns, problems) = dns::config(&spec, &self.reference.namespace, cluster);
+        if first {
+            for problem in problems {
+                shared.tell(&self.reference, EventType::Warning, "DNSConfigForming", problem);
+            }
+        }
+        let parts = SandboxParts {
+            attempt,
+            hostname: names.hostname,
+            dns,
+            cgroup_parent: shared.cgroups.pod_parent(qos_class(&spec), self.reference.uid.as_str()),
+            log_directory: shared.log_dir(&self.reference),
+        };
+        Ok(sandbox::config(&self.pod, &parts))
+    }
+
+    pub(super) async fn stop_sandbox(&mut self, id: &str) -> Outcome {
+        match self.shared.runtime.stop_pod_sandbox(id).await {
+            Ok(()) => Outcome::Done,
+            Err(error) if error.is_not_found() => Outcome::Done,
+            Err(error) => {
+                let message = format!("error killing pod: failed to \"KillPodSandbox\" for \"{}\": {error}", self.reference.uid);
+                self.shared.tell(&self.reference, EventType::Warning, "FailedKillPod", message);
+                self.effects.push(Effect::Stuck);
+                Outcome::Stop
+            }
+        }
+    }
+
+    pub(super) async fn remove_sandbox(&mut self, id: &str) -> Outcome {
+        match self.shared.runtime.remove_pod_sandbox(id).await {
+            Err(error) if !error.is_not_found() => {
+                tracing::warn!(pod = %self.reference, %error, "cannot remove a dead sandbox; it is tried again");
+                self.effects.push(Effect::Stuck);
+                Outcome::Stop
+            }
+            _ => Outcome::Done,
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! The end of a pod: volumes and control group, the last status, and everything that is left (A1.11). A step that fails does not
+//! keep the others from running.
+
+use stoker_model::handle::{ApiError, EventType};
+use stoker_model::names;
+use stoker_model::resources::QosClass;
+
+use super::{Effect, Hand, Outcome};
+use crate::runtime::cri;
+
+const CLASSES: [QosClass; 3] = [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort];
+
+impl Hand {
+    pub(super) async fn tear_down(&mut self) -> Outcome {
+        let problems = self.undo();
+        if problems.is_empty() {
+            self.effects.push(Effect::TornDown);
+            return Outcome::Done;
+        }
+        tracing::warn!(pod = %self.reference, ?problems, "the pod is not quite gone yet; it is tried again");
+        let message = format!("error cleaning up the pod: {}", problems.join("; "));
+        self.shared.tell(&self.reference, EventType::Warning, "FailedKillPod", message);
+        self.effects.push(Effect::Stuck);
+        Outcome::Stop
+    }
+
+    /// Unmounts, and removes the control group whatever class it was made in.
+    fn undo(&self) -> Vec<String> {
+        let uid = &self.reference.uid;
+        let volumes = self.shared.volumes.unmount(uid).into_iter().map(|e| e.to_string());
+        let groups = CLASSES.iter().filter_map(|qos| {
+            let removed = self.shared.cgroups.remove_pod(*qos, uid.as_str());
+            removed.err().map(|e| e.to_string())
+        });
+        volumes.chain(groups).collect()
+    }
+
+    pub(super) async fn report(&mut self) -> Outcome {
+        let flushed = std::mem::replace(&mut self.flushed, Box::pin(std::future::ready(())));
+        flushed.await;
+        match self.shared.api.delete_finished(&self.reference).await {
+            Ok(()) | Err(ApiError::NotFound(_) | ApiError::Conflict(_)) => {
+                self.effects.push(Effect::Reported);
+                Outcome::Done
+            }
+            Err(error) => {
+                tracing::debug!(pod = %self.reference, %error, "the pod is deleted later");
+                self.effects.push(Effect::Stuck);
+                Outcome::Stop
+            }
+        }
+    }
+
+    /// The pod is no longer in any source: nothing of it needs to be kept.
+    pub(super) async fn remove_everything(&mut self) -> Outcome {
+        let mut problems = self.undo();
+        let labels = [(names::POD_UID.to_owned(), self.reference.uid.to_string())];
+        let filter = cri::PodSandboxFilter { label_selector: labels.into(), ..Default::default() };
+        match self.shared.runtime.list_pod_sandbox(Some(filter)).await {
+            Err(error) => problems.push(error.to_string()),
+            Ok(sandboxes) => {
+                for sandbox in sandboxes {
+                    // A sandbox takes its containers with it, and needs to be stopped for its network to be given back.
+                    let stopped = self.shared.runtime.stop_pod_sandbox(&sandbox.id).await;
+                    let removed = self.shared.runtime.remove_pod_sandbox(&sandbox.id).await;
+                    let failed = [stopped, removed].into_iter().filter_map(Result::err).filter(|e| !e.is_not_found());
+                    problems.extend(failed.map(|e| e.to_string()));
+                }
+            }
+        }
+        if let Err(error) = self.shared.volumes.remove_dirs(&self.reference.uid) {
+            problems.push(error.to_string());
+        }
+        self.remove_logs();
+        if problems.is_empty() {
+            self.effects.push(Effect::Gone);
+            return Outcome::Done;
+        }
+        tracing::warn!(pod = %self.reference, ?problems, "what is left of the pod cannot be removed; it is tried again");
+        self.effects.push(Effect::Stuck);
+        Outcome::Stop
+    }
+
+    fn remove_logs(&self) {
+        // Logs are removed as far as possible: what stays behind harms nobody, and the next agent's start finds it.
+        let _ = std::fs::remove_dir_all(self.shared.log_dir(&self.reference));
+        let prefix = format!("{}_{}_", self.reference.name, self.reference.namespace);
+        let links = std::fs::read_dir(&self.shared.config.link_dir).into_iter().flatten().flatten();
+        for link in links.filter(|link| link.file_name().to_string_lossy().starts_with(&prefix)) {
+            // Another pod of the same name may have links of its own: only those that lead nowhere go.
+            if std::fs::metadata(link.path()).is_err() {
+                let _ = std::fs::remove_file(link.path());
+            }
+        }
+    }
+}

@@ -1,0 +1,496 @@
+//! One task per pod UID: wakes, looks, plans, acts, reports (A1.3).
+//!
+//! Steps that may not overlap run in one task, the hand; while it works the worker does not look, so every plan is made from a view
+//! younger than the last step. Stops and pulls run beside it and are remembered as under way. No call to the runtime is ever
+//! dropped half way: it has a task of its own, and reports back.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::PodStatus;
+use stoker_model::handle::EventType;
+use stoker_model::pod::PodRef;
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, debug, warn};
+
+use super::backoff::Backoff;
+use super::observe::Observer;
+use super::observed::{
+    DesiredPod, Failure, ImageState, Kind, Memory, Observed, ProbeVerdict, Sandbox, Stage, Stop, VolumesState,
+};
+use super::plan::{Plan, Step, StopContainer, Waiting, plan, pod_text};
+use super::security::ImageUser;
+use super::shared::Shared;
+use super::status::{Facts, status};
+use super::steps::{Effect, Hand, StopRequest, find_image, pull_failure, run_pre_stop, stop_container};
+use super::writer::StatusWriter;
+
+/// kubelet's back-off after a sync that failed (A1.5).
+const CONTAINER_RETRY: Duration = Duration::from_secs(10);
+/// First and longest delay between mounts that fail (A9.2).
+const MOUNT_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(122));
+/// First and longest delay while the runtime is away.
+const RUNTIME_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+/// A teardown that failed is tried again after this.
+const TEARDOWN_RETRY: Duration = Duration::from_secs(1);
+/// The same plan again right after its steps succeeded means that they changed nothing: then it waits, doubling.
+const REPEAT_DELAY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
+
+/// What came of one task.
+struct Report {
+    /// It was the hand.
+    hand: bool,
+    effects: Vec<Effect>,
+}
+
+pub(super) struct Worker {
+    shared: Arc<Shared>,
+    reference: PodRef,
+    desired: watch::Receiver<DesiredPod>,
+    wake: Arc<Notify>,
+    stop: CancellationToken,
+    memory: Memory,
+    observer: Observer,
+    /// What was reported last.
+    previous: PodStatus,
+    writer: StatusWriter,
+    tasks: JoinSet<Report>,
+    hand_busy: bool,
+    /// Deadlines of the stops under way, by container ID.
+    deadlines: HashMap<String, watch::Sender<Duration>>,
+    /// Hooks that run before their container's turn to stop, by container ID.
+    hooks: HashMap<String, oneshot::Receiver<()>>,
+    /// The waiting containers of the last plan: an event is due when one starts to wait for a back-off.
+    waiting: BTreeMap<String, Waiting>,
+    mount_failures: u32,
+    /// Steps of the last hand, and how often they came again.
+    repeated: (Vec<Step>, u32),
+    sandbox: Option<Sandbox>,
+    gone: bool,
+}
+
+impl Worker {
+    /// A worker that has not looked yet. `rejected`: the pod may not run here.
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        desired: watch::Receiver<DesiredPod>,
+        wake: Arc<Notify>,
+        stop: CancellationToken,
+        rejected: Option<super::observed::Cause>,
+    ) -> Self {
+        let pod = desired.borrow().pod.clone();
+        let reference = PodRef::of(&pod);
+        let previous = pod.status.clone().unwrap_or_default();
+        let started = previous.start_time.as_ref().map(|time| time.0);
+        let mut memory = Memory { started_at: started.or(Some(shared.clock.now().wall)), ..Memory::default() };
+        if let Some(cause) = rejected {
+            memory.stage = Stage::CleaningUp { cause };
+        }
+        let writer = StatusWriter::spawn(shared.api.clone(), reference.clone());
+        Self {
+            shared,
+            reference,
+            desired,
+            wake,
+            stop,
+            memory,
+            observer: Observer::default(),
+            previous,
+            writer,
+            tasks: JoinSet::new(),
+            hand_busy: false,
+            deadlines: HashMap::new(),
+            hooks: HashMap::new(),
+            waiting: BTreeMap::new(),
+            mount_failures: 0,
+            repeated: (Vec::new(), 0),
+            sandbox: None,
+            gone: false,
+        }
+    }
+
+    /// Runs until nothing is left of the pod, or the agent stops.
+    pub(super) async fn run(mut self) -> PodRef {
+        let span = tracing::info_span!("pod", pod = %self.reference);
+        let reference = self.reference.clone();
+        async move {
+            self.adopt().await;
+            let mut runtime_delay = RUNTIME_RETRY.0;
+            let mut wake_at = None;
+            let mut resync_at = self.next_resync();
+            while !self.gone && !self.stop.is_cancelled() {
+                if !self.hand_busy {
+                    wake_at = match self.round().await {
+                        Ok(wake_at) => {
+                            runtime_delay = RUNTIME_RETRY.0;
+                            wake_at
+                        }
+                        Err(error) => {
+                            debug!(%error, "cannot look at the pod");
+                            let at = self.shared.clock.now().monotonic + runtime_delay;
+                            runtime_delay = (runtime_delay * 2).min(RUNTIME_RETRY.1);
+                            Some(at)
+                        }
+                    };
+                }
+                if self.next_wake(wake_at, resync_at).await {
+                    self.refresh_volumes();
+                    resync_at = self.next_resync();
+                }
+            }
+        }
+        .instrument(span.or_current())
+        .await;
+        reference
+    }
+
+    fn next_resync(&self) -> Duration {
+        // Spread over half a period, so that pods made together are not looked at together (A1.5).
+        let spread = self.reference.uid.as_str().bytes().fold(0_u32, |sum, byte| (sum * 31 + u32::from(byte)) % 100);
+        self.shared.clock.now().monotonic + self.shared.config.sync_frequency.mul_f64(1.0 + f64::from(spread) / 200.0)
+    }
+
+    /// Waits until there is a reason to look; whether it is only that time has passed.
+    async fn next_wake(&mut self, wake_at: Option<Duration>, resync_at: Duration) -> bool {
+        let now = self.shared.clock.now().monotonic;
+        let wake_at = wake_at.filter(|_| !self.hand_busy);
+        let until = |at: Duration| tokio::time::sleep(at.saturating_sub(now));
+        tokio::select! {
+            biased;
+            // Containers stay; the next agent adopts them (A1.15).
+            () = self.stop.cancelled() => {}
+            Some(report) = self.tasks.join_next() => self.take(report),
+            changed = self.desired.changed() => {
+                if changed.is_err() {
+                    self.stop.cancel();
+                }
+            }
+            () = self.wake.notified() => {}
+            () = until(wake_at.unwrap_or(resync_at).min(resync_at)) => return now + Duration::from_millis(1) >= resync_at || wake_at.is_none_or(|at| at >= resync_at),
+        }
+        false
+    }
+
+    fn take(&mut self, report: Result<Report, tokio::task::JoinError>) {
+        match report {
+            Ok(report) => {
+                self.hand_busy &= !report.hand;
+                for effect in report.effects {
+                    self.remember(effect);
+                }
+            }
+            Err(error) => {
+                // A panic in a step is a defect; the pod is looked at again and the step tried again.
+                warn!(%error, "a step ended badly");
+                self.hand_busy = false;
+            }
+        }
+    }
+
+    /// What an earlier agent left running is as it should be: nothing is mounted or limited anew before it is looked at (A1.15, A2.23).
+    async fn adopt(&mut self) {
+        let Ok((sandboxes, _)) = self.observer.look(&self.shared.runtime, &self.reference.uid).await else { return };
+        if sandboxes.iter().any(|s| s.ready) {
+            self.memory.volumes = VolumesState::Mounted;
+            self.memory.cgroup_ready = true;
+            self.refresh_volumes();
+        }
+    }
+
+    /// Looks, plans, reports and begins what is to be done. When to look again (monotonic).
+    async fn round(&mut self) -> Result<Option<Duration>, crate::runtime::RuntimeError> {
+        let (sandboxes, containers) = self.observer.look(&self.shared.runtime, &self.reference.uid).await?;
+        let ids = sandboxes.iter().map(|s| s.id.clone()).chain(containers.iter().map(|c| c.id.clone()));
+        self.shared.directory.put_ids(&self.reference.uid, &ids.collect::<Vec<_>>());
+        let desired = self.desired.borrow_and_update().clone();
+        self.sandbox = sandboxes.first().cloned();
+        let network_ready = self.shared.node().network_ready;
+        let memory = std::mem::take(&mut self.memory);
+        let mut seen = Observed { sandboxes, containers, network_ready, memory };
+        let now = self.shared.clock.now();
+        let plan = plan(&desired, &seen, self.shared.config.longest_backoff, now);
+        debug!(stage = ?plan.stage, steps = plan.steps.len(), wake_at = ?plan.wake_at, "planned");
+        seen.memory.stage = plan.stage.clone();
+        self.tell_of_backoffs(&desired, &plan);
+        self.report(&desired, &seen, &plan.waiting);
+        self.memory = seen.memory;
+        self.waiting = plan.waiting.clone();
+        Ok(self.begin(&desired, plan))
+    }
+
+    /// Computes the status and has it written if it changed.
+    fn report(&mut self, desired: &DesiredPod, seen: &Observed, waiting: &BTreeMap<String, Waiting>) {
+        if desired.gone {
+            return;
+        }
+        let node = self.shared.node();
+        let facts = Facts { desired, seen, waiting, node_ips: &node.ips, previous: &self.previous };
+        let status = status(facts, self.shared.clock.now());
+        let mut shown = (*desired.pod).clone();
+        shown.status = Some(status.clone());
+        self.shared.directory.put(&self.reference.uid, Arc::new(shown));
+        if status != self.previous {
+            self.previous = status.clone();
+            self.writer.put(Arc::new(status));
+        }
+    }
+
+    /// Says it once when a container starts to wait for a back-off (A3.9, A14.2).
+    fn tell_of_backoffs(&self, desired: &DesiredPod, plan: &Plan) {
+        for (name, waiting) in &plan.waiting {
+            if self.waiting.get(name).is_some_and(|before| before.reason == waiting.reason) {
+                continue;
+            }
+            let kind = desired.container(name).map_or(Kind::Regular, |(kind, _)| kind);
+            let tell = |kind_of: EventType, reason: &str, message: String| {
+                self.shared.tell_of(&self.reference, (kind, name), kind_of, reason, message);
+            };
+            match waiting.reason.as_str() {
+                "CrashLoopBackOff" => {
+                    let pod = pod_text(desired);
+                    let text = format!("Back-off restarting failed container {name} in pod {pod}");
+                    tell(EventType::Warning, "BackOff", text);
+                }
+                "ImagePullBackOff" => {
+                    let image = desired.container(name).and_then(|(_, c)| c.image).unwrap_or_default();
+                    tell(EventType::Normal, "BackOff", format!("Back-off pulling image \"{image}\""));
+                    tell(EventType::Warning, "Failed", "Error: ImagePullBackOff".to_owned());
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Starts the steps of a plan. When to look again (monotonic).
+    fn begin(&mut self, desired: &DesiredPod, plan: Plan) -> Option<Duration> {
+        let mut for_hand = Vec::new();
+        for step in plan.steps {
+            match step {
+                Step::FindImage(key) => self.find_image(desired, key),
+                Step::StopContainer(stop) => self.stop_container(desired, stop),
+                Step::RunPreStop { id, name, deadline } => self.run_pre_stop(desired, id, name, deadline),
+                Step::ShortenGrace { id, deadline } => self.shorten(&id, deadline),
+                other => for_hand.push(other),
+            }
+        }
+        if for_hand.is_empty() {
+            self.repeated = (Vec::new(), 0);
+            return plan.wake_at;
+        }
+        let pause = self.pause_before(&for_hand);
+        let hand = self.hand(desired);
+        self.hand_busy = true;
+        let work = async move {
+            tokio::time::sleep(pause).await;
+            Report { hand: true, effects: hand.run(for_hand).await }
+        };
+        self.tasks.spawn(work.in_current_span());
+        None
+    }
+
+    /// Steps that were just done and are planned again did not help: they wait.
+    fn pause_before(&mut self, steps: &[Step]) -> Duration {
+        let (last, times) = &mut self.repeated;
+        if last == steps {
+            *times += 1;
+            REPEAT_DELAY.0.saturating_mul(1 << (*times).min(10)).min(REPEAT_DELAY.1)
+        } else {
+            self.repeated = (steps.to_vec(), 0);
+            Duration::ZERO
+        }
+    }
+
+    fn hand(&self, desired: &DesiredPod) -> Hand {
+        let images = self.memory.images.iter().filter_map(|(key, state)| match state {
+            ImageState::Ready { id, uid, username } => {
+                Some((key.clone(), id.clone(), ImageUser { uid: *uid, name: username.clone() }))
+            }
+            _ => None,
+        });
+        Hand {
+            shared: self.shared.clone(),
+            pod: desired.pod.clone(),
+            reference: self.reference.clone(),
+            desired: self.desired.clone(),
+            sandbox: self.sandbox.clone(),
+            images: images.collect(),
+            flushed: Box::pin(self.writer.flushed()),
+            effects: Vec::new(),
+        }
+    }
+
+    fn find_image(&mut self, desired: &DesiredPod, key: super::observed::ImageKey) {
+        let last = match self.memory.images.remove(&key) {
+            Some(ImageState::Failed(last)) => Some(last),
+            _ => None,
+        };
+        self.memory.images.insert(key.clone(), ImageState::Pulling { last });
+        let wants = |c: &&k8s_openapi::api::core::v1::Container| super::observed::ImageKey::of(c) == key;
+        let regular = desired.containers().iter().find(wants).map(|c| (Kind::Regular, c.name.clone()));
+        let init = || desired.init_containers().iter().find(wants).map(|c| (Kind::Init, c.name.clone()));
+        let container = regular.or_else(init).unwrap_or((Kind::Ephemeral, String::new()));
+        let (shared, pod) = (self.shared.clone(), self.reference.clone());
+        let work = async move { Report { hand: false, effects: vec![find_image(shared, pod, container, key).await] } };
+        self.tasks.spawn(work.in_current_span());
+    }
+
+    fn stop_request(&mut self, desired: &DesiredPod, id: &str, name: &str, deadline: Duration) -> StopRequest {
+        let (sender, receiver) = match self.deadlines.remove(id) {
+            Some(sender) => {
+                let receiver = sender.subscribe();
+                sender.send_if_modified(|current| std::mem::replace(current, deadline.min(*current)) > deadline);
+                (sender, receiver)
+            }
+            None => watch::channel(deadline),
+        };
+        self.deadlines.insert(id.to_owned(), sender);
+        let found = desired.container(name);
+        let kind = found.as_ref().map_or(Kind::Regular, |(kind, _)| *kind);
+        StopRequest {
+            shared: self.shared.clone(),
+            pod: self.reference.clone(),
+            container: (kind, name.to_owned()),
+            id: id.to_owned(),
+            deadline: receiver,
+            pre_stop: found.and_then(|(_, c)| c.lifecycle).and_then(|l| l.pre_stop),
+            message: format!("Stopping container {name}"),
+            hook_under_way: None,
+        }
+    }
+
+    fn stop_container(&mut self, desired: &DesiredPod, stop: StopContainer) {
+        let mut request = self.stop_request(desired, &stop.id, &stop.name, stop.deadline);
+        if !stop.hook {
+            request.pre_stop = None;
+        }
+        request.message = stop.message;
+        request.hook_under_way = self.hooks.remove(&stop.id);
+        if stop.recreate {
+            self.memory.recreate.insert(stop.name);
+        }
+        self.memory.stops.insert(stop.id, Stop { deadline: stop.deadline, hook_only: false });
+        let work = async move { Report { hand: false, effects: vec![stop_container(request).await] } };
+        self.tasks.spawn(work.in_current_span());
+    }
+
+    fn run_pre_stop(&mut self, desired: &DesiredPod, id: String, name: String, deadline: Duration) {
+        let request = self.stop_request(desired, &id, &name, deadline);
+        let (done, under_way) = oneshot::channel();
+        self.hooks.insert(id.clone(), under_way);
+        self.memory.stops.insert(id, Stop { deadline, hook_only: true });
+        let work = async move {
+            run_pre_stop(request, done).await;
+            Report { hand: false, effects: Vec::new() }
+        };
+        self.tasks.spawn(work.in_current_span());
+    }
+
+    fn shorten(&mut self, id: &str, deadline: Duration) {
+        if let Some(sender) = self.deadlines.get(id) {
+            sender.send_replace(deadline);
+        }
+        if let Some(stop) = self.memory.stops.get_mut(id) {
+            stop.deadline = deadline;
+        }
+    }
+
+    /// Brings the content of volumes up to date, beside everything else (A9.8).
+    fn refresh_volumes(&mut self) {
+        let desired = self.desired.borrow().clone();
+        if self.memory.volumes != VolumesState::Mounted || self.memory.stage != Stage::Running || desired.gone {
+            return;
+        }
+        let (shared, pod) = (self.shared.clone(), self.reference.clone());
+        let work = async move {
+            let now = shared.clock.now();
+            for (volume, error) in shared.volumes.mount(&desired.pod, &shared.node(), now).await.err().into_iter().flatten() {
+                let message = format!("MountVolume.SetUp failed for volume \"{volume}\" : {error}");
+                shared.tell(&pod, EventType::Warning, "FailedMount", message);
+            }
+            Report { hand: false, effects: Vec::new() }
+        };
+        self.tasks.spawn(work.in_current_span());
+    }
+
+    /// Takes over what a step did.
+    fn remember(&mut self, effect: Effect) {
+        let now = self.shared.clock.now();
+        let memory = &mut self.memory;
+        match effect {
+            Effect::CgroupReady => memory.cgroup_ready = true,
+            Effect::VolumesMounted => {
+                memory.volumes = VolumesState::Mounted;
+                self.mount_failures = 0;
+            }
+            Effect::VolumesFailed(message) => {
+                let delay = MOUNT_RETRY.0.saturating_mul(1 << self.mount_failures.min(10)).min(MOUNT_RETRY.1);
+                self.mount_failures += 1;
+                memory.volumes = VolumesState::Failed { message, retry_at: now.monotonic + delay };
+                self.repeated = (Vec::new(), 0);
+            }
+            Effect::SandboxMade => memory.sandbox_failure = None,
+            Effect::SandboxFailed { reason, message, retry } => {
+                let retry_at = now.monotonic + retry;
+                memory.sandbox_failure = Some(Failure { reason: reason.to_owned(), message, retry_at });
+            }
+            Effect::ImageFound { key, id, uid, username } => {
+                memory.images.insert(key, ImageState::Ready { id, uid, username });
+            }
+            Effect::ImageMissing { key, reason, message, pulled } => {
+                let last = match memory.images.get(&key) {
+                    Some(ImageState::Pulling { last }) => last.as_ref(),
+                    _ => None,
+                };
+                let failure = pull_failure(last, reason, message, pulled, now);
+                memory.images.insert(key, ImageState::Failed(failure));
+            }
+            Effect::Created { name, image, ended } => {
+                // The next instance asks for its image anew: its policy may be Always.
+                memory.images.remove(&image);
+                memory.recreate.remove(&name);
+                memory.hook_failed.remove(&name);
+                if let Some(ended) = ended {
+                    let longest = self.shared.config.longest_backoff;
+                    let grown = Backoff::grown(memory.restarts.get(&name), ended, now.wall, longest);
+                    memory.restarts.insert(name, grown);
+                }
+            }
+            Effect::Started { name } => {
+                memory.failures.remove(&name);
+            }
+            Effect::ContainerFailed { name, reason, message } => {
+                let retry_at = now.monotonic + CONTAINER_RETRY;
+                memory.failures.insert(name, Failure { reason: reason.to_owned(), message, retry_at });
+            }
+            Effect::HookFailed { name, message } => {
+                let retry_at = now.monotonic + CONTAINER_RETRY;
+                let failure = Failure { reason: "PostStartHookError".into(), message, retry_at };
+                memory.failures.insert(name.clone(), failure);
+                memory.hook_failed.insert(name);
+            }
+            Effect::StopEnded { id } => {
+                memory.stops.remove(&id);
+                self.deadlines.remove(&id);
+            }
+            Effect::TornDown => {
+                memory.torn_down = true;
+                memory.teardown_retry_at = None;
+            }
+            Effect::Reported => {
+                memory.reported = true;
+                memory.teardown_retry_at = None;
+            }
+            Effect::Gone => self.gone = true,
+            Effect::Stuck => memory.teardown_retry_at = Some(now.monotonic + TEARDOWN_RETRY),
+        }
+    }
+
+    /// What a prober says of a container; the seam that `probe` will call.
+    #[expect(dead_code, reason = "the probe room is built next and reports here")]
+    fn probed(&mut self, container: &str, verdict: ProbeVerdict) {
+        self.memory.probes.insert(container.to_owned(), verdict);
+    }
+}

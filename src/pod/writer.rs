@@ -1,0 +1,84 @@
+//! Writes one pod's status: the newest wins, and what cannot be written now is written later (A2.10).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::PodStatus;
+use stoker_model::handle::{ApiError, PodApi};
+use stoker_model::pod::PodRef;
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+/// First and longest delay between tries.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+
+/// The writing task of one pod ends with this.
+#[derive(Debug)]
+pub(super) struct StatusWriter {
+    /// Number and content of the newest status.
+    wanted: watch::Sender<(u64, Option<Arc<PodStatus>>)>,
+    /// Number of the status written last.
+    written: watch::Receiver<u64>,
+}
+
+impl StatusWriter {
+    pub(super) fn spawn(api: Arc<dyn PodApi>, pod: PodRef) -> Self {
+        let (wanted, inbox) = watch::channel((0, None));
+        let (done, written) = watch::channel(0);
+        tokio::spawn(write(api, pod, inbox, done));
+        Self { wanted, written }
+    }
+
+    /// Has a status written, in place of an earlier one that waits.
+    pub(super) fn put(&self, status: Arc<PodStatus>) {
+        self.wanted.send_modify(|wanted| *wanted = (wanted.0 + 1, Some(status)));
+    }
+
+    /// Resolves when everything put so far has reached the API server, or the pod is no longer there.
+    pub(super) fn flushed(&self) -> impl Future<Output = ()> + Send + 'static {
+        let newest = self.wanted.borrow().0;
+        let mut written = self.written.clone();
+        async move {
+            // An error means that the writer ended: then nothing more can be written.
+            let _ = written.wait_for(|number| *number >= newest).await;
+        }
+    }
+}
+
+async fn write(
+    api: Arc<dyn PodApi>,
+    pod: PodRef,
+    mut inbox: watch::Receiver<(u64, Option<Arc<PodStatus>>)>,
+    done: watch::Sender<u64>,
+) {
+    let mut delay = RETRY.0;
+    while inbox.changed().await.is_ok() {
+        loop {
+            let (number, status) = inbox.borrow_and_update().clone();
+            let Some(status) = status else { break };
+            let wait = match api.patch_status(&pod, &status).await {
+                Ok(()) => None,
+                Err(ApiError::NotFound(_) | ApiError::Conflict(_)) => {
+                    debug!(%pod, "the pod is no longer in the API");
+                    None
+                }
+                Err(ApiError::Rejected(message)) => {
+                    warn!(%pod, %message, "the API server refuses the status of the pod");
+                    None
+                }
+                Err(ApiError::Unavailable { message, retry_after_seconds }) => {
+                    debug!(%pod, %message, "the status is written later");
+                    let asked = retry_after_seconds.map(|s| Duration::from_secs(s.into()));
+                    Some(asked.unwrap_or(delay).max(delay))
+                }
+            };
+            let Some(wait) = wait else {
+                delay = RETRY.0;
+                done.send_replace(number);
+                break;
+            };
+            delay = (delay * 2).min(RETRY.1);
+            tokio::time::sleep(wait).await;
+        }
+    }
+}

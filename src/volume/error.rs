@@ -1,0 +1,64 @@
+//! What may go wrong with volumes. The texts end up in events, so they are upstream's where it has them.
+
+use std::io;
+use std::path::PathBuf;
+
+use stoker_model::handle::ApiError;
+
+/// Why a volume is not there, or does not go.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// A ConfigMap or Secret is missing and not optional.
+    #[error("{kind} {name:?} not found")]
+    NoObject {
+        /// `configmap` or `secret`.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// A key that `items` names is missing and not optional.
+    #[error("references non-existent {kind} key: {key}")]
+    NoKey {
+        /// `config` or `secret`.
+        kind: &'static str,
+        /// The key.
+        key: String,
+    },
+    /// A file name that leaves the volume.
+    #[error("invalid path {0:?}: it must be relative and must not contain '..'")]
+    Path(String),
+    /// A downward API field that does not exist.
+    #[error("{0}")]
+    Field(String),
+    /// The path on the host is not what `type` says.
+    #[error("hostPath type check failed: {path} is not {expected}")]
+    HostPathType {
+        /// The path.
+        path: String,
+        /// `a directory` and the like.
+        expected: &'static str,
+    },
+    /// A kind of volume that this agent does not know.
+    #[error("no volume plugin matched: volumes of this type are not supported on this node")]
+    Unsupported,
+    /// The API server did not answer, or refused.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// A file or directory could not be handled.
+    #[error("cannot {what} {path}: {source}")]
+    File {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl VolumeError {
+    pub(super) fn file(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { what, path, source }
+    }
+}

@@ -1,0 +1,62 @@
+//! `hostPath`: what is on the node (A9.5).
+
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+use super::error::VolumeError;
+
+/// Checks, and where the type says so makes, what is at the path.
+pub(super) fn set_up(path: &str, kind: &str) -> Result<(), VolumeError> {
+    let place = Path::new(path);
+    match kind {
+        "DirectoryOrCreate" if !place.exists() => {
+            let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(place);
+            made.map_err(VolumeError::file("make", place))?;
+        }
+        "FileOrCreate" if !place.exists() => {
+            let made = fs::OpenOptions::new().create_new(true).write(true).mode(0o644).open(place);
+            made.map_err(VolumeError::file("make", place))?;
+        }
+        _ => {}
+    }
+    let found = fs::metadata(place).map(|m| m.file_type());
+    let is = |expected: &'static str, holds: fn(&fs::FileType) -> bool| {
+        if found.as_ref().is_ok_and(holds) {
+            Ok(())
+        } else {
+            Err(VolumeError::HostPathType { path: path.to_owned(), expected })
+        }
+    };
+    match kind {
+        "" => Ok(()),
+        "Directory" | "DirectoryOrCreate" => is("a directory", fs::FileType::is_dir),
+        "File" | "FileOrCreate" => is("a file", fs::FileType::is_file),
+        "Socket" => is("a socket file", FileTypeExt::is_socket),
+        "CharDevice" => is("a character device", FileTypeExt::is_char_device),
+        "BlockDevice" => is("a block device", FileTypeExt::is_block_device),
+        _ => Err(VolumeError::Unsupported),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_type_is_checked_or_made() {
+        // A9.5
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        set_up(&path("missing"), "").unwrap();
+        for kind in ["Directory", "File", "Socket", "CharDevice", "BlockDevice"] {
+            assert!(set_up(&path("missing"), kind).is_err(), "{kind}");
+        }
+        set_up(&path("d/e"), "DirectoryOrCreate").unwrap();
+        set_up(&path("f"), "FileOrCreate").unwrap();
+        set_up(&path("d/e"), "Directory").unwrap();
+        set_up(&path("f"), "File").unwrap();
+        assert!(set_up(&path("f"), "DirectoryOrCreate").is_err());
+        set_up("/dev/null", "CharDevice").unwrap();
+    }
+}

@@ -1,0 +1,59 @@
+//! Mount points.
+
+use std::io;
+use std::path::Path;
+
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, unmount};
+
+/// Whether something is mounted at the path: it lies on another device than its parent, or is the root of a bind mount.
+pub(super) fn is_mount_point(path: &Path) -> io::Result<bool> {
+    let text = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let wanted = path.to_string_lossy();
+    Ok(mount_points(&text).any(|place| place == wanted))
+}
+
+/// The mount points at or below a path, deepest first.
+pub(super) fn mount_points_below(path: &Path) -> io::Result<Vec<String>> {
+    let text = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let mut found: Vec<String> = mount_points(&text).filter(|place| Path::new(place).starts_with(path)).collect();
+    found.sort_by_key(|place| std::cmp::Reverse(place.len()));
+    Ok(found)
+}
+
+fn mount_points(mountinfo: &str) -> impl Iterator<Item = String> {
+    mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape)
+}
+
+/// The kernel writes blanks and backslashes in octal.
+fn unescape(text: &str) -> String {
+    [(r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", r"\")]
+        .into_iter()
+        .fold(text.to_owned(), |text, (escaped, plain)| text.replace(escaped, plain))
+}
+
+pub(super) fn mount_tmpfs(path: &Path, size_bytes: Option<i64>) -> io::Result<()> {
+    let options = size_bytes.filter(|s| *s > 0).map(|s| format!("size={s}")).unwrap_or_default();
+    let options = std::ffi::CString::new(options).map_err(io::Error::other)?;
+    mount("tmpfs", path, "tmpfs", MountFlags::empty(), options.as_c_str()).map_err(io::Error::from)
+}
+
+pub(super) fn bind(source: &Path, target: &Path) -> io::Result<()> {
+    mount_bind(source, target).map_err(io::Error::from)
+}
+
+/// Makes mounts below the path visible in containers that asked for it (A9.15).
+pub(super) fn make_shared(path: &Path) -> io::Result<()> {
+    if !is_mount_point(path)? {
+        bind(path, path)?;
+    }
+    mount_change(path, MountPropagationFlags::SHARED | MountPropagationFlags::REC).map_err(io::Error::from)
+}
+
+pub(super) fn unmount_now(path: &Path) -> io::Result<()> {
+    match unmount(path, UnmountFlags::empty()) {
+        // A process may still hold it for a moment; detached it vanishes with the last user.
+        Err(rustix::io::Errno::BUSY) => unmount(path, UnmountFlags::DETACH).map_err(io::Error::from),
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(()),
+        other => other.map_err(io::Error::from),
+    }
+}
