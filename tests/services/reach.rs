@@ -157,7 +157,7 @@ fn nft_lists_all_of_it() {
     let _daemon = web_with(&lab, &[1], spec);
     let listed = lab.nft();
     for expected in [
-        "10.96.0.10 . tcp . 80 : goto lb-1",
+        "ip daddr . meta l4proto . th dport @services-lb-1 goto lb-1",
         "0 . 10.96.0.10 . tcp . 80 : 10.244.1.2 . 8080",
         "65536 . tcp . 30080 : 10.244.1.2 . 8080",
         "meta l4proto @protocols dnat ip to numgen random mod 1 . ip daddr . meta l4proto . th dport map @endpoints",

@@ -91,7 +91,7 @@ fn foreign_changes_are_repaired() {
     let before = lab.nft();
     lab.nft_command("flush ruleset");
     eventually("the flushed ruleset comes back", || lab.nft() == before);
-    lab.nft_command("delete element ip stoker services { 10.96.0.10 . tcp . 80 }");
+    lab.nft_command("delete element ip stoker services-lb-1 { 10.96.0.10 . tcp . 80 }");
     eventually("the element comes back", || lab.nft() == before);
     lab.nft_command("flush chain ip stoker lb-1");
     lab.nft_command("delete chain ip stoker filter-input");

@@ -40,23 +40,37 @@ pub(super) fn family_of(key: &Key) -> Family {
     }
 }
 
-/// The set or map that holds the element.
-pub(super) fn set_of(key: &Key) -> Cow<'static, str> {
+/// The set or map that holds the element. Of the two that hold routes and refusals, sets are what the rest of the element says
+/// already: see [`layout::text`] for why.
+pub(super) fn set_of(key: &Key, value: &Value) -> Cow<'static, str> {
     let pick = |at: &Frontend, address: &'static str, node: &'static str| match at.place {
         Place::Address(_) => Cow::Borrowed(address),
         Place::Node(_) => Cow::Borrowed(node),
     };
-    match key {
-        Key::Route(at) => pick(at, "services", "nodeports"),
-        Key::Everywhere(at) => pick(at, "services-everywhere", "nodeports-everywhere"),
-        Key::Local(at) => pick(at, "services-local", "nodeports-local"),
-        Key::Refusal(at) => pick(at, "no-endpoints", "nodeports-no-endpoints"),
-        Key::Slot(at, _) => pick(at, "endpoints", "nodeport-endpoints"),
-        Key::StickySlot(slot, at) => layout::slot_map(*slot, matches!(at.place, Place::Node(_))).into(),
-        Key::ClusterIp(_) => "cluster-ips".into(),
-        Key::Hairpin(_) => "hairpins".into(),
-        Key::Guarded(_) => "guarded".into(),
-        Key::Allowed(..) => "allowed-sources".into(),
+    match (key, value) {
+        (Key::Route(at), Value::Verdict(Verdict::Balance(balance))) if layout::has_own_set(*balance) => {
+            layout::route_set(*balance, matches!(at.place, Place::Node(_))).into()
+        }
+        (Key::Route(at), _) => pick(at, "services", "nodeports"),
+        (Key::Everywhere(at), _) => pick(at, "services-everywhere", "nodeports-everywhere"),
+        (Key::Local(at), _) => pick(at, "services-local", "nodeports-local"),
+        (Key::Refusal(at), Value::Verdict(Verdict::Drop)) => pick(at, "services-dropped", "nodeports-dropped"),
+        (Key::Refusal(at), _) => pick(at, "services-refused", "nodeports-refused"),
+        (Key::Slot(at, _), _) => pick(at, "endpoints", "nodeport-endpoints"),
+        (Key::StickySlot(slot, at), _) => layout::slot_map(*slot, matches!(at.place, Place::Node(_))).into(),
+        (Key::ClusterIp(_), _) => "cluster-ips".into(),
+        (Key::Hairpin(_), _) => "hairpins".into(),
+        (Key::Guarded(_), _) => "guarded".into(),
+        (Key::Allowed(..), _) => "allowed-sources".into(),
+    }
+}
+
+/// Whether the set that holds the element already says all of its value.
+fn value_is_the_set(key: &Key, value: &Value) -> bool {
+    match (key, value) {
+        (_, Value::Present) | (Key::Refusal(_), _) => true,
+        (Key::Route(_), Value::Verdict(Verdict::Balance(balance))) => layout::has_own_set(*balance),
+        _ => false,
     }
 }
 
@@ -126,7 +140,7 @@ pub(super) fn write_element(m: &mut Messages, key: &Key, value: Option<&Value>) 
         if matches!(key, Key::Allowed(..)) {
             m.nested(ELEM_KEY_END, |m| m.attribute(DATA_VALUE, key_bytes(key, true).as_slice()));
         }
-        match value {
+        match value.filter(|value| !value_is_the_set(key, value)) {
             None | Some(Value::Present) => {}
             Some(Value::Backend(backend)) => m.nested(ELEM_DATA, |m| {
                 let mut bytes = Bytes::empty();
@@ -171,8 +185,10 @@ fn read(set: &str, family: Family, element: Attributes<'_>) -> Option<(Key, Valu
         "nodeports-everywhere" => Key::Everywhere(key.node_port()?),
         "services-local" => Key::Local(key.address()?),
         "nodeports-local" => Key::Local(key.node_port()?),
-        "no-endpoints" => Key::Refusal(key.address()?),
-        "nodeports-no-endpoints" => Key::Refusal(key.node_port()?),
+        "services-refused" => return Some((Key::Refusal(key.address()?), Value::Verdict(Verdict::Reject))),
+        "services-dropped" => return Some((Key::Refusal(key.address()?), Value::Verdict(Verdict::Drop))),
+        "nodeports-refused" => return Some((Key::Refusal(key.node_port()?), Value::Verdict(Verdict::Reject))),
+        "nodeports-dropped" => return Some((Key::Refusal(key.node_port()?), Value::Verdict(Verdict::Drop))),
         "endpoints" => {
             let slot = key.slot()?;
             Key::Slot(key.address()?, slot)
@@ -200,6 +216,10 @@ fn read(set: &str, family: Family, element: Attributes<'_>) -> Option<(Key, Valu
                 None => first,
             };
             Key::Allowed(at, Cidr::between(first, last)?)
+        }
+        other if let Some((balance, node_port)) = layout::route_of(other) => {
+            let at = if node_port { key.node_port()? } else { key.address()? };
+            return Some((Key::Route(at), Value::Verdict(Verdict::Balance(balance))));
         }
         other => {
             let (slot, node_port) = layout::slot_of(other)?;
@@ -291,10 +311,15 @@ mod tests {
             let balance = |affinity_seconds| {
                 Value::Verdict(Verdict::Balance(Balance { count: 12, local: true, masquerade: true, affinity_seconds }))
             };
+            let small = |masquerade| {
+                Value::Verdict(Verdict::Balance(Balance { count: 3, local: false, masquerade, affinity_seconds: None }))
+            };
             let mut all = vec![
                 (Key::Route(at), balance(None)),
                 (Key::Route(at), balance(Some(10800))),
                 (Key::Route(at), Value::Verdict(Verdict::ExternalLocal)),
+                (Key::Route(at), small(true)),
+                (Key::Everywhere(at), small(false)),
                 (Key::Everywhere(at), balance(None)),
                 (Key::Local(at), balance(None)),
                 (Key::Refusal(at), Value::Verdict(Verdict::Drop)),
@@ -316,7 +341,7 @@ mod tests {
                 assert!(length <= ELEMENT_BYTES, "{key:?} takes {length}");
                 let message = received(messages.bytes()).next().unwrap();
                 let element = message.attributes().nested(LIST_ELEM).unwrap();
-                assert_eq!(read_element(&set_of(&key), family_of(&key), element), Ok((key, value)));
+                assert_eq!(read_element(&set_of(&key, &value), family_of(&key), element), Ok((key, value)));
             }
         }
     }

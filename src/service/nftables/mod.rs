@@ -4,6 +4,7 @@
 //! [`Kernel::apply`] writes element operations and the chains that they need first in one transaction, over netlink. What
 //! the elements mean is decided elsewhere (`diff`).
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
@@ -115,6 +116,8 @@ impl Kernel {
             } else {
                 let text = layout::text(family, &self.config, &stamp);
                 self.loaders.push(run_nft(&self.config, family, &text)?);
+                let chains = self.names(family, Kind::GetChain, Kind::NewChain, CHAIN_NAME)?;
+                self.chains.extend(chains.into_iter().map(|chain| (family, chain)));
             }
         }
         Ok(())
@@ -211,18 +214,17 @@ impl Kernel {
         let chains = self.write_chains(&mut messages, operations);
         let elements = [(Kind::DelElements, 0, &operations.delete), (Kind::NewElements, CREATE, &operations.add)];
         for (kind, flags, list) in elements {
-            for part in parts(list) {
-                let (family, set) = (elements::family_of(&part[0].0), elements::set_of(&part[0].0));
+            for (family, set, part) in parts(list) {
                 let sequence = messages.message(kind, flags, family_number(family), |m| {
                     m.text(TABLE, layout::TABLE);
                     m.text(SET_NAME, &set);
                     m.nested(ELEMENTS, |m| {
-                        for (key, value) in part {
+                        for (key, value) in &part {
                             elements::write_element(m, key, (kind == Kind::NewElements).then_some(value));
                         }
                     });
                 });
-                named.insert(sequence, name_part(kind, &set, part));
+                named.insert(sequence, name_part(kind, &set, &part));
             }
         }
         messages.end_batch();
@@ -278,12 +280,21 @@ impl Kernel {
     }
 }
 
-/// Cuts a sorted list into parts of one family and one set that fit one message.
-fn parts(list: &[(Key, Value)]) -> impl Iterator<Item = &[(Key, Value)]> {
-    list.chunk_by(|(a, _), (b, _)| {
-        elements::family_of(a) == elements::family_of(b) && elements::set_of(a) == elements::set_of(b)
-    })
-    .flat_map(|run| run.chunks(elements::LIST_ELEMENTS))
+/// Sorts a list into parts of one family and one set that fit one message.
+fn parts(list: &[(Key, Value)]) -> Vec<(Family, Cow<'static, str>, Vec<(Key, Value)>)> {
+    let mut by_set: HashMap<(Family, Cow<'static, str>), Vec<(Key, Value)>> = HashMap::new();
+    let mut full = Vec::new();
+    for &(key, value) in list {
+        let name = (elements::family_of(&key), elements::set_of(&key, &value));
+        let part = by_set.entry(name.clone()).or_default();
+        part.push((key, value));
+        if part.len() == elements::LIST_ELEMENTS {
+            full.push((name.0, name.1, std::mem::take(part)));
+        }
+    }
+    let rest = by_set.into_iter().filter(|(_, part)| !part.is_empty());
+    full.extend(rest.map(|((family, set), part)| (family, set, part)));
+    full
 }
 
 fn name_part(kind: Kind, set: &str, part: &[(Key, Value)]) -> String {
