@@ -20,6 +20,6 @@ pub(super) enum CleanupError {
 /// Removes our tables from the kernel.
 pub(super) fn cleanup(stoker_config: Option<&Path>) -> Result<(), CleanupError> {
     let config = load_stoker_config(stoker_config)?;
-    service::cleanup(&service_config(&config, &[])?)?;
+    service::cleanup(&service_config(&config)?)?;
     Ok(())
 }

@@ -6,23 +6,33 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use stoker_model::handle::EventSink;
+use stoker_model::handle::{Authorizer, EventSink, NodeFeed, ObjectApi, PodApi, PodFeed, ServiceLinks};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::preflight::{PreflightError, check_host, lock, prepare_root};
-use super::wiring::{WiringError, node_settings, service_config};
+use super::standalone::{AlwaysAllow, Standalone};
+use super::wiring::{
+    WiringError, cgroup_config, node_settings, parallel_pulls, pods_config, server_config, service_config,
+};
 use super::{logging, systemd};
+use crate::cgroup::{CgroupError, Cgroups};
 use crate::clock::Clock;
 use crate::config::{
     ConfigError, Credentials, Flags, KubeconfigError, KubeletConfig, ServiceMode, StokerConfig, load,
     load_stoker_config, read_kubeconfig,
 };
 use crate::node::{self, NodeSettings};
-use crate::runtime::{Runtime, RuntimeError, pause};
+use crate::pod::{PodHandles, Pods};
+use crate::runtime::{Images, Runtime, RuntimeError, events as runtime_events, pause};
+use crate::server;
 use crate::service::{self, ServiceError};
-use crate::upstream::{self, ApiServer, Backoff, ConnectError, NodeApi, ServiceStore};
+use crate::upstream::{
+    self, AccessReviews, ApiServer, Backoff, ConnectError, NodeApi, Objects, PodWriter, ServiceStore,
+};
+use crate::volume::Volumes;
 
 /// Changes of services that may wait for the data path.
 const SERVICE_QUEUE: usize = 1024;
@@ -46,6 +56,8 @@ pub(super) enum RunError {
     Runtime(#[from] RuntimeError),
     #[error("the service data path: {0}")]
     Service(#[from] ServiceError),
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     #[error("cannot start threads or take signals: {0}")]
     Start(#[from] std::io::Error),
     #[error("the task {0} ended although it must not: this is a bug, its log lines above tell more")]
@@ -87,30 +99,31 @@ pub(super) fn run(flags: Flags, as_kubelet: bool) -> Result<(), RunError> {
 async fn start(decided: Decided) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut tasks = JoinSet::new();
-    tokio::select! {
-        result = wire(decided, &mut tasks) => result?,
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
-    }
-    systemd::tell(&[sd_notify::NotifyState::Ready]);
-    let ended = tokio::select! {
-        Some(ended) = tasks.join_next() => Some(ended),
-        _ = terminate.recv() => None,
-        _ = interrupt.recv() => None,
+    let stop = CancellationToken::new();
+    let mut tasks = Tasks::new();
+    let work = async {
+        let (decided, handles) = wire_node(decided, &mut tasks).await?;
+        // Not later: a service manager that waits for us would give up on a machine whose runtime comes late.
+        systemd::tell(&[sd_notify::NotifyState::Ready]);
+        wire_pods(&decided, handles, &mut tasks, &stop).await?;
+        match tasks.join_next().await {
+            Some(Ok(name)) => Err(RunError::TaskEnded(name)),
+            Some(Err(panic)) => {
+                tracing::error!(%panic, "a task died");
+                Err(RunError::TaskEnded("that died"))
+            }
+            None => Ok(()),
+        }
     };
+    let result = tokio::select! {
+        result = work => result,
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    };
+    tracing::info!("stopping; containers and rules stay");
     systemd::tell(&[sd_notify::NotifyState::Stopping]);
-    match ended {
-        Some(Ok(name)) => Err(RunError::TaskEnded(name)),
-        Some(Err(panic)) => {
-            tracing::error!(%panic, "a task died");
-            Err(RunError::TaskEnded("that died"))
-        }
-        None => {
-            tracing::info!("stopping; containers and rules stay");
-            Ok(())
-        }
-    }
+    stop.cancel();
+    result
 }
 
 type Tasks = JoinSet<&'static str>;
@@ -122,21 +135,32 @@ fn spawn(tasks: &mut Tasks, name: &'static str, task: impl Future<Output = ()> +
     });
 }
 
-async fn wire(decided: Decided, tasks: &mut Tasks) -> Result<(), RunError> {
-    let Decided { flags, kubelet, stoker, node, clock } = decided;
+/// What the pods and the node's API need of what was started before them.
+struct NodeHandles {
+    runtime: Runtime,
+    node: NodeFeed,
+    pods: PodFeed,
+    api: Arc<dyn PodApi>,
+    objects: Arc<dyn ObjectApi>,
+    services: Arc<dyn ServiceLinks>,
+    events: Arc<dyn EventSink>,
+    authorizer: Arc<dyn Authorizer>,
+}
+
+/// Starts what waits for nothing: the node's own tasks, the watches, the service rules.
+async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, NodeHandles), RunError> {
+    let Decided { flags, kubelet, stoker, node, clock } = &decided;
     spawn(tasks, "watchdog", systemd::watchdog());
 
     let credentials = read_kubeconfig(flags.kubeconfig.as_deref(), flags.bootstrap_kubeconfig.as_deref()).await?;
     let api = match credentials {
-        Credentials::Standalone => {
-            tracing::warn!("no --kubeconfig: only static pods run");
-            None
-        }
+        Credentials::Standalone => None,
         Credentials::Cluster(config) => Some(ApiServer::new(&config)?),
     };
-
-    let (events, event_task) = upstream::event_queue(clock, node.name.clone());
+    let (events, event_task) = upstream::event_queue(*clock, node.name.clone());
     let events: Arc<dyn EventSink> = Arc::new(events);
+    let runtime = Runtime::connect(&kubelet.container_runtime_endpoint, kubelet.runtime_request_timeout.0)?;
+
     let node_api = api.clone().map(|api| NodeApi::new(api, node.name.clone()));
     let node_object = match &node_api {
         Some(node_api) => {
@@ -144,50 +168,113 @@ async fn wire(decided: Decided, tasks: &mut Tasks) -> Result<(), RunError> {
             spawn(tasks, "node watch", task);
             object
         }
-        None => standing_still(None),
+        None => watch::channel(None).1,
     };
-
-    let runtime = Runtime::connect(&kubelet.container_runtime_endpoint, kubelet.runtime_request_timeout.0)?;
-    let (observer, task) = node::observe(node.clone(), runtime.clone(), node_object.clone(), clock);
+    let (observer, task) = node::observe(node.clone(), runtime.clone(), node_object.clone(), *clock);
     spawn(tasks, "node observer", task);
     spawn(tasks, "status line", status_line(node.name.clone(), observer.observations.clone()));
 
-    if let (Some(api), Some(node_api)) = (&api, node_api) {
-        spawn(tasks, "events", event_task(api.clone()).run());
-        let lease = node::renew_lease(node_api.clone(), node.lease_seconds, clock);
-        spawn(tasks, "lease", lease);
-        let report =
-            node::report(node.clone(), node_api, events.clone(), observer.observations.clone(), node_object, clock);
-        spawn(tasks, "node reporter", report);
-        let store = ServiceStore::default();
-        let (changes, queue) = mpsc::channel(SERVICE_QUEUE);
-        match stoker.service_proxy.mode {
-            ServiceMode::Nftables => {
-                let proxy =
-                    service::spawn(queue, observer.facts.clone(), service_config(&stoker, &node.addresses)?, clock)?;
-                spawn(tasks, "service data path", async move {
-                    if let Err(error) = proxy.task.await {
-                        tracing::error!(%error, "the service data path died");
-                    }
-                });
-            }
-            ServiceMode::None => spawn(tasks, "service drain", drain(queue)),
-        }
-        spawn(tasks, "service watch", upstream::watch_services(api.clone(), store, changes));
-    }
+    let (Some(api), Some(node_api)) = (api, node_api) else {
+        tracing::warn!("no --kubeconfig: nothing but static pods can run");
+        let offline = Arc::new(Standalone);
+        let handles = NodeHandles {
+            runtime,
+            node: observer.snapshots,
+            pods: watch::channel(Some(Arc::default())).1,
+            api: offline.clone(),
+            objects: offline.clone(),
+            services: offline.clone(),
+            events,
+            authorizer: offline,
+        };
+        return Ok((decided, handles));
+    };
 
+    spawn(tasks, "events", event_task(api.clone()).run());
+    spawn(tasks, "lease", node::renew_lease(node_api.clone(), node.lease_seconds, *clock));
+    let report = node::report(node.clone(), node_api, events.clone(), observer.observations, node_object, *clock);
+    spawn(tasks, "node reporter", report);
+    let (pods, task) = upstream::watch_pods(api.clone(), node.name.clone());
+    spawn(tasks, "pod watch", task);
+
+    let store = ServiceStore::default();
+    let (changes, queue) = mpsc::channel(SERVICE_QUEUE);
+    match stoker.service_proxy.mode {
+        ServiceMode::Nftables => {
+            let proxy = service::spawn(queue, observer.facts, service_config(stoker)?, *clock)?;
+            spawn(tasks, "service data path", async move {
+                if let Err(error) = proxy.task.await {
+                    tracing::error!(%error, "the service data path died");
+                }
+            });
+        }
+        ServiceMode::None => spawn(tasks, "service drain", drain(queue)),
+    }
+    spawn(tasks, "service watch", upstream::watch_services(api.clone(), store.clone(), changes));
+
+    let authorizer: Arc<dyn Authorizer> = if kubelet.authorization.mode == "AlwaysAllow" {
+        Arc::new(AlwaysAllow)
+    } else {
+        Arc::new(AccessReviews::new(api.clone(), node.name.clone()))
+    };
+    let handles = NodeHandles {
+        runtime,
+        node: observer.snapshots,
+        pods,
+        api: Arc::new(PodWriter::new(api.clone())),
+        objects: Arc::new(Objects::new(api, *clock)),
+        services: Arc::new(store),
+        events,
+        authorizer,
+    };
+    Ok((decided, handles))
+}
+
+/// Starts the pods and the node's API, when the runtime answers and has its sandbox image.
+async fn wire_pods(
+    decided: &Decided,
+    handles: NodeHandles,
+    tasks: &mut Tasks,
+    stop: &CancellationToken,
+) -> Result<(), RunError> {
+    let Decided { flags, kubelet, node, .. } = decided;
+    let runtime = handles.runtime;
+    let cgroups = Cgroups::open(cgroup_config(kubelet))?;
+    cgroups.make_tree()?;
     wait_for_runtime(&runtime, &kubelet.container_runtime_endpoint).await;
     match pause::ensure(&runtime).await {
         Ok(image) => tracing::debug!(?image, "sandbox image present"),
         // The runtime pulls it, or pods say what is missing.
         Err(error) => tracing::warn!(%error, "sandbox image not ensured"),
     }
+    let pods = Pods::spawn(
+        pods_config(kubelet, &flags.root_dir)?,
+        PodHandles {
+            images: Images::new(runtime.clone(), parallel_pulls(kubelet)),
+            events: runtime_events::spawn(runtime.clone(), stop.clone()),
+            runtime: runtime.clone(),
+            pods: handles.pods,
+            node: handles.node,
+            api: handles.api,
+            volumes: Volumes::new(&flags.root_dir, handles.objects.clone()),
+            objects: handles.objects,
+            services: handles.services,
+            sink: handles.events,
+            cgroups,
+        },
+        stop.clone(),
+    );
+    if kubelet.enable_server {
+        let config = server_config(kubelet, flags, node)?;
+        let handles = server::Handles { pods: Arc::new(pods), authorizer: handles.authorizer, runtime };
+        let stop = stop.clone();
+        spawn(tasks, "server", async move {
+            if let Err(error) = server::serve(config, handles, stop).await {
+                tracing::error!(%error, "the node's API cannot be served");
+            }
+        });
+    }
     Ok(())
-}
-
-/// A `watch` whose value never changes.
-fn standing_still<T>(value: T) -> watch::Receiver<T> {
-    watch::channel(value).1
 }
 
 /// Environment variables need the services even where another program routes them.

@@ -130,9 +130,7 @@ impl Operations {
     /// Whether connectionless flows may now go to the wrong place: a UDP backend went, or a UDP frontend was refused before (B1.20).
     pub fn touches_udp(&self) -> bool {
         let udp = |key: &Key| key.frontend().is_some_and(|at| at.protocol == Protocol::Udp);
-        self.delete
-            .iter()
-            .any(|(key, _)| matches!(key, Key::Slot(..) | Key::StickySlot(..) | Key::Refusal(_)) && udp(key))
+        self.delete.iter().any(|(key, _)| matches!(key, Key::Slot(..) | Key::StickySlot(..) | Key::Refusal(_)) && udp(key))
             || self.add.iter().any(|(key, _)| matches!(key, Key::Route(_)) && udp(key))
     }
 }
@@ -222,8 +220,11 @@ impl Table {
             return;
         }
         let route = arranged(&path.route, &held.route);
-        let new =
-            Held { claims: std::mem::take(&mut held.claims), route, allowed_sources: path.allowed_sources.clone() };
+        let new = Held {
+            claims: std::mem::take(&mut held.claims),
+            route,
+            allowed_sources: path.allowed_sources.clone(),
+        };
         let mut before = HashMap::new();
         held.elements(frontend, |key, value| _ = before.insert(key, value));
         new.elements(frontend, |key, value| {
@@ -385,11 +386,7 @@ impl KernelSlots {
     fn into_route(mut self) -> Route {
         self.filled.sort_unstable();
         let side = |local: bool| {
-            self.filled
-                .iter()
-                .filter(|(slot, _)| (*slot >= LOCAL_SLOTS) == local)
-                .map(|&(_, backend)| backend)
-                .collect()
+            self.filled.iter().filter(|(slot, _)| (*slot >= LOCAL_SLOTS) == local).map(|&(_, backend)| backend).collect()
         };
         Route::LocalOnly { everywhere: side(false), local: side(true), affinity_seconds: self.affinity_seconds }
     }

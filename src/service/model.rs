@@ -8,9 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use stoker_model::names;
-use stoker_model::service::{
-    EndpointSlice, NamespacedName, NodeTopology, Service, ServiceCatalogue, ServiceChange, ServicePort,
-};
+use stoker_model::service::{EndpointSlice, NamespacedName, NodeTopology, Service, ServiceCatalogue, ServiceChange, ServicePort};
 
 use super::config::Cidr;
 use super::frontend::{Backend, Claim, Family, Frontend, Path, Place, Protocol, Route, ServiceRoutes};
@@ -83,8 +81,10 @@ impl Model {
     }
 
     fn put_service(&mut self, service: Arc<Service>) {
-        let name =
-            NamespacedName { namespace: service.metadata.namespace.clone(), name: service.metadata.name.clone() };
+        let name = NamespacedName {
+            namespace: service.metadata.namespace.clone(),
+            name: service.metadata.name.clone(),
+        };
         if let Some(listing) = &mut self.listing {
             listing.services.insert(name.clone());
         }
@@ -107,7 +107,8 @@ impl Model {
 
     fn put_slice(&mut self, slice: Arc<EndpointSlice>) {
         let Some(service) = slice.metadata.labels.get(names::SERVICE_NAME) else { return };
-        let service = NamespacedName { namespace: slice.metadata.namespace.clone(), name: service.as_str().into() };
+        let service =
+            NamespacedName { namespace: slice.metadata.namespace.clone(), name: service.as_str().into() };
         let name = slice.metadata.name.clone();
         if let Some(listing) = &mut self.listing {
             listing.slices.insert((service.clone(), name.clone()));
@@ -245,8 +246,7 @@ fn candidates<'a>(
     };
     let mut found: BTreeMap<Backend, Candidate> = BTreeMap::new();
     for slice in slices.filter(|slice| slice.address_type == address_type) {
-        let ports =
-            slice.ports.iter().filter(|p| p.name == port.name && Protocol::parse(&p.protocol) == Some(protocol));
+        let ports = slice.ports.iter().filter(|p| p.name == port.name && Protocol::parse(&p.protocol) == Some(protocol));
         for number in ports.filter_map(|p| p.port) {
             for endpoint in &slice.endpoints {
                 let Some(ip) = endpoint.addresses.first().and_then(|address| address.parse::<IpAddr>().ok()) else {

@@ -247,12 +247,7 @@ impl Owner {
         let transactions = self.kernel.as_ref().map(|programmer| programmer.kernel.batches_sent());
         match result {
             Ok(operations) => {
-                debug!(
-                    services = dirty.len(),
-                    deleted = operations.delete.len(),
-                    added = operations.add.len(),
-                    "written"
-                );
+                debug!(services = dirty.len(), deleted = operations.delete.len(), added = operations.add.len(), "written");
                 self.doubt = Doubt::None;
                 self.retry = None;
                 self.listen();
@@ -274,10 +269,7 @@ impl Owner {
         }
         let Some(programmer) = &self.kernel else { return };
         let listener = programmer.kernel.listen().map_err(ServiceError::from);
-        #[expect(
-            deprecated,
-            reason = "its successor is unsafe, and a listener owns the one descriptor that it ever returns"
-        )]
+        #[expect(deprecated, reason = "its successor is unsafe, and a listener owns the one descriptor that it ever returns")]
         let watch = |listener| AsyncFd::with_interest(listener, Interest::READABLE).map_err(ServiceError::Watch);
         match listener.and_then(watch) {
             Ok(listener) => self.listener = Some(listener),
@@ -299,7 +291,9 @@ impl Programmer {
     /// Exchanges the routes of some Services. Blocks for as long as the kernel takes.
     fn write(&mut self, compiled: Vec<(NamespacedName, ServiceRoutes)>, doubt: Doubt) -> Result<Operations, NftError> {
         let mut batch = Batch::default();
-        for (name, routes) in compiled {
+        for (name, mut routes) in compiled {
+            // Sticky chains are not written yet: such Services are balanced like others rather than not at all.
+            routes.forget_affinity();
             self.table.set(&name, routes, &mut batch);
         }
         let operations = if doubt == Doubt::None {

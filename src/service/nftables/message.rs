@@ -70,14 +70,7 @@ impl Messages {
     }
 
     /// Writes one message of any subsystem.
-    pub(super) fn raw(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        family: u8,
-        resource: u16,
-        body: impl FnOnce(&mut Self),
-    ) -> u32 {
+    pub(super) fn raw(&mut self, kind: u16, flags: u16, family: u8, resource: u16, body: impl FnOnce(&mut Self)) -> u32 {
         let start = self.bytes.len();
         self.last_start = start;
         let sequence = self.next_sequence;

@@ -44,9 +44,7 @@ pub enum NftError {
         source: io::Error,
     },
     /// nft did not take our text.
-    #[error(
-        "nft refused the fixed part of table {family:?} stoker, which may mean that the kernel lacks nf_tables, NAT or fib: {message}"
-    )]
+    #[error("nft refused the fixed part of table {family:?} stoker, which may mean that the kernel lacks nf_tables, NAT or fib: {message}")]
     Refused {
         /// Whose table.
         family: Family,
@@ -148,11 +146,9 @@ impl Kernel {
                 found.clear();
             }
             let Some(list) = message.attributes().nested(ELEMENTS) else { return };
-            found.extend(
-                list.filter_map(|(_, element)| {
-                    elements::read_element(set, family, message::Attributes::of(element)).ok()
-                }),
-            );
+            found.extend(list.filter_map(|(_, element)| {
+                elements::read_element(set, family, message::Attributes::of(element)).ok()
+            }));
         })?;
         all.extend(found);
         Ok(())
@@ -161,20 +157,15 @@ impl Kernel {
     /// Names of the chains or sets of our table; empty where it does not exist.
     fn names(&mut self, family: Family, ask: Kind, answer: Kind, name: u16) -> Result<HashSet<String>, NftError> {
         let mut names = HashSet::new();
-        self.dump(
-            family,
-            ask,
-            |m| m.text(TABLE, layout::TABLE),
-            |message, again| {
-                if again {
-                    names.clear();
-                }
-                let attributes = message.attributes();
-                if message.is(answer) && attributes.text(TABLE) == Some(layout::TABLE) {
-                    names.extend(attributes.text(name).map(str::to_owned));
-                }
-            },
-        )?;
+        self.dump(family, ask, |m| m.text(TABLE, layout::TABLE), |message, again| {
+            if again {
+                names.clear();
+            }
+            let attributes = message.attributes();
+            if message.is(answer) && attributes.text(TABLE) == Some(layout::TABLE) {
+                names.extend(attributes.text(name).map(str::to_owned));
+            }
+        })?;
         Ok(names)
     }
 
@@ -231,8 +222,7 @@ impl Kernel {
         let failed = |source| NftError::Netlink { what: "write elements", source };
         let refusals = self.socket.commit(&messages).map_err(failed)?;
         if let Some((sequence, source)) = refusals.into_iter().next() {
-            let what =
-                named.remove(&sequence).unwrap_or_else(|| "begin the transaction or make a chain in it".to_owned());
+            let what = named.remove(&sequence).unwrap_or_else(|| "begin the transaction or make a chain in it".to_owned());
             return Err(NftError::Rejected { what, source });
         }
         self.chains.extend(chains);
@@ -269,9 +259,7 @@ impl Kernel {
             let failed = |source| NftError::Netlink { what: "remove the tables", source };
             match self.socket.commit(&messages).map_err(failed)?.into_iter().next() {
                 Some((_, error)) if error.kind() == io::ErrorKind::NotFound => {}
-                Some((_, source)) => {
-                    return Err(NftError::Rejected { what: format!("remove table {family:?}"), source });
-                }
+                Some((_, source)) => return Err(NftError::Rejected { what: format!("remove table {family:?}"), source }),
                 None => {}
             }
         }

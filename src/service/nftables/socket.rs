@@ -94,8 +94,9 @@ impl Socket {
         self.send(request)?;
         let mut dumped = Dumped::Whole;
         loop {
-            let (bytes, _) =
-                rustix::io::retry_on_intr(|| rustix::net::recv(&self.fd, &mut self.buffer[..], RecvFlags::empty()))?;
+            let (bytes, _) = rustix::io::retry_on_intr(|| {
+                rustix::net::recv(&self.fd, &mut self.buffer[..], RecvFlags::empty())
+            })?;
             // Answers to an earlier request that was given up may still be queued.
             for message in received(&self.buffer[..bytes]).filter(|message| message.sequence == sequence) {
                 if message.flags & INTERRUPTED != 0 {
@@ -143,7 +144,8 @@ pub(super) fn listen() -> io::Result<OwnedFd> {
 }
 
 fn socket(flags: SocketFlags, groups: u32) -> io::Result<OwnedFd> {
-    let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::NETFILTER))?;
+    let fd =
+        rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::NETFILTER))?;
     rustix::net::bind(&fd, &SocketAddrNetlink::new(0, groups))?;
     Ok(fd)
 }
