@@ -12,6 +12,8 @@ mod load;
 mod node_labels;
 mod settings;
 mod stoker;
+#[cfg(test)]
+mod tests;
 mod validate;
 
 pub use duration::GoDuration;

@@ -22,7 +22,7 @@ const PROVIDED_IP: &str = "alpha.kubernetes.io/provided-node-ip";
 const CLOUD_TAINT: &str = "node.cloudprovider.kubernetes.io/uninitialized";
 
 /// Registers the node when the first observation is there, then reports each change at once and everything each
-/// `report_every` (A16.8). `sees_node` reports the Node's own changes (`unschedulable`). Runs for ever.
+/// `report_every` (A16.8). `node` is watched for `unschedulable`, which makes an event. Runs for ever.
 pub async fn report(
     settings: Arc<NodeSettings>,
     api: NodeApi,
@@ -81,6 +81,7 @@ impl Reporter {
     /// Tries until it is done: 100 ms to 7 s between the tries (A16.1).
     async fn register(&mut self, seen: &Observation) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(7));
+        let mut told = false;
         loop {
             match self.try_register(seen).await {
                 Ok(node) => {
@@ -89,7 +90,10 @@ impl Reporter {
                     return;
                 }
                 Err(error) => {
-                    tracing::warn!(node = self.settings.name, %error, "node not registered yet");
+                    if !told {
+                        tracing::warn!(node = self.settings.name, %error, "node not registered yet: trying again until it is");
+                        told = true;
+                    }
                     tokio::time::sleep(backoff.wait()).await;
                 }
             }

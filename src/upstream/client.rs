@@ -136,7 +136,7 @@ impl ApiServer {
     }
 
     async fn send(&self, request: Request<Body>) -> Result<Response<Body>, ApiError> {
-        let what = format!("{} {}", request.method(), request.uri());
+        let what = format!("{} {}", request.method(), request.uri().path());
         self.client.send(request).await.map_err(|e| unavailable(format!("{what}: {}", chain(&e))))
     }
 }
@@ -167,7 +167,12 @@ fn unavailable(message: String) -> ApiError {
 }
 
 /// An error with its causes, since hyper's own text ends before it becomes interesting.
-fn chain(error: &dyn std::error::Error) -> String {
+fn chain(error: &kube::Error) -> String {
+    // kube's own words only say that the service failed, which the caller says better.
+    let error: &dyn std::error::Error = match error {
+        kube::Error::Service(inner) => inner.as_ref(),
+        other => other,
+    };
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

@@ -83,11 +83,13 @@ enum End {
 pub(super) async fn run<T: Watchable>(api: &ApiServer, watched: &Watched, sink: &mut impl Sink<T>) {
     let mut backoff = Backoff::new(Duration::from_millis(800), Duration::from_secs(30));
     let mut watcher = Watcher { api, watched, version: None, streamed_lists: true, progress: false };
+    let mut told = false;
     loop {
         watcher.progress = false;
         let end = watcher.round(sink).await;
         if watcher.progress {
             backoff.reset();
+            told = false;
         }
         match end {
             End::Unwanted => return,
@@ -96,13 +98,19 @@ pub(super) async fn run<T: Watchable>(api: &ApiServer, watched: &Watched, sink: 
             End::Expired => {
                 tracing::info!(path = watched.path, "watch fell too far behind: listing again");
                 watcher.version = None;
+                // The tries before met a server that was away; this one answers.
+                backoff.reset();
             }
             End::NoStreamedList(reason) => {
                 tracing::debug!(path = watched.path, reason, "server does not stream lists: using pages");
                 watcher.streamed_lists = false;
                 continue;
             }
-            End::Lost(reason) => tracing::warn!(path = watched.path, reason, "watch interrupted: trying again"),
+            End::Lost(reason) if told => tracing::debug!(path = watched.path, reason, "watch still interrupted"),
+            End::Lost(reason) => {
+                tracing::warn!(path = watched.path, reason, "watch interrupted: trying again until it works");
+                told = true;
+            }
         }
         tokio::time::sleep(backoff.wait()).await;
     }
