@@ -15,6 +15,11 @@ use super::error::RuntimeError;
 /// What the runtime may send in one message: a list of all containers of a full node stays below it.
 const MESSAGE_LIMIT_BYTES: usize = 16 << 20;
 
+/// A list of 100 pods comes in one go. All streams together may have more than one of them, so that events nobody reads just now hold up
+/// nothing else.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+
 /// A pull takes as long as it takes, unless it hangs: upstream has no limit, a day is one that no honest pull reaches.
 const PULL_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
@@ -46,7 +51,11 @@ impl Runtime {
         if !path.starts_with('/') {
             return Err(wrong());
         }
-        let channel = Endpoint::from_shared(format!("unix:{path}")).map_err(|_| wrong())?.connect_lazy();
+        let endpoint = Endpoint::from_shared(format!("unix:{path}")).map_err(|_| wrong())?;
+        let channel = endpoint
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .connect_lazy();
         Ok(Self {
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MESSAGE_LIMIT_BYTES),
             images: ImageServiceClient::new(channel.clone()).max_decoding_message_size(MESSAGE_LIMIT_BYTES),
@@ -230,7 +239,12 @@ impl Runtime {
             timeout: i64::try_from(seconds).unwrap_or(i64::MAX),
         };
         let deadline = if limit.is_zero() { Duration::MAX } else { self.timeout.saturating_add(limit) };
-        self.call_within("ExecSync", deadline, self.runtime.clone().exec_sync(request)).await
+        match self.call_within("ExecSync", deadline, self.runtime.clone().exec_sync(request)).await {
+            Err(RuntimeError::TimedOut { call, .. }) if !limit.is_zero() => {
+                Err(RuntimeError::TimedOut { call, after: limit })
+            }
+            outcome => outcome,
+        }
     }
 
     /// Prepares a command whose streams are served under the returned URL.

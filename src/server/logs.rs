@@ -4,7 +4,7 @@ use http::StatusCode;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
-use super::route::unescape;
+use super::escape::unescape;
 use crate::runtime::logs::LogOptions;
 
 /// What a query asks for.

@@ -5,6 +5,7 @@
 
 mod access;
 mod certificate;
+mod escape;
 mod identity;
 mod logs;
 mod reply;

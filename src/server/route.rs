@@ -10,6 +10,7 @@ use serde::Serialize;
 use stoker_model::handle::{PodDirectory, UserInfo};
 
 use super::access::{Access, Refusal};
+use super::escape::unescape;
 use super::logs::{LogRequest, choose_container};
 use super::reply::{self, Reply};
 use crate::clock::Clock;
@@ -143,23 +144,6 @@ pub(super) async fn healthz_only(request: Request<Incoming>) -> Result<Reply, In
 fn is_name(part: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.';
     part.len() <= 253 && part.bytes().all(allowed) && part.bytes().any(|byte| byte.is_ascii_alphanumeric())
-}
-
-/// Replaces `%41` by `A`; `None` where that gives no text.
-pub(super) fn unescape(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        bytes.push(match byte {
-            b'%' => {
-                let digit =
-                    |byte: Option<u8>| char::from(byte?).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-                digit(rest.next())? << 4 | digit(rest.next())?
-            }
-            byte => byte,
-        });
-    }
-    String::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]

@@ -191,11 +191,25 @@ conf_dir = "{0}/cni"
         for mount in ours.into_iter().rev().filter(|mount| Path::new(mount).starts_with(self.path())) {
             let _ = Command::new("umount").args(["-l", mount]).status();
         }
-        let parent = self.path().file_name().unwrap();
-        for controller in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
-            let _ = fs::remove_dir(controller.path().join(parent));
+        self.remove_cgroups();
+    }
+
+    /// The runtime leaves the parent that it was given, and the kernel may need a moment to see that the last process has gone.
+    fn remove_cgroups(&self) {
+        let name = self.path().file_name().unwrap();
+        let hierarchies = fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|entry| entry.path());
+        for parent in hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]).map(|hierarchy| hierarchy.join(name)) {
+            for _ in 0..50 {
+                for child in fs::read_dir(&parent).into_iter().flatten().flatten() {
+                    let _ = fs::remove_dir(child.path());
+                }
+                let _ = fs::remove_dir(&parent);
+                if !parent.exists() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
         }
-        let _ = fs::remove_dir(Path::new("/sys/fs/cgroup").join(parent));
     }
 }
 

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use futures::StreamExt;
 use stoker::runtime::cri::{ContainerState, NamespaceMode};
 use stoker::runtime::events::{self, EventKind, RuntimeEvent};
+use stoker::runtime::logs::{self, LogOptions};
 use stoker::runtime::{Runtime, RuntimeError};
 use tokio::sync::mpsc::Receiver;
 use tokio_util::sync::CancellationToken;
@@ -38,6 +40,10 @@ async fn a_command_in_a_container_is_no_event() {
     let command = ["/bin/busybox", "sh", "-c", "echo out; echo err >&2; exit 4"].map(String::from).to_vec();
     let answer = lab.runtime.exec_sync(&container, command, Duration::from_secs(5)).await.unwrap();
     assert_eq!((&answer.stdout[..], &answer.stderr[..], answer.exit_code), (&b"out\n"[..], &b"err\n"[..], 4));
+    let limit = Duration::from_secs(1);
+    let command = ["/bin/busybox", "sleep", "20"].map(String::from).to_vec();
+    let late = lab.runtime.exec_sync(&container, command, limit).await.unwrap_err();
+    assert_eq!(late, RuntimeError::TimedOut { call: "ExecSync", after: limit });
     lab.runtime.stop_container(&container, Duration::ZERO).await.unwrap();
     let stopped = RuntimeEvent::Changed { id: container, kind: EventKind::Stopped };
     assert_eq!(next(&mut events).await, stopped, "the first event is the container's own end");
@@ -92,4 +98,29 @@ async fn next(events: &mut Receiver<RuntimeEvent>) -> RuntimeEvent {
 async fn wait_for(events: &mut Receiver<RuntimeEvent>, id: &str, kind: EventKind) {
     let wanted = RuntimeEvent::Changed { id: id.to_owned(), kind };
     while next(events).await != wanted {}
+}
+
+#[tokio::test]
+async fn a_real_rotation_loses_no_line() {
+    // A20.4
+    let lab = Lab::with_busybox().await;
+    let script = "i=0; while [ $i -lt 2000 ]; do echo $i; i=$((i+1)); done; sleep 0.3; echo end";
+    let (_, container, log) = lab.run("p", script).await;
+    let options = LogOptions { follow: true, ..Default::default() };
+    let mut followed = logs::open(&lab.runtime, &container, options).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    std::fs::rename(&log, log.with_extension("log.rotated")).unwrap();
+    lab.runtime.reopen_container_log(&container).await.unwrap();
+    let mut text = Vec::new();
+    let reading = async {
+        while let Some(piece) = followed.next().await {
+            text.extend_from_slice(&piece.unwrap());
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), reading).await.expect("it ends with the container");
+    let text = String::from_utf8(text).unwrap();
+    let lines = || (0..2000).map(|line| line.to_string()).chain(["end".to_owned()]);
+    let first_wrong = text.lines().zip(lines()).find(|(given, expected)| given != expected);
+    assert_eq!((first_wrong, text.lines().count()), (None, 2001));
+    lab.stop().await;
 }

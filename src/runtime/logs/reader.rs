@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use super::LogOptions;
-use super::line::{end_of_line, parse};
+use super::line::{Since, end_of_line, parse};
 
 /// Of the file, at a time. Larger gave no more speed: at this size the cost of a piece's way through the tasks is 1 % of its own.
 const PIECE_BYTES: usize = 256 << 10;
@@ -37,6 +37,7 @@ pub(super) struct Reader {
     /// The line that `kept` began with was too long: leave the rest of it out.
     skipping: bool,
     options: LogOptions,
+    since: Option<Since>,
     lines_left: Option<u64>,
     bytes_left: Option<u64>,
     /// The last line given was whole, so the next one begins with a time.
@@ -54,7 +55,17 @@ impl Reader {
         // Who follows wants what comes after the last lines, too.
         let lines_left = options.tail_lines.filter(|_| !options.follow);
         let bytes_left = options.limit_bytes;
-        Ok(Self { file, kept: Vec::new(), skipping: false, options, lines_left, bytes_left, at_line_start: true })
+        let since = options.since.map(Since::new);
+        Ok(Self {
+            file,
+            kept: Vec::new(),
+            skipping: false,
+            options,
+            since,
+            lines_left,
+            bytes_left,
+            at_line_start: true,
+        })
     }
 
     /// Goes on with the file that is at the same path now.
@@ -84,6 +95,7 @@ impl Reader {
         self.kept.reserve(PIECE_BYTES);
         let read = (&self.file).take(PIECE_BYTES as u64).read_to_end(&mut self.kept)?;
         let piece = std::mem::take(&mut self.kept);
+        out.reserve(piece.len());
         // The part before has no newline, so the search goes on where it ended.
         let (mut start, mut search) = (0, before);
         while let Some(length) = end_of_line(&piece[search..]) {
@@ -127,7 +139,7 @@ impl Reader {
             *left -= 1;
         }
         let Some(line) = parse(line) else { return };
-        if self.options.since.is_some_and(|since| !line.is_since(since)) {
+        if self.since.as_ref().is_some_and(|since| !line.is_since(since)) {
             return;
         }
         let length_before = out.len();
