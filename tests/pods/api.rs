@@ -1,0 +1,206 @@
+//! An API server in memory: pods with their status, deletion with grace, ConfigMaps and Secrets, events.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodStatus, Secret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use stoker_model::handle::{
+    ApiError, BoundToken, DesiredPods, EventSink, EventSubject, EventType, ObjectApi, PodApi, PodFeed, ServiceLinks,
+};
+use stoker_model::pod::{PodRef, PodUid};
+use tokio::sync::watch;
+
+#[derive(Clone)]
+pub struct Api(Arc<Inner>);
+
+struct Inner {
+    pods: watch::Sender<Option<Arc<DesiredPods>>>,
+    config_maps: Mutex<BTreeMap<String, Arc<ConfigMap>>>,
+    secrets: Mutex<BTreeMap<String, Arc<Secret>>>,
+    events: Mutex<Vec<String>>,
+    /// Pods whose status was Failed at some time.
+    failed: Mutex<BTreeSet<PodUid>>,
+}
+
+impl Api {
+    pub fn new() -> Self {
+        Self(Arc::new(Inner {
+            pods: watch::Sender::new(Some(Arc::default())),
+            config_maps: Mutex::default(),
+            secrets: Mutex::default(),
+            events: Mutex::default(),
+            failed: Mutex::default(),
+        }))
+    }
+
+    pub fn feed(&self) -> PodFeed {
+        self.0.pods.subscribe()
+    }
+
+    fn edit<T>(&self, change: impl FnOnce(&mut DesiredPods) -> T) -> T {
+        let mut result = None;
+        self.0.pods.send_modify(|pods| {
+            let mut copy = pods.as_deref().cloned().unwrap_or_default();
+            result = Some(change(&mut copy));
+            *pods = Some(Arc::new(copy));
+        });
+        result.unwrap()
+    }
+
+    pub fn create(&self, pod: Pod) -> PodUid {
+        let uid = PodRef::of(&pod).uid;
+        self.edit(|pods| pods.insert(uid.clone(), Arc::new(pod)));
+        uid
+    }
+
+    pub fn pod(&self, uid: &PodUid) -> Option<Arc<Pod>> {
+        self.0.pods.borrow().as_ref()?.get(uid).cloned()
+    }
+
+    /// Asks for a graceful deletion.
+    pub fn delete(&self, uid: &PodUid, grace: i64) {
+        #[expect(clippy::disallowed_methods, reason = "this plays the API server")]
+        let now = Timestamp::now();
+        self.edit(|pods| {
+            let pod = Arc::make_mut(pods.get_mut(uid).expect("the pod is there"));
+            pod.metadata.deletion_timestamp = Some(Time(now));
+            pod.metadata.deletion_grace_period_seconds = Some(grace);
+        });
+    }
+
+    /// Takes the object away, as a forced deletion does.
+    pub fn remove(&self, uid: &PodUid) {
+        self.edit(|pods| pods.remove(uid));
+    }
+
+    pub fn put_config_map(&self, name: &str, data: &[(&str, &str)]) {
+        let data = data.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let object = ConfigMap { data: Some(data), ..ConfigMap::default() };
+        self.0.config_maps.lock().unwrap().insert(name.to_owned(), Arc::new(object));
+    }
+
+    /// `reason: message` of every event, oldest first.
+    pub fn events(&self) -> Vec<String> {
+        self.0.events.lock().unwrap().clone()
+    }
+
+    /// Waits until the pod looks as wanted.
+    #[track_caller]
+    pub fn until(
+        &self,
+        uid: &PodUid,
+        what: &str,
+        holds: impl Fn(&Pod) -> bool + Send,
+    ) -> impl Future<Output = Arc<Pod>> {
+        self.wait(uid, what, move |pod| pod.is_some_and(&holds))
+            .then_pod()
+    }
+
+    /// Waits until the object is gone; whether it was seen Failed before.
+    pub async fn until_failed_or_gone(&self, uid: &PodUid) -> bool {
+        let failed = |pod: &Pod| pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Failed");
+        self.wait(uid, "failed", move |pod| pod.is_none_or(failed)).run().await;
+        let seen = self.0.failed.lock().unwrap().contains(uid);
+        self.until_gone(uid).await;
+        seen
+    }
+
+    /// Waits until the object is gone.
+    pub async fn until_gone(&self, uid: &PodUid) {
+        self.wait(uid, "gone", |pod| pod.is_none()).run().await;
+    }
+
+    fn wait<F: Fn(Option<&Pod>) -> bool>(&self, uid: &PodUid, what: &str, holds: F) -> Wait<F> {
+        Wait { api: self.clone(), uid: uid.clone(), what: what.to_owned(), holds }
+    }
+}
+
+struct Wait<F> {
+    api: Api,
+    uid: PodUid,
+    what: String,
+    holds: F,
+}
+
+impl<F: Fn(Option<&Pod>) -> bool> Wait<F> {
+    async fn run(self) -> Option<Arc<Pod>> {
+        let mut feed = self.api.feed();
+        let (uid, holds) = (&self.uid, &self.holds);
+        let wanted = feed.wait_for(|pods| holds(pods.as_ref().and_then(|p| p.get(uid)).map(|p| &**p)));
+        let limit = std::time::Duration::from_secs(40);
+        match tokio::time::timeout(limit, wanted).await {
+            Ok(pods) => pods.unwrap().as_ref().and_then(|p| p.get(uid)).cloned(),
+            Err(_) => panic!(
+                "{} was not reached: {:#?}\n{:#?}",
+                self.what,
+                self.api.pod(uid).and_then(|p| p.status.clone()),
+                self.api.events()
+            ),
+        }
+    }
+
+    async fn then_pod(self) -> Arc<Pod> {
+        self.run().await.expect("the condition needs a pod")
+    }
+}
+
+#[async_trait]
+impl PodApi for Api {
+    async fn patch_status(&self, pod: &PodRef, status: &PodStatus) -> Result<(), ApiError> {
+        if status.phase.as_deref() == Some("Failed") {
+            self.0.failed.lock().unwrap().insert(pod.uid.clone());
+        }
+        self.edit(|pods| match pods.get_mut(&pod.uid) {
+            None => Err(ApiError::NotFound(format!("pods {:?} not found", pod.name))),
+            Some(stored) => {
+                Arc::make_mut(stored).status = Some(status.clone());
+                Ok(())
+            }
+        })
+    }
+
+    async fn delete_finished(&self, pod: &PodRef) -> Result<(), ApiError> {
+        self.edit(|pods| pods.remove(&pod.uid));
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl ObjectApi for Api {
+    async fn config_map(&self, _: &str, name: &str) -> Result<Option<Arc<ConfigMap>>, ApiError> {
+        Ok(self.0.config_maps.lock().unwrap().get(name).cloned())
+    }
+
+    async fn secret(&self, _: &str, name: &str) -> Result<Option<Arc<Secret>>, ApiError> {
+        Ok(self.0.secrets.lock().unwrap().get(name).cloned())
+    }
+
+    async fn service_account_token(
+        &self,
+        _: &PodRef,
+        _: &str,
+        _: &[String],
+        _: i64,
+    ) -> Result<BoundToken, ApiError> {
+        Ok(BoundToken { token: "a.b.c".into(), expires: Timestamp::MAX })
+    }
+}
+
+impl ServiceLinks for Api {
+    fn environment(&self, _: &str, _: bool) -> Option<BTreeMap<String, String>> {
+        Some([("KUBERNETES_SERVICE_HOST".to_owned(), "10.96.0.1".to_owned())].into())
+    }
+}
+
+impl EventSink for Api {
+    fn publish(&self, subject: EventSubject, _: EventType, reason: &str, message: String) {
+        let place = match subject {
+            EventSubject::Pod { pod, field_path } => format!("{} {}", pod.name, field_path.unwrap_or_default()),
+            EventSubject::Node => "node".to_owned(),
+        };
+        self.0.events.lock().unwrap().push(format!("{place} {reason}: {message}"));
+    }
+}

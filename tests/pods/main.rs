@@ -1,0 +1,11 @@
+//! The `pod` room against a real containerd, with an API server in memory.
+
+#![expect(unreachable_pub, reason = "a test has no public face")]
+
+mod api;
+#[expect(dead_code, reason = "the lab serves another test, too, which needs more of it")]
+#[path = "../runtime/lab.rs"]
+mod lab;
+mod lifecycle;
+mod node;
+mod restarts;

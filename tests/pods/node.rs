@@ -1,0 +1,249 @@
+//! A node: containerd, the API in memory, and an agent that can be killed and started again; and a builder for pods.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus, EnvVar, Pod, PodSpec, Volume, VolumeMount};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use stoker::cgroup::{CgroupConfig, Cgroups};
+use stoker::pod::{PodHandles, Pods, PodsConfig};
+use stoker::runtime::{Images, events};
+use stoker::volume::Volumes;
+use stoker_model::handle::NodeSnapshot;
+use stoker_model::pod::PodUid;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::Api;
+use crate::lab::{BUSYBOX, Lab};
+
+pub struct Node {
+    pub lab: Lab,
+    pub api: Api,
+    agent: Option<(CancellationToken, Pods)>,
+    node: watch::Sender<Arc<NodeSnapshot>>,
+}
+
+impl Node {
+    pub async fn start() -> Self {
+        let lab = Lab::with_busybox().await;
+        let amounts: BTreeMap<String, Quantity> = [("cpu", "4"), ("memory", "4Gi"), ("pods", "110")]
+            .map(|(name, amount)| (name.to_owned(), Quantity(amount.to_owned())))
+            .into();
+        let snapshot = NodeSnapshot {
+            name: "node-1".into(),
+            ips: vec!["192.0.2.7".parse().unwrap()],
+            allocatable: amounts.clone(),
+            capacity: amounts,
+            network_ready: true,
+            ..NodeSnapshot::default()
+        };
+        let mut node = Self { lab, api: Api::new(), agent: None, node: watch::Sender::new(Arc::new(snapshot)) };
+        node.start_agent();
+        node
+    }
+
+    pub fn start_agent(&mut self) {
+        let stop = CancellationToken::new();
+        let runtime = self.lab.runtime.clone();
+        let cgroup_root = format!("/{}", self.lab.path().file_name().unwrap().to_str().unwrap());
+        let cgroups = Cgroups::open(CgroupConfig { root: cgroup_root, ..CgroupConfig::default() }).unwrap();
+        let api = Arc::new(self.api.clone());
+        let config = PodsConfig {
+            root_dir: self.path("kubelet"),
+            log_dir: self.path("pod-logs"),
+            link_dir: self.path("links"),
+            resolv_conf: None,
+            ..PodsConfig::default()
+        };
+        let handles = PodHandles {
+            images: Images::new(runtime.clone(), NonZeroUsize::MIN),
+            events: events::spawn(runtime.clone(), stop.clone()),
+            runtime,
+            pods: self.api.feed(),
+            node: self.node.subscribe(),
+            api: api.clone(),
+            objects: api.clone(),
+            services: api.clone(),
+            sink: api.clone(),
+            cgroups,
+            volumes: Volumes::new(&self.path("kubelet"), api),
+        };
+        self.agent = Some((stop.clone(), Pods::spawn(config, handles, stop)));
+    }
+
+    /// Nothing in memory survives.
+    pub async fn stop_agent(&mut self) {
+        let (stop, _) = self.agent.take().unwrap();
+        stop.cancel();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.lab.path().join(name)
+    }
+
+    /// Nothing of the pod is left: no sandbox, directory, control group, log.
+    pub async fn until_nothing_is_left(&self, uid: &PodUid) {
+        for _ in 0..200 {
+            if self.leftovers(uid).await.is_empty() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("left: {:?}", self.leftovers(uid).await);
+    }
+
+    async fn leftovers(&self, uid: &PodUid) -> Vec<String> {
+        let sandboxes = self.lab.runtime.list_pod_sandbox(None).await.unwrap();
+        let mut left: Vec<String> = sandboxes
+            .into_iter()
+            .filter(|s| s.metadata.as_ref().is_some_and(|m| m.uid == uid.as_str()))
+            .map(|s| format!("sandbox {}", s.id))
+            .collect();
+        let root = self.lab.path().file_name().unwrap();
+        let group = format!("pod{uid}");
+        for tree in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+            for class in ["kubepods", "kubepods/burstable", "kubepods/besteffort"] {
+                let path = tree.path().join(root).join(class).join(&group);
+                left.extend(path.exists().then(|| path.display().to_string()));
+            }
+        }
+        let dir = self.path("kubelet/pods").join(uid.as_str());
+        left.extend(dir.exists().then(|| dir.display().to_string()));
+        for logs in ["pod-logs", "links"] {
+            let entries = fs::read_dir(self.path(logs)).into_iter().flatten().flatten();
+            let link_prefix = format!("{}_default_", uid.as_str().trim_end_matches("-uid"));
+            let of_pod = |name: &str| name.starts_with(&link_prefix) || name.ends_with(uid.as_str());
+            left.extend(entries.filter_map(|e| e.file_name().into_string().ok()).filter(|name| of_pod(name)));
+        }
+        left
+    }
+
+    /// Ends everything, and finds what the agent left behind.
+    pub async fn stop(mut self) {
+        if self.agent.is_some() {
+            self.stop_agent().await;
+        }
+        let kubelet = self.path("kubelet");
+        let root = self.lab.path().file_name().unwrap().to_owned();
+        for line in fs::read_to_string("/proc/self/mounts").unwrap().lines().rev() {
+            let place = line.split(' ').nth(1).unwrap_or_default();
+            if std::path::Path::new(place).starts_with(&kubelet) {
+                let _ = std::process::Command::new("umount").args(["-l", place]).status();
+            }
+        }
+        self.lab.stop().await;
+        for tree in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+            for class in ["kubepods/burstable", "kubepods/besteffort", "kubepods", ""] {
+                let _ = fs::remove_dir(tree.path().join(&root).join(class));
+            }
+        }
+    }
+}
+
+/// A pod in the node's network, with restart policy Always and a grace of 2 s.
+pub fn pod(name: &str) -> Builder {
+    let mut pod = Pod::default();
+    pod.metadata.name = Some(name.into());
+    pod.metadata.namespace = Some("default".into());
+    pod.metadata.uid = Some(format!("{name}-uid"));
+    pod.metadata.generation = Some(1);
+    #[expect(clippy::disallowed_methods, reason = "this plays the API server")]
+    let now = Timestamp::now();
+    pod.metadata.creation_timestamp = Some(Time(now));
+    pod.spec = Some(PodSpec {
+        host_network: Some(true),
+        restart_policy: Some("Always".into()),
+        termination_grace_period_seconds: Some(2),
+        node_name: Some("node-1".into()),
+        ..PodSpec::default()
+    });
+    Builder(pod)
+}
+
+pub struct Builder(pub Pod);
+
+impl Builder {
+    pub fn spec(mut self, change: impl FnOnce(&mut PodSpec)) -> Self {
+        change(self.0.spec.as_mut().unwrap());
+        self
+    }
+
+    pub fn restart(self, policy: &str) -> Self {
+        self.spec(|spec| spec.restart_policy = Some(policy.into()))
+    }
+
+    pub fn container(self, name: &str, script: &str) -> Self {
+        self.spec(|spec| spec.containers.push(container(name, script)))
+    }
+
+    pub fn init(self, name: &str, script: &str) -> Self {
+        self.spec(|spec| spec.init_containers.get_or_insert_default().push(container(name, script)))
+    }
+
+    pub fn sidecar(self, name: &str, script: &str) -> Self {
+        let sidecar = Container { restart_policy: Some("Always".into()), ..container(name, script) };
+        self.spec(|spec| spec.init_containers.get_or_insert_default().push(sidecar))
+    }
+
+    /// Changes the container added last.
+    pub fn with(self, change: impl FnOnce(&mut Container)) -> Self {
+        self.spec(|spec| change(spec.containers.last_mut().unwrap()))
+    }
+
+    pub fn env(self, name: &str, value: &str) -> Self {
+        let variable = EnvVar { name: name.into(), value: Some(value.into()), ..EnvVar::default() };
+        self.with(|c| c.env.get_or_insert_default().push(variable))
+    }
+
+    pub fn volume(self, volume: Volume, path: &str) -> Self {
+        let mount = VolumeMount { name: volume.name.clone(), mount_path: path.into(), ..VolumeMount::default() };
+        self.spec(|spec| spec.volumes.get_or_insert_default().push(volume))
+            .with(|c| c.volume_mounts.get_or_insert_default().push(mount))
+    }
+}
+
+fn container(name: &str, script: &str) -> Container {
+    Container {
+        name: name.into(),
+        image: Some(BUSYBOX.into()),
+        image_pull_policy: Some("IfNotPresent".into()),
+        command: Some(["/bin/busybox", "sh", "-c", script].map(String::from).to_vec()),
+        ..Container::default()
+    }
+}
+
+pub fn phase(pod: &Pod) -> &str {
+    pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default()
+}
+
+pub fn condition(pod: &Pod, kind: &str) -> bool {
+    let conditions = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    conditions.into_iter().any(|c| c.type_ == kind && c.status == "True")
+}
+
+/// The status of a container, of whatever kind.
+pub fn status(pod: &Pod, name: &str) -> ContainerStatus {
+    let status = pod.status.clone().unwrap_or_default();
+    let all = [status.container_statuses, status.init_container_statuses, status.ephemeral_container_statuses];
+    all.into_iter().flatten().flatten().find(|c| c.name == name).unwrap_or_default()
+}
+
+/// `waiting Reason`, `running`, `terminated 3 Error`.
+pub fn state(state: Option<&ContainerState>) -> String {
+    match state {
+        Some(ContainerState { waiting: Some(w), .. }) => format!("waiting {}", w.reason.as_deref().unwrap_or_default()),
+        Some(ContainerState { running: Some(_), .. }) => "running".into(),
+        Some(ContainerState { terminated: Some(t), .. }) => {
+            format!("terminated {} {}", t.exit_code, t.reason.as_deref().unwrap_or_default())
+        }
+        _ => String::new(),
+    }
+}
