@@ -272,6 +272,8 @@ impl Table {
             }
         });
         operations.delete.extend(kernel);
+        operations.delete.sort_unstable();
+        operations.add.sort_unstable();
         operations
     }
 
