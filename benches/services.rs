@@ -16,7 +16,8 @@ use stoker::service::model::Model;
 use stoker::service::nftables::Kernel;
 use stoker_model::service::{EndpointSlice, NodeTopology, Service, ServiceChange};
 
-/// 10 000 Services of two endpoints each have to be in the kernel this fast.
+/// 10 000 Services of two endpoints each have to be in the kernel this fast. Judged by the processor time of this thread, in
+/// which the kernel works too, because other processes do not make that longer.
 const COLD_START_LIMIT: Duration = Duration::from_millis(150);
 
 fn main() -> ExitCode {
@@ -44,14 +45,17 @@ fn cold_start(count: u32) -> Duration {
     model.apply(ServiceChange::Complete);
 
     let mut table = Table::default();
-    let mut batch = Batch::default();
+    let mut batch = Batch::before_reconciling();
     let (_, deciding) = timed(|| {
         for name in model.take_dirty() {
             let routes = model.routes(&name);
             table.set(&name, routes, &mut batch);
         }
     });
-    let (_, preparing) = timed(|| kernel.prepare(false).expect("nft takes our text"));
+    // Another process does this, so only the wall clock sees it.
+    let before = Clock.now().monotonic;
+    kernel.prepare(false).expect("nft takes our text");
+    let preparing = Clock.now().monotonic - before;
     let (there, reading) = timed(|| kernel.read().expect("an empty table is read"));
     let (operations, comparing) = timed(|| table.reconcile(there));
     let (_, writing) = timed(|| kernel.apply(&operations).expect("the kernel takes all elements"));
@@ -82,15 +86,23 @@ fn cold_start(count: u32) -> Duration {
         })
         .collect();
     singles.sort_unstable();
-    println!("{count} services x 2: one more: writing p50 {:?}, p99 {:?}, deciding {:?}", singles[100].0, singles[198].0, singles[100].1);
+    println!(
+        "{count} services x 2: one more: writing p50 {:?}, p99 {:?}, deciding {:?}",
+        singles[100].0, singles[198].0, singles[100].1
+    );
     kernel.remove().expect("our tables can be removed");
     preparing + reading + writing
 }
 
 fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
-    let before = Clock.now().monotonic;
+    let before = processor_time();
     let result = work();
-    (result, Clock.now().monotonic - before)
+    (result, processor_time() - before)
+}
+
+fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(time).expect("processor time is not negative")
 }
 
 fn changes(number: u32, endpoints: u32) -> [ServiceChange; 2] {

@@ -33,7 +33,9 @@ impl Cidr {
     /// The range from `first` to `last`, if these are the ends of one.
     pub fn between(first: IpAddr, last: IpAddr) -> Option<Self> {
         let width = if first.is_ipv4() { 32 } else { 128 };
-        (0..=width).filter_map(|bits| Self::new(first, bits)).find(|range| range.address == first && range.last() == last)
+        (0..=width)
+            .filter_map(|bits| Self::new(first, bits))
+            .find(|range| range.address == first && range.last() == last)
     }
 
     /// First address of the range.
@@ -163,7 +165,9 @@ mod tests {
         let range: Cidr = "10.1.2.3/8".parse().unwrap();
         assert_eq!((range.to_string().as_str(), range.last().to_string().as_str()), ("10.0.0.0/8", "10.255.255.255"));
         let all: Cidr = "::/0".parse().unwrap();
-        assert!(all.is_everything() && all.contains("ff::1".parse().unwrap()) && !all.contains("10.0.0.1".parse().unwrap()));
+        assert!(
+            all.is_everything() && all.contains("ff::1".parse().unwrap()) && !all.contains("10.0.0.1".parse().unwrap())
+        );
         assert!(range.covers("10.3.0.0/16".parse().unwrap()) && !range.covers("0.0.0.0/0".parse().unwrap()));
         assert!("10.0.0.0/33".parse::<Cidr>().is_err() && "10.0.0.1".parse::<Cidr>().is_err());
     }

@@ -108,9 +108,11 @@ pub struct StickyChange {
 pub struct Batch {
     elements: HashMap<Key, (Option<Value>, Option<Value>)>,
     sticky: Vec<StickyChange>,
+    stale_udp: bool,
+    ignore_elements: bool,
 }
 
-/// Element operations in the order in which the kernel takes them: first all deletions.
+/// Element operations; the kernel has to take all deletions first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Operations {
     /// Elements that are there and have to go.
@@ -119,6 +121,8 @@ pub struct Operations {
     pub add: Vec<(Key, Value)>,
     /// Changes to the clients bound by session affinity.
     pub sticky: Vec<StickyChange>,
+    /// Whether UDP flows may now lead to the wrong place: a backend went, or a Service got its first ones (B1.20).
+    pub stale_udp: bool,
 }
 
 impl Operations {
@@ -126,23 +130,24 @@ impl Operations {
     pub fn is_empty(&self) -> bool {
         self.delete.is_empty() && self.add.is_empty() && self.sticky.is_empty()
     }
-
-    /// Whether connectionless flows may now go to the wrong place: a UDP backend went, or a UDP frontend was refused before (B1.20).
-    pub fn touches_udp(&self) -> bool {
-        let udp = |key: &Key| key.frontend().is_some_and(|at| at.protocol == Protocol::Udp);
-        self.delete.iter().any(|(key, _)| matches!(key, Key::Slot(..) | Key::StickySlot(..) | Key::Refusal(_)) && udp(key))
-            || self.add.iter().any(|(key, _)| matches!(key, Key::Route(_)) && udp(key))
-    }
 }
 
 impl Batch {
+    /// Notes no elements: for changes after which [`Table::reconcile`] looks at all of them anyway.
+    pub fn before_reconciling() -> Self {
+        Self { ignore_elements: true, ..Self::default() }
+    }
+
     fn note(&mut self, key: Key, before: Option<Value>, after: Option<Value>) {
+        if self.ignore_elements {
+            return;
+        }
         self.elements.entry(key).and_modify(|change| change.1 = after).or_insert((before, after));
     }
 
     /// The net effect, grouped by map.
     pub fn into_operations(self) -> Operations {
-        let mut operations = Operations { sticky: self.sticky, ..Operations::default() };
+        let mut operations = Operations { sticky: self.sticky, stale_udp: self.stale_udp, ..Operations::default() };
         for (key, (before, after)) in self.elements {
             if before == after {
                 continue;
@@ -181,6 +186,9 @@ impl Table {
         let old = self.services.remove(name).unwrap_or_default();
         count(&mut self.cluster_ips, &old.cluster_ips, &routes.cluster_ips, Key::ClusterIp, batch);
         count(&mut self.hairpins, &old.hairpins, &routes.hairpins, Key::Hairpin, batch);
+        let (before, after) = (&old.udp_serving, &routes.udp_serving);
+        batch.stale_udp |=
+            before.is_empty() != after.is_empty() || before.iter().any(|backend| !after.contains(backend));
         let mut touched: Vec<Frontend> = routes.paths.iter().map(|path| path.frontend).collect();
         let kept: HashSet<Frontend> = touched.iter().copied().collect();
         for path in &old.paths {
@@ -220,11 +228,8 @@ impl Table {
             return;
         }
         let route = arranged(&path.route, &held.route);
-        let new = Held {
-            claims: std::mem::take(&mut held.claims),
-            route,
-            allowed_sources: path.allowed_sources.clone(),
-        };
+        let new =
+            Held { claims: std::mem::take(&mut held.claims), route, allowed_sources: path.allowed_sources.clone() };
         let mut before = HashMap::new();
         held.elements(frontend, |key, value| _ = before.insert(key, value));
         new.elements(frontend, |key, value| {
@@ -281,13 +286,14 @@ impl Table {
         self.hairpins.keys().for_each(|&ip| each(Key::Hairpin(ip), Value::Present));
     }
 
-    /// The backends that may answer for UDP frontends, for the search for stale flows (B1.20).
-    pub fn udp_frontends(&self) -> HashMap<Frontend, HashSet<Backend>> {
+    /// The backends that may answer for UDP frontends, for the search for stale flows (B1.20). Frontends without any are left
+    /// out.
+    pub fn udp_frontends(&self) -> HashMap<Frontend, &[Backend]> {
         let udp = self.frontends.iter().filter(|(frontend, _)| frontend.protocol == Protocol::Udp);
         udp.filter_map(|(frontend, held)| {
-            let (backends, local) = held.route.backends();
-            let all: HashSet<Backend> = backends.iter().chain(local).copied().collect();
-            (!all.is_empty()).then_some((*frontend, all))
+            let (_, owner) = held.claims.first()?;
+            let serving = self.services.get(owner)?.udp_serving.as_slice();
+            (!serving.is_empty()).then_some((*frontend, serving))
         })
         .collect()
     }
@@ -386,7 +392,11 @@ impl KernelSlots {
     fn into_route(mut self) -> Route {
         self.filled.sort_unstable();
         let side = |local: bool| {
-            self.filled.iter().filter(|(slot, _)| (*slot >= LOCAL_SLOTS) == local).map(|&(_, backend)| backend).collect()
+            self.filled
+                .iter()
+                .filter(|(slot, _)| (*slot >= LOCAL_SLOTS) == local)
+                .map(|&(_, backend)| backend)
+                .collect()
         };
         Route::LocalOnly { everywhere: side(false), local: side(true), affinity_seconds: self.affinity_seconds }
     }

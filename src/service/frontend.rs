@@ -182,6 +182,8 @@ pub struct ServiceRoutes {
     pub cluster_ips: Vec<IpAddr>,
     /// Addresses of its endpoints on this node, each once: they may reach themselves (B1.15).
     pub hairpins: Vec<IpAddr>,
+    /// UDP backends that still serve, chosen or not: flows to any other are stale (B1.20). In order.
+    pub udp_serving: Vec<Backend>,
     /// Health-check port and the number of local ready endpoints (B1.14).
     pub health_check: Option<(u16, usize)>,
 }

@@ -10,9 +10,11 @@
 //! [`ServiceChange`]: stoker_model::service::ServiceChange
 
 pub mod config;
+mod conntrack;
 pub mod diff;
 pub mod frontend;
 pub mod model;
+mod netlink;
 pub mod nftables;
 mod owner;
 

@@ -8,7 +8,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use stoker_model::names;
-use stoker_model::service::{EndpointSlice, NamespacedName, NodeTopology, Service, ServiceCatalogue, ServiceChange, ServicePort};
+use stoker_model::service::{
+    EndpointSlice, NamespacedName, NodeTopology, Service, ServiceCatalogue, ServiceChange, ServicePort,
+};
 
 use super::config::Cidr;
 use super::frontend::{Backend, Claim, Family, Frontend, Path, Place, Protocol, Route, ServiceRoutes};
@@ -81,10 +83,8 @@ impl Model {
     }
 
     fn put_service(&mut self, service: Arc<Service>) {
-        let name = NamespacedName {
-            namespace: service.metadata.namespace.clone(),
-            name: service.metadata.name.clone(),
-        };
+        let name =
+            NamespacedName { namespace: service.metadata.namespace.clone(), name: service.metadata.name.clone() };
         if let Some(listing) = &mut self.listing {
             listing.services.insert(name.clone());
         }
@@ -107,8 +107,7 @@ impl Model {
 
     fn put_slice(&mut self, slice: Arc<EndpointSlice>) {
         let Some(service) = slice.metadata.labels.get(names::SERVICE_NAME) else { return };
-        let service =
-            NamespacedName { namespace: slice.metadata.namespace.clone(), name: service.as_str().into() };
+        let service = NamespacedName { namespace: slice.metadata.namespace.clone(), name: service.as_str().into() };
         let name = slice.metadata.name.clone();
         if let Some(listing) = &mut self.listing {
             listing.slices.insert((service.clone(), name.clone()));
@@ -169,6 +168,7 @@ pub fn routes<'a>(
     all.cluster_ips = cluster_ips(service);
     let mut hairpins = BTreeSet::new();
     let mut local_ready = BTreeSet::new();
+    let mut udp_serving = BTreeSet::new();
     for port in &service.spec.ports {
         let Some(protocol) = Protocol::parse(&port.protocol) else { continue };
         for &cluster_ip in &all.cluster_ips {
@@ -176,10 +176,15 @@ pub fn routes<'a>(
             let candidates = candidates(slices.clone(), port, protocol, family, node);
             hairpins.extend(candidates.iter().filter(|(_, c)| c.local).map(|(backend, _)| backend.ip));
             local_ready.extend(candidates.iter().filter(|(_, c)| c.local && c.ready).map(|(backend, _)| backend.ip));
+            if protocol == Protocol::Udp {
+                udp_serving
+                    .extend(candidates.iter().filter(|(_, c)| c.ready || c.serving).map(|(&backend, _)| backend));
+            }
             let choice = Choice::among(&candidates);
             PortPaths { service, port, protocol, choice }.append_to(&mut all.paths, cluster_ip);
         }
     }
+    all.udp_serving = udp_serving.into_iter().collect();
     all.hairpins = hairpins.into_iter().collect();
     if service.spec.health_check_node_port != 0 && is_local(&service.spec.external_traffic_policy) {
         all.health_check = Some((service.spec.health_check_node_port, local_ready.len()));
@@ -246,7 +251,8 @@ fn candidates<'a>(
     };
     let mut found: BTreeMap<Backend, Candidate> = BTreeMap::new();
     for slice in slices.filter(|slice| slice.address_type == address_type) {
-        let ports = slice.ports.iter().filter(|p| p.name == port.name && Protocol::parse(&p.protocol) == Some(protocol));
+        let ports =
+            slice.ports.iter().filter(|p| p.name == port.name && Protocol::parse(&p.protocol) == Some(protocol));
         for number in ports.filter_map(|p| p.port) {
             for endpoint in &slice.endpoints {
                 let Some(ip) = endpoint.addresses.first().and_then(|address| address.parse::<IpAddr>().ok()) else {

@@ -17,6 +17,7 @@ use tracing::{Instrument as _, debug, info, warn};
 use stoker_model::service::{NamespacedName, NodeFacts, ServiceChange};
 
 use super::config::ServiceConfig;
+use super::conntrack::Conntrack;
 use super::diff::{Batch, Operations, Table};
 use super::frontend::ServiceRoutes;
 use super::model::Model;
@@ -68,13 +69,14 @@ pub fn spawn(
     clock: Clock,
 ) -> Result<ServiceProxy, ServiceError> {
     let kernel = Kernel::open(config.clone())?;
+    let conntrack = Conntrack::open(&config.families).map_err(NftError::Open)?;
     let (sender, health) = watch::channel(Health::default());
     let model = Model::new(Arc::clone(&node.borrow()));
     let owner = Owner {
         changes,
         model,
         node,
-        kernel: Some(Programmer { kernel, table: Table::default() }),
+        kernel: Some(Programmer { kernel, conntrack, table: Table::default() }),
         listener: None,
         doubt: Doubt::Elements,
         loaders: Vec::new(),
@@ -96,6 +98,7 @@ pub fn cleanup(config: &ServiceConfig) -> Result<(), ServiceError> {
 #[derive(Debug)]
 struct Programmer {
     kernel: Kernel,
+    conntrack: Conntrack,
     table: Table,
 }
 
@@ -181,11 +184,6 @@ impl Owner {
 
     /// Takes in a change and whatever else is queued behind it.
     fn take(&mut self, change: ServiceChange) {
-        let now = self.clock.now();
-        self.health.send_if_modified(|health| {
-            health.queued_since.get_or_insert(now);
-            false
-        });
         self.model.apply(change);
         for _ in 0..CHANGES_AT_ONCE {
             let Ok(change) = self.changes.try_recv() else { break };
@@ -223,6 +221,11 @@ impl Owner {
             self.report(None);
             return;
         }
+        let now = self.clock.now();
+        self.health.send_if_modified(|health| {
+            health.queued_since.get_or_insert(now);
+            false
+        });
         let Some(mut programmer) = self.kernel.take() else { return };
         let compiled: Vec<(NamespacedName, ServiceRoutes)> =
             dirty.iter().map(|name| (name.clone(), self.model.routes(name))).collect();
@@ -247,7 +250,12 @@ impl Owner {
         let transactions = self.kernel.as_ref().map(|programmer| programmer.kernel.batches_sent());
         match result {
             Ok(operations) => {
-                debug!(services = dirty.len(), deleted = operations.delete.len(), added = operations.add.len(), "written");
+                debug!(
+                    services = dirty.len(),
+                    deleted = operations.delete.len(),
+                    added = operations.add.len(),
+                    "written"
+                );
                 self.doubt = Doubt::None;
                 self.retry = None;
                 self.listen();
@@ -269,7 +277,10 @@ impl Owner {
         }
         let Some(programmer) = &self.kernel else { return };
         let listener = programmer.kernel.listen().map_err(ServiceError::from);
-        #[expect(deprecated, reason = "its successor is unsafe, and a listener owns the one descriptor that it ever returns")]
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe, and a listener owns the one descriptor that it ever returns"
+        )]
         let watch = |listener| AsyncFd::with_interest(listener, Interest::READABLE).map_err(ServiceError::Watch);
         match listener.and_then(watch) {
             Ok(listener) => self.listener = Some(listener),
@@ -290,7 +301,7 @@ impl Owner {
 impl Programmer {
     /// Exchanges the routes of some Services. Blocks for as long as the kernel takes.
     fn write(&mut self, compiled: Vec<(NamespacedName, ServiceRoutes)>, doubt: Doubt) -> Result<Operations, NftError> {
-        let mut batch = Batch::default();
+        let mut batch = if doubt == Doubt::None { Batch::default() } else { Batch::before_reconciling() };
         for (name, mut routes) in compiled {
             // Sticky chains are not written yet: such Services are balanced like others rather than not at all.
             routes.forget_affinity();
@@ -303,6 +314,19 @@ impl Programmer {
             self.table.reconcile(self.kernel.read()?)
         };
         self.kernel.apply(&operations)?;
+        // After a restart nobody knows what went while we were away.
+        if operations.stale_udp || doubt != Doubt::None {
+            self.forget_stale_flows();
+        }
         Ok(operations)
+    }
+
+    /// Failing here costs some clients a wait for the kernel's own time-out, no more, so the next change tries again.
+    fn forget_stale_flows(&mut self) {
+        match self.conntrack.forget_stale(&self.table.udp_frontends()) {
+            Ok(0) => {}
+            Ok(flows) => debug!(flows, "stale UDP flows deleted"),
+            Err(error) => warn!(error = &error as &dyn std::error::Error, "stale UDP flows may remain"),
+        }
     }
 }

@@ -20,21 +20,21 @@ const PATIENCE: Duration = Duration::from_secs(5);
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 
 /// The address of the node on the link to the client.
-pub const NODE: &str = "192.0.2.1";
+pub(crate) const NODE: &str = "192.0.2.1";
 /// The client's address.
-pub const CLIENT: &str = "192.0.2.2";
+pub(crate) const CLIENT: &str = "192.0.2.2";
 /// The same in IPv6.
-pub const NODE6: &str = "2001:db8::1";
+pub(crate) const NODE6: &str = "2001:db8::1";
 
 /// The namespaces of one test; deleted when it ends.
-pub struct Lab {
+pub(crate) struct Lab {
     prefix: String,
     names: Vec<String>,
 }
 
 impl Lab {
     /// A node with `pods` pods, each serving on port 8080 over TCP and UDP and both families.
-    pub fn with_pods(pods: u8) -> Self {
+    pub(crate) fn with_pods(pods: u8) -> Self {
         let prefix = format!("stoker-service-{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
         let mut lab = Self { prefix, names: Vec::new() };
         lab.add_namespace("node");
@@ -91,7 +91,11 @@ impl Lab {
     }
 
     /// Runs something on a thread in one of the namespaces.
-    pub fn within<T: Send + 'static>(&self, name: &str, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    pub(crate) fn within<T: Send + 'static>(
+        &self,
+        name: &str,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> JoinHandle<T> {
         let path = format!("/var/run/netns/{}", self.ns(name));
         std::thread::spawn(move || {
             let namespace = File::open(path).unwrap();
@@ -127,14 +131,14 @@ impl Lab {
     }
 
     /// Connects from a namespace; the answer tells who served and which source it saw.
-    pub fn connect(&self, from: &str, to: &str) -> std::io::Result<Connection> {
+    pub(crate) fn connect(&self, from: &str, to: &str) -> std::io::Result<Connection> {
         let to: SocketAddr = to.parse().unwrap();
         self.within(from, move || Connection::open(to)).join().unwrap()
     }
 
     /// Which pod answers a TCP connection.
     #[track_caller]
-    pub fn served_by(&self, from: &str, to: &str) -> String {
+    pub(crate) fn served_by(&self, from: &str, to: &str) -> String {
         match self.connect(from, to) {
             Ok(connection) => connection.served_by,
             Err(error) => panic!("{from} cannot connect to {to}: {error}\n{}", self.nft()),
@@ -142,12 +146,12 @@ impl Lab {
     }
 
     /// Asks over UDP from a new port who is there.
-    pub fn datagram(&self, from: &str, to: &str) -> std::io::Result<String> {
+    pub(crate) fn datagram(&self, from: &str, to: &str) -> std::io::Result<String> {
         exchange(&self.udp(from, to))
     }
 
     /// A UDP socket of a namespace, bound and connected, for several exchanges.
-    pub fn udp(&self, from: &str, to: &str) -> UdpSocket {
+    pub(crate) fn udp(&self, from: &str, to: &str) -> UdpSocket {
         let to: SocketAddr = to.parse().unwrap();
         self.within(from, move || {
             let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
@@ -161,12 +165,12 @@ impl Lab {
     }
 
     /// What the user's nft says about the node.
-    pub fn nft(&self) -> String {
+    pub(crate) fn nft(&self) -> String {
         self.nft_command("list ruleset")
     }
 
     /// Runs nft in the node's namespace.
-    pub fn nft_command(&self, arguments: &str) -> String {
+    pub(crate) fn nft_command(&self, arguments: &str) -> String {
         let arguments: Vec<&str> = arguments.split(' ').collect();
         let output =
             Command::new("ip").args(["netns", "exec", &self.ns("node"), "nft"]).args(arguments).output().unwrap();
@@ -175,14 +179,14 @@ impl Lab {
     }
 
     /// Starts the data path on the node, with pods recognised by their addresses.
-    pub fn start(&self) -> Daemon {
+    pub(crate) fn start(&self) -> Daemon {
         let sources = ["10.244.0.0/16", "fd00:244::/32"];
         let sources: Vec<Cidr> = sources.iter().map(|range| range.parse().unwrap()).collect();
         self.start_with(ServiceConfig { local_traffic: LocalTraffic::Sources(sources), ..ServiceConfig::default() })
     }
 
     /// Starts the data path on the node.
-    pub fn start_with(&self, config: ServiceConfig) -> Daemon {
+    pub(crate) fn start_with(&self, config: ServiceConfig) -> Daemon {
         let (changes, receiver) = mpsc::channel(65536);
         let (answer, started) = std::sync::mpsc::sync_channel(1);
         let thread = self.within("node", move || {
@@ -199,7 +203,7 @@ impl Lab {
     }
 
     /// Removes our tables from the node.
-    pub fn cleanup(&self) {
+    pub(crate) fn cleanup(&self) {
         self.within("node", || stoker::service::cleanup(&ServiceConfig::default()).unwrap()).join().unwrap();
     }
 }
@@ -213,7 +217,7 @@ impl Drop for Lab {
 }
 
 /// One question and answer over UDP.
-pub fn exchange(socket: &UdpSocket) -> std::io::Result<String> {
+pub(crate) fn exchange(socket: &UdpSocket) -> std::io::Result<String> {
     socket.send(b"who")?;
     let mut buffer = [0; 100];
     let length = socket.recv(&mut buffer)?;
@@ -239,12 +243,12 @@ fn answer(mut connection: TcpStream, name: &str) {
 }
 
 /// An open TCP connection.
-pub struct Connection {
+pub(crate) struct Connection {
     stream: TcpStream,
     /// The pod that answered.
-    pub served_by: String,
+    pub(crate) served_by: String,
     /// The source address that it saw.
-    pub source: IpAddr,
+    pub(crate) source: IpAddr,
 }
 
 impl Connection {
@@ -257,7 +261,7 @@ impl Connection {
     }
 
     /// Whether a line comes back.
-    pub fn still_answers(&mut self) -> bool {
+    pub(crate) fn still_answers(&mut self) -> bool {
         self.stream.write_all(b"there?\n").is_ok() && read_line(&self.stream).is_ok_and(|line| line == "there?\n")
     }
 }
@@ -269,7 +273,7 @@ fn read_line(stream: &TcpStream) -> std::io::Result<String> {
 }
 
 /// The running data path.
-pub struct Daemon {
+pub(crate) struct Daemon {
     changes: Option<mpsc::Sender<ServiceChange>>,
     health: watch::Receiver<Health>,
     thread: Option<JoinHandle<()>>,
@@ -277,13 +281,13 @@ pub struct Daemon {
 
 impl Daemon {
     /// Tells it something without waiting.
-    pub fn tell(&self, change: ServiceChange) {
+    pub(crate) fn tell(&self, change: ServiceChange) {
         self.changes.as_ref().unwrap().blocking_send(change).unwrap();
     }
 
     /// Tells it something and waits until the kernel knows.
     #[track_caller]
-    pub fn apply(&self, changes: impl IntoIterator<Item = ServiceChange>) {
+    pub(crate) fn apply(&self, changes: impl IntoIterator<Item = ServiceChange>) {
         let before = Clock.now().monotonic;
         changes.into_iter().for_each(|change| self.tell(change));
         self.wait(before);
@@ -306,17 +310,17 @@ impl Daemon {
     }
 
     /// Transactions written since its start.
-    pub fn transactions(&self) -> u64 {
+    pub(crate) fn transactions(&self) -> u64 {
         self.health.borrow().transactions
     }
 
     /// Whether the kernel was brought up to date at least once.
-    pub fn has_written(&self) -> bool {
+    pub(crate) fn has_written(&self) -> bool {
         self.health.borrow().last_updated.is_some()
     }
 
     /// Ends it and waits for its end.
-    pub fn stop(mut self) {
+    pub(crate) fn stop(mut self) {
         self.end();
     }
 
@@ -335,12 +339,12 @@ impl Drop for Daemon {
 }
 
 /// A Service `default/web` from what differs from a plain ClusterIP Service of port 80 over TCP.
-pub fn service(spec: serde_json::Value) -> ServiceChange {
+pub(crate) fn service(spec: serde_json::Value) -> ServiceChange {
     ServiceChange::Service(Arc::new(service_object("web", spec)))
 }
 
 /// The object of [`service`], by name.
-pub fn service_object(name: &str, spec: serde_json::Value) -> Service {
+pub(crate) fn service_object(name: &str, spec: serde_json::Value) -> Service {
     let mut object = serde_json::json!({
         "metadata": {"name": name, "namespace": "default"},
         "spec": {"type": "ClusterIP", "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10", "fd00:96::10"],
@@ -360,12 +364,12 @@ fn merge(into: &mut serde_json::Value, from: &serde_json::Value) {
 }
 
 /// Both slices of `default/web`, with the given pods as ready endpoints.
-pub fn endpoints(pods: &[u8]) -> Vec<ServiceChange> {
+pub(crate) fn endpoints(pods: &[u8]) -> Vec<ServiceChange> {
     endpoints_on(pods, "node")
 }
 
 /// As [`endpoints`], on a node of that name.
-pub fn endpoints_on(pods: &[u8], node: &str) -> Vec<ServiceChange> {
+pub(crate) fn endpoints_on(pods: &[u8], node: &str) -> Vec<ServiceChange> {
     let slice = |family: &str, address: fn(u8) -> String| {
         let endpoints: Vec<_> = pods
             .iter()

@@ -128,6 +128,27 @@ fn a_service_changes_its_type() {
     assert_eq!(lab.served_by("client", VIP), "pod1");
 }
 
+/// B1.16: the ways to tell pods from others, and none of them.
+#[test]
+fn pods_are_told_by_their_interface() {
+    use stoker::service::LocalTraffic::{Bridge, InterfacePrefix, Unknown};
+    let lab = Lab::with_pods(3);
+    let hidden = "10.244.1.1";
+    for (local_traffic, pod2, pod3, client) in [
+        (Bridge("pod2".into()), "10.244.2.2", hidden, hidden),
+        (InterfacePrefix("po".into()), "10.244.2.2", "10.244.3.2", hidden),
+        (Unknown, "10.244.2.2", "10.244.3.2", CLIENT),
+    ] {
+        let config = stoker::service::ServiceConfig { local_traffic, ..Default::default() };
+        let daemon = lab.start_with(config.clone());
+        daemon.apply([service(json!({}))].into_iter().chain(endpoints(&[1])).chain([Complete]));
+        for (from, source) in [("pod2", pod2), ("pod3", pod3), ("client", client)] {
+            assert_eq!(lab.connect(from, VIP).unwrap().source.to_string(), source, "{from} with {config:?}");
+        }
+        daemon.stop();
+    }
+}
+
 /// B1.16: masqueradeAll hides every source.
 #[test]
 fn masquerade_all_hides_pods_too() {

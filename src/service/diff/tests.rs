@@ -59,7 +59,9 @@ fn without_slots(elements: &HashMap<Key, Value>) -> BTreeSet<(Key, Value)> {
 }
 
 fn any_route() -> impl Strategy<Value = Route> {
-    let backends = |from: usize| prop::collection::btree_set(0..12_u8, from..12).prop_map(|set| set.into_iter().map(backend).collect());
+    let backends = |from: usize| {
+        prop::collection::btree_set(0..12_u8, from..12).prop_map(|set| set.into_iter().map(backend).collect())
+    };
     let affinity = prop::option::of(prop::sample::select(vec![60_u32, 10800]));
     prop_oneof![
         1 => Just(Route::Reject),
@@ -90,18 +92,22 @@ fn any_routes() -> impl Strategy<Value = ServiceRoutes> {
         prop::collection::btree_set(0..4_u8, 0..3)
             .prop_map(|all| all.into_iter().map(|n| IpAddr::from([10, 96, 0, n])).collect::<Vec<_>>())
     };
-    (prop::collection::btree_map(any_frontend(), path, 0..4), ips(), ips()).prop_map(|(paths, cluster_ips, hairpins)| {
-        let paths = paths.into_iter().map(|(frontend, (route, claim, allowed_sources))| Path {
-            frontend,
-            claim,
-            route,
-            allowed_sources,
-        });
-        ServiceRoutes { paths: paths.collect(), cluster_ips, hairpins, health_check: None }
-    })
+    (prop::collection::btree_map(any_frontend(), path, 0..4), ips(), ips()).prop_map(
+        |(paths, cluster_ips, hairpins)| {
+            let paths = paths.into_iter().map(|(frontend, (route, claim, allowed_sources))| Path {
+                frontend,
+                claim,
+                route,
+                allowed_sources,
+            });
+            ServiceRoutes { paths: paths.collect(), cluster_ips, hairpins, ..ServiceRoutes::default() }
+        },
+    )
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
     #[test]
     fn any_history_ends_where_a_fresh_start_does(
         history in prop::collection::vec((0..4_u8, any_routes()), 1..20),
@@ -211,9 +217,13 @@ fn a_claimed_frontend_stays_with_its_service() {
 #[test]
 fn udp_backends_that_go_are_noticed() {
     let (mut table, at) = (Table::default(), vip(1, Protocol::Udp));
-    assert!(operations(&mut table, 1, one(at, balance(&[1, 2], None))).touches_udp());
-    assert!(operations(&mut table, 1, one(at, balance(&[1], None))).touches_udp());
-    assert_eq!(table.udp_frontends()[&at], HashSet::from([backend(1)]));
-    let tcp = vip(2, Protocol::Tcp);
-    assert!(!operations(&mut table, 2, one(tcp, balance(&[1], None))).touches_udp());
+    let serving = |all: &[u8]| {
+        let udp_serving: Vec<Backend> = all.iter().copied().map(backend).collect();
+        ServiceRoutes { udp_serving, ..one(at, balance(&[1], None)) }
+    };
+    assert!(operations(&mut table, 1, serving(&[1])).stale_udp, "the first one");
+    assert!(!operations(&mut table, 1, serving(&[1, 2])).stale_udp, "one more");
+    assert!(operations(&mut table, 1, serving(&[1])).stale_udp, "one less, though it was not in use");
+    assert_eq!(table.udp_frontends()[&at], [backend(1)]);
+    assert!(!operations(&mut table, 2, one(vip(2, Protocol::Tcp), balance(&[1], None))).stale_udp);
 }

@@ -56,7 +56,7 @@ fn served(routes: &ServiceRoutes, frontend: usize) -> (Vec<u8>, Vec<u8>) {
     (last(all), last(local))
 }
 
-/// B1.6, B1.1 (another proxy's label and ExternalName are left alone).
+/// B1.6
 #[test]
 fn some_services_have_no_routes() {
     let ready = [slice(json!([at(1, "here", json!({}))]))];
@@ -74,7 +74,9 @@ fn some_services_have_no_routes() {
 /// B1.23: nil conditions, several slices, duplicates, only the first address, FQDN, ports without a number.
 #[test]
 fn slices_are_read_as_kube_proxy_does() {
-    let nil = slice(json!([at(1, "x", json!({})), at(2, "x", json!({"ready": false})), {"addresses": ["10.244.0.3", "10.244.0.4"]}]));
+    let nil = slice(
+        json!([at(1, "x", json!({})), at(2, "x", json!({"ready": false})), {"addresses": ["10.244.0.3", "10.244.0.4"]}]),
+    );
     assert_eq!(served(&compile(json!({}), &[nil]), 0).0, [1, 3]);
     let gone = json!({"ready": false, "serving": true, "terminating": true});
     let a = slice_named("web-1", "IPv4", json!([at(1, "x", gone.clone()), at(2, "x", json!({}))]));
@@ -97,7 +99,8 @@ fn terminating_endpoints_are_the_last_resort() {
     assert_eq!(served(&compile(json!({}), &none_ready), 0).0, [1]);
     let mixed = [slice(json!([at(1, "here", going), at(2, "x", json!({})), at(3, "here", broken)]))];
     assert_eq!(served(&compile(json!({}), &mixed), 0).0, [2]);
-    let local = json!({"type": "NodePort", "externalTrafficPolicy": "Local", "ports": [{"port": 80, "nodePort": 30080}]});
+    let local =
+        json!({"type": "NodePort", "externalTrafficPolicy": "Local", "ports": [{"port": 80, "nodePort": 30080}]});
     assert_eq!(served(&compile(local, &mixed), 1), (vec![2], vec![1]));
     assert_eq!(served(&compile(json!({"internalTrafficPolicy": "Local"}), &mixed), 0).0, [1]);
 }
@@ -144,10 +147,10 @@ fn families_are_kept_apart() {
     assert_eq!(single.paths.len(), 1, "no IPv6 cluster IP, no IPv6");
 }
 
-/// B1.8 (default time-out), B1.14 (count), B1.15 (whose addresses).
 #[test]
 fn the_rest_of_a_service() {
-    let endpoints = [slice(json!([at(1, "here", json!({})), at(2, "x", json!({})), at(3, "here", json!({"ready": false}))]))];
+    let endpoints =
+        [slice(json!([at(1, "here", json!({})), at(2, "x", json!({})), at(3, "here", json!({"ready": false}))]))];
     let sticky = compile(json!({"sessionAffinity": "ClientIP"}), &endpoints);
     assert_eq!(sticky.paths[0].route.affinity_seconds(), Some(10800));
     assert_eq!(sticky.hairpins, ["10.244.0.1".parse::<IpAddr>().unwrap(), "10.244.0.3".parse().unwrap()]);
@@ -165,7 +168,7 @@ fn only_what_changed_is_compiled_again() {
     assert!(!model.is_complete());
     model.apply(ServiceChange::Complete);
     assert!(model.is_complete());
-    assert_eq!(model.take_dirty().into_iter().collect::<Vec<_>>(), [web.clone()]);
+    assert_eq!(model.take_dirty(), BTreeSet::from([web.clone()]));
     assert_eq!(served(&model.routes(&web), 0).0, [1]);
 
     model.apply(ready());

@@ -2,9 +2,9 @@
 //! that `nft list` prints them as the text they stand for.
 
 use super::layout;
-use super::message::{CREATE, Kind, Messages, family_number};
 use crate::service::diff::{Balance, LOCAL_SLOTS};
 use crate::service::frontend::Family;
+use crate::service::netlink::message::{CREATE, Kind, Messages, family_number};
 
 const CHAIN_TABLE: u16 = 1;
 const CHAIN_NAME: u16 = 3;

@@ -7,10 +7,10 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use super::layout;
-use super::message::{Attributes, Messages};
 use crate::service::config::Cidr;
 use crate::service::diff::{Key, Value, Verdict};
 use crate::service::frontend::{Backend, Family, Frontend, Place, Protocol};
+use crate::service::netlink::message::{Attributes, Messages};
 
 const LIST_ELEM: u16 = 1;
 const DATA_VALUE: u16 = 1;
@@ -295,7 +295,7 @@ impl<'a> Parts<'a> {
 mod tests {
     use super::*;
     use crate::service::diff::{Balance, LOCAL_SLOTS};
-    use crate::service::nftables::message::{Kind, received};
+    use crate::service::netlink::message::{Kind, received};
 
     /// Every kind of element reads back as it was written.
     #[test]

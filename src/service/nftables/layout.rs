@@ -125,7 +125,8 @@ pub(super) fn text(family: Family, config: &ServiceConfig, stamp: &str) -> Strin
     }
     let by_count = |key: &str, masquerade: bool, node_port: bool| -> Vec<String> {
         let ours = own_sets().filter(|(balance, of)| balance.masquerade == masquerade && *of == node_port);
-        ours.map(|(balance, of)| format!("{key} @{} goto {}", route_set(balance, of), balance_chain(balance, of))).collect()
+        ours.map(|(balance, of)| format!("{key} @{} goto {}", route_set(balance, of), balance_chain(balance, of)))
+            .collect()
     };
     let mut cluster_ips = Vec::new();
     if config.masquerade_all {
@@ -166,8 +167,14 @@ pub(super) fn text(family: Family, config: &ServiceConfig, stamp: &str) -> Strin
         ],
     );
     // Before destination NAT, while the packet still has the address that the guard knows.
-    chain("guard-prerouting", &["type filter hook prerouting priority dstnat - 10; policy accept;".into(), "ct state new jump guard".into()]);
-    chain("guard-output", &["type filter hook output priority -110; policy accept;".into(), "ct state new jump guard".into()]);
+    chain(
+        "guard-prerouting",
+        &["type filter hook prerouting priority dstnat - 10; policy accept;".into(), "ct state new jump guard".into()],
+    );
+    chain(
+        "guard-output",
+        &["type filter hook output priority -110; policy accept;".into(), "ct state new jump guard".into()],
+    );
     let refused = [format!("{vip} @services-refused goto {REFUSE}"), format!("{vip} @services-dropped drop")];
     let mut unused = refused.to_vec();
     unused.push(format!("{header} daddr @cluster-ips goto {REFUSE}"));
@@ -184,7 +191,10 @@ pub(super) fn text(family: Family, config: &ServiceConfig, stamp: &str) -> Strin
     for (hook, target) in [("input", "refused-here"), ("forward", "unused"), ("output", "unused")] {
         chain(
             &format!("filter-{hook}"),
-            &[format!("type filter hook {hook} priority filter; policy accept;"), format!("ct state new jump {target}")],
+            &[
+                format!("type filter hook {hook} priority filter; policy accept;"),
+                format!("ct state new jump {target}"),
+            ],
         );
     }
     t.push_str("}\n");

@@ -10,17 +10,15 @@ use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 
-use self::message::{CREATE, DUMP, Kind, Messages, Received, family_number};
-use self::socket::{Dumped, Socket};
 use super::config::ServiceConfig;
 use super::diff::{Key, Operations, Value, Verdict};
 use super::frontend::{Family, Place};
+use super::netlink::message::{self, CREATE, DUMP, Kind, Messages, Received, family_number};
+use super::netlink::socket::{self, Dumped, Socket};
 
 mod chains;
 mod elements;
 mod layout;
-mod message;
-mod socket;
 
 const TABLE: u16 = 1;
 const CHAIN_NAME: u16 = 3;
@@ -44,7 +42,9 @@ pub enum NftError {
         source: io::Error,
     },
     /// nft did not take our text.
-    #[error("nft refused the fixed part of table {family:?} stoker, which may mean that the kernel lacks nf_tables, NAT or fib: {message}")]
+    #[error(
+        "nft refused the fixed part of table {family:?} stoker, which may mean that the kernel lacks nf_tables, NAT or fib: {message}"
+    )]
     Refused {
         /// Whose table.
         family: Family,
@@ -146,9 +146,11 @@ impl Kernel {
                 found.clear();
             }
             let Some(list) = message.attributes().nested(ELEMENTS) else { return };
-            found.extend(list.filter_map(|(_, element)| {
-                elements::read_element(set, family, message::Attributes::of(element)).ok()
-            }));
+            found.extend(
+                list.filter_map(|(_, element)| {
+                    elements::read_element(set, family, message::Attributes::of(element)).ok()
+                }),
+            );
         })?;
         all.extend(found);
         Ok(())
@@ -157,15 +159,20 @@ impl Kernel {
     /// Names of the chains or sets of our table; empty where it does not exist.
     fn names(&mut self, family: Family, ask: Kind, answer: Kind, name: u16) -> Result<HashSet<String>, NftError> {
         let mut names = HashSet::new();
-        self.dump(family, ask, |m| m.text(TABLE, layout::TABLE), |message, again| {
-            if again {
-                names.clear();
-            }
-            let attributes = message.attributes();
-            if message.is(answer) && attributes.text(TABLE) == Some(layout::TABLE) {
-                names.extend(attributes.text(name).map(str::to_owned));
-            }
-        })?;
+        self.dump(
+            family,
+            ask,
+            |m| m.text(TABLE, layout::TABLE),
+            |message, again| {
+                if again {
+                    names.clear();
+                }
+                let attributes = message.attributes();
+                if message.is(answer) && attributes.text(TABLE) == Some(layout::TABLE) {
+                    names.extend(attributes.text(name).map(str::to_owned));
+                }
+            },
+        )?;
         Ok(names)
     }
 
@@ -205,7 +212,7 @@ impl Kernel {
         let chains = self.write_chains(&mut messages, operations);
         let elements = [(Kind::DelElements, 0, &operations.delete), (Kind::NewElements, CREATE, &operations.add)];
         for (kind, flags, list) in elements {
-            for (family, set, part) in parts(list) {
+            for Part { family, set, elements: part } in parts(list) {
                 let sequence = messages.message(kind, flags, family_number(family), |m| {
                     m.text(TABLE, layout::TABLE);
                     m.text(SET_NAME, &set);
@@ -222,7 +229,8 @@ impl Kernel {
         let failed = |source| NftError::Netlink { what: "write elements", source };
         let refusals = self.socket.commit(&messages).map_err(failed)?;
         if let Some((sequence, source)) = refusals.into_iter().next() {
-            let what = named.remove(&sequence).unwrap_or_else(|| "begin the transaction or make a chain in it".to_owned());
+            let what =
+                named.remove(&sequence).unwrap_or_else(|| "begin the transaction or make a chain in it".to_owned());
             return Err(NftError::Rejected { what, source });
         }
         self.chains.extend(chains);
@@ -259,7 +267,9 @@ impl Kernel {
             let failed = |source| NftError::Netlink { what: "remove the tables", source };
             match self.socket.commit(&messages).map_err(failed)?.into_iter().next() {
                 Some((_, error)) if error.kind() == io::ErrorKind::NotFound => {}
-                Some((_, source)) => return Err(NftError::Rejected { what: format!("remove table {family:?}"), source }),
+                Some((_, source)) => {
+                    return Err(NftError::Rejected { what: format!("remove table {family:?}"), source });
+                }
                 None => {}
             }
         }
@@ -268,20 +278,28 @@ impl Kernel {
     }
 }
 
+/// Elements that one message changes.
+#[derive(Debug)]
+struct Part {
+    family: Family,
+    set: Cow<'static, str>,
+    elements: Vec<(Key, Value)>,
+}
+
 /// Sorts a list into parts of one family and one set that fit one message.
-fn parts(list: &[(Key, Value)]) -> Vec<(Family, Cow<'static, str>, Vec<(Key, Value)>)> {
-    let mut by_set: HashMap<(Family, Cow<'static, str>), Vec<(Key, Value)>> = HashMap::new();
+fn parts(list: &[(Key, Value)]) -> Vec<Part> {
+    let mut growing: HashMap<_, Vec<(Key, Value)>> = HashMap::new();
     let mut full = Vec::new();
     for &(key, value) in list {
-        let name = (elements::family_of(&key), elements::set_of(&key, &value));
-        let part = by_set.entry(name.clone()).or_default();
+        let (family, set) = (elements::family_of(&key), elements::set_of(&key, &value));
+        let part = growing.entry((family, set.clone())).or_default();
         part.push((key, value));
         if part.len() == elements::LIST_ELEMENTS {
-            full.push((name.0, name.1, std::mem::take(part)));
+            full.push(Part { family, set, elements: std::mem::take(part) });
         }
     }
-    let rest = by_set.into_iter().filter(|(_, part)| !part.is_empty());
-    full.extend(rest.map(|((family, set), part)| (family, set, part)));
+    let rest = growing.into_iter().filter(|(_, elements)| !elements.is_empty());
+    full.extend(rest.map(|((family, set), elements)| Part { family, set, elements }));
     full
 }
 

@@ -1,22 +1,22 @@
 //! The bytes of nfnetlink messages: writing batches and reading answers. No sockets here.
 
 /// `NFNL_SUBSYS_NFTABLES`.
-pub(super) const SUBSYSTEM: u16 = 10;
+pub(in crate::service) const SUBSYSTEM: u16 = 10;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
-pub(super) const REQUEST: u16 = 0x1;
-const ACK: u16 = 0x4;
-pub(super) const CREATE: u16 = 0x400;
-pub(super) const DUMP: u16 = 0x300;
-const NESTED: u16 = 0x8000;
+pub(in crate::service) const REQUEST: u16 = 0x1;
+pub(in crate::service) const ACK: u16 = 0x4;
+pub(in crate::service) const CREATE: u16 = 0x400;
+pub(in crate::service) const DUMP: u16 = 0x300;
+pub(in crate::service) const NESTED: u16 = 0x8000;
 const HEADER: usize = 16;
 
 /// nf_tables message types that we send or receive.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
-pub(super) enum Kind {
+pub(in crate::service) enum Kind {
     DelTable = 2,
     NewChain = 3,
     GetChain = 4,
@@ -30,7 +30,7 @@ pub(super) enum Kind {
 }
 
 /// `NFPROTO_IPV4` and `NFPROTO_IPV6`.
-pub(super) fn family_number(family: crate::service::frontend::Family) -> u8 {
+pub(in crate::service) fn family_number(family: crate::service::frontend::Family) -> u8 {
     match family {
         crate::service::frontend::Family::Ipv4 => 2,
         crate::service::frontend::Family::Ipv6 => 10,
@@ -39,7 +39,7 @@ pub(super) fn family_number(family: crate::service::frontend::Family) -> u8 {
 
 /// Messages under construction, one after another.
 #[derive(Debug, Default)]
-pub(super) struct Messages {
+pub(in crate::service) struct Messages {
     bytes: Vec<u8>,
     next_sequence: u32,
     last_start: usize,
@@ -47,16 +47,16 @@ pub(super) struct Messages {
 
 impl Messages {
     /// Empty; the messages are numbered from `first_sequence`.
-    pub(super) fn new(first_sequence: u32) -> Self {
+    pub(in crate::service) fn new(first_sequence: u32) -> Self {
         Self { bytes: Vec::new(), next_sequence: first_sequence, last_start: 0 }
     }
 
-    pub(super) fn begin_batch(&mut self) {
+    pub(in crate::service) fn begin_batch(&mut self) {
         self.raw(BATCH_BEGIN, REQUEST, 0, SUBSYSTEM, |_| {});
     }
 
     /// Asks for an acknowledgement of the last message and closes the batch.
-    pub(super) fn end_batch(&mut self) {
+    pub(in crate::service) fn end_batch(&mut self) {
         // The flags follow length and type. The acknowledgement is sent when the whole batch has been committed.
         let flags = self.last_start + 6;
         let old = u16::from_ne_bytes([self.bytes[flags], self.bytes[flags + 1]]);
@@ -65,12 +65,25 @@ impl Messages {
     }
 
     /// Writes one nf_tables message and returns its sequence number.
-    pub(super) fn message(&mut self, kind: Kind, flags: u16, family: u8, body: impl FnOnce(&mut Self)) -> u32 {
+    pub(in crate::service) fn message(
+        &mut self,
+        kind: Kind,
+        flags: u16,
+        family: u8,
+        body: impl FnOnce(&mut Self),
+    ) -> u32 {
         self.raw((SUBSYSTEM << 8) | kind as u16, REQUEST | flags, family, 0, body)
     }
 
     /// Writes one message of any subsystem.
-    pub(super) fn raw(&mut self, kind: u16, flags: u16, family: u8, resource: u16, body: impl FnOnce(&mut Self)) -> u32 {
+    pub(in crate::service) fn raw(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        family: u8,
+        resource: u16,
+        body: impl FnOnce(&mut Self),
+    ) -> u32 {
         let start = self.bytes.len();
         self.last_start = start;
         let sequence = self.next_sequence;
@@ -88,7 +101,7 @@ impl Messages {
         sequence
     }
 
-    pub(super) fn attribute(&mut self, kind: u16, value: &[u8]) {
+    pub(in crate::service) fn attribute(&mut self, kind: u16, value: &[u8]) {
         let length = u16::try_from(value.len() + 4).expect("values are keys, names and numbers, far below 64 KB");
         self.bytes.extend_from_slice(&length.to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
@@ -97,7 +110,7 @@ impl Messages {
     }
 
     /// A NUL-terminated string.
-    pub(super) fn text(&mut self, kind: u16, value: &str) {
+    pub(in crate::service) fn text(&mut self, kind: u16, value: &str) {
         let length = u16::try_from(value.len() + 5).expect("names of chains and sets are short");
         self.bytes.extend_from_slice(&length.to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
@@ -107,11 +120,11 @@ impl Messages {
     }
 
     /// A number, in network order as all nf_tables attributes are.
-    pub(super) fn number(&mut self, kind: u16, value: u32) {
+    pub(in crate::service) fn number(&mut self, kind: u16, value: u32) {
         self.attribute(kind, &value.to_be_bytes());
     }
 
-    pub(super) fn nested(&mut self, kind: u16, body: impl FnOnce(&mut Self)) {
+    pub(in crate::service) fn nested(&mut self, kind: u16, body: impl FnOnce(&mut Self)) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&[0; 2]);
         self.bytes.extend_from_slice(&(kind | NESTED).to_ne_bytes());
@@ -124,50 +137,50 @@ impl Messages {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
 
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(in crate::service) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    pub(super) fn next_sequence(&self) -> u32 {
+    pub(in crate::service) fn next_sequence(&self) -> u32 {
         self.next_sequence
     }
 }
 
 /// One received message.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Received<'a> {
-    pub(super) kind: u16,
-    pub(super) flags: u16,
-    pub(super) sequence: u32,
+pub(in crate::service) struct Received<'a> {
+    pub(in crate::service) kind: u16,
+    pub(in crate::service) flags: u16,
+    pub(in crate::service) sequence: u32,
     /// Port of the socket whose request caused it.
-    pub(super) port: u32,
+    pub(in crate::service) port: u32,
     body: &'a [u8],
 }
 
 impl<'a> Received<'a> {
     /// The error number (positive), 0 for an acknowledgement; `None` for other messages.
-    pub(super) fn error(&self) -> Option<i32> {
+    pub(in crate::service) fn error(&self) -> Option<i32> {
         let code = (self.kind == NLMSG_ERROR || self.kind == NLMSG_DONE).then(|| self.body.first_chunk::<4>())??;
         Some(-i32::from_ne_bytes(*code))
     }
 
-    pub(super) fn is_done(&self) -> bool {
+    pub(in crate::service) fn is_done(&self) -> bool {
         self.kind == NLMSG_DONE
     }
 
     /// The nf_tables type, if it is of that subsystem.
-    pub(super) fn is(&self, kind: Kind) -> bool {
+    pub(in crate::service) fn is(&self, kind: Kind) -> bool {
         self.kind == (SUBSYSTEM << 8) | kind as u16
     }
 
     /// The attributes after the nfnetlink header.
-    pub(super) fn attributes(&self) -> Attributes<'a> {
+    pub(in crate::service) fn attributes(&self) -> Attributes<'a> {
         Attributes(self.body.get(4..).unwrap_or_default())
     }
 }
 
 /// Splits a datagram into messages; a broken tail ends it.
-pub(super) fn received(mut bytes: &[u8]) -> impl Iterator<Item = Received<'_>> {
+pub(in crate::service) fn received(mut bytes: &[u8]) -> impl Iterator<Item = Received<'_>> {
     std::iter::from_fn(move || {
         let header = bytes.first_chunk::<HEADER>()?;
         let word = |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
@@ -187,22 +200,22 @@ pub(super) fn received(mut bytes: &[u8]) -> impl Iterator<Item = Received<'_>> {
 
 /// Attributes of a message or of a nested attribute.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Attributes<'a>(&'a [u8]);
+pub(in crate::service) struct Attributes<'a>(&'a [u8]);
 
 impl<'a> Attributes<'a> {
-    pub(super) fn of(bytes: &'a [u8]) -> Self {
+    pub(in crate::service) fn of(bytes: &'a [u8]) -> Self {
         Self(bytes)
     }
 
-    pub(super) fn get(self, kind: u16) -> Option<&'a [u8]> {
+    pub(in crate::service) fn get(self, kind: u16) -> Option<&'a [u8]> {
         self.into_iter().find(|(k, _)| *k == kind).map(|(_, value)| value)
     }
 
-    pub(super) fn nested(self, kind: u16) -> Option<Attributes<'a>> {
+    pub(in crate::service) fn nested(self, kind: u16) -> Option<Attributes<'a>> {
         self.get(kind).map(Attributes)
     }
 
-    pub(super) fn text(self, kind: u16) -> Option<&'a str> {
+    pub(in crate::service) fn text(self, kind: u16) -> Option<&'a str> {
         std::str::from_utf8(self.get(kind)?.split(|byte| *byte == 0).next()?).ok()
     }
 }

@@ -10,7 +10,7 @@ use rustix::net::sockopt::{
 };
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
-use super::message::{Messages, received};
+use super::message::{Messages, Received, received};
 
 /// Answers come in datagrams of at most 32 KB, but an error carries a copy of the refused message, up to 64 KB.
 const RECEIVE_BYTES: usize = 128 * 1024;
@@ -18,11 +18,11 @@ const RECEIVE_BYTES: usize = 128 * 1024;
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Refusals of one batch: the sequence number of the message, and why.
-pub(super) type Refusals = Vec<(u32, io::Error)>;
+pub(in crate::service) type Refusals = Vec<(u32, io::Error)>;
 
 /// A socket for requests.
 #[derive(Debug)]
-pub(super) struct Socket {
+pub(in crate::service) struct Socket {
     fd: OwnedFd,
     buffer: Vec<u8>,
     sequence: u32,
@@ -31,30 +31,30 @@ pub(super) struct Socket {
 
 impl Socket {
     /// Opens a socket in the network namespace of the calling thread.
-    pub(super) fn open() -> io::Result<Self> {
+    pub(in crate::service) fn open() -> io::Result<Self> {
         let fd = socket(SocketFlags::CLOEXEC, 0)?;
         set_socket_timeout(&fd, Timeout::Recv, Some(PATIENCE))?;
         Ok(Self { fd, buffer: vec![0; RECEIVE_BYTES], sequence: 1, sent: 0 })
     }
 
     /// Messages to be sent through this socket.
-    pub(super) fn messages(&self) -> Messages {
+    pub(in crate::service) fn messages(&self) -> Messages {
         Messages::new(self.sequence)
     }
 
     /// How many batches were sent.
-    pub(super) fn batches_sent(&self) -> u64 {
+    pub(in crate::service) fn batches_sent(&self) -> u64 {
         self.sent
     }
 
     /// The port that notifications about our own changes carry.
-    pub(super) fn port(&self) -> io::Result<u32> {
+    pub(in crate::service) fn port(&self) -> io::Result<u32> {
         let address = rustix::net::getsockname(&self.fd)?;
         Ok(SocketAddrNetlink::try_from(address)?.pid())
     }
 
     /// Sends a closed batch and returns what the kernel refused. If that is empty, all of it took effect, else nothing did.
-    pub(super) fn commit(&mut self, batch: &Messages) -> io::Result<Refusals> {
+    pub(in crate::service) fn commit(&mut self, batch: &Messages) -> io::Result<Refusals> {
         self.sent += 1;
         self.send(batch)?;
         let mut refusals = Refusals::new();
@@ -84,19 +84,18 @@ impl Socket {
 
     /// Sends one dump request and hands each answer to `each`; done again from the start (after `restart`) when the kernel says that
     /// the tables changed meanwhile.
-    pub(super) fn dump(
+    pub(in crate::service) fn dump(
         &mut self,
         request: &Messages,
-        mut each: impl FnMut(super::message::Received<'_>),
+        mut each: impl FnMut(Received<'_>),
     ) -> io::Result<Dumped> {
         const INTERRUPTED: u16 = 0x10;
         let sequence = self.sequence;
         self.send(request)?;
         let mut dumped = Dumped::Whole;
         loop {
-            let (bytes, _) = rustix::io::retry_on_intr(|| {
-                rustix::net::recv(&self.fd, &mut self.buffer[..], RecvFlags::empty())
-            })?;
+            let (bytes, _) =
+                rustix::io::retry_on_intr(|| rustix::net::recv(&self.fd, &mut self.buffer[..], RecvFlags::empty()))?;
             // Answers to an earlier request that was given up may still be queued.
             for message in received(&self.buffer[..bytes]).filter(|message| message.sequence == sequence) {
                 if message.flags & INTERRUPTED != 0 {
@@ -128,7 +127,7 @@ impl Socket {
 
 /// How a dump ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Dumped {
+pub(in crate::service) enum Dumped {
     /// What it showed was there at one moment.
     Whole,
     /// Somebody changed the tables meanwhile: dump again.
@@ -136,7 +135,7 @@ pub(super) enum Dumped {
 }
 
 /// Opens the socket that hears of every change to any nftables table of the namespace.
-pub(super) fn listen() -> io::Result<OwnedFd> {
+pub(in crate::service) fn listen() -> io::Result<OwnedFd> {
     // NFNLGRP_NFTABLES is group 7; the mask counts from bit 0.
     let fd = socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, 1 << 6)?;
     set_socket_recv_buffer_size_force(&fd, 256 * 1024)?;
@@ -144,8 +143,7 @@ pub(super) fn listen() -> io::Result<OwnedFd> {
 }
 
 fn socket(flags: SocketFlags, groups: u32) -> io::Result<OwnedFd> {
-    let fd =
-        rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::NETFILTER))?;
+    let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::NETFILTER))?;
     rustix::net::bind(&fd, &SocketAddrNetlink::new(0, groups))?;
     Ok(fd)
 }
