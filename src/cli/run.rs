@@ -1,0 +1,315 @@
+//! `stoker run`: starts every room, gives it the handles it asks for, and stops when told.
+//!
+//! Order: what needs neither the runtime nor the API server, then the runtime, then the rest; nothing waits for the
+//! API server, so static pods and rules in the kernel do not depend on it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use stoker_model::handle::{Authorizer, EventSink, NodeFeed, ObjectApi, PodApi, PodFeed, ServiceLinks};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::preflight::{PreflightError, check_host, lock, prepare_root};
+use super::standalone::{AlwaysAllow, Standalone};
+use super::wiring::{
+    WiringError, cgroup_config, node_settings, parallel_pulls, pods_config, server_config, service_config,
+};
+use super::{logging, systemd};
+use crate::cgroup::{CgroupError, Cgroups};
+use crate::clock::Clock;
+use crate::config::{
+    ConfigError, Credentials, Flags, KubeconfigError, KubeletConfig, ServiceMode, StokerConfig, load,
+    load_stoker_config, read_kubeconfig,
+};
+use crate::node::{self, NodeSettings};
+use crate::pod::{PodHandles, Pods};
+use crate::runtime::{Images, Runtime, RuntimeError, events as runtime_events, pause};
+use crate::server;
+use crate::service::{self, ServiceError};
+use crate::upstream::{
+    self, AccessReviews, ApiServer, Backoff, ConnectError, NodeApi, Objects, PodWriter, ServiceStore,
+};
+use crate::volume::Volumes;
+
+/// Changes of services that may wait for the data path.
+const SERVICE_QUEUE: usize = 1024;
+/// What may still be written after SIGTERM.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Why the agent ended, or did not start.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RunError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Kubeconfig(#[from] KubeconfigError),
+    #[error(transparent)]
+    Preflight(#[from] PreflightError),
+    #[error(transparent)]
+    Wiring(#[from] WiringError),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    #[error("the service data path: {0}")]
+    Service(#[from] ServiceError),
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    #[error("cannot start threads or take signals: {0}")]
+    Start(#[from] std::io::Error),
+    #[error("the task {0} ended although it must not: this is a bug, its log lines above tell more")]
+    TaskEnded(&'static str),
+}
+
+/// Everything that was decided before anything started.
+struct Decided {
+    flags: Flags,
+    kubelet: KubeletConfig,
+    stoker: StokerConfig,
+    node: Arc<NodeSettings>,
+    clock: Clock,
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub(super) fn run(flags: Flags, as_kubelet: bool) -> Result<(), RunError> {
+    let loaded = load(flags.config.as_deref(), flags.config_dir.as_deref(), &flags.overrides, as_kubelet)?;
+    let stoker = load_stoker_config(flags.stoker_config.as_deref())?;
+    let verbosity = flags.verbosity.max(loaded.kubelet.logging.verbosity.into());
+    logging::init(verbosity, stoker.log_format == "json" || loaded.kubelet.logging.format == "json");
+    for warning in flags.warnings.iter().chain(&loaded.warnings) {
+        tracing::warn!("{warning}");
+    }
+    check_host(&loaded.kubelet)?;
+    let _lock = lock(&flags.lock_file)?;
+    prepare_root(&flags.root_dir)?;
+    let node = node_settings(&loaded.kubelet, &flags)?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), node = node.name, addresses = ?node.addresses, "starting");
+    // The first provider wins; nobody else sets one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let decided = Decided { flags, kubelet: loaded.kubelet, stoker, node, clock: Clock };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(start(decided));
+    runtime.shutdown_timeout(LAST_WORDS);
+    result
+}
+
+async fn start(decided: Decided) -> Result<(), RunError> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let stop = CancellationToken::new();
+    let mut tasks = Tasks::new();
+    let work = async {
+        let (decided, handles) = wire_node(decided, &mut tasks).await?;
+        // Not later: a service manager that waits for us would give up on a machine whose runtime comes late.
+        systemd::tell(&[sd_notify::NotifyState::Ready]);
+        wire_pods(&decided, handles, &mut tasks, &stop).await?;
+        match tasks.join_next().await {
+            Some(Ok(name)) => Err(RunError::TaskEnded(name)),
+            Some(Err(panic)) => {
+                tracing::error!(%panic, "a task died");
+                Err(RunError::TaskEnded("that died"))
+            }
+            None => Ok(()),
+        }
+    };
+    let result = tokio::select! {
+        result = work => result,
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    };
+    tracing::info!("stopping; containers and rules stay");
+    systemd::tell(&[sd_notify::NotifyState::Stopping]);
+    stop.cancel();
+    result
+}
+
+type Tasks = JoinSet<&'static str>;
+
+fn spawn(tasks: &mut Tasks, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+    tasks.spawn(async move {
+        task.await;
+        name
+    });
+}
+
+/// What the pods and the node's API need of what was started before them.
+struct NodeHandles {
+    runtime: Runtime,
+    node: NodeFeed,
+    pods: PodFeed,
+    api: Arc<dyn PodApi>,
+    objects: Arc<dyn ObjectApi>,
+    services: Arc<dyn ServiceLinks>,
+    events: Arc<dyn EventSink>,
+    authorizer: Arc<dyn Authorizer>,
+}
+
+/// Starts what waits for nothing: the node's own tasks, the watches, the service rules.
+async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, NodeHandles), RunError> {
+    let Decided { flags, kubelet, stoker, node, clock } = &decided;
+    spawn(tasks, "watchdog", systemd::watchdog());
+
+    let credentials = read_kubeconfig(flags.kubeconfig.as_deref(), flags.bootstrap_kubeconfig.as_deref()).await?;
+    let api = match credentials {
+        Credentials::Standalone => None,
+        Credentials::Cluster(config) => Some(ApiServer::new(&config)?),
+    };
+    let (events, event_task) = upstream::event_queue(*clock, node.name.clone());
+    let events: Arc<dyn EventSink> = Arc::new(events);
+    let runtime = Runtime::connect(&kubelet.container_runtime_endpoint, kubelet.runtime_request_timeout.0)?;
+
+    let node_api = api.clone().map(|api| NodeApi::new(api, node.name.clone()));
+    let node_object = match &node_api {
+        Some(node_api) => {
+            let (object, task) = node_api.watch();
+            spawn(tasks, "node watch", task);
+            object
+        }
+        None => watch::channel(None).1,
+    };
+    let (observer, task) = node::observe(node.clone(), runtime.clone(), node_object.clone(), *clock);
+    spawn(tasks, "node observer", task);
+    spawn(tasks, "status line", status_line(node.name.clone(), observer.observations.clone()));
+
+    let (Some(api), Some(node_api)) = (api, node_api) else {
+        tracing::warn!("no --kubeconfig: nothing but static pods can run");
+        let offline = Arc::new(Standalone);
+        let handles = NodeHandles {
+            runtime,
+            node: observer.snapshots,
+            pods: watch::channel(Some(Arc::default())).1,
+            api: offline.clone(),
+            objects: offline.clone(),
+            services: offline.clone(),
+            events,
+            authorizer: offline,
+        };
+        return Ok((decided, handles));
+    };
+
+    spawn(tasks, "events", event_task(api.clone()).run());
+    spawn(tasks, "lease", node::renew_lease(node_api.clone(), node.lease_seconds, *clock));
+    let report = node::report(node.clone(), node_api, events.clone(), observer.observations, node_object, *clock);
+    spawn(tasks, "node reporter", report);
+    let (pods, task) = upstream::watch_pods(api.clone(), node.name.clone());
+    spawn(tasks, "pod watch", task);
+
+    let store = ServiceStore::default();
+    let (changes, queue) = mpsc::channel(SERVICE_QUEUE);
+    match stoker.service_proxy.mode {
+        ServiceMode::Nftables => {
+            let proxy = service::spawn(queue, observer.facts, service_config(stoker)?, *clock)?;
+            spawn(tasks, "service data path", async move {
+                if let Err(error) = proxy.task.await {
+                    tracing::error!(%error, "the service data path died");
+                }
+            });
+        }
+        ServiceMode::None => spawn(tasks, "service drain", drain(queue)),
+    }
+    spawn(tasks, "service watch", upstream::watch_services(api.clone(), store.clone(), changes));
+
+    let authorizer: Arc<dyn Authorizer> = if kubelet.authorization.mode == "AlwaysAllow" {
+        Arc::new(AlwaysAllow)
+    } else {
+        Arc::new(AccessReviews::new(api.clone(), node.name.clone()))
+    };
+    let handles = NodeHandles {
+        runtime,
+        node: observer.snapshots,
+        pods,
+        api: Arc::new(PodWriter::new(api.clone())),
+        objects: Arc::new(Objects::new(api, *clock)),
+        services: Arc::new(store),
+        events,
+        authorizer,
+    };
+    Ok((decided, handles))
+}
+
+/// Starts the pods and the node's API, when the runtime answers and has its sandbox image.
+async fn wire_pods(
+    decided: &Decided,
+    handles: NodeHandles,
+    tasks: &mut Tasks,
+    stop: &CancellationToken,
+) -> Result<(), RunError> {
+    let Decided { flags, kubelet, node, .. } = decided;
+    let runtime = handles.runtime;
+    let cgroups = Cgroups::open(cgroup_config(kubelet))?;
+    cgroups.make_tree()?;
+    wait_for_runtime(&runtime, &kubelet.container_runtime_endpoint).await;
+    match pause::ensure(&runtime).await {
+        Ok(image) => tracing::debug!(?image, "sandbox image present"),
+        // The runtime pulls it, or pods say what is missing.
+        Err(error) => tracing::warn!(%error, "sandbox image not ensured"),
+    }
+    let pods = Pods::spawn(
+        pods_config(kubelet, &flags.root_dir)?,
+        PodHandles {
+            images: Images::new(runtime.clone(), parallel_pulls(kubelet)),
+            events: runtime_events::spawn(runtime.clone(), stop.clone()),
+            runtime: runtime.clone(),
+            pods: handles.pods,
+            node: handles.node,
+            api: handles.api,
+            volumes: Volumes::new(&flags.root_dir, handles.objects.clone()),
+            objects: handles.objects,
+            services: handles.services,
+            sink: handles.events,
+            cgroups,
+        },
+        stop.clone(),
+    );
+    if kubelet.enable_server {
+        let config = server_config(kubelet, flags, node)?;
+        let handles = server::Handles { pods: Arc::new(pods), authorizer: handles.authorizer, runtime };
+        let stop = stop.clone();
+        spawn(tasks, "server", async move {
+            if let Err(error) = server::serve(config, handles, stop).await {
+                tracing::error!(%error, "the node's API cannot be served");
+            }
+        });
+    }
+    Ok(())
+}
+
+/// Environment variables need the services even where another program routes them.
+async fn drain(mut queue: mpsc::Receiver<stoker_model::service::ServiceChange>) {
+    while queue.recv().await.is_some() {}
+}
+
+/// Waits until the runtime answers, and says so while it does not.
+async fn wait_for_runtime(runtime: &Runtime, endpoint: &str) {
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    let mut told = false;
+    loop {
+        match runtime.version().await {
+            Ok(version) => {
+                tracing::info!(runtime = version.runtime_name, version = version.runtime_version, "runtime answers");
+                return;
+            }
+            Err(error) if told => tracing::debug!(%error, endpoint, "the container runtime still does not answer"),
+            Err(error) => {
+                tracing::warn!(%error, endpoint, "waiting for the container runtime: is containerd running?");
+                told = true;
+            }
+        }
+        tokio::time::sleep(backoff.wait()).await;
+    }
+}
+
+/// Keeps the line that `systemctl status` shows.
+async fn status_line(name: String, mut seen: watch::Receiver<Option<Arc<node::Observation>>>) {
+    loop {
+        let ready = seen.borrow_and_update().as_ref().is_some_and(|seen| seen.is_ready());
+        let line = format!("node {name} is {}", if ready { "ready" } else { "not ready" });
+        systemd::tell(&[sd_notify::NotifyState::Status(&line)]);
+        if seen.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}

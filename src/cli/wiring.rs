@@ -1,0 +1,154 @@
+//! From what the operator wrote to what each room wants to know.
+
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use stoker_model::quantity::{Milli, QuantityError};
+
+use crate::cgroup::{CgroupConfig, CgroupDriver};
+use crate::config::{Flags, KubeletConfig, LabelError, StokerConfig, parse_node_labels};
+use crate::node::{AddressError, MachineError, NodeSettings, choose_addresses, node_name};
+use crate::pod::PodsConfig;
+use crate::server::{ServerConfig, ServingCertificate};
+use crate::service::{Cidr, LocalTraffic, ServiceConfig};
+
+/// Which setting does not fit a room.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WiringError {
+    #[error(transparent)]
+    Name(#[from] MachineError),
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    #[error(transparent)]
+    Label(#[from] LabelError),
+    #[error(transparent)]
+    Quantity(#[from] QuantityError),
+    #[error("{field}: {value:?} is not an IP address")]
+    NotAnAddress { field: &'static str, value: String },
+    #[error("StokerConfiguration: serviceProxy.{field}: {source}")]
+    Range { field: &'static str, source: crate::service::config::NotACidr },
+}
+
+/// Settings of the room `node`.
+pub(super) fn node_settings(config: &KubeletConfig, flags: &Flags) -> Result<Arc<NodeSettings>, WiringError> {
+    let (name, hostname) = node_name(flags.hostname_override.as_deref())?;
+    let addresses = choose_addresses(flags.node_ip.as_deref(), &hostname)?;
+    let mut reserved = std::collections::BTreeMap::new();
+    for (resource, amount) in config.kube_reserved.iter().chain(&config.system_reserved) {
+        *reserved.entry(resource.clone()).or_insert(Milli::ZERO) += Milli::parse(amount)?;
+    }
+    Ok(Arc::new(NodeSettings {
+        labels: parse_node_labels(&flags.node_labels)?,
+        taints: config.register_with_taints.clone(),
+        register: config.register_node,
+        provider_id: config.provider_id.clone(),
+        external_cloud: flags.external_cloud,
+        port: u16::try_from(config.port).unwrap_or_default(),
+        max_pods: config.max_pods.into(),
+        pods_per_core: config.pods_per_core.into(),
+        eviction_hard: config.eviction_hard.clone(),
+        eviction_soft: config.eviction_soft.clone(),
+        pressure_transition: config.eviction_pressure_transition_period.0,
+        observe_every: config.node_status_update_frequency.0,
+        report_every: config.node_status_report_frequency.0,
+        lease_seconds: config.node_lease_duration_seconds,
+        max_images: config.node_status_max_images,
+        root_dir: flags.root_dir.clone(),
+        controller_attach_detach: config.enable_controller_attach_detach,
+        reserved,
+        name,
+        hostname,
+        addresses,
+    }))
+}
+
+/// Settings of the room `pod`.
+pub(super) fn pods_config(config: &KubeletConfig, root_dir: &Path) -> Result<PodsConfig, WiringError> {
+    let log_dir = PathBuf::from(&config.pod_logs_dir);
+    let address = |text: &String| {
+        text.parse().map_err(|_| WiringError::NotAnAddress { field: "clusterDNS", value: text.clone() })
+    };
+    Ok(PodsConfig {
+        root_dir: root_dir.to_path_buf(),
+        // Beside the logs, which is upstream's place where the logs are in theirs.
+        link_dir: log_dir.parent().unwrap_or(Path::new("/")).join("containers"),
+        log_dir,
+        sync_frequency: config.sync_frequency.0,
+        longest_backoff: config.crash_loop_back_off.max_container_restart_period.0,
+        cluster_dns: config.cluster_dns.iter().map(address).collect::<Result<_, _>>()?,
+        cluster_domain: config.cluster_domain.clone(),
+        resolv_conf: Some(PathBuf::from(&config.resolv_conf)).filter(|path| !path.as_os_str().is_empty()),
+        seccomp_default: config.seccomp_default,
+        single_process_oom_kill: config.single_process_oom_kill,
+        ..PodsConfig::default()
+    })
+}
+
+/// Settings of the room `cgroup`.
+pub(super) fn cgroup_config(config: &KubeletConfig) -> CgroupConfig {
+    CgroupConfig {
+        root: if config.cgroup_root.is_empty() { "/".to_owned() } else { config.cgroup_root.clone() },
+        driver: if config.cgroup_driver == "systemd" { CgroupDriver::Systemd } else { CgroupDriver::Cgroupfs },
+        cpu_cfs_quota: config.cpu_cfs_quota,
+        cpu_cfs_period: config.cpu_cfs_quota_period.0,
+        pod_pids_limit: u64::try_from(config.pod_pids_limit).ok().filter(|limit| *limit > 0),
+        ..CgroupConfig::default()
+    }
+}
+
+/// How many images are pulled at a time (A14.3).
+pub(super) fn parallel_pulls(config: &KubeletConfig) -> NonZeroUsize {
+    if config.serialize_image_pulls {
+        return NonZeroUsize::MIN;
+    }
+    usize::try_from(config.max_parallel_image_pulls).ok().and_then(NonZeroUsize::new).unwrap_or(NonZeroUsize::MAX)
+}
+
+/// Settings of the room `server`.
+pub(super) fn server_config(
+    config: &KubeletConfig,
+    flags: &Flags,
+    node: &NodeSettings,
+) -> Result<ServerConfig, WiringError> {
+    let address = |field, text: &String| -> Result<IpAddr, WiringError> {
+        text.parse().map_err(|_| WiringError::NotAnAddress { field, value: text.clone() })
+    };
+    let port = |number: i32| u16::try_from(number).unwrap_or_default();
+    let file = |path: &String| Some(PathBuf::from(path)).filter(|path| !path.as_os_str().is_empty());
+    let healthz = match port(config.healthz_port) {
+        0 => None,
+        number => Some(SocketAddr::new(address("healthzBindAddress", &config.healthz_bind_address)?, number)),
+    };
+    let certificate = match (file(&config.tls_cert_file), file(&config.tls_private_key_file)) {
+        (Some(certificate), Some(key)) => ServingCertificate::Files { certificate, key },
+        _ => ServingCertificate::SelfSigned {
+            directory: flags.cert_dir.clone(),
+            node: node.name.clone(),
+            names: node.addresses.iter().map(ToString::to_string).collect(),
+        },
+    };
+    Ok(ServerConfig {
+        address: address("address", &config.address)?,
+        port: port(config.port),
+        healthz,
+        certificate,
+        client_ca: file(&config.authentication.x509.client_ca_file),
+        debugging_handlers: config.enable_debugging_handlers,
+    })
+}
+
+/// Settings of the room `service`.
+pub(super) fn service_config(config: &StokerConfig) -> Result<ServiceConfig, WiringError> {
+    let ranges = |field, texts: &[String]| -> Result<Vec<Cidr>, WiringError> {
+        texts.iter().map(|text| text.parse().map_err(|source| WiringError::Range { field, source })).collect()
+    };
+    let cluster = ranges("clusterCIDR", &config.service_proxy.cluster_cidr)?;
+    Ok(ServiceConfig {
+        local_traffic: if cluster.is_empty() { LocalTraffic::Unknown } else { LocalTraffic::Sources(cluster) },
+        masquerade_all: config.service_proxy.masquerade_all,
+        node_port_addresses: ranges("nodePortAddresses", &config.service_proxy.node_port_addresses)?,
+        ..ServiceConfig::default()
+    })
+}
