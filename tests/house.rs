@@ -83,7 +83,8 @@ fn unlisted_rooms(rooms: &Rooms, folder: &str) -> Vec<String> {
         let path = entry.expect("a listed folder can be read").path();
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         if !["lib", "main"].contains(&name.as_str()) && !rooms.names().any(|room| room == name) {
-            violations.push(format!("{folder}/{name}: this room has no row in ARCHITECTURE.md; say there what its job is"));
+            violations
+                .push(format!("{folder}/{name}: this room has no row in ARCHITECTURE.md; say there what its job is"));
         }
     }
     violations
@@ -123,7 +124,8 @@ fn every_promise_names_a_test_that_exists() {
     let mut violations = Vec::new();
     for promise in promises {
         if promise.enforced_by.is_empty() && !promise.says_not_enforced {
-            violations.push(format!("{}: name its test as `path/to/file.rs::name`, or write `not enforced yet`", promise.id));
+            violations
+                .push(format!("{}: name its test as `path/to/file.rs::name`, or write `not enforced yet`", promise.id));
         }
         for (file, name) in promise.enforced_by {
             let text = std::fs::read_to_string(root().join(&file)).unwrap_or_default();

@@ -65,11 +65,12 @@ pub(crate) fn check_purity(source: &Source) -> Vec<String> {
             || matches!(path.as_slice(), ["std", "time", "Instant" | "SystemTime", ..]);
         does_io || reads_clock
     };
-    let found: BTreeSet<String> =
-        source.named.iter().filter(|path| impure(path)).map(|path| path.join("::")).collect();
+    let found: BTreeSet<String> = source.named.iter().filter(|path| impure(path)).map(|path| path.join("::")).collect();
     found
         .into_iter()
-        .map(|path| format!("{}: a pure file may not name `{path}`; take it as an argument or return a step", source.path))
+        .map(|path| {
+            format!("{}: a pure file may not name `{path}`; take it as an argument or return a step", source.path)
+        })
         .collect()
 }
 
@@ -81,10 +82,7 @@ pub(crate) fn check_opening(path: &str, text: &str) -> Option<String> {
 /// Names that tell nothing.
 pub(crate) fn check_name(path: &str) -> Option<String> {
     const EMPTY: [&str; 7] = ["util", "utils", "common", "helper", "helpers", "manager", "misc"];
-    let empty = path
-        .trim_end_matches(".rs")
-        .split(['/', '_', '-'])
-        .find(|part| EMPTY.contains(part))?;
+    let empty = path.trim_end_matches(".rs").split(['/', '_', '-']).find(|part| EMPTY.contains(part))?;
     Some(format!("{path}: `{empty}` says nothing; call it by the thing that it holds"))
 }
 

@@ -238,17 +238,20 @@ mod tests {
     fn super_is_resolved_through_inline_modules() {
         check("pod/plan.rs", "use super::super::node::X;", &["crate::node::X"]);
         check("pod/mod.rs", "use super::node;", &["crate::node"]);
-        check("pod/plan.rs", "mod tests { use super::super::super::node::X; } use super::a::B;", &[
-            "crate::node::X",
-            "crate::pod::a::B",
-        ]);
+        check(
+            "pod/plan.rs",
+            "mod tests { use super::super::super::node::X; } use super::a::B;",
+            &["crate::node::X", "crate::pod::a::B"],
+        );
     }
 
     #[test]
     fn paths_in_code_count_and_text_does_not() {
-        check("a.rs", "fn f(c: char) { crate::node::go('\"', \"crate::x::y\", r#\"crate::z\"#) } // crate::b::c", &[
-            "crate::node::go",
-        ]);
+        check(
+            "a.rs",
+            "fn f(c: char) { crate::node::go('\"', \"crate::x::y\", r#\"crate::z\"#) } // crate::b::c",
+            &["crate::node::go"],
+        );
         check("a.rs", "fn f<'a>(x: &'a str) /* crate::b::c /* */ d::e */ { std::fs::read(x) }", &["std::fs::read"]);
     }
 }
