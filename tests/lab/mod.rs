@@ -75,6 +75,7 @@ impl Lab {
             ("containerd.toml", "containerd.toml"),
             ("10-stoker.conflist", "cni/10-stoker.conflist"),
             ("kubelet.yaml", "kubelet.yaml"),
+            ("stoker.yaml", "stoker.yaml"),
         ] {
             fs::write(enclosure.dir.join(file), filled(template, &dir)).expect("the folder is ours");
         }
@@ -108,8 +109,10 @@ impl Lab {
                     "run",
                     "--config",
                     &format!("{dir}/kubelet.yaml"),
+                    "--stoker-config",
+                    &format!("{dir}/stoker.yaml"),
                     "--kubeconfig",
-                    &format!("{dir}/control-plane/node.kubeconfig"),
+                    &format!("{dir}/control-plane/node-{NODE}.kubeconfig"),
                     "--root-dir",
                     &format!("{dir}/kubelet"),
                     "--cert-dir",
