@@ -4,3 +4,5 @@
 mod lab;
 
 mod enclosure;
+mod faults;
+mod hello;

@@ -185,6 +185,23 @@ impl Lab {
         self.agent.process.as_mut().is_some_and(|process| matches!(process.try_wait(), Ok(None)))
     }
 
+    /// Waits until the agent ended by itself.
+    pub(crate) fn eventually_ends(&mut self) {
+        for _ in 0..PATIENCE.as_millis() / LOOK_AGAIN.as_millis() {
+            if !self.agent_lives() {
+                return;
+            }
+            sleep(LOOK_AGAIN);
+        }
+        panic!("the agent goes on\n{}", self.story());
+    }
+
+    /// Whether nothing answers kubectl.
+    #[track_caller]
+    pub(crate) fn kubectl_is_refused(&self) {
+        assert!(!self.try_kubectl("get nodes").success, "something answers in the control plane's place");
+    }
+
     fn kubeconfig(&self) -> PathBuf {
         self.enclosure.dir.join("control-plane/admin.kubeconfig")
     }
