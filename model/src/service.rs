@@ -153,9 +153,16 @@ pub struct EndpointSlice {
     /// `IPv4`, `IPv6` or `FQDN`.
     pub address_type: String,
     /// Endpoints.
+    #[serde(deserialize_with = "null_is_empty")]
     pub endpoints: Vec<Endpoint>,
     /// Ports, common to all endpoints of the slice.
+    #[serde(deserialize_with = "null_is_empty")]
     pub ports: Vec<EndpointPort>,
+}
+
+/// The API server writes `null` for an empty list of a slice.
+fn null_is_empty<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+    Option::<Vec<T>>::deserialize(from).map(Option::unwrap_or_default)
 }
 
 /// One endpoint of a slice.

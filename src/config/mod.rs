@@ -1,1 +1,23 @@
-//! What the operator wrote: KubeletConfiguration, KubeProxyConfiguration, flags and kubeconfig, and what follows from it.
+//! What the operator wrote, and what follows from it.
+//!
+//! Two layers: as written (every field optional, exactly upstream's names) and as resolved ([`KubeletConfig`], without
+//! options that a default fills). Flags override drop-ins, drop-ins override the file, the file overrides defaults
+//! (A22.2d). Errors name the file, the field and the line.
+
+mod duration;
+mod flags;
+mod kubeconfig;
+mod kubelet;
+mod load;
+mod node_labels;
+mod settings;
+mod stoker;
+mod validate;
+
+pub use duration::GoDuration;
+pub use flags::{FlagError, Flags, arguments, read_flags, with_pflag_names};
+pub use kubeconfig::{Credentials, KubeconfigError, read_kubeconfig};
+pub use kubelet::KubeletConfig;
+pub use load::{ConfigError, Loaded, load};
+pub use node_labels::{LabelError, parse_node_labels};
+pub use stoker::{DEFAULT_STOKER_CONFIG, ServiceMode, StokerConfig, load_stoker_config};

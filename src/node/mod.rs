@@ -1,1 +1,27 @@
-//! This node as an object of the API: registration, status, lease.
+//! This node as an API object, and as the rest of the agent sees it.
+//!
+//! Three tasks: [`observe`] looks at the machine and the runtime and publishes what it sees ([`NodeFeed`], [`NodeFacts`]);
+//! [`report`] registers the Node and keeps its status; [`renew_lease`] says that we live. The first works without an API
+//! server. Ending them touches no container.
+//!
+//! [`NodeFeed`]: stoker_model::handle::NodeFeed
+//! [`NodeFacts`]: stoker_model::service::NodeFacts
+
+mod addresses;
+mod capacity;
+mod conditions;
+mod images;
+mod lease;
+mod machine;
+mod observer;
+mod reporter;
+mod settings;
+
+pub use addresses::{AddressError, choose_addresses};
+pub use lease::renew_lease;
+pub use observer::{Observation, Observer, observe};
+pub use reporter::report;
+pub use settings::{MachineError, NodeSettings, node_name};
+
+/// The version that the Node shows: a v1.36 node to whoever compares versions, with ours as build metadata (A16.6).
+pub const KUBELET_VERSION: &str = concat!("v1.36.2+stoker.", env!("CARGO_PKG_VERSION"));

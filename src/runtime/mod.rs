@@ -1,1 +1,18 @@
 //! The container runtime: CRI over tonic, its event stream, images, logs and the pause image.
+//!
+//! [`Runtime`] is the client that everybody clones; [`cri`] holds the generated types of `proto/cri.proto`, which are also the
+//! parameters and results of its methods. Nothing here knows what a pod of the API is: `pod` translates.
+
+mod client;
+pub mod cri;
+mod error;
+pub mod events;
+mod images;
+mod import;
+pub mod logs;
+pub mod pause;
+
+pub use client::Runtime;
+pub use error::{PullFailure, RuntimeError};
+pub use images::{Credential, Images, Pull, Pulled};
+pub use import::{ImageSource, import};

@@ -1,1 +1,20 @@
 //! Services and EndpointSlices as rules of the kernel.
+//!
+//! In:  [`ServiceChange`]s (bounded `mpsc`) and the node's own name and zone (`watch`, newest wins).
+//! Out: the nftables tables `ip stoker` and `ip6 stoker`, and [`Health`] (`watch`).
+//! One task, started by [`spawn`], owns the tables: `model` (pure) compiles a changed Service to routes, `diff` (pure)
+//! turns routes into element operations, `nftables` writes them in one transaction. The tables stay when the task ends,
+//! so that traffic flows while the agent is restarted; [`cleanup`] is what removes them.
+//! Not here: watching the API server (`upstream`), the health port (`server`).
+//!
+//! [`ServiceChange`]: stoker_model::service::ServiceChange
+
+pub mod config;
+pub mod diff;
+pub mod frontend;
+pub mod model;
+pub mod nftables;
+mod owner;
+
+pub use config::{Cidr, LocalTraffic, ServiceConfig};
+pub use owner::{Health, ServiceError, ServiceProxy, cleanup, spawn};

@@ -1,0 +1,146 @@
+//! What must be so before the agent may start, and what it makes so.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
+
+use crate::config::KubeletConfig;
+
+/// Why the agent does not start.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PreflightError {
+    /// Containers need root.
+    #[error("stoker run must be started as root: it makes cgroups, mounts and network rules")]
+    NotRoot,
+    /// A22.2e
+    #[error("swap is on ({devices}) and failSwapOn is true: run swapoff -a, or set failSwapOn: false")]
+    Swap { devices: String },
+    /// A22.2e
+    #[error(
+        "this host has cgroup v1 and failCgroupV1 is true, which is the default since Kubernetes 1.35: \
+         boot with cgroup v2, or set failCgroupV1: false in the file that --config names"
+    )]
+    CgroupV1,
+    /// Two agents would fight.
+    #[error("another agent holds {0}: stop it first")]
+    Locked(PathBuf),
+    /// A directory or file cannot be made.
+    #[error("cannot prepare {path}: {source}")]
+    Path { path: PathBuf, source: io::Error },
+}
+
+/// Refuses to start where kubelet does (A22.2e).
+pub(super) fn check_host(config: &KubeletConfig) -> Result<(), PreflightError> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(PreflightError::NotRoot);
+    }
+    if config.fail_swap_on {
+        let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+        let devices: Vec<_> = swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
+        if !devices.is_empty() {
+            return Err(PreflightError::Swap { devices: devices.join(", ") });
+        }
+    }
+    // Hybrid hosts have controllers on v1 only.
+    let unified = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").is_ok();
+    if config.fail_cgroup_v1 && !unified {
+        return Err(PreflightError::CgroupV1);
+    }
+    Ok(())
+}
+
+/// Holds the lock while it lives; the kernel lets go when the process ends, however it ends.
+#[derive(Debug)]
+pub(super) struct Lock {
+    _file: File,
+}
+
+/// Takes the lock and leaves our process number in it.
+pub(super) fn lock(path: &Path) -> Result<Lock, PreflightError> {
+    let error = |source| PreflightError::Path { path: path.to_path_buf(), source };
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir).map_err(error)?;
+    }
+    let mut file = File::options().create(true).write(true).truncate(false).open(path).map_err(error)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => return Err(PreflightError::Locked(path.to_path_buf())),
+        Err(errno) => return Err(error(errno.into())),
+    }
+    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(error)?;
+    Ok(Lock { _file: file })
+}
+
+/// Makes the root directory and lets mounts below it reach containers that are already running: it becomes a shared
+/// mount, where its file system is not one already.
+pub(super) fn prepare_root(root: &Path) -> Result<(), PreflightError> {
+    let error = |source: io::Error| PreflightError::Path { path: root.to_path_buf(), source };
+    for dir in [root.to_path_buf(), root.join("pods"), root.join("pki")] {
+        fs::create_dir_all(&dir).map_err(|source| PreflightError::Path { path: dir.clone(), source })?;
+    }
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(root.join("pki"), fs::Permissions::from_mode(0o700)).map_err(error)?;
+    let root = fs::canonicalize(root).map_err(error)?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(error)?;
+    let (mount, shared) = mount_of(&root, &mounts);
+    if shared {
+        return Ok(());
+    }
+    if mount != root {
+        mount_bind(&root, &root).map_err(|errno| error(errno.into()))?;
+    }
+    mount_change(&root, MountPropagationFlags::SHARED).map_err(|errno| error(errno.into()))
+}
+
+/// The mount that holds `path`, and whether it is shared.
+fn mount_of(path: &Path, mountinfo: &str) -> (PathBuf, bool) {
+    let mut best = (PathBuf::from("/"), false);
+    for line in mountinfo.lines() {
+        let words: Vec<_> = line.split(' ').collect();
+        let Some(point) = words.get(4).map(|point| PathBuf::from(point.replace("\\040", " "))) else { continue };
+        // Of several mounts on one point the last one counts.
+        if path.starts_with(&point) && point.components().count() >= best.0.components().count() {
+            let shared = words.iter().skip(6).take_while(|word| **word != "-").any(|word| word.starts_with("shared:"));
+            best = (point, shared);
+        }
+    }
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOUNTS: &str = "\
+22 1 8:1 / / rw - ext4 /dev/sda rw
+23 22 0:5 / /proc rw shared:2 - proc proc rw
+24 22 8:1 /var/lib/kubelet /var/lib/kubelet rw shared:9 - ext4 /dev/sda rw
+25 22 8:1 /x /var/lib rw master:1 - ext4 /dev/sda rw
+";
+
+    #[test]
+    fn the_nearest_mount_decides() {
+        for (path, mount, shared) in [
+            ("/var/lib/kubelet/pods", "/var/lib/kubelet", true),
+            ("/var/lib/kubelet", "/var/lib/kubelet", true),
+            ("/var/lib/other", "/var/lib", false),
+            ("/srv", "/", false),
+        ] {
+            assert_eq!(mount_of(Path::new(path), MOUNTS), (PathBuf::from(mount), shared), "{path}");
+        }
+    }
+
+    #[test]
+    fn only_one_holds_the_lock() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("sub/stoker.lock");
+        let first = lock(&path).expect("free");
+        assert!(matches!(lock(&path), Err(PreflightError::Locked(_))));
+        assert_eq!(fs::read_to_string(&path).expect("text").trim(), std::process::id().to_string());
+        drop(first);
+        assert!(lock(&path).is_ok());
+    }
+}

@@ -1,0 +1,121 @@
+//! What makes no sense although it can be read.
+
+use std::net::IpAddr;
+
+use stoker_model::quantity::Milli;
+
+use super::kubelet::KubeletConfig;
+
+/// A field whose value cannot be used.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{field}: {value:?} {must}")]
+pub struct Invalid {
+    field: &'static str,
+    value: String,
+    must: String,
+}
+
+fn invalid(field: &'static str, value: impl ToString, must: impl Into<String>) -> Invalid {
+    Invalid { field, value: value.to_string(), must: must.into() }
+}
+
+/// The first field that makes no sense.
+pub(super) fn validate(config: &KubeletConfig) -> Result<(), Invalid> {
+    choices(config)?;
+    numbers(config)?;
+    quantities(config)?;
+    for address in &config.cluster_dns {
+        address.parse::<IpAddr>().map_err(|_| invalid("clusterDNS", address, "is not an IP address"))?;
+    }
+    Ok(())
+}
+
+fn choices(config: &KubeletConfig) -> Result<(), Invalid> {
+    let fields: [(&str, &String, &[&str]); 10] = [
+        ("cgroupDriver", &config.cgroup_driver, &["cgroupfs", "systemd"]),
+        ("authorization.mode", &config.authorization.mode, &["Webhook", "AlwaysAllow"]),
+        ("cpuManagerPolicy", &config.cpu_manager_policy, &["none", "static"]),
+        ("memoryManagerPolicy", &config.memory_manager_policy, &["None", "Static"]),
+        (
+            "topologyManagerPolicy",
+            &config.topology_manager_policy,
+            &["none", "best-effort", "restricted", "single-numa-node"],
+        ),
+        ("topologyManagerScope", &config.topology_manager_scope, &["container", "pod"]),
+        ("hairpinMode", &config.hairpin_mode, &["promiscuous-bridge", "hairpin-veth", "none"]),
+        ("memorySwap.swapBehavior", &config.memory_swap.swap_behavior, &["", "NoSwap", "LimitedSwap"]),
+        ("logging.format", &config.logging.format, &["text", "json"]),
+        ("configMapAndSecretChangeDetectionStrategy", &config.change_detection_strategy, &["Watch", "Cache", "Get"]),
+    ];
+    for (field, value, allowed) in fields {
+        if !allowed.contains(&value.as_str()) {
+            let list: Vec<_> = allowed.iter().filter(|choice| !choice.is_empty()).copied().collect();
+            return Err(invalid(field, value, format!("must be one of {}", list.join(", "))));
+        }
+    }
+    for what in &config.enforce_node_allocatable {
+        let known = ["none", "pods", "system-reserved", "kube-reserved"];
+        if !known.contains(&what.trim_end_matches("-compressible")) {
+            return Err(invalid("enforceNodeAllocatable", what, format!("must be one of {}", known.join(", "))));
+        }
+    }
+    Ok(())
+}
+
+fn numbers(config: &KubeletConfig) -> Result<(), Invalid> {
+    for (field, value, least, most) in [
+        ("port", config.port, 1, 65535),
+        ("readOnlyPort", config.read_only_port, 0, 65535),
+        ("healthzPort", config.healthz_port, 0, 65535),
+        ("imageGCHighThresholdPercent", config.image_gc_high_threshold_percent, 0, 100),
+        ("imageGCLowThresholdPercent", config.image_gc_low_threshold_percent, 0, 100),
+        ("maxPods", config.max_pods, 0, i32::MAX),
+        ("podsPerCore", config.pods_per_core, 0, i32::MAX),
+        ("nodeLeaseDurationSeconds", config.node_lease_duration_seconds, 1, i32::MAX),
+        ("nodeStatusMaxImages", config.node_status_max_images, -1, i32::MAX),
+        ("oomScoreAdj", config.oom_score_adj, -1000, 1000),
+        ("registryPullQPS", config.registry_pull_qps, 0, i32::MAX),
+        ("registryBurst", config.registry_burst, 0, i32::MAX),
+        ("containerLogMaxFiles", config.container_log_max_files, 2, i32::MAX),
+    ] {
+        if !(least..=most).contains(&value) {
+            return Err(invalid(field, value, format!("must be {least} to {most}")));
+        }
+    }
+    if config.image_gc_low_threshold_percent >= config.image_gc_high_threshold_percent {
+        let low = config.image_gc_low_threshold_percent;
+        return Err(invalid("imageGCLowThresholdPercent", low, "must be less than imageGCHighThresholdPercent"));
+    }
+    Ok(())
+}
+
+fn quantities(config: &KubeletConfig) -> Result<(), Invalid> {
+    for (field, map) in [("systemReserved", &config.system_reserved), ("kubeReserved", &config.kube_reserved)] {
+        for (name, amount) in map {
+            Milli::parse(amount).map_err(|e| invalid(field, name, format!("has no amount: {e}")))?;
+        }
+    }
+    for (field, map) in [
+        ("evictionHard", &config.eviction_hard),
+        ("evictionSoft", &config.eviction_soft),
+        ("evictionMinimumReclaim", &config.eviction_minimum_reclaim),
+    ] {
+        for (signal, threshold) in map {
+            let readable = match threshold.strip_suffix('%') {
+                Some(percent) => percent.parse::<f64>().is_ok_and(|p| (0.0..=100.0).contains(&p)),
+                None => Milli::parse(threshold).is_ok(),
+            };
+            if !readable {
+                return Err(invalid(field, threshold, format!("is no threshold for {signal}: write 100Mi or 10%")));
+            }
+        }
+    }
+    for signal in config.eviction_soft.keys() {
+        if !config.eviction_soft_grace_period.contains_key(signal) {
+            return Err(invalid("evictionSoft", signal, "needs a period in evictionSoftGracePeriod"));
+        }
+    }
+    Milli::parse(&config.container_log_max_size)
+        .map_err(|e| invalid("containerLogMaxSize", &config.container_log_max_size, e.to_string()))?;
+    Ok(())
+}

@@ -1,0 +1,100 @@
+//! The addresses of the node (A16.5).
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+
+/// Why `--node-ip` cannot be used.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum AddressError {
+    /// Not an address.
+    #[error("--node-ip: {0:?} is not an IP address")]
+    NotAnAddress(String),
+    /// More than one of a family.
+    #[error("--node-ip: {0:?} must hold one address, or one of each family")]
+    TooMany(String),
+    /// An address that no other machine can use.
+    #[error("--node-ip: {0} cannot be a node's address: it is loopback, multicast or link-local")]
+    Unusable(IpAddr),
+}
+
+/// One address of each family, primary first: `node_ip` (`--node-ip`), else what the host's name resolves to, else the
+/// address that leads to the default route. `0.0.0.0` and `::` choose a family only.
+///
+/// # Errors
+/// When `node_ip` makes no sense.
+pub fn choose_addresses(node_ip: Option<&str>, hostname: &str) -> Result<Vec<IpAddr>, AddressError> {
+    let wanted = parse(node_ip.unwrap_or_default())?;
+    let fixed: Vec<_> = wanted.iter().copied().filter(|ip| !ip.is_unspecified()).collect();
+    if !fixed.is_empty() {
+        return Ok(fixed);
+    }
+    let six_first = wanted.first().is_some_and(IpAddr::is_ipv6);
+    let mut found: Vec<IpAddr> = resolve(hostname).into_iter().chain(routed()).collect();
+    found.sort_by_key(|ip| ip.is_ipv6() != six_first);
+    let primary = found.first().copied();
+    // A machine without any network still runs pods for itself.
+    let loopback = if six_first { IpAddr::V6(Ipv6Addr::LOCALHOST) } else { IpAddr::V4(Ipv4Addr::LOCALHOST) };
+    Ok(vec![primary.unwrap_or(loopback)])
+}
+
+fn parse(text: &str) -> Result<Vec<IpAddr>, AddressError> {
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        let ip: IpAddr = part.parse().map_err(|_| AddressError::NotAnAddress(part.to_owned()))?;
+        if addresses.iter().any(|other| other.is_ipv4() == ip.is_ipv4()) {
+            return Err(AddressError::TooMany(text.to_owned()));
+        }
+        if !ip.is_unspecified() && !usable(ip) && !ip.is_loopback() {
+            return Err(AddressError::Unusable(ip));
+        }
+        addresses.push(ip);
+    }
+    Ok(addresses)
+}
+
+fn usable(ip: IpAddr) -> bool {
+    let link_local = match ip {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    !(ip.is_loopback() || ip.is_multicast() || ip.is_unspecified() || link_local)
+}
+
+/// What the host's own name stands for, if that is an address of this machine.
+fn resolve(hostname: &str) -> Vec<IpAddr> {
+    use std::net::ToSocketAddrs;
+    let addresses = (hostname, 0).to_socket_addrs().into_iter().flatten().map(|address| address.ip());
+    addresses.filter(|ip| usable(*ip) && UdpSocket::bind(SocketAddr::new(*ip, 0)).is_ok()).collect()
+}
+
+/// The source addresses that the kernel would use towards the default routes. Connecting a UDP socket sends nothing.
+fn routed() -> Vec<IpAddr> {
+    let source = |local: &str, remote: &str| -> Option<IpAddr> {
+        let socket = UdpSocket::bind(local).ok()?;
+        socket.connect(remote).ok()?;
+        socket.local_addr().ok().map(|address| address.ip()).filter(|ip| usable(*ip))
+    };
+    // Addresses for documentation (RFC 5737, RFC 3849): no route of its own leads there.
+    [source("0.0.0.0:0", "192.0.2.1:9"), source("[::]:0", "[2001:db8::1]:9")].into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn node_ip_is_one_address_of_each_family() {
+        // A16.5
+        let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+        assert_eq!(choose_addresses(Some("10.1.2.3"), "x"), Ok(vec![ip("10.1.2.3")]));
+        assert_eq!(choose_addresses(Some("fd00::1, 10.1.2.3"), "x"), Ok(vec![ip("fd00::1"), ip("10.1.2.3")]));
+        assert!(matches!(choose_addresses(Some("10.1.2.3,10.1.2.4"), "x"), Err(AddressError::TooMany(_))));
+        assert!(matches!(choose_addresses(Some("web"), "x"), Err(AddressError::NotAnAddress(_))));
+        assert!(matches!(choose_addresses(Some("224.0.0.1"), "x"), Err(AddressError::Unusable(_))));
+    }
+
+    #[test]
+    fn without_node_ip_there_is_always_an_address() {
+        // A16.5
+        assert_eq!(choose_addresses(None, "no-such-host.invalid").map(|found| found.len()), Ok(1));
+    }
+}

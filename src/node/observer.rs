@@ -1,0 +1,305 @@
+//! Looks at the machine and the runtime, and publishes what it sees. Works without an API server.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{ContainerImage, Node, NodeSystemInfo};
+use stoker_model::handle::{NodeFeed, NodeSnapshot};
+use stoker_model::quantity::Milli;
+use stoker_model::service::{NodeFacts, NodeTopology};
+use tokio::sync::watch;
+
+use super::capacity::{Resources, allocatable, capacity, quantities};
+use super::conditions::{Pressures, RuntimeHealth, Verdict, ready};
+use super::images;
+use super::machine::{Filesystem, Machine, architecture, system_info};
+use super::settings::NodeSettings;
+use crate::clock::{Clock, Now};
+use crate::runtime::{Runtime, cri};
+
+/// How soon to look again while the node is not ready (A16.8).
+const FAST: Duration = Duration::from_millis(100);
+/// For so long after the start; then each second, until it is ready.
+const FAST_FOR: Duration = Duration::from_secs(120);
+/// How soon to look again when the fast path is over.
+const NOT_READY: Duration = Duration::from_secs(1);
+/// Listing images costs the runtime more than the rest; their use is a hint to the scheduler.
+const IMAGES_EVERY: Duration = Duration::from_secs(60);
+/// A runtime that does not answer within this time is down.
+const RUNTIME_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Label that tells the zone.
+const ZONE: &str = "topology.kubernetes.io/zone";
+
+/// What was seen, for the Node's status. Equal observations need no report.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Observation {
+    pub(super) capacity: Resources,
+    pub(super) allocatable: Resources,
+    pub(super) verdicts: Vec<Verdict>,
+    pub(super) info: NodeSystemInfo,
+    pub(super) images: Vec<ContainerImage>,
+}
+
+impl Observation {
+    /// Whether the node can run pods.
+    pub fn is_ready(&self) -> bool {
+        self.verdicts.iter().any(|verdict| verdict.kind == "Ready" && verdict.holds)
+    }
+}
+
+/// Where the observer publishes.
+#[derive(Debug)]
+pub struct Observer {
+    /// For admission and pod environments.
+    pub snapshots: NodeFeed,
+    /// For service routing.
+    pub facts: NodeFacts,
+    /// For [`super::report`].
+    pub observations: watch::Receiver<Option<Arc<Observation>>>,
+}
+
+/// Starts observing: what to read, and the task to spawn. `node` is the Node as the API server has it, `None` while
+/// it is not known; labels and taints come from it then, before that from the settings.
+pub fn observe(
+    settings: Arc<NodeSettings>,
+    runtime: Runtime,
+    node: watch::Receiver<Option<Node>>,
+    clock: Clock,
+) -> (Observer, impl Future<Output = ()> + Send) {
+    let mut eye = Eye {
+        clock,
+        runtime,
+        pressures: Pressures::default(),
+        info: None,
+        images: Vec::new(),
+        images_read: None,
+        imagefs: None,
+        settings,
+    };
+    let first = eye.look(RuntimeHealth::Unknown);
+    let (snapshots, snapshot_feed) = watch::channel(Arc::new(eye.snapshot(&first, false, None)));
+    let (facts, facts_feed) = watch::channel(Arc::new(topology(&snapshot_feed.borrow())));
+    let (observations, observation_feed) = watch::channel(None);
+    let observer = Observer { snapshots: snapshot_feed, facts: facts_feed, observations: observation_feed };
+    let task = async move {
+        let mut node = node;
+        let started = clock.now().monotonic;
+        loop {
+            let health = eye.runtime_health().await;
+            let network_ready = health.network_ready();
+            if network_ready {
+                eye.read_images().await;
+            }
+            let seen = eye.look(health);
+            let is_ready = seen.is_ready();
+            let snapshot = eye.snapshot(&seen, network_ready, node.borrow_and_update().as_ref());
+            publish(&facts, topology(&snapshot));
+            publish(&snapshots, snapshot);
+            observations.send_if_modified(|last| {
+                let changed = last.as_deref() != Some(&seen);
+                if changed {
+                    *last = Some(Arc::new(seen));
+                }
+                changed
+            });
+            let wait = match clock.now().monotonic - started {
+                _ if is_ready => eye.settings.observe_every,
+                passed if passed < FAST_FOR => FAST,
+                _ => NOT_READY,
+            };
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                Ok(()) = node.changed() => {}
+            }
+        }
+    };
+    (observer, task)
+}
+
+fn publish<T: PartialEq>(to: &watch::Sender<Arc<T>>, value: T) {
+    to.send_if_modified(|last| {
+        let changed = **last != value;
+        if changed {
+            *last = Arc::new(value);
+        }
+        changed
+    });
+}
+
+fn topology(snapshot: &NodeSnapshot) -> NodeTopology {
+    NodeTopology {
+        name: snapshot.name.as_str().into(),
+        zone: snapshot.labels.get(ZONE).filter(|zone| !zone.is_empty()).map(|zone| zone.as_str().into()),
+    }
+}
+
+/// The labels that the node gives itself (A16.2).
+pub(super) fn own_labels(settings: &NodeSettings) -> BTreeMap<String, String> {
+    let mut labels = settings.labels.clone();
+    for (name, value) in [
+        ("kubernetes.io/hostname", settings.hostname.as_str()),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", architecture()),
+        ("beta.kubernetes.io/os", "linux"),
+        ("beta.kubernetes.io/arch", architecture()),
+    ] {
+        labels.entry(name.to_owned()).or_insert_with(|| value.to_owned());
+    }
+    labels
+}
+
+struct Eye {
+    settings: Arc<NodeSettings>,
+    runtime: Runtime,
+    clock: Clock,
+    pressures: Pressures,
+    info: Option<NodeSystemInfo>,
+    images: Vec<ContainerImage>,
+    images_read: Option<Now>,
+    imagefs: Option<String>,
+}
+
+impl Eye {
+    fn look(&mut self, health: RuntimeHealth) -> Observation {
+        let machine = Machine::read(&self.settings.root_dir);
+        let now = self.clock.now().monotonic;
+        let imagefs = self.imagefs.as_deref().map(|path| Filesystem::read(Path::new(path)));
+        self.pressures.note(&self.settings, &machine, imagefs, now);
+        let capacity = capacity(&machine, &self.settings);
+        let missing: Vec<_> = ["cpu", "memory", "pods"]
+            .into_iter()
+            .filter(|name| capacity.get(*name).is_none_or(|a| *a <= Milli::ZERO))
+            .collect();
+        let mut verdicts = self.pressures.verdicts(self.settings.pressure_transition, now).to_vec();
+        verdicts.push(ready(&health, &missing));
+        Observation {
+            allocatable: allocatable(&capacity, &self.settings),
+            capacity,
+            verdicts,
+            info: self.info.clone().unwrap_or_else(|| system_info(String::new())),
+            images: self.images.clone(),
+        }
+    }
+
+    fn snapshot(&self, seen: &Observation, network_ready: bool, node: Option<&Node>) -> NodeSnapshot {
+        let (labels, taints) = match node {
+            Some(node) => (
+                node.metadata.labels.clone().unwrap_or_default(),
+                node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default(),
+            ),
+            None => (own_labels(&self.settings), self.settings.taints.clone()),
+        };
+        let pressures = seen.verdicts.iter().filter(|verdict| verdict.kind != "Ready" && verdict.holds);
+        NodeSnapshot {
+            name: self.settings.name.clone(),
+            ips: self.settings.addresses.clone(),
+            labels,
+            taints,
+            allocatable: quantities(&seen.allocatable),
+            capacity: quantities(&seen.capacity),
+            network_ready,
+            pressures: pressures.map(|verdict| verdict.kind.to_owned()).collect(),
+        }
+    }
+
+    async fn runtime_health(&mut self) -> RuntimeHealth {
+        let Ok(Ok(answer)) = tokio::time::timeout(RUNTIME_PATIENCE, self.runtime.status(false)).await else {
+            // Another runtime may come back in its place.
+            self.info = None;
+            return RuntimeHealth::Down;
+        };
+        if self.info.is_none() {
+            if let Ok(version) = self.runtime.version().await {
+                let text = format!("{}://{}", version.runtime_name, version.runtime_version);
+                self.info = Some(system_info(text));
+            }
+        }
+        runtime_health(answer.status.as_ref())
+    }
+
+    async fn read_images(&mut self) {
+        let now = self.clock.now();
+        if self.images_read.is_some_and(|read| now.monotonic.saturating_sub(read.monotonic) < IMAGES_EVERY) {
+            return;
+        }
+        match self.runtime.list_images().await {
+            Ok(images) => {
+                self.images = images::listed(images, self.settings.max_images);
+                self.images_read = Some(now);
+            }
+            Err(error) => tracing::debug!(%error, "images not listed"),
+        }
+        if let Ok(filesystems) = self.runtime.image_fs_info().await {
+            let first = filesystems.image_filesystems.into_iter().next();
+            self.imagefs = first.and_then(|fs| fs.fs_id).map(|id| id.mountpoint).filter(|path| !path.is_empty());
+        }
+    }
+}
+
+/// Reads the runtime's conditions in upstream's words.
+fn runtime_health(status: Option<&cri::RuntimeStatus>) -> RuntimeHealth {
+    let condition = |kind: &str| status.and_then(|status| status.conditions.iter().find(|c| c.r#type == kind));
+    let mut problems = Vec::new();
+    let mut network_ready = false;
+    for (kind, what) in
+        [("RuntimeReady", "container runtime not ready"), ("NetworkReady", "container runtime network not ready")]
+    {
+        match condition(kind) {
+            Some(condition) if condition.status => network_ready |= kind == "NetworkReady",
+            Some(condition) => {
+                problems.push(format!("{what}: {kind}=false reason:{} message:{}", condition.reason, condition.message))
+            }
+            None => problems.push(format!("{what}: the runtime does not report {kind}")),
+        }
+    }
+    RuntimeHealth::Up { problems, network_ready }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::settings::tests_support;
+    use super::*;
+
+    fn condition(kind: &str, status: bool) -> cri::RuntimeCondition {
+        cri::RuntimeCondition {
+            r#type: kind.into(),
+            status,
+            reason: "NetworkPluginNotReady".into(),
+            message: "cni plugin not initialized".into(),
+        }
+    }
+
+    #[test]
+    fn the_runtimes_conditions_are_told_in_upstreams_words() {
+        // A13.11
+        let status = |network| cri::RuntimeStatus {
+            conditions: vec![condition("RuntimeReady", true), condition("NetworkReady", network)],
+        };
+        assert_eq!(runtime_health(Some(&status(true))), RuntimeHealth::Up { problems: vec![], network_ready: true });
+        let RuntimeHealth::Up { problems, network_ready } = runtime_health(Some(&status(false))) else { panic!("up") };
+        assert!(!network_ready);
+        assert_eq!(
+            problems,
+            ["container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady \
+              message:cni plugin not initialized"]
+        );
+    }
+
+    #[test]
+    fn a_node_labels_itself() {
+        // A16.2
+        let mut settings = tests_support();
+        settings.labels.insert("disk".into(), "ssd".into());
+        settings.labels.insert("kubernetes.io/hostname".into(), "other".into());
+        let labels = own_labels(&settings);
+        assert_eq!(labels["kubernetes.io/hostname"], "other");
+        assert_eq!((labels["kubernetes.io/os"].as_str(), labels["beta.kubernetes.io/os"].as_str()), ("linux", "linux"));
+        assert_eq!(
+            (labels["kubernetes.io/arch"].clone(), labels["disk"].as_str()),
+            (labels["beta.kubernetes.io/arch"].clone(), "ssd")
+        );
+    }
+}

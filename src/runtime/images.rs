@@ -1,0 +1,221 @@
+//! Images: whether one is present, and pulling it once however many ask for it.
+//!
+//! When to pull, and when to try again, is for `pod` to decide.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
+use tokio::sync::Semaphore;
+use tracing::debug;
+
+use super::client::Runtime;
+use super::cri;
+use super::error::{PullFailure, RuntimeError};
+use crate::clock::Clock;
+
+/// What to pull, and how.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Pull {
+    /// The reference, as in the pod.
+    pub image: String,
+    /// The runtime handler of the pod's RuntimeClass; empty for the default one.
+    pub runtime_handler: String,
+    /// Credentials in the order of trying; none of them: without.
+    pub credentials: Vec<Credential>,
+}
+
+/// How to log in at a registry.
+#[derive(Clone, PartialEq, Eq, Hash, Default)]
+pub struct Credential {
+    /// User name.
+    pub username: String,
+    /// Password.
+    pub password: String,
+    /// Base64 of `user:password`, where the secret has only that.
+    pub auth: String,
+    /// The registry's address.
+    pub server_address: String,
+    /// A token to get an access token with.
+    pub identity_token: String,
+    /// A bearer token.
+    pub registry_token: String,
+}
+
+impl fmt::Debug for Credential {
+    /// Says who logs in where, and no secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credential")
+            .field("username", &self.username)
+            .field("server_address", &self.server_address)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Credential {
+    fn to_cri(&self) -> cri::AuthConfig {
+        cri::AuthConfig {
+            username: self.username.clone(),
+            password: self.password.clone(),
+            auth: self.auth.clone(),
+            server_address: self.server_address.clone(),
+            identity_token: self.identity_token.clone(),
+            registry_token: self.registry_token.clone(),
+        }
+    }
+}
+
+/// A pull that succeeded.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pulled {
+    /// The image's ID.
+    pub id: String,
+    /// What the pull itself took.
+    pub took: Duration,
+    /// The credential that worked.
+    pub credential: Option<Credential>,
+}
+
+type Outcome = Result<Pulled, RuntimeError>;
+
+/// Looks images up and pulls them. Cloning is cheap; all clones share what is under way.
+#[derive(Clone)]
+pub struct Images {
+    runtime: Runtime,
+    permits: Arc<Semaphore>,
+    under_way: Arc<Mutex<HashMap<Pull, Shared<BoxFuture<'static, Outcome>>>>>,
+}
+
+impl fmt::Debug for Images {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Images").field("runtime", &self.runtime).finish_non_exhaustive()
+    }
+}
+
+impl Images {
+    /// At most `parallel_pulls` at a time: 1 is kubelet's serializeImagePulls (A14.3).
+    pub fn new(runtime: Runtime, parallel_pulls: NonZeroUsize) -> Self {
+        Self {
+            runtime,
+            permits: Arc::new(Semaphore::new(parallel_pulls.get().min(Semaphore::MAX_PERMITS))),
+            under_way: Arc::default(),
+        }
+    }
+
+    /// The image of that reference or ID; `None` where it is not present.
+    pub async fn status(&self, image: &str) -> Result<Option<cri::Image>, RuntimeError> {
+        let spec = cri::ImageSpec { image: image.to_owned(), ..Default::default() };
+        self.runtime.image_status(spec).await
+    }
+
+    /// Pulls an image. Whoever asks for the same while it is under way gets the same outcome: the same reference with other credentials is
+    /// another pull, for credentials of one pod must not serve another. Dropping the future does not end the pull.
+    pub async fn pull(&self, pull: Pull) -> Outcome {
+        let outcome = {
+            let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+            under_way.entry(pull.clone()).or_insert_with(|| self.start(pull)).clone()
+        };
+        outcome.await
+    }
+
+    /// Starts the task of one pull.
+    fn start(&self, pull: Pull) -> Shared<BoxFuture<'static, Outcome>> {
+        let images = self.clone();
+        let task = tokio::spawn(async move {
+            let outcome = images.pull_with_each(&pull).await;
+            images.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&pull);
+            outcome
+        });
+        let outcome = async {
+            task.await.unwrap_or_else(|_| {
+                Err(RuntimeError::Failed { call: "PullImage", message: "the agent is shutting down".to_owned() })
+            })
+        };
+        outcome.boxed().shared()
+    }
+
+    /// One attempt for each credential until one succeeds (A14.4).
+    async fn pull_with_each(&self, pull: &Pull) -> Outcome {
+        // The semaphore is never closed, so an error cannot be; without a permit the pull would only be less bounded.
+        let _permit = self.permits.acquire().await.ok();
+        let started = Clock.now().monotonic;
+        let mut errors: Vec<RuntimeError> = Vec::new();
+        let mut attempts: Vec<Option<&Credential>> = pull.credentials.iter().map(Some).collect();
+        if attempts.is_empty() {
+            attempts.push(None);
+        }
+        for credential in attempts {
+            let request = cri::PullImageRequest {
+                image: Some(cri::ImageSpec {
+                    image: pull.image.clone(),
+                    user_specified_image: pull.image.clone(),
+                    runtime_handler: pull.runtime_handler.clone(),
+                    ..Default::default()
+                }),
+                auth: credential.map(Credential::to_cri),
+                sandbox_config: None,
+            };
+            match self.runtime.pull_image(request).await {
+                Ok(id) => {
+                    let took = Clock.now().monotonic.saturating_sub(started);
+                    return Ok(Pulled { id, took, credential: credential.cloned() });
+                }
+                Err(error) => {
+                    debug!(image = pull.image, ?credential, %error, "pull failed");
+                    if !errors.contains(&error) {
+                        errors.push(error);
+                    }
+                }
+            }
+        }
+        Err(combined(errors))
+    }
+}
+
+/// One error for all attempts, in the form `[first, second]` that users know.
+fn combined(mut errors: Vec<RuntimeError>) -> RuntimeError {
+    if errors.len() == 1 {
+        return errors.swap_remove(0);
+    }
+    let failure = errors
+        .iter()
+        .find_map(|error| match error {
+            RuntimeError::ImagePull { failure, .. } if *failure != PullFailure::Other => Some(*failure),
+            _ => None,
+        })
+        .unwrap_or(PullFailure::Other);
+    let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    RuntimeError::ImagePull { failure, message: format!("[{}]", texts.join(", ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_not_printed() {
+        let credential = Credential {
+            username: "robot".into(),
+            password: "s3cret".into(),
+            auth: "czNj".into(),
+            ..Default::default()
+        };
+        for printed in [format!("{credential:?}"), format!("{:?}", credential.to_cri())] {
+            assert!(printed.contains("robot"), "{printed}");
+            assert!(!printed.contains("s3cret") && !printed.contains("czNj"), "{printed}");
+        }
+    }
+
+    #[test]
+    fn attempts_are_reported_together() {
+        let failed = |message: &str, failure| RuntimeError::ImagePull { failure, message: message.into() };
+        let one = failed("401", PullFailure::Other);
+        assert_eq!(combined(vec![one.clone()]), one);
+        let two = combined(vec![one, failed("RegistryUnavailable: no route", PullFailure::RegistryUnavailable)]);
+        assert_eq!(two, failed("[401, RegistryUnavailable: no route]", PullFailure::RegistryUnavailable));
+    }
+}

@@ -1,0 +1,489 @@
+//! From routes to element operations: what the kernel's maps hold, and the fewest changes that take them from there to what
+//! is wanted.
+//!
+//! Pure. [`Table`] is our copy of what the kernel was told. [`Table::set`] exchanges the routes of one Service and notes
+//! the elements that differ in a [`Batch`]; [`Table::reconcile`] compares everything with what was read from the kernel,
+//! after a restart or when somebody else has written there. Backends keep their slot as long as they are wanted: a new one
+//! takes slot N, and the last one moves into the hole that another leaves.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+
+use stoker_model::service::NamespacedName;
+
+use super::config::Cidr;
+use super::frontend::{Backend, Claim, Frontend, Place, Protocol, Route, ServiceRoutes};
+
+/// Slots of the backends on this node start here, those of all backends at 0: both fit one map.
+pub const LOCAL_SLOTS: u32 = 65536;
+
+/// The key of one element, in any of our sets and maps.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Key {
+    /// Where traffic to a frontend goes.
+    Route(Frontend),
+    /// Where this node's own traffic to a frontend with policy `Local` goes.
+    Everywhere(Frontend),
+    /// Where traffic from outside to a frontend with policy `Local` goes.
+    Local(Frontend),
+    /// A frontend that is refused or dropped.
+    Refusal(Frontend),
+    /// The backend in a slot.
+    Slot(Frontend, u32),
+    /// The backend in a slot of a frontend with session affinity.
+    StickySlot(u32, Frontend),
+    /// A cluster IP.
+    ClusterIp(IpAddr),
+    /// The address of a local endpoint, which may talk to itself.
+    Hairpin(IpAddr),
+    /// A frontend that only some sources may use.
+    Guarded(Frontend),
+    /// A source that may use a guarded frontend.
+    Allowed(Frontend, Cidr),
+}
+
+impl Key {
+    /// The frontend that the element belongs to, if to one.
+    pub fn frontend(&self) -> Option<Frontend> {
+        match *self {
+            Self::Route(at) | Self::Everywhere(at) | Self::Local(at) | Self::Refusal(at) => Some(at),
+            Self::Slot(at, _) | Self::StickySlot(_, at) | Self::Guarded(at) | Self::Allowed(at, _) => Some(at),
+            Self::ClusterIp(_) | Self::Hairpin(_) => None,
+        }
+    }
+}
+
+/// What an element says.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Value {
+    /// It is in the set.
+    Present,
+    /// Where to go on.
+    Verdict(Verdict),
+    /// The new destination.
+    Backend(Backend),
+}
+
+/// Where packets go on.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Verdict {
+    /// To one of the backends in the slots.
+    Balance(Balance),
+    /// To the chain that tells this node's traffic from traffic from outside.
+    ExternalLocal,
+    /// Refused.
+    Reject,
+    /// Dropped.
+    Drop,
+}
+
+/// Which balancing chain; they are shared by all frontends with as many backends.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct Balance {
+    /// How many slots are filled, from 1.
+    pub count: u32,
+    /// The slots from [`LOCAL_SLOTS`].
+    pub local: bool,
+    /// Mark for masquerade on the way.
+    pub masquerade: bool,
+    /// Ask first where the client went before.
+    pub affinity_seconds: Option<u32>,
+}
+
+/// What to do to the clients that session affinity binds to a slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StickyChange {
+    /// Of which frontend.
+    pub frontend: Frontend,
+    /// The time-out that names the sets.
+    pub affinity_seconds: u32,
+    /// The slot that they are bound to now.
+    pub from: u32,
+    /// The slot that their backend moved to; none: it is gone, and they are free.
+    pub to: Option<u32>,
+}
+
+/// Changes that belong into one transaction; of several to one element only the net effect counts.
+#[derive(Debug, Default)]
+pub struct Batch {
+    elements: HashMap<Key, (Option<Value>, Option<Value>)>,
+    sticky: Vec<StickyChange>,
+}
+
+/// Element operations in the order in which the kernel takes them: first all deletions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Operations {
+    /// Elements that are there and have to go.
+    pub delete: Vec<(Key, Value)>,
+    /// Elements to add; none of these keys is there any more.
+    pub add: Vec<(Key, Value)>,
+    /// Changes to the clients bound by session affinity.
+    pub sticky: Vec<StickyChange>,
+}
+
+impl Operations {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.delete.is_empty() && self.add.is_empty() && self.sticky.is_empty()
+    }
+
+    /// Whether connectionless flows may now go to the wrong place: a UDP backend went, or a UDP frontend was refused before (B1.20).
+    pub fn touches_udp(&self) -> bool {
+        let udp = |key: &Key| key.frontend().is_some_and(|at| at.protocol == Protocol::Udp);
+        self.delete
+            .iter()
+            .any(|(key, _)| matches!(key, Key::Slot(..) | Key::StickySlot(..) | Key::Refusal(_)) && udp(key))
+            || self.add.iter().any(|(key, _)| matches!(key, Key::Route(_)) && udp(key))
+    }
+}
+
+impl Batch {
+    fn note(&mut self, key: Key, before: Option<Value>, after: Option<Value>) {
+        self.elements.entry(key).and_modify(|change| change.1 = after).or_insert((before, after));
+    }
+
+    /// The net effect, grouped by map.
+    pub fn into_operations(self) -> Operations {
+        let mut operations = Operations { sticky: self.sticky, ..Operations::default() };
+        for (key, (before, after)) in self.elements {
+            if before == after {
+                continue;
+            }
+            operations.delete.extend(before.map(|value| (key, value)));
+            operations.add.extend(after.map(|value| (key, value)));
+        }
+        operations.delete.sort_unstable();
+        operations.add.sort_unstable();
+        operations
+    }
+}
+
+/// One frontend as the kernel was told.
+#[derive(Debug)]
+struct Held {
+    /// Who claims it, winner first; nearly always one.
+    claims: Vec<(Claim, NamespacedName)>,
+    /// The winner's route, its backends in the order of their slots.
+    route: Route,
+    allowed_sources: Vec<Cidr>,
+}
+
+/// What the kernel was told, and by which Service.
+#[derive(Debug, Default)]
+pub struct Table {
+    services: HashMap<NamespacedName, ServiceRoutes>,
+    frontends: HashMap<Frontend, Held>,
+    cluster_ips: HashMap<IpAddr, u32>,
+    hairpins: HashMap<IpAddr, u32>,
+}
+
+impl Table {
+    /// Exchanges the routes of one Service; empty ones remove it.
+    pub fn set(&mut self, name: &NamespacedName, routes: ServiceRoutes, batch: &mut Batch) {
+        let old = self.services.remove(name).unwrap_or_default();
+        count(&mut self.cluster_ips, &old.cluster_ips, &routes.cluster_ips, Key::ClusterIp, batch);
+        count(&mut self.hairpins, &old.hairpins, &routes.hairpins, Key::Hairpin, batch);
+        let mut touched: Vec<Frontend> = routes.paths.iter().map(|path| path.frontend).collect();
+        let kept: HashSet<Frontend> = touched.iter().copied().collect();
+        for path in &old.paths {
+            if let Some(held) = self.frontends.get_mut(&path.frontend) {
+                held.claims.retain(|(_, claimant)| claimant != name);
+            }
+            if !kept.contains(&path.frontend) {
+                touched.push(path.frontend);
+            }
+        }
+        for path in &routes.paths {
+            let claims = &mut self.frontends.entry(path.frontend).or_insert_with(Held::empty).claims;
+            claims.push((path.claim, name.clone()));
+            claims.sort_unstable();
+        }
+        if routes != ServiceRoutes::default() {
+            self.services.insert(name.clone(), routes);
+        }
+        for frontend in touched {
+            self.settle(frontend, batch);
+        }
+    }
+
+    /// Gives a frontend to its first claimant and notes the elements that differ.
+    fn settle(&mut self, frontend: Frontend, batch: &mut Batch) {
+        let Some(held) = self.frontends.get_mut(&frontend) else { return };
+        let winner = held.claims.first().and_then(|(_, name)| self.services.get(name));
+        let path = winner.and_then(|routes| routes.paths.iter().find(|path| path.frontend == frontend));
+        let Some(path) = path else {
+            if let Some(gone) = self.frontends.remove(&frontend) {
+                gone.elements(frontend, |key, value| batch.note(key, Some(value), None));
+                stick(frontend, &gone.route, None, &mut batch.sticky);
+            }
+            return;
+        };
+        if held.allowed_sources == path.allowed_sources && same_backends(&held.route, &path.route) {
+            return;
+        }
+        let route = arranged(&path.route, &held.route);
+        let new =
+            Held { claims: std::mem::take(&mut held.claims), route, allowed_sources: path.allowed_sources.clone() };
+        let mut before = HashMap::new();
+        held.elements(frontend, |key, value| _ = before.insert(key, value));
+        new.elements(frontend, |key, value| {
+            let old = before.remove(&key);
+            if old != Some(value) {
+                batch.note(key, old, Some(value));
+            }
+        });
+        for (key, value) in before {
+            batch.note(key, Some(value), None);
+        }
+        stick(frontend, &held.route, Some(&new.route), &mut batch.sticky);
+        *held = new;
+    }
+
+    /// Compares with what the kernel holds. Slots that were filled there stay as they are where they can.
+    pub fn reconcile(&mut self, mut kernel: HashMap<Key, Value>) -> Operations {
+        let mut slots: HashMap<Frontend, KernelSlots> = HashMap::new();
+        for (key, value) in &kernel {
+            if let (Key::Slot(at, slot) | Key::StickySlot(slot, at), Value::Backend(backend)) = (key, value) {
+                slots.entry(*at).or_default().push(*slot, *backend);
+            }
+            if let (Key::Route(at), Value::Verdict(Verdict::Balance(balance))) = (key, value) {
+                slots.entry(*at).or_default().affinity_seconds = balance.affinity_seconds;
+            }
+        }
+        let mut operations = Operations::default();
+        for (frontend, held) in &mut self.frontends {
+            if let Some(there) = slots.remove(frontend) {
+                let there = there.into_route();
+                held.route = arranged(&held.route, &there);
+                stick(*frontend, &there, Some(&held.route), &mut operations.sticky);
+            }
+        }
+        self.elements(|key, value| match kernel.remove(&key) {
+            Some(old) if old == value => {}
+            old => {
+                operations.delete.extend(old.map(|old| (key, old)));
+                operations.add.push((key, value));
+            }
+        });
+        operations.delete.extend(kernel);
+        operations.delete.sort_unstable();
+        operations.add.sort_unstable();
+        operations
+    }
+
+    /// Every element that the kernel should hold.
+    pub fn elements(&self, mut each: impl FnMut(Key, Value)) {
+        for (frontend, held) in &self.frontends {
+            held.elements(*frontend, &mut each);
+        }
+        self.cluster_ips.keys().for_each(|&ip| each(Key::ClusterIp(ip), Value::Present));
+        self.hairpins.keys().for_each(|&ip| each(Key::Hairpin(ip), Value::Present));
+    }
+
+    /// The backends that may answer for UDP frontends, for the search for stale flows (B1.20).
+    pub fn udp_frontends(&self) -> HashMap<Frontend, HashSet<Backend>> {
+        let udp = self.frontends.iter().filter(|(frontend, _)| frontend.protocol == Protocol::Udp);
+        udp.filter_map(|(frontend, held)| {
+            let (backends, local) = held.route.backends();
+            let all: HashSet<Backend> = backends.iter().chain(local).copied().collect();
+            (!all.is_empty()).then_some((*frontend, all))
+        })
+        .collect()
+    }
+
+    /// What was programmed for one Service.
+    pub fn service(&self, name: &NamespacedName) -> Option<&ServiceRoutes> {
+        self.services.get(name)
+    }
+
+    /// Which Service a frontend was given to, and its route.
+    pub fn frontend(&self, frontend: &Frontend) -> Option<(&NamespacedName, &Route)> {
+        let held = self.frontends.get(frontend)?;
+        held.claims.first().map(|(_, name)| (name, &held.route))
+    }
+}
+
+/// Counts users of addresses that several Services may share.
+fn count(users: &mut HashMap<IpAddr, u32>, old: &[IpAddr], new: &[IpAddr], key: fn(IpAddr) -> Key, batch: &mut Batch) {
+    for &ip in new {
+        let users = users.entry(ip).or_default();
+        *users += 1;
+        if *users == 1 {
+            batch.note(key(ip), None, Some(Value::Present));
+        }
+    }
+    for &ip in old {
+        let Some(left) = users.get_mut(&ip) else { continue };
+        *left -= 1;
+        if *left == 0 {
+            users.remove(&ip);
+            batch.note(key(ip), Some(Value::Present), None);
+        }
+    }
+}
+
+impl Held {
+    /// Nothing in the kernel yet: no route has elements like a balance without backends.
+    fn empty() -> Self {
+        let route = Route::Balance { backends: Vec::new(), masquerade: false, affinity_seconds: None };
+        Self { claims: Vec::new(), route, allowed_sources: Vec::new() }
+    }
+
+    fn elements(&self, at: Frontend, mut each: impl FnMut(Key, Value)) {
+        let (backends, local) = self.route.backends();
+        let (masquerade, affinity_seconds) = match self.route {
+            Route::Balance { masquerade, affinity_seconds, .. } => {
+                // Who reaches a NodePort comes from outside, whatever the route says.
+                (masquerade || matches!(at.place, Place::Node(_)), affinity_seconds)
+            }
+            Route::LocalOnly { affinity_seconds, .. } => (false, affinity_seconds),
+            Route::Reject | Route::Drop => (false, None),
+        };
+        let balance = |count: usize, local| {
+            let count = u32::try_from(count).unwrap_or(u32::MAX).min(LOCAL_SLOTS);
+            Value::Verdict(Verdict::Balance(Balance { count, local, masquerade, affinity_seconds }))
+        };
+        match &self.route {
+            Route::Reject => each(Key::Refusal(at), Value::Verdict(Verdict::Reject)),
+            Route::Drop => each(Key::Refusal(at), Value::Verdict(Verdict::Drop)),
+            Route::Balance { .. } if backends.is_empty() => {}
+            Route::Balance { .. } => each(Key::Route(at), balance(backends.len(), false)),
+            Route::LocalOnly { .. } => {
+                each(Key::Route(at), Value::Verdict(Verdict::ExternalLocal));
+                each(Key::Everywhere(at), balance(backends.len(), false));
+                match local.len() {
+                    0 => each(Key::Refusal(at), Value::Verdict(Verdict::Drop)),
+                    n => each(Key::Local(at), balance(n, true)),
+                }
+            }
+        }
+        for (first, backends) in [(0, backends), (LOCAL_SLOTS, local)] {
+            for (slot, &backend) in (first..first + LOCAL_SLOTS).zip(backends) {
+                let key = if affinity_seconds.is_some() { Key::StickySlot(slot, at) } else { Key::Slot(at, slot) };
+                each(key, Value::Backend(backend));
+            }
+        }
+        if !self.allowed_sources.is_empty() {
+            each(Key::Guarded(at), Value::Present);
+            self.allowed_sources.iter().for_each(|&range| each(Key::Allowed(at, range), Value::Present));
+        }
+    }
+}
+
+/// The slots of one frontend as read from the kernel.
+#[derive(Debug, Default)]
+struct KernelSlots {
+    filled: Vec<(u32, Backend)>,
+    affinity_seconds: Option<u32>,
+}
+
+impl KernelSlots {
+    fn push(&mut self, slot: u32, backend: Backend) {
+        self.filled.push((slot, backend));
+    }
+
+    fn into_route(mut self) -> Route {
+        self.filled.sort_unstable();
+        let side = |local: bool| {
+            self.filled
+                .iter()
+                .filter(|(slot, _)| (*slot >= LOCAL_SLOTS) == local)
+                .map(|&(_, backend)| backend)
+                .collect()
+        };
+        Route::LocalOnly { everywhere: side(false), local: side(true), affinity_seconds: self.affinity_seconds }
+    }
+}
+
+impl Route {
+    /// All backends, and those kept for traffic from outside under policy `Local`, each in the order of its slots.
+    pub fn backends(&self) -> (&[Backend], &[Backend]) {
+        match self {
+            Self::Reject | Self::Drop => (&[], &[]),
+            Self::Balance { backends, .. } => (backends, &[]),
+            Self::LocalOnly { everywhere, local, .. } => (everywhere, local),
+        }
+    }
+
+    /// Seconds of session affinity.
+    pub fn affinity_seconds(&self) -> Option<u32> {
+        match self {
+            Self::Reject | Self::Drop => None,
+            Self::Balance { affinity_seconds, .. } | Self::LocalOnly { affinity_seconds, .. } => *affinity_seconds,
+        }
+    }
+}
+
+/// `wanted` with its backends in the slots that they have in `there`.
+fn arranged(wanted: &Route, there: &Route) -> Route {
+    let (old, old_local) = there.backends();
+    let mut route = wanted.clone();
+    match &mut route {
+        Route::Reject | Route::Drop => {}
+        Route::Balance { backends, .. } => *backends = arrange(old, backends),
+        Route::LocalOnly { local, everywhere, .. } => {
+            *everywhere = arrange(old, everywhere);
+            *local = arrange(old_local, local);
+        }
+    }
+    route
+}
+
+/// The wanted backends: those that are there keep their slot, new ones fill holes and then follow, and the last ones move into
+/// holes that are left.
+fn arrange(there: &[Backend], wanted: &[Backend]) -> Vec<Backend> {
+    let keep: HashSet<Backend> = wanted.iter().copied().collect();
+    let known: HashSet<Backend> = there.iter().copied().collect();
+    let mut new = wanted.iter().copied().filter(|backend| !known.contains(backend));
+    let mut placed = HashSet::with_capacity(keep.len());
+    // A backend that is there twice, which only a foreign hand can bring about, keeps its first slot.
+    let mut slots: Vec<Option<Backend>> =
+        there.iter().map(|&backend| (keep.contains(&backend) && placed.insert(backend)).then_some(backend)).collect();
+    for hole in slots.iter_mut().filter(|slot| slot.is_none()) {
+        *hole = new.next();
+    }
+    slots.extend(new.map(Some));
+    let mut arranged: Vec<Backend> = Vec::with_capacity(keep.len());
+    let mut rest = slots.into_iter();
+    while let Some(slot) = rest.next() {
+        let last = || rest.by_ref().rev().flatten().next();
+        match slot.or_else(last) {
+            Some(backend) => arranged.push(backend),
+            None => break,
+        }
+    }
+    arranged
+}
+
+/// Whether both routes lead to the same backends in the same way, whatever the order.
+fn same_backends(a: &Route, b: &Route) -> bool {
+    let alike = match (a, b) {
+        (Route::Balance { masquerade: x, .. }, Route::Balance { masquerade: y, .. }) => x == y,
+        _ => std::mem::discriminant(a) == std::mem::discriminant(b),
+    };
+    let same = |x: &[Backend], y: &[Backend]| {
+        x == y || (x.len() == y.len() && x.iter().collect::<HashSet<_>>() == y.iter().collect::<HashSet<_>>())
+    };
+    let ((a_all, a_local), (b_all, b_local)) = (a.backends(), b.backends());
+    alike && a.affinity_seconds() == b.affinity_seconds() && same(a_all, b_all) && same(a_local, b_local)
+}
+
+/// Notes what becomes of the clients that session affinity binds to slots which change hands.
+fn stick(frontend: Frontend, old: &Route, new: Option<&Route>, changes: &mut Vec<StickyChange>) {
+    let Some(affinity_seconds) = old.affinity_seconds() else { return };
+    let new = new.filter(|route| route.affinity_seconds() == Some(affinity_seconds));
+    let (old_all, old_local) = old.backends();
+    let (new_all, new_local) = new.map_or((&[][..], &[][..]), Route::backends);
+    for (first, old, new) in [(0, old_all, new_all), (LOCAL_SLOTS, old_local, new_local)] {
+        let slots: HashMap<Backend, u32> = new.iter().copied().zip(first..).collect();
+        for (from, backend) in (first..).zip(old) {
+            let to = slots.get(backend).copied();
+            if to != Some(from) {
+                changes.push(StickyChange { frontend, affinity_seconds, from, to });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

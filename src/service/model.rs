@@ -1,0 +1,400 @@
+//! What the cluster wants: the catalogue of Services and EndpointSlices, and the routes that follow from it.
+//!
+//! Pure: [`Model::apply`] notes which Services a change touches, [`Model::take_dirty`] hands them out, and [`routes`] compiles
+//! one Service from its slices and this node's place. Nothing else is looked at, so one change costs one Service.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use stoker_model::names;
+use stoker_model::service::{
+    EndpointSlice, NamespacedName, NodeTopology, Service, ServiceCatalogue, ServiceChange, ServicePort,
+};
+
+use super::config::Cidr;
+use super::frontend::{Backend, Claim, Family, Frontend, Path, Place, Protocol, Route, ServiceRoutes};
+
+/// Seconds that `sessionAffinity: ClientIP` lasts when nobody said how long (B1.8).
+const DEFAULT_AFFINITY_SECONDS: u32 = 10800;
+
+/// The catalogue, what has changed in it, and where this node stands.
+#[derive(Debug)]
+pub struct Model {
+    catalogue: ServiceCatalogue,
+    node: Arc<NodeTopology>,
+    dirty: BTreeSet<NamespacedName>,
+    /// While a list is under way: what it has brought so far.
+    listing: Option<Listed>,
+}
+
+#[derive(Debug, Default)]
+struct Listed {
+    services: BTreeSet<NamespacedName>,
+    slices: BTreeSet<(NamespacedName, Arc<str>)>,
+}
+
+impl Model {
+    /// An empty catalogue that waits for its first complete list.
+    pub fn new(node: Arc<NodeTopology>) -> Self {
+        Self { catalogue: ServiceCatalogue::default(), node, dirty: BTreeSet::new(), listing: Some(Listed::default()) }
+    }
+
+    /// Whether the lists are complete: otherwise nothing may be programmed or removed (B1.2).
+    pub fn is_complete(&self) -> bool {
+        self.listing.is_none()
+    }
+
+    /// Everything known.
+    pub fn catalogue(&self) -> &ServiceCatalogue {
+        &self.catalogue
+    }
+
+    /// Takes in one change.
+    pub fn apply(&mut self, change: ServiceChange) {
+        match change {
+            ServiceChange::Service(service) => self.put_service(service),
+            ServiceChange::ServiceGone(name) => self.drop_service(&name),
+            ServiceChange::Slice(slice) => self.put_slice(slice),
+            ServiceChange::SliceGone(service, name) => self.drop_slice(&service, &name),
+            ServiceChange::Restarting => self.listing = Some(Listed::default()),
+            ServiceChange::Complete => self.complete(),
+        }
+    }
+
+    /// Moves this node; a new name or zone concerns every Service (topology hints, policy `Local`).
+    pub fn set_node(&mut self, node: Arc<NodeTopology>) {
+        if *node != *self.node {
+            self.node = node;
+            self.dirty.extend(self.catalogue.services.keys().cloned());
+        }
+    }
+
+    /// The Services to compile again, in order; they count as clean from now on.
+    pub fn take_dirty(&mut self) -> BTreeSet<NamespacedName> {
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// Compiles one Service; empty when it is not there.
+    pub fn routes(&self, name: &NamespacedName) -> ServiceRoutes {
+        let Some(service) = self.catalogue.services.get(name) else { return ServiceRoutes::default() };
+        let slices = self.catalogue.slices.get(name).into_iter().flat_map(BTreeMap::values);
+        routes(service, slices.map(Arc::as_ref), &self.node)
+    }
+
+    fn put_service(&mut self, service: Arc<Service>) {
+        let name =
+            NamespacedName { namespace: service.metadata.namespace.clone(), name: service.metadata.name.clone() };
+        if let Some(listing) = &mut self.listing {
+            listing.services.insert(name.clone());
+        }
+        let same = self.catalogue.services.get(&name).is_some_and(|old| {
+            old.spec == service.spec
+                && old.status == service.status
+                && is_for_another_proxy(old) == is_for_another_proxy(&service)
+        });
+        self.catalogue.services.insert(name.clone(), service);
+        if !same {
+            self.dirty.insert(name);
+        }
+    }
+
+    fn drop_service(&mut self, name: &NamespacedName) {
+        if self.catalogue.services.remove(name).is_some() {
+            self.dirty.insert(name.clone());
+        }
+    }
+
+    fn put_slice(&mut self, slice: Arc<EndpointSlice>) {
+        let Some(service) = slice.metadata.labels.get(names::SERVICE_NAME) else { return };
+        let service = NamespacedName { namespace: slice.metadata.namespace.clone(), name: service.as_str().into() };
+        let name = slice.metadata.name.clone();
+        if let Some(listing) = &mut self.listing {
+            listing.slices.insert((service.clone(), name.clone()));
+        }
+        let old = self.catalogue.slices.entry(service.clone()).or_default().insert(name, slice.clone());
+        let same = old.is_some_and(|old| {
+            old.endpoints == slice.endpoints && old.ports == slice.ports && old.address_type == slice.address_type
+        });
+        if !same {
+            self.dirty.insert(service);
+        }
+    }
+
+    fn drop_slice(&mut self, service: &NamespacedName, name: &Arc<str>) {
+        let Some(slices) = self.catalogue.slices.get_mut(service) else { return };
+        if slices.remove(name).is_some() {
+            self.dirty.insert(service.clone());
+        }
+        if slices.is_empty() {
+            self.catalogue.slices.remove(service);
+        }
+    }
+
+    /// The list is over: what it did not bring is gone.
+    fn complete(&mut self) {
+        let Some(listed) = self.listing.take() else { return };
+        let gone: Vec<_> =
+            self.catalogue.services.keys().filter(|name| !listed.services.contains(*name)).cloned().collect();
+        for name in gone {
+            self.drop_service(&name);
+        }
+        let known = self.catalogue.slices.iter();
+        let gone: Vec<_> = known
+            .flat_map(|(service, slices)| slices.keys().map(|name| (service.clone(), name.clone())))
+            .filter(|key| !listed.slices.contains(key))
+            .collect();
+        for (service, name) in gone {
+            self.drop_slice(&service, &name);
+        }
+    }
+}
+
+fn is_for_another_proxy(service: &Service) -> bool {
+    service.metadata.labels.contains_key(names::SERVICE_PROXY_NAME)
+}
+
+/// The routes of one Service, seen from one node. Headless and ExternalName Services, and those of another proxy, have none
+/// (B1.6).
+pub fn routes<'a>(
+    service: &Service,
+    slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
+    node: &NodeTopology,
+) -> ServiceRoutes {
+    let mut all = ServiceRoutes::default();
+    if service.spec.kind == "ExternalName" || is_for_another_proxy(service) {
+        return all;
+    }
+    all.cluster_ips = cluster_ips(service);
+    let mut hairpins = BTreeSet::new();
+    let mut local_ready = BTreeSet::new();
+    for port in &service.spec.ports {
+        let Some(protocol) = Protocol::parse(&port.protocol) else { continue };
+        for &cluster_ip in &all.cluster_ips {
+            let family = Family::of(cluster_ip);
+            let candidates = candidates(slices.clone(), port, protocol, family, node);
+            hairpins.extend(candidates.iter().filter(|(_, c)| c.local).map(|(backend, _)| backend.ip));
+            local_ready.extend(candidates.iter().filter(|(_, c)| c.local && c.ready).map(|(backend, _)| backend.ip));
+            let choice = Choice::among(&candidates);
+            PortPaths { service, port, protocol, choice }.append_to(&mut all.paths, cluster_ip);
+        }
+    }
+    all.hairpins = hairpins.into_iter().collect();
+    if service.spec.health_check_node_port != 0 && is_local(&service.spec.external_traffic_policy) {
+        all.health_check = Some((service.spec.health_check_node_port, local_ready.len()));
+    }
+    all
+}
+
+fn is_local(policy: &str) -> bool {
+    policy == "Local"
+}
+
+/// The cluster IPs that are addresses; `None` and the empty text of headless and nameless Services are not.
+fn cluster_ips(service: &Service) -> Vec<IpAddr> {
+    let several = service.spec.cluster_ips.iter();
+    let mut ips: Vec<IpAddr> = several.filter_map(|ip| ip.parse().ok()).collect();
+    if ips.is_empty() {
+        ips.extend(service.spec.cluster_ip.parse::<IpAddr>().ok());
+    }
+    ips.dedup();
+    ips
+}
+
+/// What is known of one backend of one Service port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Candidate {
+    ready: bool,
+    serving: bool,
+    terminating: bool,
+    local: bool,
+    node_hints: HintFit,
+    zone_hints: HintFit,
+}
+
+/// Whether topology hints of one kind are there, and name this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum HintFit {
+    Absent,
+    Elsewhere,
+    Here,
+}
+
+impl HintFit {
+    fn of(hints: &[stoker_model::service::Hint], here: Option<&Arc<str>>) -> Self {
+        match hints {
+            [] => Self::Absent,
+            hints if hints.iter().any(|hint| Some(&hint.name) == here) => Self::Here,
+            _ => Self::Elsewhere,
+        }
+    }
+}
+
+/// All backends of one Service port in one family, from all slices, each once; of two with the same address and port one that
+/// does not terminate wins (B1.23).
+fn candidates<'a>(
+    slices: impl Iterator<Item = &'a EndpointSlice>,
+    port: &ServicePort,
+    protocol: Protocol,
+    family: Family,
+    node: &NodeTopology,
+) -> BTreeMap<Backend, Candidate> {
+    let address_type = match family {
+        Family::Ipv4 => "IPv4",
+        Family::Ipv6 => "IPv6",
+    };
+    let mut found: BTreeMap<Backend, Candidate> = BTreeMap::new();
+    for slice in slices.filter(|slice| slice.address_type == address_type) {
+        let ports =
+            slice.ports.iter().filter(|p| p.name == port.name && Protocol::parse(&p.protocol) == Some(protocol));
+        for number in ports.filter_map(|p| p.port) {
+            for endpoint in &slice.endpoints {
+                let Some(ip) = endpoint.addresses.first().and_then(|address| address.parse::<IpAddr>().ok()) else {
+                    continue;
+                };
+                if Family::of(ip) != family {
+                    continue;
+                }
+                let ready = endpoint.conditions.ready.unwrap_or(true);
+                let candidate = Candidate {
+                    ready,
+                    serving: endpoint.conditions.serving.unwrap_or(true),
+                    terminating: endpoint.conditions.terminating.unwrap_or(false),
+                    local: endpoint.node_name.as_ref().is_some_and(|name| *name == node.name),
+                    node_hints: HintFit::of(&endpoint.hints.for_nodes, Some(&node.name)),
+                    zone_hints: HintFit::of(&endpoint.hints.for_zones, node.zone.as_ref()),
+                };
+                let backend = Backend { ip, port: number };
+                let better = found.get(&backend).is_none_or(|old| old.terminating && !candidate.terminating);
+                if better {
+                    found.insert(backend, candidate);
+                }
+            }
+        }
+    }
+    found
+}
+
+/// The backends that each traffic policy would use.
+#[derive(Debug, PartialEq, Eq)]
+struct Choice {
+    cluster: Vec<Backend>,
+    local: Vec<Backend>,
+}
+
+impl Choice {
+    fn among(candidates: &BTreeMap<Backend, Candidate>) -> Self {
+        let cluster = hinted(candidates).unwrap_or_else(|| usable(candidates, |_| true));
+        Self { cluster, local: usable(candidates, |c| c.local) }
+    }
+}
+
+/// The ready ones, or if there is none those that still serve while they terminate (B1.22).
+fn usable(candidates: &BTreeMap<Backend, Candidate>, fits: impl Fn(&Candidate) -> bool) -> Vec<Backend> {
+    let select = |state: fn(&Candidate) -> bool| -> Vec<Backend> {
+        candidates.iter().filter(|(_, c)| fits(c) && state(c)).map(|(&backend, _)| backend).collect()
+    };
+    let ready = select(|c| c.ready);
+    if ready.is_empty() { select(|c| c.serving && c.terminating) } else { ready }
+}
+
+/// The ready ones whose hint names this node, else this zone; each kind counts only where all ready ones have it and one fits
+/// (B1.25).
+fn hinted(candidates: &BTreeMap<Backend, Candidate>) -> Option<Vec<Backend>> {
+    let kinds: [fn(&Candidate) -> HintFit; 2] = [|c| c.node_hints, |c| c.zone_hints];
+    kinds.into_iter().find_map(|kind| {
+        let ready = candidates.iter().filter(|(_, c)| c.ready);
+        if ready.clone().any(|(_, c)| kind(c) == HintFit::Absent) {
+            return None;
+        }
+        let fitting: Vec<Backend> =
+            ready.filter(|(_, c)| kind(c) == HintFit::Here).map(|(&backend, _)| backend).collect();
+        (!fitting.is_empty()).then_some(fitting)
+    })
+}
+
+/// One port of one Service in one family.
+struct PortPaths<'a> {
+    service: &'a Service,
+    port: &'a ServicePort,
+    protocol: Protocol,
+    choice: Choice,
+}
+
+impl PortPaths<'_> {
+    fn append_to(&self, paths: &mut Vec<Path>, cluster_ip: IpAddr) {
+        let family = Family::of(cluster_ip);
+        let spec = &self.service.spec;
+        let mut add = |place, port, claim, route, allowed_sources| {
+            let frontend = Frontend { place, protocol: self.protocol, port };
+            if !paths.iter().any(|path: &Path| path.frontend == frontend) {
+                paths.push(Path { frontend, claim, route, allowed_sources });
+            }
+        };
+        add(Place::Address(cluster_ip), self.port.port, Claim::Allocated, self.internal(), Vec::new());
+        if self.port.node_port != 0 {
+            add(Place::Node(family), self.port.node_port, Claim::Allocated, self.external(), Vec::new());
+        }
+        let external = spec.external_ips.iter().filter_map(|ip| ip.parse::<IpAddr>().ok());
+        for ip in external.filter(|&ip| Family::of(ip) == family) {
+            add(Place::Address(ip), self.port.port, Claim::External, self.external(), Vec::new());
+        }
+        if spec.kind == "LoadBalancer" {
+            let ingress = self.service.status.load_balancer.ingress.iter().filter(|i| i.ip_mode != "Proxy");
+            for ip in ingress.filter_map(|i| i.ip.parse::<IpAddr>().ok()).filter(|&ip| Family::of(ip) == family) {
+                add(Place::Address(ip), self.port.port, Claim::External, self.external(), self.allowed_sources(family));
+            }
+        }
+    }
+
+    fn affinity_seconds(&self) -> Option<u32> {
+        let spec = &self.service.spec;
+        (spec.session_affinity == "ClientIP")
+            .then(|| spec.session_affinity_config.client_ip.timeout_seconds.unwrap_or(DEFAULT_AFFINITY_SECONDS))
+    }
+
+    fn balance(&self, backends: &[Backend], masquerade: bool) -> Route {
+        Route::Balance { backends: backends.to_vec(), masquerade, affinity_seconds: self.affinity_seconds() }
+    }
+
+    fn internal(&self) -> Route {
+        let Choice { cluster, local } = &self.choice;
+        match is_local(&self.service.spec.internal_traffic_policy) {
+            false if cluster.is_empty() => Route::Reject,
+            false => self.balance(cluster, false),
+            true if !local.is_empty() => self.balance(local, false),
+            true if cluster.is_empty() => Route::Reject,
+            true => Route::Drop,
+        }
+    }
+
+    fn external(&self) -> Route {
+        let Choice { cluster, local } = &self.choice;
+        if cluster.is_empty() {
+            Route::Reject
+        } else if is_local(&self.service.spec.external_traffic_policy) {
+            Route::LocalOnly {
+                local: local.clone(),
+                everywhere: cluster.clone(),
+                affinity_seconds: self.affinity_seconds(),
+            }
+        } else {
+            self.balance(cluster, true)
+        }
+    }
+
+    /// The ranges of one family, none within another; none at all when everybody may come (B1.7).
+    fn allowed_sources(&self, family: Family) -> Vec<Cidr> {
+        let written = self.service.spec.load_balancer_source_ranges.iter();
+        let ranges: BTreeSet<Cidr> = written.filter_map(|text| text.parse().ok()).collect();
+        let ours = || ranges.iter().filter(|range| range.family() == family);
+        if ours().any(|range| range.is_everything()) {
+            return Vec::new();
+        }
+        let outermost = |range: &&Cidr| !ours().any(|other| other != *range && other.covers(**range));
+        ours().filter(outermost).copied().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

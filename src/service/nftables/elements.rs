@@ -1,0 +1,323 @@
+//! Elements as the kernel writes them: which set, and the bytes of key and value.
+//!
+//! A concatenation pads each of its parts to 4 bytes. Addresses and ports are in network order, slots (a random number
+//! of the kernel) in the machine's.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+
+use super::layout;
+use super::message::{Attributes, Messages};
+use crate::service::config::Cidr;
+use crate::service::diff::{Key, Value, Verdict};
+use crate::service::frontend::{Backend, Family, Frontend, Place, Protocol};
+
+const LIST_ELEM: u16 = 1;
+const DATA_VALUE: u16 = 1;
+const DATA_VERDICT: u16 = 2;
+const ELEM_KEY: u16 = 1;
+const ELEM_DATA: u16 = 2;
+const ELEM_KEY_END: u16 = 10;
+const VERDICT_CODE: u16 = 1;
+const VERDICT_CHAIN: u16 = 2;
+/// `NFT_GOTO`, which is -4.
+const GOTO: u32 = 0xffff_fffc;
+/// `NF_DROP`.
+const DROP: u32 = 0;
+/// More than the longest element takes: 40 bytes of key twice, 20 of value, a chain's name and headers.
+const ELEMENT_BYTES: usize = 256;
+/// `nla_len` has 16 bits.
+const LIST_BYTES: usize = 65535;
+/// As many elements as surely fit one list.
+pub(super) const LIST_ELEMENTS: usize = LIST_BYTES / ELEMENT_BYTES;
+
+/// The family whose table holds the element.
+pub(super) fn family_of(key: &Key) -> Family {
+    match key {
+        Key::ClusterIp(ip) | Key::Hairpin(ip) => Family::of(*ip),
+        Key::Route(at) | Key::Everywhere(at) | Key::Local(at) | Key::Refusal(at) => at.family(),
+        Key::Slot(at, _) | Key::StickySlot(_, at) | Key::Guarded(at) | Key::Allowed(at, _) => at.family(),
+    }
+}
+
+/// The set or map that holds the element.
+pub(super) fn set_of(key: &Key) -> Cow<'static, str> {
+    let pick = |at: &Frontend, address: &'static str, node: &'static str| match at.place {
+        Place::Address(_) => Cow::Borrowed(address),
+        Place::Node(_) => Cow::Borrowed(node),
+    };
+    match key {
+        Key::Route(at) => pick(at, "services", "nodeports"),
+        Key::Everywhere(at) => pick(at, "services-everywhere", "nodeports-everywhere"),
+        Key::Local(at) => pick(at, "services-local", "nodeports-local"),
+        Key::Refusal(at) => pick(at, "no-endpoints", "nodeports-no-endpoints"),
+        Key::Slot(at, _) => pick(at, "endpoints", "nodeport-endpoints"),
+        Key::StickySlot(slot, at) => layout::slot_map(*slot, matches!(at.place, Place::Node(_))).into(),
+        Key::ClusterIp(_) => "cluster-ips".into(),
+        Key::Hairpin(_) => "hairpins".into(),
+        Key::Guarded(_) => "guarded".into(),
+        Key::Allowed(..) => "allowed-sources".into(),
+    }
+}
+
+/// Bytes of one key.
+#[derive(Debug)]
+struct Bytes {
+    bytes: [u8; 48],
+    length: usize,
+}
+
+impl Bytes {
+    fn empty() -> Self {
+        Self { bytes: [0; 48], length: 0 }
+    }
+
+    fn push(&mut self, part: &[u8]) {
+        self.bytes[self.length..self.length + part.len()].copy_from_slice(part);
+        self.length += part.len().next_multiple_of(4);
+    }
+
+    fn ip(&mut self, ip: IpAddr) {
+        match ip {
+            IpAddr::V4(ip) => self.push(&ip.octets()),
+            IpAddr::V6(ip) => self.push(&ip.octets()),
+        }
+    }
+
+    fn frontend(&mut self, at: &Frontend) {
+        if let Place::Address(ip) = at.place {
+            self.ip(ip);
+        }
+        self.push(&[at.protocol.number()]);
+        self.push(&at.port.to_be_bytes());
+    }
+
+    fn as_slice(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+fn key_bytes(key: &Key, end: bool) -> Bytes {
+    let mut bytes = Bytes::empty();
+    match key {
+        Key::Route(at) | Key::Everywhere(at) | Key::Local(at) | Key::Refusal(at) => bytes.frontend(at),
+        Key::Guarded(at) | Key::StickySlot(_, at) => bytes.frontend(at),
+        Key::Slot(at, slot) => {
+            bytes.push(&slot.to_ne_bytes());
+            bytes.frontend(at);
+        }
+        Key::ClusterIp(ip) => bytes.ip(*ip),
+        Key::Hairpin(ip) => {
+            bytes.ip(*ip);
+            bytes.ip(*ip);
+        }
+        Key::Allowed(at, range) => {
+            bytes.frontend(at);
+            bytes.ip(if end { range.last() } else { range.first() });
+        }
+    }
+    bytes
+}
+
+/// Appends one element to a list; for a deletion its key alone.
+pub(super) fn write_element(m: &mut Messages, key: &Key, value: Option<&Value>) {
+    m.nested(LIST_ELEM, |m| {
+        m.nested(ELEM_KEY, |m| m.attribute(DATA_VALUE, key_bytes(key, false).as_slice()));
+        if matches!(key, Key::Allowed(..)) {
+            m.nested(ELEM_KEY_END, |m| m.attribute(DATA_VALUE, key_bytes(key, true).as_slice()));
+        }
+        match value {
+            None | Some(Value::Present) => {}
+            Some(Value::Backend(backend)) => m.nested(ELEM_DATA, |m| {
+                let mut bytes = Bytes::empty();
+                bytes.ip(backend.ip);
+                bytes.push(&backend.port.to_be_bytes());
+                m.attribute(DATA_VALUE, bytes.as_slice());
+            }),
+            Some(Value::Verdict(verdict)) => {
+                let place = key.frontend().map_or(Place::Node(Family::Ipv4), |at| at.place);
+                m.nested(ELEM_DATA, |m| write_verdict(m, layout::chain_of(*verdict, place).as_deref()));
+            }
+        }
+    });
+}
+
+/// Going to a chain, or dropping.
+fn write_verdict(m: &mut Messages, chain: Option<&str>) {
+    m.nested(DATA_VERDICT, |m| match chain {
+        Some(chain) => {
+            m.number(VERDICT_CODE, GOTO);
+            m.text(VERDICT_CHAIN, chain);
+        }
+        None => m.number(VERDICT_CODE, DROP),
+    });
+}
+
+/// An element that was read and is not one that we write.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Foreign;
+
+/// Reads one element of a dump of `set`.
+pub(super) fn read_element(set: &str, family: Family, element: Attributes<'_>) -> Result<(Key, Value), Foreign> {
+    read(set, family, element).ok_or(Foreign)
+}
+
+fn read(set: &str, family: Family, element: Attributes<'_>) -> Option<(Key, Value)> {
+    let mut key = Parts { bytes: element.nested(ELEM_KEY)?.get(DATA_VALUE)?, family };
+    let key = match set {
+        "services" => Key::Route(key.address()?),
+        "nodeports" => Key::Route(key.node_port()?),
+        "services-everywhere" => Key::Everywhere(key.address()?),
+        "nodeports-everywhere" => Key::Everywhere(key.node_port()?),
+        "services-local" => Key::Local(key.address()?),
+        "nodeports-local" => Key::Local(key.node_port()?),
+        "no-endpoints" => Key::Refusal(key.address()?),
+        "nodeports-no-endpoints" => Key::Refusal(key.node_port()?),
+        "endpoints" => {
+            let slot = key.slot()?;
+            Key::Slot(key.address()?, slot)
+        }
+        "nodeport-endpoints" => {
+            let slot = key.slot()?;
+            Key::Slot(key.node_port()?, slot)
+        }
+        "cluster-ips" => Key::ClusterIp(key.ip()?),
+        "hairpins" => {
+            let (ip, same) = (key.ip()?, key.ip()?);
+            (ip == same).then_some(Key::Hairpin(ip))?
+        }
+        "guarded" => Key::Guarded(key.address()?),
+        "allowed-sources" => {
+            let at = key.address()?;
+            let first = key.ip()?;
+            let end = element.nested(ELEM_KEY_END).and_then(|end| end.get(DATA_VALUE));
+            let last = match end {
+                Some(end) => {
+                    let mut end = Parts { bytes: end, family };
+                    end.address()?;
+                    end.ip()?
+                }
+                None => first,
+            };
+            Key::Allowed(at, Cidr::between(first, last)?)
+        }
+        other => {
+            let (slot, node_port) = layout::slot_of(other)?;
+            Key::StickySlot(slot, if node_port { key.node_port()? } else { key.address()? })
+        }
+    };
+    let value = match element.nested(ELEM_DATA) {
+        None => Value::Present,
+        Some(data) => match data.get(DATA_VALUE) {
+            Some(bytes) => {
+                let mut value = Parts { bytes, family };
+                Value::Backend(Backend { ip: value.ip()?, port: value.port()? })
+            }
+            None => Value::Verdict(read_verdict(data.nested(DATA_VERDICT)?)?),
+        },
+    };
+    Some((key, value))
+}
+
+fn read_verdict(verdict: Attributes<'_>) -> Option<Verdict> {
+    let code = u32::from_be_bytes(*verdict.get(VERDICT_CODE)?.first_chunk()?);
+    match code {
+        DROP => Some(Verdict::Drop),
+        GOTO => layout::verdict_of(verdict.text(VERDICT_CHAIN)?),
+        _ => None,
+    }
+}
+
+/// Takes a concatenation apart.
+struct Parts<'a> {
+    bytes: &'a [u8],
+    family: Family,
+}
+
+impl<'a> Parts<'a> {
+    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
+        let part = self.bytes.get(..length)?;
+        self.bytes = self.bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(part)
+    }
+
+    fn ip(&mut self) -> Option<IpAddr> {
+        Some(match self.family {
+            Family::Ipv4 => IpAddr::from(*self.take(4)?.first_chunk::<4>()?),
+            Family::Ipv6 => IpAddr::from(*self.take(16)?.first_chunk::<16>()?),
+        })
+    }
+
+    fn slot(&mut self) -> Option<u32> {
+        Some(u32::from_ne_bytes(*self.take(4)?.first_chunk()?))
+    }
+
+    fn port(&mut self) -> Option<u16> {
+        Some(u16::from_be_bytes(*self.take(2)?.first_chunk()?))
+    }
+
+    fn protocol(&mut self) -> Option<Protocol> {
+        Protocol::from_number(*self.take(1)?.first()?)
+    }
+
+    fn address(&mut self) -> Option<Frontend> {
+        let place = Place::Address(self.ip()?);
+        Some(Frontend { place, protocol: self.protocol()?, port: self.port()? })
+    }
+
+    fn node_port(&mut self) -> Option<Frontend> {
+        let place = Place::Node(self.family);
+        Some(Frontend { place, protocol: self.protocol()?, port: self.port()? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::diff::{Balance, LOCAL_SLOTS};
+    use crate::service::nftables::message::{Kind, received};
+
+    /// Every kind of element reads back as it was written.
+    #[test]
+    fn elements_read_back() {
+        let backend = |ip: &str| Value::Backend(Backend { ip: ip.parse().unwrap(), port: 8080 });
+        for (place, ip, range) in [
+            (Place::Address("10.0.0.1".parse().unwrap()), "10.1.0.9", "192.168.0.0/17"),
+            (Place::Address("fd00::1".parse().unwrap()), "fd01::9", "fd05::/33"),
+            (Place::Node(Family::Ipv4), "10.1.0.9", ""),
+            (Place::Node(Family::Ipv6), "fd01::9", ""),
+        ] {
+            let at = Frontend { place, protocol: Protocol::Sctp, port: 30080 };
+            let balance = |affinity_seconds| {
+                Value::Verdict(Verdict::Balance(Balance { count: 12, local: true, masquerade: true, affinity_seconds }))
+            };
+            let mut all = vec![
+                (Key::Route(at), balance(None)),
+                (Key::Route(at), balance(Some(10800))),
+                (Key::Route(at), Value::Verdict(Verdict::ExternalLocal)),
+                (Key::Everywhere(at), balance(None)),
+                (Key::Local(at), balance(None)),
+                (Key::Refusal(at), Value::Verdict(Verdict::Drop)),
+                (Key::Refusal(at), Value::Verdict(Verdict::Reject)),
+                (Key::Slot(at, LOCAL_SLOTS + 3), backend(ip)),
+                (Key::StickySlot(LOCAL_SLOTS + 3, at), backend(ip)),
+                (Key::StickySlot(3, at), backend(ip)),
+                (Key::Hairpin(ip.parse().unwrap()), Value::Present),
+                (Key::ClusterIp(ip.parse().unwrap()), Value::Present),
+            ];
+            if !range.is_empty() {
+                all.push((Key::Guarded(at), Value::Present));
+                all.push((Key::Allowed(at, range.parse().unwrap()), Value::Present));
+            }
+            for (key, value) in all {
+                let mut messages = Messages::new(0);
+                messages.message(Kind::NewElements, 0, 2, |m| write_element(m, &key, Some(&value)));
+                let length = messages.bytes().len() - 20;
+                assert!(length <= ELEMENT_BYTES, "{key:?} takes {length}");
+                let message = received(messages.bytes()).next().unwrap();
+                let element = message.attributes().nested(LIST_ELEM).unwrap();
+                assert_eq!(read_element(&set_of(&key), family_of(&key), element), Ok((key, value)));
+            }
+        }
+    }
+}

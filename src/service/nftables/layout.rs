@@ -1,0 +1,250 @@
+//! The fixed part of our tables as nft text, and the names in it.
+//!
+//! The number of chains and rules is constant; what varies are elements. See [`text`] for the way of a packet.
+
+use std::fmt::Write as _;
+
+use sha2::{Digest as _, Sha256};
+
+use crate::service::config::{Cidr, LocalTraffic, ServiceConfig};
+use crate::service::diff::{Balance, LOCAL_SLOTS, Verdict};
+use crate::service::frontend::{Family, Place};
+
+/// Our table's name in both families.
+pub(super) const TABLE: &str = "stoker";
+/// The set of protocols that balancing chains handle.
+pub(super) const PROTOCOLS: &str = "protocols";
+/// The chain that marks packets for masquerade.
+pub(super) const MARK: &str = "mark-for-masquerade";
+/// The chain that refuses packets.
+pub(super) const REFUSE: &str = "refuse";
+
+/// What a family is called in nft text: its table family, its header, its address type.
+pub(super) struct Words {
+    pub(super) table: &'static str,
+    pub(super) header: &'static str,
+    pub(super) address: &'static str,
+    pub(super) loopback: &'static str,
+}
+
+/// The words of one family.
+pub(super) fn words(family: Family) -> Words {
+    match family {
+        Family::Ipv4 => Words { table: "ip", header: "ip", address: "ipv4_addr", loopback: "127.0.0.0/8" },
+        Family::Ipv6 => Words { table: "ip6", header: "ip6", address: "ipv6_addr", loopback: "::1" },
+    }
+}
+
+/// The chain whose name tells which fixed part is loaded; another text, another name.
+pub(super) fn stamp(family: Family, config: &ServiceConfig) -> String {
+    let digest = Sha256::digest(text(family, config, "").as_bytes());
+    format!("layout-{}", hex::encode(&digest[..8]))
+}
+
+/// The nft text that replaces our table of one family by an empty one.
+///
+/// A new connection enters `services` from the NAT hooks. Its address, protocol and port (or protocol and port of a
+/// NodePort) lead by one look-up to a chain `lb-N`, which draws one of N slots and looks up the backend there. What
+/// no map sends on reaches the filter hooks with its old address and is refused there if it should be.
+pub(super) fn text(family: Family, config: &ServiceConfig, stamp: &str) -> String {
+    let Words { table, header, address, loopback } = words(family);
+    let vip = format!("{header} daddr . meta l4proto . th dport");
+    let port = "meta l4proto . th dport";
+    let slot = "numgen random mod 65536";
+    let backend = format!("{header} daddr . th dport");
+    let bit = 1_u32 << config.masquerade_bit.min(31);
+    let local = local_match(family, config);
+    let node_ports = node_port_match(family, config, loopback);
+    let mut t = String::new();
+    // Adding before deleting makes the deletion good where there was none.
+    let _ = writeln!(t, "table {table} {TABLE} {{}}\ndelete table {table} {TABLE}\ntable {table} {TABLE} {{");
+    let _ = writeln!(t, "set {PROTOCOLS} {{ type inet_proto; elements = {{ tcp, udp, sctp }}; }}");
+    for (name, key, data) in [
+        ("services", vip.as_str(), "verdict"),
+        ("services-everywhere", &vip, "verdict"),
+        ("services-local", &vip, "verdict"),
+        ("no-endpoints", &vip, "verdict"),
+        ("nodeports", port, "verdict"),
+        ("nodeports-everywhere", port, "verdict"),
+        ("nodeports-local", port, "verdict"),
+        ("nodeports-no-endpoints", port, "verdict"),
+        ("endpoints", &format!("{slot} . {vip}"), &backend),
+        ("nodeport-endpoints", &format!("{slot} . {port}"), &backend),
+    ] {
+        let _ = writeln!(t, "map {name} {{ typeof {key} : {data}; }}");
+    }
+    let _ = writeln!(t, "set cluster-ips {{ type {address}; }}");
+    let _ = writeln!(t, "set hairpins {{ type {address} . {address}; }}");
+    let _ = writeln!(t, "set guarded {{ typeof {vip}; }}");
+    let _ = writeln!(t, "set allowed-sources {{ typeof {vip} . {header} saddr; flags interval; }}");
+
+    let mut chain = |name: &str, rules: &[String]| {
+        let _ = writeln!(t, "chain {name} {{");
+        rules.iter().for_each(|rule| _ = writeln!(t, "{rule}"));
+        let _ = writeln!(t, "}}");
+    };
+    if !stamp.is_empty() {
+        chain(stamp, &[]);
+    }
+    chain(MARK, &[format!("meta mark set meta mark or {bit:#x}")]);
+    chain(REFUSE, &["meta l4proto tcp reject with tcp reset".into(), "reject".into()]);
+    for (kind, key) in [("services", vip.as_str()), ("nodeports", port)] {
+        let marked = format!("{kind}-everywhere-marked");
+        chain(&marked, &[format!("jump {MARK}"), format!("{key} vmap @{kind}-everywhere")]);
+        let mut rules = Vec::new();
+        rules.extend(local.iter().map(|local| format!("{local} {key} vmap @{kind}-everywhere")));
+        rules.push(format!("fib saddr type local goto {marked}"));
+        rules.push(format!("{key} vmap @{kind}-local"));
+        chain(external_local(kind == "nodeports"), &rules);
+    }
+    let mut dispatch = Vec::new();
+    if config.masquerade_all {
+        dispatch.push(format!("{header} daddr @cluster-ips jump {MARK}"));
+    } else if local.is_some() {
+        dispatch.push(format!("{header} daddr @cluster-ips jump mark-unless-local"));
+    }
+    dispatch.push(format!("{vip} vmap @services"));
+    dispatch.push(format!("{node_ports} {port} vmap @nodeports"));
+    let mut unless_local: Vec<String> = local.iter().map(|local| format!("{local} return")).collect();
+    unless_local.push(format!("jump {MARK}"));
+    chain("mark-unless-local", &unless_local);
+    chain("dispatch", &dispatch);
+    chain("prerouting", &["type nat hook prerouting priority dstnat; policy accept;".into(), "jump dispatch".into()]);
+    chain("output", &["type nat hook output priority -100; policy accept;".into(), "jump dispatch".into()]);
+    chain(
+        "postrouting",
+        &[
+            "type nat hook postrouting priority srcnat; policy accept;".into(),
+            format!("meta mark and {bit:#x} == {bit:#x} meta mark set meta mark xor {bit:#x} masquerade fully-random"),
+            format!("ct status dnat {header} saddr . {header} daddr @hairpins masquerade fully-random"),
+        ],
+    );
+    chain(
+        "guard",
+        &[
+            format!("{vip} != @guarded return"),
+            format!("{vip} . {header} saddr @allowed-sources return"),
+            "drop".into(),
+        ],
+    );
+    // Before destination NAT, while the packet still has the address that the guard knows.
+    chain(
+        "guard-prerouting",
+        &["type filter hook prerouting priority dstnat - 10; policy accept;".into(), "ct state new jump guard".into()],
+    );
+    chain(
+        "guard-output",
+        &["type filter hook output priority -110; policy accept;".into(), "ct state new jump guard".into()],
+    );
+    let refused = format!("{vip} vmap @no-endpoints");
+    let mut unused = vec![refused.clone(), format!("{header} daddr @cluster-ips goto {REFUSE}")];
+    let ranges: Vec<String> =
+        config.service_cidrs.iter().filter(|range| range.family() == family).map(Cidr::to_string).collect();
+    if !ranges.is_empty() {
+        unused.push(format!("{header} daddr {{ {} }} drop", ranges.join(", ")));
+    }
+    chain("unused", &unused);
+    chain("refused-here", &[format!("{node_ports} {port} vmap @nodeports-no-endpoints"), refused]);
+    for (hook, target) in [("input", "refused-here"), ("forward", "unused"), ("output", "unused")] {
+        chain(
+            &format!("filter-{hook}"),
+            &[
+                format!("type filter hook {hook} priority filter; policy accept;"),
+                format!("ct state new jump {target}"),
+            ],
+        );
+    }
+    t.push_str("}\n");
+    t
+}
+
+/// The match that recognises traffic of this node's pods.
+fn local_match(family: Family, config: &ServiceConfig) -> Option<String> {
+    let header = words(family).header;
+    match &config.local_traffic {
+        LocalTraffic::Unknown => None,
+        LocalTraffic::Sources(ranges) => {
+            let ranges: Vec<String> =
+                ranges.iter().filter(|range| range.family() == family).map(Cidr::to_string).collect();
+            (!ranges.is_empty()).then(|| format!("{header} saddr {{ {} }}", ranges.join(", ")))
+        }
+        LocalTraffic::Bridge(name) => Some(format!("iifname {name:?}")),
+        LocalTraffic::InterfacePrefix(prefix) => Some(format!("iifname {:?}", format!("{prefix}*"))),
+    }
+}
+
+/// The match of packets to addresses that accept NodePorts (B1.4).
+fn node_port_match(family: Family, config: &ServiceConfig, loopback: &str) -> String {
+    let header = words(family).header;
+    let ranges: Vec<String> =
+        config.node_port_addresses.iter().filter(|range| range.family() == family).map(Cidr::to_string).collect();
+    if ranges.is_empty() {
+        format!("fib daddr type local {header} daddr != {loopback}")
+    } else {
+        format!("fib daddr type local {header} daddr {{ {} }}", ranges.join(", "))
+    }
+}
+
+fn external_local(node_port: bool) -> &'static str {
+    if node_port { "nodeports-external-local" } else { "services-external-local" }
+}
+
+/// The chain that a verdict goes to; `None` for dropping, which needs none.
+pub(super) fn chain_of(verdict: Verdict, place: Place) -> Option<String> {
+    let node_port = matches!(place, Place::Node(_));
+    match verdict {
+        Verdict::Drop => None,
+        Verdict::Reject => Some(REFUSE.to_owned()),
+        Verdict::ExternalLocal => Some(external_local(node_port).to_owned()),
+        Verdict::Balance(balance) => Some(balance_chain(balance, node_port)),
+    }
+}
+
+/// The name of a balancing chain, for example `lb-3` or `nodeport-external-lb-2`.
+pub(super) fn balance_chain(balance: Balance, node_port: bool) -> String {
+    let Balance { count, local, masquerade, affinity_seconds } = balance;
+    let place = if node_port { "nodeport-" } else { "" };
+    let external = if masquerade { "external-" } else { "" };
+    let local = if local { "local-" } else { "" };
+    match affinity_seconds {
+        None => format!("{place}{external}{local}lb-{count}"),
+        Some(seconds) => format!("{place}{external}{local}affinity-{seconds}s-{count}"),
+    }
+}
+
+/// The verdict that goes to a chain, the reverse of [`chain_of`].
+pub(super) fn verdict_of(chain: &str) -> Option<Verdict> {
+    if chain == REFUSE {
+        return Some(Verdict::Reject);
+    }
+    if chain == external_local(true) || chain == external_local(false) {
+        return Some(Verdict::ExternalLocal);
+    }
+    let rest = chain.strip_prefix("nodeport-").unwrap_or(chain);
+    let (masquerade, rest) = rest.strip_prefix("external-").map_or((false, rest), |rest| (true, rest));
+    let (local, rest) = rest.strip_prefix("local-").map_or((false, rest), |rest| (true, rest));
+    let (affinity_seconds, count) = match rest.strip_prefix("lb-") {
+        Some(count) => (None, count),
+        None => {
+            let (seconds, count) = rest.strip_prefix("affinity-")?.split_once("s-")?;
+            (Some(seconds.parse().ok()?), count)
+        }
+    };
+    Some(Verdict::Balance(Balance { count: count.parse().ok()?, local, masquerade, affinity_seconds }))
+}
+
+/// The map that holds a slot of frontends with session affinity.
+pub(super) fn slot_map(slot: u32, node_port: bool) -> String {
+    let place = if node_port { "nodeport-" } else { "" };
+    match slot.checked_sub(LOCAL_SLOTS) {
+        None => format!("{place}slot-{slot}"),
+        Some(slot) => format!("{place}local-slot-{slot}"),
+    }
+}
+
+/// The slot whose map has that name, and whether it is one of NodePorts.
+pub(super) fn slot_of(map: &str) -> Option<(u32, bool)> {
+    let (node_port, rest) = map.strip_prefix("nodeport-").map_or((false, map), |rest| (true, rest));
+    let (first, rest) = rest.strip_prefix("local-").map_or((0, rest), |rest| (LOCAL_SLOTS, rest));
+    Some((rest.strip_prefix("slot-")?.parse::<u32>().ok()?.checked_add(first)?, node_port))
+}

@@ -1,0 +1,375 @@
+//! The tables `ip stoker` and `ip6 stoker` in the kernel.
+//!
+//! [`Kernel::prepare`] loads the fixed part as nft text where it is not there yet, [`Kernel::read`] dumps every element,
+//! [`Kernel::apply`] writes element operations and the chains that they need first in one transaction, over netlink. What
+//! the elements mean is decided elsewhere (`diff`).
+
+use std::collections::{HashMap, HashSet};
+use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
+use std::process::{Command, Stdio};
+
+use self::message::{CREATE, DUMP, Kind, Messages, Received, family_number};
+use self::socket::{Dumped, Socket};
+use super::config::ServiceConfig;
+use super::diff::{Key, Operations, Value, Verdict};
+use super::frontend::{Family, Place};
+
+mod chains;
+mod elements;
+mod layout;
+mod message;
+mod socket;
+
+const TABLE: u16 = 1;
+const CHAIN_NAME: u16 = 3;
+const SET_NAME: u16 = 2;
+const ELEMENTS: u16 = 3;
+/// A dump that others interrupt this often is given up until the next attempt.
+const DUMP_ATTEMPTS: usize = 20;
+
+/// What went wrong with the kernel's tables.
+#[derive(Debug, thiserror::Error)]
+pub enum NftError {
+    /// No socket.
+    #[error("cannot open a netlink socket to nf_tables: the agent needs CAP_NET_ADMIN in its network namespace")]
+    Open(#[source] io::Error),
+    /// nft could not be started.
+    #[error("cannot run {program}: install the nftables package, version 1.0.2 or newer")]
+    NoNft {
+        /// What was to be run.
+        program: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// nft did not take our text.
+    #[error(
+        "nft refused the fixed part of table {family:?} stoker, which may mean that the kernel lacks nf_tables, NAT or fib: {message}"
+    )]
+    Refused {
+        /// Whose table.
+        family: Family,
+        /// What nft said.
+        message: String,
+    },
+    /// The kernel refused the transaction; nothing of it took effect.
+    #[error("the kernel refused to {what}")]
+    Rejected {
+        /// The failing part, named.
+        what: String,
+        /// Its reason.
+        source: io::Error,
+    },
+    /// Sending or receiving failed.
+    #[error("lost touch with nf_tables while trying to {what}")]
+    Netlink {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+/// Our tables of one network namespace.
+#[derive(Debug)]
+pub struct Kernel {
+    socket: Socket,
+    config: ServiceConfig,
+    chains: HashSet<(Family, String)>,
+    /// Netlink ports of the nft processes that loaded the fixed part last: what they did is no foreign change.
+    loaders: Vec<u32>,
+}
+
+impl Kernel {
+    /// Connects to the kernel of the calling thread's network namespace; changes nothing.
+    pub fn open(config: ServiceConfig) -> Result<Self, NftError> {
+        let socket = Socket::open().map_err(NftError::Open)?;
+        Ok(Self { socket, config, chains: HashSet::new(), loaders: Vec::new() })
+    }
+
+    /// Transactions sent so far.
+    pub fn batches_sent(&self) -> u64 {
+        self.socket.batches_sent()
+    }
+
+    /// Opens the socket that hears of changes to any table.
+    pub fn listen(&self) -> Result<Listener, NftError> {
+        let own_port = self.socket.port().map_err(NftError::Open)?;
+        Ok(Listener { fd: socket::listen().map_err(NftError::Open)?, own_port })
+    }
+
+    /// Netlink ports of the processes that loaded the fixed part since the last call.
+    pub fn take_loaders(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.loaders)
+    }
+
+    /// Makes sure that the fixed part is there, and learns which chains are. A table of another layout is replaced as a whole,
+    /// and so is one whose rules somebody else has touched.
+    pub fn prepare(&mut self, rules_touched: bool) -> Result<(), NftError> {
+        for family in self.config.families.clone() {
+            let stamp = layout::stamp(family, &self.config);
+            let chains = self.names(family, Kind::GetChain, Kind::NewChain, CHAIN_NAME)?;
+            self.chains.retain(|(of, _)| *of != family);
+            if chains.contains(&stamp) && !rules_touched {
+                self.chains.extend(chains.into_iter().map(|chain| (family, chain)));
+            } else {
+                let text = layout::text(family, &self.config, &stamp);
+                self.loaders.push(run_nft(&self.config, family, &text)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything that our maps hold. Elements that we would never write are left out; they do no harm.
+    pub fn read(&mut self) -> Result<HashMap<Key, Value>, NftError> {
+        let mut all = HashMap::new();
+        for family in self.config.families.clone() {
+            for set in self.names(family, Kind::GetSet, Kind::NewSet, SET_NAME)? {
+                if set == layout::PROTOCOLS || set.starts_with("__") {
+                    continue;
+                }
+                self.read_set(family, &set, &mut all)?;
+            }
+        }
+        Ok(all)
+    }
+
+    fn read_set(&mut self, family: Family, set: &str, all: &mut HashMap<Key, Value>) -> Result<(), NftError> {
+        let body = |m: &mut Messages| {
+            m.text(TABLE, layout::TABLE);
+            m.text(SET_NAME, set);
+        };
+        let mut found = Vec::new();
+        self.dump(family, Kind::GetElements, body, |message, attempt| {
+            if attempt {
+                found.clear();
+            }
+            let Some(list) = message.attributes().nested(ELEMENTS) else { return };
+            found.extend(
+                list.filter_map(|(_, element)| {
+                    elements::read_element(set, family, message::Attributes::of(element)).ok()
+                }),
+            );
+        })?;
+        all.extend(found);
+        Ok(())
+    }
+
+    /// Names of the chains or sets of our table; empty where it does not exist.
+    fn names(&mut self, family: Family, ask: Kind, answer: Kind, name: u16) -> Result<HashSet<String>, NftError> {
+        let mut names = HashSet::new();
+        self.dump(
+            family,
+            ask,
+            |m| m.text(TABLE, layout::TABLE),
+            |message, again| {
+                if again {
+                    names.clear();
+                }
+                let attributes = message.attributes();
+                if message.is(answer) && attributes.text(TABLE) == Some(layout::TABLE) {
+                    names.extend(attributes.text(name).map(str::to_owned));
+                }
+            },
+        )?;
+        Ok(names)
+    }
+
+    /// Dumps until nobody interferes; the flag given to `each` is set on the first answer of each attempt.
+    fn dump(
+        &mut self,
+        family: Family,
+        kind: Kind,
+        body: impl Fn(&mut Messages),
+        mut each: impl FnMut(Received<'_>, bool),
+    ) -> Result<(), NftError> {
+        let failed = |source| NftError::Netlink { what: "read the tables", source };
+        for _ in 0..DUMP_ATTEMPTS {
+            let mut request = self.socket.messages();
+            request.message(kind, DUMP, family_number(family), &body);
+            let mut first = true;
+            match self.socket.dump(&request, |message| each(message, std::mem::take(&mut first))) {
+                Ok(Dumped::Whole) => return Ok(()),
+                Ok(Dumped::Interrupted) => {}
+                // There is no such table: nothing to read.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Err(failed(io::Error::new(io::ErrorKind::ResourceBusy, "others keep changing the tables")))
+    }
+
+    /// Writes the operations, and the chains that they need and that are not there, in one transaction.
+    pub fn apply(&mut self, operations: &Operations) -> Result<(), NftError> {
+        if operations.delete.is_empty() && operations.add.is_empty() {
+            return Ok(());
+        }
+        let mut messages = self.socket.messages();
+        let mut named: HashMap<u32, String> = HashMap::new();
+        messages.begin_batch();
+        let chains = self.write_chains(&mut messages, operations);
+        let elements = [(Kind::DelElements, 0, &operations.delete), (Kind::NewElements, CREATE, &operations.add)];
+        for (kind, flags, list) in elements {
+            for part in parts(list) {
+                let (family, set) = (elements::family_of(&part[0].0), elements::set_of(&part[0].0));
+                let sequence = messages.message(kind, flags, family_number(family), |m| {
+                    m.text(TABLE, layout::TABLE);
+                    m.text(SET_NAME, &set);
+                    m.nested(ELEMENTS, |m| {
+                        for (key, value) in part {
+                            elements::write_element(m, key, (kind == Kind::NewElements).then_some(value));
+                        }
+                    });
+                });
+                named.insert(sequence, name_part(kind, &set, part));
+            }
+        }
+        messages.end_batch();
+        let failed = |source| NftError::Netlink { what: "write elements", source };
+        let refusals = self.socket.commit(&messages).map_err(failed)?;
+        if let Some((sequence, source)) = refusals.into_iter().next() {
+            let what =
+                named.remove(&sequence).unwrap_or_else(|| "begin the transaction or make a chain in it".to_owned());
+            return Err(NftError::Rejected { what, source });
+        }
+        self.chains.extend(chains);
+        Ok(())
+    }
+
+    /// Appends the missing chains and returns their names.
+    fn write_chains(&self, messages: &mut Messages, operations: &Operations) -> HashSet<(Family, String)> {
+        let mut new = HashSet::new();
+        for (key, value) in &operations.add {
+            let (Some(at), Value::Verdict(Verdict::Balance(balance))) = (key.frontend(), *value) else { continue };
+            let node_port = matches!(at.place, Place::Node(_));
+            let plain = super::diff::Balance { masquerade: false, ..balance };
+            for needed in [plain, balance] {
+                let chain = (at.family(), layout::balance_chain(needed, node_port));
+                if !self.chains.contains(&chain) && new.insert(chain) {
+                    chains::write_balance_chain(messages, at.family(), node_port, needed);
+                }
+            }
+        }
+        new
+    }
+
+    /// Removes our tables; none there is success.
+    pub fn remove(&mut self) -> Result<(), NftError> {
+        for family in [Family::Ipv4, Family::Ipv6] {
+            if self.names(family, Kind::GetChain, Kind::NewChain, CHAIN_NAME)?.is_empty() {
+                continue;
+            }
+            let mut messages = self.socket.messages();
+            messages.begin_batch();
+            messages.message(Kind::DelTable, 0, family_number(family), |m| m.text(TABLE, layout::TABLE));
+            messages.end_batch();
+            let failed = |source| NftError::Netlink { what: "remove the tables", source };
+            match self.socket.commit(&messages).map_err(failed)?.into_iter().next() {
+                Some((_, error)) if error.kind() == io::ErrorKind::NotFound => {}
+                Some((_, source)) => {
+                    return Err(NftError::Rejected { what: format!("remove table {family:?}"), source });
+                }
+                None => {}
+            }
+        }
+        self.chains.clear();
+        Ok(())
+    }
+}
+
+/// Cuts a sorted list into parts of one family and one set that fit one message.
+fn parts(list: &[(Key, Value)]) -> impl Iterator<Item = &[(Key, Value)]> {
+    list.chunk_by(|(a, _), (b, _)| {
+        elements::family_of(a) == elements::family_of(b) && elements::set_of(a) == elements::set_of(b)
+    })
+    .flat_map(|run| run.chunks(elements::LIST_ELEMENTS))
+}
+
+fn name_part(kind: Kind, set: &str, part: &[(Key, Value)]) -> String {
+    let verb = if kind == Kind::NewElements { "add to" } else { "delete from" };
+    let (key, value) = &part[0];
+    match part.len() {
+        1 => format!("{verb} {set}: {key:?} = {value:?}"),
+        n => format!("{verb} {set} {n} elements, the first {key:?} = {value:?}"),
+    }
+}
+
+/// Loads nft text. A process of its own, but only when the fixed part is not there: at the first start on a machine, after
+/// an upgrade with another layout, after somebody flushed the table.
+fn run_nft(config: &ServiceConfig, family: Family, text: &str) -> Result<u32, NftError> {
+    let failed = |source| NftError::NoNft { program: config.nft.display().to_string(), source };
+    let mut child = Command::new(&config.nft)
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    // The kernel gives a process's first netlink socket the process ID as its port.
+    let port = child.id();
+    let mut input = child.stdin.take().expect("stdin was piped above");
+    // A broken pipe means that nft ended early; its exit status and message say why.
+    let written = input.write_all(text.as_bytes());
+    drop(input);
+    let output = child.wait_with_output().map_err(failed)?;
+    if output.status.success() && written.is_ok() {
+        return Ok(port);
+    }
+    Err(NftError::Refused { family, message: String::from_utf8_lossy(&output.stderr).trim().to_owned() })
+}
+
+/// Hears what others do to our tables.
+#[derive(Debug)]
+pub struct Listener {
+    fd: OwnedFd,
+    own_port: u32,
+}
+
+impl std::os::fd::AsRawFd for Listener {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        std::os::fd::AsRawFd::as_raw_fd(&self.fd)
+    }
+}
+
+/// What others did to our tables, worst last.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Heard {
+    /// Nothing.
+    Nothing,
+    /// They wrote elements, or so much happened that some of it was lost.
+    Elements,
+    /// They changed chains, rules, sets or the table itself.
+    Rules,
+}
+
+impl Listener {
+    /// Reads all that is queued, but for what our own sockets and these others did.
+    pub fn foreign_changes(&self, own_loaders: &[u32]) -> io::Result<Heard> {
+        let mut buffer = vec![0; 32 * 1024];
+        let mut heard = Heard::Nothing;
+        loop {
+            match rustix::net::recv(&self.fd, &mut buffer[..], rustix::net::RecvFlags::DONTWAIT) {
+                Ok((bytes, _)) => {
+                    let foreign = message::received(&buffer[..bytes])
+                        .filter(|m| m.port != self.own_port && !own_loaders.contains(&m.port));
+                    heard = foreign.map(|m| judge(&m)).fold(heard, Heard::max);
+                }
+                Err(rustix::io::Errno::AGAIN) => return Ok(heard),
+                Err(rustix::io::Errno::NOBUFS) => heard = heard.max(Heard::Elements),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+fn judge(message: &Received<'_>) -> Heard {
+    if message.is(Kind::NewGeneration) || message.attributes().text(TABLE) != Some(layout::TABLE) {
+        Heard::Nothing
+    } else if message.is(Kind::NewElements) || message.is(Kind::DelElements) {
+        Heard::Elements
+    } else {
+        Heard::Rules
+    }
+}

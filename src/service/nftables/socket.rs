@@ -1,0 +1,149 @@
+//! Netlink sockets: one for requests, one that listens to what others do to the tables.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+use rustix::net::netlink::{self, SocketAddrNetlink};
+use rustix::net::sockopt::{
+    Timeout, set_socket_recv_buffer_size_force, set_socket_send_buffer_size_force, set_socket_timeout,
+};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+
+use super::message::{Messages, received};
+
+/// Answers come in datagrams of at most 32 KB, but an error carries a copy of the refused message, up to 64 KB.
+const RECEIVE_BYTES: usize = 128 * 1024;
+/// Answers are there when the request returns; longer than this means that the kernel lost one.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Refusals of one batch: the sequence number of the message, and why.
+pub(super) type Refusals = Vec<(u32, io::Error)>;
+
+/// A socket for requests.
+#[derive(Debug)]
+pub(super) struct Socket {
+    fd: OwnedFd,
+    buffer: Vec<u8>,
+    sequence: u32,
+    sent: u64,
+}
+
+impl Socket {
+    /// Opens a socket in the network namespace of the calling thread.
+    pub(super) fn open() -> io::Result<Self> {
+        let fd = socket(SocketFlags::CLOEXEC, 0)?;
+        set_socket_timeout(&fd, Timeout::Recv, Some(PATIENCE))?;
+        Ok(Self { fd, buffer: vec![0; RECEIVE_BYTES], sequence: 1, sent: 0 })
+    }
+
+    /// Messages to be sent through this socket.
+    pub(super) fn messages(&self) -> Messages {
+        Messages::new(self.sequence)
+    }
+
+    /// How many batches were sent.
+    pub(super) fn batches_sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// The port that notifications about our own changes carry.
+    pub(super) fn port(&self) -> io::Result<u32> {
+        let address = rustix::net::getsockname(&self.fd)?;
+        Ok(SocketAddrNetlink::try_from(address)?.pid())
+    }
+
+    /// Sends a closed batch and returns what the kernel refused. If that is empty, all of it took effect, else nothing did.
+    pub(super) fn commit(&mut self, batch: &Messages) -> io::Result<Refusals> {
+        self.sent += 1;
+        self.send(batch)?;
+        let mut refusals = Refusals::new();
+        let mut answered = false;
+        // The kernel has worked through the batch when the send returns: all answers are there.
+        loop {
+            let bytes = match rustix::net::recv(&self.fd, &mut self.buffer[..], RecvFlags::DONTWAIT) {
+                Ok((bytes, _)) => bytes,
+                Err(Errno::INTR) => continue,
+                Err(Errno::AGAIN) => break,
+                Err(error) => return Err(error.into()),
+            };
+            for message in received(&self.buffer[..bytes]) {
+                match message.error() {
+                    Some(0) => answered = true,
+                    Some(code) => refusals.push((message.sequence, io::Error::from_raw_os_error(code))),
+                    None => {}
+                }
+            }
+        }
+        if answered || !refusals.is_empty() {
+            Ok(refusals)
+        } else {
+            Err(io::Error::new(io::ErrorKind::TimedOut, "the kernel did not acknowledge the batch"))
+        }
+    }
+
+    /// Sends one dump request and hands each answer to `each`; done again from the start (after `restart`) when the kernel says that
+    /// the tables changed meanwhile.
+    pub(super) fn dump(
+        &mut self,
+        request: &Messages,
+        mut each: impl FnMut(super::message::Received<'_>),
+    ) -> io::Result<Dumped> {
+        const INTERRUPTED: u16 = 0x10;
+        let sequence = self.sequence;
+        self.send(request)?;
+        let mut dumped = Dumped::Whole;
+        loop {
+            let (bytes, _) =
+                rustix::io::retry_on_intr(|| rustix::net::recv(&self.fd, &mut self.buffer[..], RecvFlags::empty()))?;
+            // Answers to an earlier request that was given up may still be queued.
+            for message in received(&self.buffer[..bytes]).filter(|message| message.sequence == sequence) {
+                if message.flags & INTERRUPTED != 0 {
+                    dumped = Dumped::Interrupted;
+                }
+                match message.error() {
+                    Some(0) if message.is_done() => return Ok(dumped),
+                    Some(0) => {}
+                    Some(code) => return Err(io::Error::from_raw_os_error(code)),
+                    None if message.is_done() => return Ok(dumped),
+                    None => each(message),
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, messages: &Messages) -> io::Result<()> {
+        let bytes = messages.bytes();
+        self.sequence = messages.next_sequence();
+        // The whole batch is one datagram and has to fit the send buffer; answers are at most one for each message.
+        set_socket_send_buffer_size_force(&self.fd, bytes.len().max(64 * 1024) + 1024)?;
+        set_socket_recv_buffer_size_force(&self.fd, bytes.len().max(1024 * 1024))?;
+        rustix::io::retry_on_intr(|| {
+            rustix::net::sendto(&self.fd, bytes, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))
+        })?;
+        Ok(())
+    }
+}
+
+/// How a dump ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Dumped {
+    /// What it showed was there at one moment.
+    Whole,
+    /// Somebody changed the tables meanwhile: dump again.
+    Interrupted,
+}
+
+/// Opens the socket that hears of every change to any nftables table of the namespace.
+pub(super) fn listen() -> io::Result<OwnedFd> {
+    // NFNLGRP_NFTABLES is group 7; the mask counts from bit 0.
+    let fd = socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, 1 << 6)?;
+    set_socket_recv_buffer_size_force(&fd, 256 * 1024)?;
+    Ok(fd)
+}
+
+fn socket(flags: SocketFlags, groups: u32) -> io::Result<OwnedFd> {
+    let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::NETFILTER))?;
+    rustix::net::bind(&fd, &SocketAddrNetlink::new(0, groups))?;
+    Ok(fd)
+}

@@ -1,0 +1,248 @@
+//! Requests to the API server, and what their answers mean to the caller.
+
+use std::time::Duration;
+
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
+use kube::client::{Body, ClientBuilder, ConfigExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use stoker_model::handle::ApiError;
+
+use tower::ServiceExt;
+
+use super::connect;
+
+/// How long a request other than a watch may take; longer than any webhook may delay it.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+/// An answer that is larger is refused: no object is, since etcd takes 1.5 MiB, and a page of a list holds 500.
+const LARGEST_ERROR: usize = 4096;
+
+/// Why no connection can even be tried.
+#[derive(Debug, thiserror::Error)]
+#[error("the kubeconfig's certificates, key or token cannot be used: {0}")]
+pub struct ConnectError(#[from] kube::Error);
+
+/// A connection to the API server. Cheap to clone; all clones share one HTTP/2 connection.
+#[derive(Clone)]
+pub struct ApiServer {
+    client: kube::Client,
+}
+
+impl std::fmt::Debug for ApiServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ApiServer")
+    }
+}
+
+/// How a PATCH body is meant.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum PatchKind {
+    /// `application/strategic-merge-patch+json`
+    Strategic,
+}
+
+impl ApiServer {
+    /// Prepares the connection; it is opened by the first request, and again by the first after it broke.
+    ///
+    /// # Errors
+    /// When credentials cannot be read.
+    pub fn new(config: &kube::Config) -> Result<Self, ConnectError> {
+        let pool = connect::pool(config)?.map_err(tower::BoxError::from);
+        let builder =
+            ClientBuilder::new(pool, config.default_namespace.clone()).with_layer(&config.extra_headers_layer()?);
+        let base = config.base_uri_layer();
+        let client = match config.auth_layer()? {
+            Some(auth) => builder.with_layer(&auth).with_layer(&base).build(),
+            None => builder.with_layer(&base).build(),
+        };
+        Ok(Self { client })
+    }
+
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
+        self.exchange(Method::GET, path, None::<&()>, "").await
+    }
+
+    pub(super) async fn create<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ApiError> {
+        self.exchange(Method::POST, path, Some(body), "application/json").await
+    }
+
+    pub(super) async fn update<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ApiError> {
+        self.exchange(Method::PUT, path, Some(body), "application/json").await
+    }
+
+    pub(super) async fn patch<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        kind: PatchKind,
+        body: &impl Serialize,
+    ) -> Result<T, ApiError> {
+        let content_type = match kind {
+            PatchKind::Strategic => "application/strategic-merge-patch+json",
+        };
+        self.exchange(Method::PATCH, path, Some(body), content_type).await
+    }
+
+    pub(super) async fn delete(&self, path: &str, options: &impl Serialize) -> Result<(), ApiError> {
+        self.exchange::<serde::de::IgnoredAny>(Method::DELETE, path, Some(options), "application/json")
+            .await
+            .map(|_| ())
+    }
+
+    /// Opens a watch or anything else that is read piece by piece; only the answer's head has a time limit.
+    pub(super) async fn stream(&self, path: &str) -> Result<Response<Body>, ApiError> {
+        let request = request(Method::GET, path, None::<&()>, "")?;
+        let answer = tokio::time::timeout(DEFAULT_TIMEOUT, self.send(request))
+            .await
+            .map_err(|_| unavailable(format!("GET {path}: no answer within {DEFAULT_TIMEOUT:?}")))??;
+        if answer.status().is_success() {
+            return Ok(answer);
+        }
+        let status = answer.status();
+        let retry_after = retry_after(&answer);
+        let body = answer.into_body().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+        Err(failure("GET", path, status, retry_after, &body))
+    }
+
+    async fn exchange<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+        content_type: &str,
+    ) -> Result<T, ApiError> {
+        let name = method.clone();
+        let request = request(method, path, body, content_type)?;
+        let whole = async {
+            let answer = self.send(request).await?;
+            let status = answer.status();
+            let retry_after = retry_after(&answer);
+            let body = answer
+                .into_body()
+                .collect()
+                .await
+                .map_err(|e| unavailable(format!("{name} {path}: the answer broke off: {e}")))?
+                .to_bytes();
+            if !status.is_success() {
+                return Err(failure(name.as_str(), path, status, retry_after, &body));
+            }
+            serde_json::from_slice(&body)
+                .map_err(|e| ApiError::Rejected(format!("{name} {path}: the answer cannot be read: {e}")))
+        };
+        tokio::time::timeout(DEFAULT_TIMEOUT, whole)
+            .await
+            .map_err(|_| unavailable(format!("{name} {path}: no answer within {DEFAULT_TIMEOUT:?}")))?
+    }
+
+    async fn send(&self, request: Request<Body>) -> Result<Response<Body>, ApiError> {
+        let what = format!("{} {}", request.method(), request.uri());
+        self.client.send(request).await.map_err(|e| unavailable(format!("{what}: {}", chain(&e))))
+    }
+}
+
+fn request(
+    method: Method,
+    path: &str,
+    body: Option<&impl Serialize>,
+    content_type: &str,
+) -> Result<Request<Body>, ApiError> {
+    let body = match body {
+        Some(body) => serde_json::to_vec(body).map_err(|e| ApiError::Rejected(format!("{method} {path}: {e}")))?,
+        None => Vec::new(),
+    };
+    let mut request = Request::builder().method(method.clone()).uri(path).header("accept", "application/json");
+    if !body.is_empty() {
+        request = request.header("content-type", content_type);
+    }
+    request.body(Body::from(body)).map_err(|e| ApiError::Rejected(format!("{method} {path}: {e}")))
+}
+
+fn retry_after<B>(answer: &Response<B>) -> Option<u32> {
+    answer.headers().get("retry-after")?.to_str().ok()?.parse().ok()
+}
+
+fn unavailable(message: String) -> ApiError {
+    ApiError::Unavailable { message, retry_after_seconds: None }
+}
+
+/// An error with its causes, since hyper's own text ends before it becomes interesting.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.ends_with(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        cause = inner.source();
+    }
+    text
+}
+
+/// Sorts an answer that is no success by what the caller may do about it.
+fn failure(method: &str, path: &str, status: StatusCode, retry_after_seconds: Option<u32>, body: &[u8]) -> ApiError {
+    let told = serde_json::from_slice::<Status>(body).ok();
+    let message = match told.as_ref().and_then(|s| s.message.clone()) {
+        Some(message) => message,
+        None => {
+            let text = String::from_utf8_lossy(&body[..body.len().min(LARGEST_ERROR)]);
+            format!("{method} {path}: {status} {}", text.trim())
+        }
+    };
+    match status {
+        StatusCode::NOT_FOUND => ApiError::NotFound(message),
+        StatusCode::CONFLICT => ApiError::Conflict(message),
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => {
+            ApiError::Unavailable { message, retry_after_seconds }
+        }
+        // Credentials and rules may be put right while we run, so these are worth another try, later.
+        StatusCode::UNAUTHORIZED => ApiError::Unavailable { message, retry_after_seconds },
+        _ if status.is_server_error() => ApiError::Unavailable { message, retry_after_seconds },
+        _ => ApiError::Rejected(message),
+    }
+}
+
+/// Escapes a query value.
+pub(super) fn query_value(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            escaped.push(char::from(byte));
+        } else {
+            escaped.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_sorted_by_what_to_do() {
+        let sort = |code: u16| failure("GET", "/x", StatusCode::from_u16(code).expect("a code"), Some(3), b"no");
+        assert!(matches!(sort(404), ApiError::NotFound(_)));
+        assert!(matches!(sort(409), ApiError::Conflict(_)));
+        assert!(matches!(sort(422), ApiError::Rejected(_)));
+        assert!(matches!(sort(403), ApiError::Rejected(_)));
+        for code in [429, 500, 503, 504, 401] {
+            assert!(matches!(sort(code), ApiError::Unavailable { retry_after_seconds: Some(3), .. }), "{code}");
+        }
+    }
+
+    #[test]
+    fn the_servers_own_words_are_kept() {
+        let body = br#"{"kind":"Status","message":"pods \"a\" not found","code":404}"#;
+        let error = failure("GET", "/x", StatusCode::NOT_FOUND, None, body);
+        assert_eq!(error.to_string(), "pods \"a\" not found");
+    }
+
+    #[test]
+    fn query_values_are_escaped() {
+        assert_eq!(query_value("spec.nodeName=a b"), "spec.nodeName%3Da%20b");
+        assert_eq!(query_value("!x/y"), "%21x%2Fy");
+    }
+}

@@ -1,0 +1,361 @@
+//! Publishes events: a bounded queue that never blocks, repetition counted instead of written again (A21.3).
+//!
+//! Three limits, as client-go's recorder has them: a source may say 25 things about one object and then one each five
+//! minutes; what was said before is counted; ten things that differ in their message alone become one.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use stoker_model::handle::{ApiError, EventSink, EventSubject, EventType};
+use tokio::sync::mpsc;
+
+use super::backoff::Backoff;
+use super::client::{ApiServer, PatchKind};
+use crate::clock::{Clock, Now};
+
+/// Events that wait for the API server.
+const QUEUE: usize = 1000;
+/// Different events whose count is remembered.
+const REMEMBERED: usize = 4096;
+/// What one object may cause at once.
+const BURST: f64 = 25.0;
+/// And then one in so long.
+const REFILL: Duration = Duration::from_secs(300);
+/// So many messages for one reason within [`SIMILAR_FOR`] are put together.
+const SIMILAR: u32 = 10;
+/// See [`SIMILAR`].
+const SIMILAR_FOR: Duration = Duration::from_secs(600);
+/// Tries per event before it is dropped.
+const TRIES: u32 = 12;
+
+/// The sending end. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Events {
+    queue: mpsc::Sender<Said>,
+    clock: Clock,
+}
+
+#[derive(Debug)]
+struct Said {
+    subject: EventSubject,
+    kind: EventType,
+    reason: String,
+    message: String,
+    now: Now,
+}
+
+impl EventSink for Events {
+    fn publish(&self, subject: EventSubject, kind: EventType, reason: &str, message: String) {
+        let said = Said { subject, kind, reason: reason.to_owned(), message, now: self.clock.now() };
+        if let Err(error) = self.queue.try_send(said) {
+            let (mpsc::error::TrySendError::Full(said) | mpsc::error::TrySendError::Closed(said)) = error;
+            tracing::debug!(reason = said.reason, message = said.message, "event dropped: too many wait");
+        }
+    }
+}
+
+/// An event queue for the node of that name: where to publish, and the task that sends.
+pub fn event_queue(clock: Clock, node: String) -> (Events, impl FnOnce(ApiServer) -> EventTask) {
+    let (sender, queue) = mpsc::channel(QUEUE);
+    (Events { queue: sender, clock }, move |api| EventTask { api, node, queue, book: Book::default() })
+}
+
+/// Sends events; see [`EventTask::run`].
+#[derive(Debug)]
+pub struct EventTask {
+    api: ApiServer,
+    node: String,
+    queue: mpsc::Receiver<Said>,
+    book: Book,
+}
+
+impl EventTask {
+    /// Runs until nobody can publish any more.
+    pub async fn run(mut self) {
+        while let Some(said) = self.queue.recv().await {
+            if let Some(entry) = self.book.note(said, &self.node) {
+                self.send(entry).await;
+            }
+        }
+    }
+
+    async fn send(&mut self, entry: Entry) {
+        let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
+        for _ in 0..TRIES {
+            match self.try_send(&entry).await {
+                Ok(()) => return,
+                Err(ApiError::Unavailable { message, .. }) => {
+                    tracing::debug!(message, "event not delivered yet");
+                    tokio::time::sleep(backoff.wait()).await;
+                }
+                Err(error) => {
+                    tracing::debug!(%error, reason = entry.key.reason, "event refused");
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn try_send(&self, entry: &Entry) -> Result<(), ApiError> {
+        let (namespace, _) = place(&entry.key.subject);
+        let events = format!("/api/v1/namespaces/{namespace}/events");
+        if entry.count > 1 {
+            let patch = json!({ "count": entry.count, "lastTimestamp": seconds(entry.last), "message": entry.message });
+            let path = format!("{events}/{}", entry.name);
+            match self.api.patch::<serde::de::IgnoredAny>(&path, PatchKind::Strategic, &patch).await {
+                // It has expired: it is written anew.
+                Err(ApiError::NotFound(_)) => {}
+                other => return other.map(|_| ()),
+            }
+        }
+        match self.api.create::<serde::de::IgnoredAny>(&events, &entry.object(&self.node)).await {
+            Err(ApiError::Conflict(_)) => Ok(()),
+            other => other.map(|_| ()),
+        }
+    }
+}
+
+/// What makes two events the same.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct Key {
+    subject: EventSubject,
+    warning: bool,
+    reason: String,
+    message: String,
+}
+
+/// One event to write.
+#[derive(Clone, Debug)]
+struct Entry {
+    key: Key,
+    name: String,
+    message: String,
+    count: u32,
+    first: Timestamp,
+    last: Timestamp,
+}
+
+impl Entry {
+    fn object(&self, node: &str) -> Value {
+        let (namespace, _) = place(&self.key.subject);
+        let involved = match &self.key.subject {
+            EventSubject::Pod { pod, field_path } => json!({
+                "apiVersion": "v1", "kind": "Pod", "namespace": pod.namespace, "name": pod.name,
+                "uid": pod.uid.as_str(), "fieldPath": field_path,
+            }),
+            // kubelet writes the name as UID, and `kubectl describe node` looks for it.
+            EventSubject::Node => json!({ "kind": "Node", "name": node, "uid": node }),
+        };
+        json!({
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": { "name": self.name, "namespace": namespace },
+            "involvedObject": involved,
+            "reason": self.key.reason,
+            "message": self.message,
+            "type": if self.key.warning { "Warning" } else { "Normal" },
+            "source": { "component": "kubelet", "host": node },
+            "reportingComponent": "kubelet",
+            "reportingInstance": node,
+            "firstTimestamp": seconds(self.first),
+            "lastTimestamp": seconds(self.last),
+            "count": self.count,
+        })
+    }
+}
+
+/// `metav1.Time` has no fractions.
+fn seconds(time: Timestamp) -> String {
+    Timestamp::from_second(time.as_second()).unwrap_or(time).to_string()
+}
+
+/// Namespace of the event and name of the object.
+fn place(subject: &EventSubject) -> (&str, Option<&str>) {
+    match subject {
+        EventSubject::Pod { pod, .. } => (&pod.namespace, Some(&pod.name)),
+        EventSubject::Node => ("default", None),
+    }
+}
+
+/// What has been said; decides what is written.
+#[derive(Debug, Default)]
+struct Book {
+    written: Bounded<Key, Entry>,
+    similar: Bounded<Key, Similar>,
+    budgets: Bounded<EventSubject, Budget>,
+}
+
+#[derive(Clone, Debug)]
+struct Similar {
+    messages: u32,
+    last: Duration,
+}
+
+#[derive(Clone, Debug)]
+struct Budget {
+    left: f64,
+    at: Duration,
+}
+
+impl Book {
+    /// The event to write, or `None` when the object has used up what it may say.
+    fn note(&mut self, said: Said, node: &str) -> Option<Entry> {
+        let now = said.now;
+        let budget = self.budgets.entry(without_field(&said.subject), || Budget { left: BURST, at: now.monotonic });
+        let passed = now.monotonic.saturating_sub(budget.at).as_secs_f64();
+        budget.left = (budget.left + passed / REFILL.as_secs_f64()).min(BURST);
+        budget.at = now.monotonic;
+        if budget.left < 1.0 {
+            return None;
+        }
+        budget.left -= 1.0;
+
+        let mut message = said.message;
+        let mut key = Key {
+            subject: said.subject,
+            warning: said.kind == EventType::Warning,
+            reason: said.reason,
+            message: String::new(),
+        };
+        let repeated = self.written.contains(&Key { message: message.clone(), ..key.clone() });
+        let similar = self.similar.entry(key.clone(), || Similar { messages: 0, last: now.monotonic });
+        if now.monotonic.saturating_sub(similar.last) > SIMILAR_FOR {
+            similar.messages = 0;
+        }
+        similar.last = now.monotonic;
+        if !repeated {
+            similar.messages = similar.messages.saturating_add(1);
+        }
+        if similar.messages < SIMILAR {
+            key.message.clone_from(&message);
+        } else {
+            message = format!("(combined from similar events): {message}");
+        }
+
+        let object = place(&key.subject).1.unwrap_or(node);
+        // Unique as client-go's names are: the object's name and the time in nanoseconds.
+        let name = format!("{object}.{:x}", now.wall.as_nanosecond());
+        let entry = self.written.entry(key.clone(), || Entry {
+            key,
+            name,
+            message: String::new(),
+            count: 0,
+            first: now.wall,
+            last: now.wall,
+        });
+        entry.count = entry.count.saturating_add(1);
+        entry.last = now.wall;
+        entry.message = message;
+        Some(entry.clone())
+    }
+}
+
+fn without_field(subject: &EventSubject) -> EventSubject {
+    match subject {
+        EventSubject::Pod { pod, .. } => EventSubject::Pod { pod: pod.clone(), field_path: None },
+        EventSubject::Node => EventSubject::Node,
+    }
+}
+
+/// A map that forgets its oldest entry rather than grow beyond [`REMEMBERED`].
+#[derive(Debug)]
+struct Bounded<K, V> {
+    entries: std::collections::HashMap<K, V>,
+    order: VecDeque<K>,
+}
+
+impl<K, V> Default for Bounded<K, V> {
+    fn default() -> Self {
+        Self { entries: std::collections::HashMap::new(), order: VecDeque::new() }
+    }
+}
+
+impl<K: Clone + Eq + std::hash::Hash, V> Bounded<K, V> {
+    fn contains(&self, key: &K) -> bool {
+        self.entries.contains_key(key)
+    }
+
+    fn entry(&mut self, key: K, first: impl FnOnce() -> V) -> &mut V {
+        if !self.entries.contains_key(&key) {
+            self.order.push_back(key.clone());
+            if self.order.len() > REMEMBERED {
+                if let Some(oldest) = self.order.pop_front() {
+                    self.entries.remove(&oldest);
+                }
+            }
+        }
+        self.entries.entry(key).or_insert_with(first)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use stoker_model::pod::{PodRef, PodUid};
+
+    use super::*;
+
+    fn at(seconds: u64) -> Now {
+        let start = Now { wall: Timestamp::UNIX_EPOCH, monotonic: Duration::ZERO };
+        start.plus(Duration::from_secs(seconds))
+    }
+
+    fn said(message: &str, seconds: u64) -> Said {
+        let pod = PodRef { namespace: "ns".into(), name: "web".into(), uid: PodUid::new("u") };
+        let subject = EventSubject::Pod { pod, field_path: Some("spec.containers{c}".into()) };
+        Said { subject, kind: EventType::Warning, reason: "BackOff".into(), message: message.into(), now: at(seconds) }
+    }
+
+    #[test]
+    fn repetition_is_counted() {
+        // A21.3
+        let mut book = Book::default();
+        let first = book.note(said("same", 0), "n").expect("written");
+        let second = book.note(said("same", 9), "n").expect("written");
+        assert_eq!((first.count, second.count), (1, 2));
+        assert_eq!(first.name, second.name);
+        assert_eq!(second.object("n")["involvedObject"]["fieldPath"], "spec.containers{c}");
+        assert_eq!(second.object("n")["lastTimestamp"], "1970-01-01T00:00:09Z");
+    }
+
+    #[test]
+    fn an_object_may_say_25_things_and_then_one_each_five_minutes() {
+        // A21.3
+        let mut book = Book::default();
+        let written = (0..40).filter(|_| book.note(said("same", 0), "n").is_some()).count();
+        assert_eq!(written, 25);
+        assert!(book.note(said("same", 299), "n").is_none());
+        assert!(book.note(said("same", 301), "n").is_some());
+    }
+
+    #[test]
+    fn ten_similar_messages_become_one_event() {
+        // A21.3
+        let mut book = Book::default();
+        let names: Vec<_> =
+            (0..12).filter_map(|n| book.note(said(&format!("no {n}"), n), "n")).map(|e| (e.name, e.message)).collect();
+        assert_eq!(names[8].1, "no 8");
+        assert_eq!(names[9].1, "(combined from similar events): no 9");
+        assert_eq!(names[9].0, names[11].0);
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let mut map = Bounded::default();
+        for n in 0..REMEMBERED + 10 {
+            map.entry(n, || n);
+        }
+        assert_eq!((map.entries.len(), map.order.len()), (REMEMBERED, REMEMBERED));
+        assert!(!map.contains(&9) && map.contains(&10));
+    }
+
+    #[test]
+    fn node_events_are_found_by_describe() {
+        let mut book = Book::default();
+        let said = Said { subject: EventSubject::Node, ..said("Starting kubelet.", 0) };
+        let object = book.note(said, "n1").expect("written").object("n1");
+        assert_eq!(object["metadata"]["namespace"], "default");
+        assert_eq!(object["involvedObject"], json!({ "kind": "Node", "name": "n1", "uid": "n1" }));
+    }
+}

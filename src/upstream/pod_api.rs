@@ -1,0 +1,94 @@
+//! Writes what became of a pod.
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::PodStatus;
+use serde_json::{Value, json};
+use stoker_model::handle::{ApiError, PodApi};
+use stoker_model::pod::PodRef;
+
+use super::client::{ApiServer, PatchKind};
+
+/// The API server's side of [`PodApi`].
+#[derive(Clone, Debug)]
+pub struct PodWriter {
+    api: ApiServer,
+}
+
+impl PodWriter {
+    /// Writes through this connection.
+    pub const fn new(api: ApiServer) -> Self {
+        Self { api }
+    }
+}
+
+fn path(pod: &PodRef) -> String {
+    format!("/api/v1/namespaces/{}/pods/{}", pod.namespace, pod.name)
+}
+
+#[async_trait]
+impl PodApi for PodWriter {
+    async fn patch_status(&self, pod: &PodRef, status: &PodStatus) -> Result<(), ApiError> {
+        let body = status_patch(pod, status)?;
+        self.api
+            .patch::<serde::de::IgnoredAny>(&format!("{}/status", path(pod)), PatchKind::Strategic, &body)
+            .await
+            .map(|_| ())
+    }
+
+    async fn delete_finished(&self, pod: &PodRef) -> Result<(), ApiError> {
+        let options = json!({
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "gracePeriodSeconds": 0,
+            "preconditions": { "uid": pod.uid.as_str() },
+        });
+        match self.api.delete(&path(pod), &options).await {
+            // A conflict is a pod of that name with another UID: ours is gone.
+            Err(ApiError::NotFound(_) | ApiError::Conflict(_)) => Ok(()),
+            other => other,
+        }
+    }
+}
+
+/// The UID in the patch makes it fail with a conflict on a successor of the same name (A2.10).
+///
+/// A patch only takes away what it names with `null`, and lists with a merge key only grow; so the fields that may
+/// have gone are named, and the addresses are replaced as a whole.
+fn status_patch(pod: &PodRef, status: &PodStatus) -> Result<Value, ApiError> {
+    let mut status = serde_json::to_value(status).map_err(|e| ApiError::Rejected(format!("pod status: {e}")))?;
+    if let Some(fields) = status.as_object_mut() {
+        for name in ["reason", "message"] {
+            fields.entry(name).or_insert(Value::Null);
+        }
+        for name in ["podIPs", "hostIPs"] {
+            if let Some(Value::Array(addresses)) = fields.get_mut(name) {
+                addresses.push(json!({ "$patch": "replace" }));
+            }
+        }
+    }
+    Ok(json!({ "metadata": { "uid": pod.uid.as_str() }, "status": status }))
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::{PodIP, PodStatus};
+    use stoker_model::pod::PodUid;
+
+    use super::*;
+
+    #[test]
+    fn the_patch_names_the_uid_and_what_may_have_gone() {
+        // A2.10
+        let pod = PodRef { namespace: "a".into(), name: "b".into(), uid: PodUid::new("u-1") };
+        let status = PodStatus {
+            phase: Some("Running".into()),
+            pod_ips: Some(vec![PodIP { ip: "10.1.0.2".into() }]),
+            ..PodStatus::default()
+        };
+        let patch = status_patch(&pod, &status).expect("a patch");
+        assert_eq!(patch["metadata"]["uid"], "u-1");
+        assert_eq!(patch["status"]["phase"], "Running");
+        assert!(patch["status"]["reason"].is_null() && patch["status"].get("reason").is_some());
+        assert_eq!(patch["status"]["podIPs"], json!([{ "ip": "10.1.0.2" }, { "$patch": "replace" }]));
+    }
+}

@@ -1,0 +1,131 @@
+//! The pods that the API server wants on this node.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Pod;
+use stoker_model::handle::{DesiredPods, PodFeed};
+use stoker_model::pod::PodUid;
+use tokio::sync::watch;
+
+use super::client::ApiServer;
+use super::watch::{Change, Sink, Watchable, Watched, run};
+
+/// Watches the pods with `spec.nodeName` equal to `node` (A1.1); no other pod is kept.
+///
+/// The feed holds `None` until the first list was complete (A1.2). The second value is the task to spawn; it ends when
+/// every receiver is gone.
+pub fn watch_pods(api: ApiServer, node: String) -> (PodFeed, impl Future<Output = ()> + Send) {
+    let (feed, receiver) = watch::channel(None);
+    let task = async move {
+        let watched = Watched { path: "/api/v1/pods", fields: format!("spec.nodeName={node}"), labels: String::new() };
+        let mut sink = PodSink { node, feed, current: DesiredPods::new(), listing: None };
+        run(&api, &watched, &mut sink).await;
+    };
+    (receiver, task)
+}
+
+impl Watchable for Pod {
+    fn resource_version(&self) -> &str {
+        self.metadata.resource_version.as_deref().unwrap_or_default()
+    }
+}
+
+struct PodSink {
+    node: String,
+    feed: watch::Sender<Option<Arc<DesiredPods>>>,
+    current: DesiredPods,
+    /// What the running list brought; replaces `current` as a whole.
+    listing: Option<DesiredPods>,
+}
+
+impl Sink<Pod> for PodSink {
+    async fn take(&mut self, change: Change<Pod>) -> bool {
+        self.apply(change);
+        !self.feed.is_closed()
+    }
+}
+
+impl PodSink {
+    fn apply(&mut self, change: Change<Pod>) {
+        match change {
+            Change::Listing => {
+                self.listing = Some(DesiredPods::new());
+                return;
+            }
+            Change::Listed => self.current = self.listing.take().unwrap_or_default(),
+            Change::Present(mut pod) => {
+                let ours = pod.spec.as_ref().and_then(|s| s.node_name.as_ref()).is_some_and(|n| *n == self.node);
+                let Some(uid) = pod.metadata.uid.as_deref().map(PodUid::new).filter(|_| ours) else { return };
+                // Nobody on the node reads it, and it is often half of the object.
+                pod.metadata.managed_fields = None;
+                self.listing.as_mut().unwrap_or(&mut self.current).insert(uid, Arc::new(pod));
+            }
+            Change::Gone(pod) => {
+                let uid = PodUid::new(pod.metadata.uid.as_deref().unwrap_or_default());
+                self.listing.as_mut().unwrap_or(&mut self.current).remove(&uid);
+            }
+        }
+        if self.listing.is_none() {
+            self.feed.send_replace(Some(Arc::new(self.current.clone())));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::PodSpec;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+    use super::*;
+
+    fn pod(uid: &str, node: &str) -> Pod {
+        Pod {
+            metadata: ObjectMeta { uid: Some(uid.into()), name: Some(uid.into()), ..ObjectMeta::default() },
+            spec: Some(PodSpec { node_name: Some(node.into()), ..PodSpec::default() }),
+            status: None,
+        }
+    }
+
+    fn sink() -> (PodSink, PodFeed) {
+        let (feed, receiver) = watch::channel(None);
+        (PodSink { node: "n".into(), feed, current: DesiredPods::new(), listing: None }, receiver)
+    }
+
+    fn uids(feed: &PodFeed) -> Option<Vec<String>> {
+        feed.borrow().as_ref().map(|pods| pods.keys().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn nothing_is_published_before_the_list_is_complete() {
+        // A1.2
+        let (mut sink, feed) = sink();
+        sink.apply(Change::Listing);
+        sink.apply(Change::Present(pod("a", "n")));
+        assert_eq!(uids(&feed), None);
+        sink.apply(Change::Listed);
+        assert_eq!(uids(&feed), Some(vec!["a".into()]));
+    }
+
+    #[test]
+    fn a_new_list_replaces_the_old_one_at_its_end() {
+        let (mut sink, feed) = sink();
+        for change in [Change::Listing, Change::Present(pod("a", "n")), Change::Listed, Change::Listing] {
+            sink.apply(change);
+        }
+        sink.apply(Change::Present(pod("b", "n")));
+        assert_eq!(uids(&feed), Some(vec!["a".into()]));
+        sink.apply(Change::Listed);
+        assert_eq!(uids(&feed), Some(vec!["b".into()]));
+        sink.apply(Change::Gone(pod("b", "n")));
+        assert_eq!(uids(&feed), Some(vec![]));
+    }
+
+    #[test]
+    fn a_pod_of_another_node_is_not_kept() {
+        let (mut sink, feed) = sink();
+        for change in [Change::Listing, Change::Present(pod("a", "other")), Change::Listed] {
+            sink.apply(change);
+        }
+        assert_eq!(uids(&feed), Some(vec![]));
+    }
+}

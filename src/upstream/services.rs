@@ -1,0 +1,351 @@
+//! Services and EndpointSlices of the cluster as slim objects: changes for the data path, and environment variables.
+//!
+//! A list that has to start over does not stop the data path: what it no longer names is reported as gone when it is
+//! complete. So [`ServiceChange::Restarting`] comes once, at the start.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use stoker_model::handle::ServiceLinks;
+use stoker_model::names::{SERVICE_HEADLESS, SERVICE_NAME};
+use stoker_model::service::{EndpointSlice, NamespacedName, Service, ServiceChange, SlimMeta};
+use tokio::sync::mpsc;
+
+use super::client::ApiServer;
+use super::watch::{Change, Sink, Watchable, Watched, run};
+
+/// What `kubectl apply` leaves; as large as the object itself, and nobody on the node reads it.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// Watches Services and EndpointSlices (B1.1) and sends what changes; ends when the receiver is gone.
+///
+/// Services with the label of another proxy come too, since environment variables need them: the data path leaves
+/// them out. Services without a cluster IP and their slices do not come.
+pub async fn watch_services(api: ApiServer, store: ServiceStore, changes: mpsc::Sender<ServiceChange>) {
+    let services =
+        Watched { path: "/api/v1/services", fields: "spec.clusterIP!=None".to_owned(), labels: String::new() };
+    let slices = Watched {
+        path: "/apis/discovery.k8s.io/v1/endpointslices",
+        fields: String::new(),
+        labels: format!("!{SERVICE_HEADLESS}"),
+    };
+    let lists = Lists::default();
+    if changes.send(ServiceChange::Restarting).await.is_err() {
+        return;
+    }
+    let mut service_sink = ServiceSink { store, changes: changes.clone(), seen: None, lists: lists.clone() };
+    let mut slice_sink = SliceSink { known: BTreeSet::new(), seen: None, changes, lists };
+    tokio::join!(run(&api, &services, &mut service_sink), run(&api, &slices, &mut slice_sink));
+}
+
+impl Watchable for Service {
+    fn resource_version(&self) -> &str {
+        &self.metadata.resource_version
+    }
+}
+
+impl Watchable for EndpointSlice {
+    fn resource_version(&self) -> &str {
+        &self.metadata.resource_version
+    }
+}
+
+/// Which of the two first lists are complete.
+#[derive(Clone, Default)]
+struct Lists(Arc<std::sync::atomic::AtomicU8>);
+
+impl Lists {
+    /// Notes one list; true for the one that makes both complete, once.
+    fn complete(&self, list: u8) -> bool {
+        let before = self.0.fetch_or(list, std::sync::atomic::Ordering::AcqRel);
+        before | list == 3 && before != 3
+    }
+}
+
+/// The Services last seen, by namespace and name. Objects are shared with the data path.
+#[derive(Clone, Debug, Default)]
+pub struct ServiceStore(Arc<RwLock<Stored>>);
+
+#[derive(Debug, Default)]
+struct Stored {
+    services: BTreeMap<NamespacedName, Arc<Service>>,
+    listed: bool,
+}
+
+impl ServiceStore {
+    fn write(&self, change: impl FnOnce(&mut Stored)) {
+        change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl ServiceLinks for ServiceStore {
+    fn environment(&self, namespace: &str, enable_service_links: bool) -> Option<BTreeMap<String, String>> {
+        let stored = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        if !stored.listed {
+            return None;
+        }
+        let key = |namespace: &str, name: &str| NamespacedName { namespace: namespace.into(), name: name.into() };
+        let mut variables = BTreeMap::new();
+        // The master service comes first, so that one of the same name in the pod's own namespace wins.
+        if let Some(master) = stored.services.get(&key("default", "kubernetes")) {
+            service_variables(master, &mut variables);
+        }
+        if enable_service_links {
+            for (name, service) in stored.services.range(key(namespace, "")..) {
+                if &*name.namespace != namespace {
+                    break;
+                }
+                service_variables(service, &mut variables);
+            }
+        }
+        Some(variables)
+    }
+}
+
+/// The variables of one Service (A8.6).
+fn service_variables(service: &Service, to: &mut BTreeMap<String, String>) {
+    let ip = &service.spec.cluster_ip;
+    let (Some(first), false) = (service.spec.ports.first(), ip.is_empty() || ip == "None") else { return };
+    let prefix = variable_name(&service.metadata.name);
+    let host = if ip.contains(':') { format!("[{ip}]") } else { ip.clone() };
+    to.insert(format!("{prefix}_SERVICE_HOST"), ip.clone());
+    to.insert(format!("{prefix}_SERVICE_PORT"), first.port.to_string());
+    for (index, port) in service.spec.ports.iter().enumerate() {
+        if !port.name.is_empty() {
+            to.insert(format!("{prefix}_SERVICE_PORT_{}", variable_name(&port.name)), port.port.to_string());
+        }
+        let protocol = if port.protocol.is_empty() { "TCP" } else { port.protocol.as_str() };
+        let lower = protocol.to_ascii_lowercase();
+        let url = format!("{lower}://{host}:{}", port.port);
+        if index == 0 {
+            to.insert(format!("{prefix}_PORT"), url.clone());
+        }
+        let own = format!("{prefix}_PORT_{}_{protocol}", port.port);
+        to.insert(format!("{own}_PROTO"), lower);
+        to.insert(format!("{own}_PORT"), port.port.to_string());
+        to.insert(format!("{own}_ADDR"), ip.clone());
+        to.insert(own, url);
+    }
+}
+
+fn variable_name(name: &str) -> String {
+    name.to_ascii_uppercase().replace('-', "_")
+}
+
+fn key_of(meta: &SlimMeta) -> NamespacedName {
+    NamespacedName { namespace: meta.namespace.clone(), name: meta.name.clone() }
+}
+
+struct ServiceSink {
+    store: ServiceStore,
+    changes: mpsc::Sender<ServiceChange>,
+    /// What the running list named.
+    seen: Option<BTreeSet<NamespacedName>>,
+    lists: Lists,
+}
+
+impl Sink<Service> for ServiceSink {
+    async fn take(&mut self, change: Change<Service>) -> bool {
+        for change in self.apply(change) {
+            if self.changes.send(change).await.is_err() {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+impl ServiceSink {
+    fn apply(&mut self, change: Change<Service>) -> Vec<ServiceChange> {
+        match change {
+            Change::Listing => {
+                self.seen = Some(BTreeSet::new());
+                Vec::new()
+            }
+            Change::Present(mut service) => {
+                service.metadata.annotations.remove(LAST_APPLIED);
+                let key = key_of(&service.metadata);
+                let service = Arc::new(service);
+                if let Some(seen) = &mut self.seen {
+                    seen.insert(key.clone());
+                }
+                self.store.write(|stored| {
+                    stored.services.insert(key, service.clone());
+                });
+                vec![ServiceChange::Service(service)]
+            }
+            Change::Gone(service) => {
+                let key = key_of(&service.metadata);
+                self.store.write(|stored| {
+                    stored.services.remove(&key);
+                });
+                vec![ServiceChange::ServiceGone(key)]
+            }
+            Change::Listed => {
+                let seen = self.seen.take().unwrap_or_default();
+                let mut changes = Vec::new();
+                self.store.write(|stored| {
+                    stored.services.retain(|key, _| {
+                        let stays = seen.contains(key);
+                        if !stays {
+                            changes.push(ServiceChange::ServiceGone(key.clone()));
+                        }
+                        stays
+                    });
+                    stored.listed = true;
+                });
+                changes.extend(self.lists.complete(1).then_some(ServiceChange::Complete));
+                changes
+            }
+        }
+    }
+}
+
+/// A slice: its Service, then its own name.
+type SliceKey = (NamespacedName, Arc<str>);
+
+struct SliceSink {
+    /// Slices that were reported and not taken back; the slices themselves live in the data path only.
+    known: BTreeSet<SliceKey>,
+    seen: Option<BTreeSet<SliceKey>>,
+    changes: mpsc::Sender<ServiceChange>,
+    lists: Lists,
+}
+
+impl Sink<EndpointSlice> for SliceSink {
+    async fn take(&mut self, change: Change<EndpointSlice>) -> bool {
+        for change in self.apply(change) {
+            if self.changes.send(change).await.is_err() {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+impl SliceSink {
+    fn apply(&mut self, change: Change<EndpointSlice>) -> Vec<ServiceChange> {
+        match change {
+            Change::Listing => {
+                self.seen = Some(BTreeSet::new());
+                Vec::new()
+            }
+            Change::Present(mut slice) => {
+                slice.metadata.annotations.remove(LAST_APPLIED);
+                let Some(key) = slice_key(&slice) else { return Vec::new() };
+                if let Some(seen) = &mut self.seen {
+                    seen.insert(key.clone());
+                }
+                self.known.insert(key);
+                vec![ServiceChange::Slice(Arc::new(slice))]
+            }
+            Change::Gone(slice) => {
+                let Some(key) = slice_key(&slice) else { return Vec::new() };
+                self.known.remove(&key);
+                vec![ServiceChange::SliceGone(key.0, key.1)]
+            }
+            Change::Listed => {
+                let seen = self.seen.take().unwrap_or_default();
+                let gone = self.known.difference(&seen).cloned();
+                let mut changes: Vec<_> = gone.map(|(service, name)| ServiceChange::SliceGone(service, name)).collect();
+                self.known = seen;
+                changes.extend(self.lists.complete(2).then_some(ServiceChange::Complete));
+                changes
+            }
+        }
+    }
+}
+
+/// A slice without the label belongs to no Service.
+fn slice_key(slice: &EndpointSlice) -> Option<SliceKey> {
+    let service = slice.metadata.labels.get(SERVICE_NAME)?;
+    let service = NamespacedName { namespace: slice.metadata.namespace.clone(), name: service.as_str().into() };
+    Some((service, slice.metadata.name.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(namespace: &str, name: &str, ip: &str, ports: &str) -> Service {
+        serde_json::from_str(&format!(
+            r#"{{"metadata":{{"name":"{name}","namespace":"{namespace}"}},"spec":{{"clusterIP":"{ip}","ports":{ports}}}}}"#
+        ))
+        .expect("a service")
+    }
+
+    fn sink() -> ServiceSink {
+        let (changes, _) = mpsc::channel(1);
+        ServiceSink { store: ServiceStore::default(), changes, seen: None, lists: Lists::default() }
+    }
+
+    fn listed(services: Vec<Service>) -> ServiceStore {
+        let mut sink = sink();
+        sink.apply(Change::Listing);
+        for service in services {
+            sink.apply(Change::Present(service));
+        }
+        sink.apply(Change::Listed);
+        sink.store
+    }
+
+    #[test]
+    fn services_become_variables() {
+        // A8.6
+        let web = r#"[{"name":"http","port":80,"protocol":"TCP"},{"name":"dns-udp","port":53,"protocol":"UDP"}]"#;
+        let store = listed(vec![
+            service("default", "kubernetes", "10.0.0.1", r#"[{"name":"https","port":443}]"#),
+            service("shop", "web-front", "10.0.0.9", web),
+            service("other", "db", "10.0.0.8", r#"[{"port":1}]"#),
+        ]);
+        let variables = store.environment("shop", true).expect("listed");
+        for (name, value) in [
+            ("KUBERNETES_SERVICE_HOST", "10.0.0.1"),
+            ("KUBERNETES_SERVICE_PORT", "443"),
+            ("KUBERNETES_SERVICE_PORT_HTTPS", "443"),
+            ("KUBERNETES_PORT", "tcp://10.0.0.1:443"),
+            ("KUBERNETES_PORT_443_TCP", "tcp://10.0.0.1:443"),
+            ("WEB_FRONT_SERVICE_HOST", "10.0.0.9"),
+            ("WEB_FRONT_SERVICE_PORT_DNS_UDP", "53"),
+            ("WEB_FRONT_PORT_53_UDP", "udp://10.0.0.9:53"),
+            ("WEB_FRONT_PORT_53_UDP_PROTO", "udp"),
+            ("WEB_FRONT_PORT_53_UDP_PORT", "53"),
+            ("WEB_FRONT_PORT_53_UDP_ADDR", "10.0.0.9"),
+        ] {
+            assert_eq!(variables.get(name).map(String::as_str), Some(value), "{name}");
+        }
+        assert!(!variables.contains_key("DB_SERVICE_HOST"));
+        let without = store.environment("shop", false).expect("listed");
+        assert!(without.contains_key("KUBERNETES_SERVICE_HOST") && !without.contains_key("WEB_FRONT_SERVICE_HOST"));
+    }
+
+    #[test]
+    fn there_are_no_variables_before_the_first_list() {
+        // A8.6
+        assert_eq!(ServiceStore::default().environment("default", true), None);
+    }
+
+    #[test]
+    fn a_list_that_starts_over_reports_what_is_gone() {
+        let mut sink = sink();
+        sink.apply(Change::Listing);
+        sink.apply(Change::Present(service("a", "x", "10.0.0.1", "[]")));
+        sink.apply(Change::Present(service("a", "y", "10.0.0.2", "[]")));
+        assert!(sink.apply(Change::Listed).is_empty(), "slices are not complete yet");
+        sink.apply(Change::Listing);
+        sink.apply(Change::Present(service("a", "y", "10.0.0.2", "[]")));
+        let changes = sink.apply(Change::Listed);
+        let [ServiceChange::ServiceGone(gone)] = changes.as_slice() else { panic!("{changes:?}") };
+        assert_eq!(&*gone.name, "x");
+    }
+
+    #[test]
+    fn complete_comes_once_when_both_lists_are() {
+        // B1.2
+        let lists = Lists::default();
+        assert!(!lists.complete(1));
+        assert!(!lists.complete(1));
+        assert!(lists.complete(2));
+        assert!(!lists.complete(1));
+    }
+}

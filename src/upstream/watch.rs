@@ -1,0 +1,325 @@
+//! One watch: lists once, then follows, and after any interruption goes on where it was.
+//!
+//! Lists come as a stream of objects where the server can do that (A16.12), else in pages; in both cases one object
+//! is decoded at a time or one page, never a whole list of full objects. Only an expired version (410) lists again.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use http_body_util::BodyExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use stoker_model::handle::ApiError;
+use tokio_util::codec::{FramedRead, LinesCodec};
+use tokio_util::io::StreamReader;
+
+use super::backoff::{Backoff, jittered};
+use super::client::{ApiServer, query_value};
+
+/// The server ends a watch after so long (and up to half more), which spreads the load of reconnecting.
+const WATCH_LIFETIME: Duration = Duration::from_secs(300);
+/// A streamed list that pauses for so long comes from a server that did not understand the question.
+const LIST_PATIENCE: Duration = Duration::from_secs(20);
+/// Objects in a page of a list, as client-go's pager.
+const PAGE: usize = 500;
+/// Longest event that is read: etcd's limit of 1.5 MiB, with room for escapes.
+const LONGEST_LINE: usize = 16 << 20;
+/// Marks the bookmark that ends a streamed list.
+const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
+
+/// What to watch.
+#[derive(Clone, Debug)]
+pub(super) struct Watched {
+    /// Like `/api/v1/pods`.
+    pub(super) path: &'static str,
+    /// `fieldSelector`, or empty.
+    pub(super) fields: String,
+    /// `labelSelector`, or empty.
+    pub(super) labels: String,
+}
+
+/// An object that can be watched.
+pub(super) trait Watchable: DeserializeOwned + Send {
+    /// `metadata.resourceVersion`.
+    fn resource_version(&self) -> &str;
+}
+
+/// What a watch tells.
+#[derive(Debug)]
+pub(super) enum Change<T> {
+    /// A list begins: what does not come before [`Change::Listed`] does not exist.
+    Listing,
+    /// The object exists like this.
+    Present(T),
+    /// The object is gone; its last state.
+    Gone(T),
+    /// The list is complete.
+    Listed,
+}
+
+/// Takes changes in order.
+pub(super) trait Sink<T>: Send {
+    /// Takes one change; `false` when nobody is interested any more.
+    fn take(&mut self, change: Change<T>) -> impl Future<Output = bool> + Send;
+}
+
+/// Why a round ended.
+#[derive(Debug)]
+enum End {
+    /// Nobody listens any more.
+    Unwanted,
+    /// The server closed the watch in good order.
+    Closed,
+    /// The version that we know is too old: list again.
+    Expired,
+    /// The server cannot stream a list.
+    NoStreamedList(String),
+    /// Everything else: the same again after a while.
+    Lost(String),
+}
+
+/// Watches until the sink has enough.
+pub(super) async fn run<T: Watchable>(api: &ApiServer, watched: &Watched, sink: &mut impl Sink<T>) {
+    let mut backoff = Backoff::new(Duration::from_millis(800), Duration::from_secs(30));
+    let mut watcher = Watcher { api, watched, version: None, streamed_lists: true, progress: false };
+    loop {
+        watcher.progress = false;
+        let end = watcher.round(sink).await;
+        if watcher.progress {
+            backoff.reset();
+        }
+        match end {
+            End::Unwanted => return,
+            End::Closed if watcher.progress => continue,
+            End::Closed => {}
+            End::Expired => {
+                tracing::info!(path = watched.path, "watch fell too far behind: listing again");
+                watcher.version = None;
+            }
+            End::NoStreamedList(reason) => {
+                tracing::debug!(path = watched.path, reason, "server does not stream lists: using pages");
+                watcher.streamed_lists = false;
+                continue;
+            }
+            End::Lost(reason) => tracing::warn!(path = watched.path, reason, "watch interrupted: trying again"),
+        }
+        tokio::time::sleep(backoff.wait()).await;
+    }
+}
+
+struct Watcher<'a> {
+    api: &'a ApiServer,
+    watched: &'a Watched,
+    /// Where we are; `None` until a list was complete.
+    version: Option<String>,
+    streamed_lists: bool,
+    /// Something came in this round.
+    progress: bool,
+}
+
+impl Watcher<'_> {
+    async fn round<T: Watchable>(&mut self, sink: &mut impl Sink<T>) -> End {
+        if self.version.is_none() && !self.streamed_lists {
+            if let Err(end) = self.list(sink).await {
+                return end;
+            }
+        }
+        self.follow(sink).await
+    }
+
+    fn query(&self) -> String {
+        let mut query = String::new();
+        for (name, value) in [("fieldSelector", &self.watched.fields), ("labelSelector", &self.watched.labels)] {
+            if !value.is_empty() {
+                query.push_str(&format!("&{name}={}", query_value(value)));
+            }
+        }
+        query
+    }
+
+    async fn list<T: Watchable>(&mut self, sink: &mut impl Sink<T>) -> Result<(), End> {
+        if !sink.take(Change::Listing).await {
+            return Err(End::Unwanted);
+        }
+        let mut next = String::new();
+        loop {
+            let path = format!("{}?limit={PAGE}{}{next}", self.watched.path, self.query());
+            let page: Page<T> = self.api.get(&path).await.map_err(|e| End::Lost(e.to_string()))?;
+            self.progress = true;
+            for object in page.items {
+                if !sink.take(Change::Present(object)).await {
+                    return Err(End::Unwanted);
+                }
+            }
+            if page.metadata.next.is_empty() {
+                self.version = Some(page.metadata.resource_version);
+                break;
+            }
+            next = format!("&continue={}", query_value(&page.metadata.next));
+        }
+        if sink.take(Change::Listed).await { Ok(()) } else { Err(End::Unwanted) }
+    }
+
+    async fn follow<T: Watchable>(&mut self, sink: &mut impl Sink<T>) -> End {
+        let mut listing = self.version.is_none();
+        let lifetime = jittered(WATCH_LIFETIME);
+        let start = match &self.version {
+            Some(version) => format!("resourceVersion={version}"),
+            None => "sendInitialEvents=true&resourceVersionMatch=NotOlderThan&resourceVersion=".to_owned(),
+        };
+        let path = format!(
+            "{}?watch=true&allowWatchBookmarks=true&timeoutSeconds={}&{start}{}",
+            self.watched.path,
+            lifetime.as_secs(),
+            self.query()
+        );
+        let body = match self.api.stream(&path).await {
+            Ok(answer) => answer.into_body(),
+            Err(ApiError::Rejected(reason)) if listing => return End::NoStreamedList(reason),
+            Err(ApiError::Rejected(_)) => return End::Expired,
+            Err(error) => return End::Lost(error.to_string()),
+        };
+        if listing && !sink.take(Change::Listing).await {
+            return End::Unwanted;
+        }
+        let bytes = body.into_data_stream().map(|part| part.map_err(std::io::Error::other));
+        let mut lines = FramedRead::new(StreamReader::new(bytes), LinesCodec::new_with_max_length(LONGEST_LINE));
+        loop {
+            let patience = if listing { LIST_PATIENCE } else { lifetime + LIST_PATIENCE };
+            let line = match tokio::time::timeout(patience, lines.next()).await {
+                Err(_) if listing => return End::NoStreamedList("no end of the list came".to_owned()),
+                Err(_) => return End::Lost("the server did not end the watch in time".to_owned()),
+                Ok(None) if listing => return End::Lost("the list broke off".to_owned()),
+                Ok(None) => return End::Closed,
+                Ok(Some(Err(error))) => return End::Lost(error.to_string()),
+                Ok(Some(Ok(line))) => line,
+            };
+            match self.event(&line, &mut listing, sink).await {
+                Ok(()) => self.progress = true,
+                Err(end) => return end,
+            }
+        }
+    }
+
+    async fn event<T: Watchable>(
+        &mut self,
+        line: &str,
+        listing: &mut bool,
+        sink: &mut impl Sink<T>,
+    ) -> Result<(), End> {
+        let event: Event<T> = match serde_json::from_str(line) {
+            Ok(event) => event,
+            Err(error) => {
+                // The object stays as it was last seen. Ending the watch would meet the same object again.
+                tracing::warn!(path = self.watched.path, %error, "event cannot be read and is skipped");
+                return Ok(());
+            }
+        };
+        let (version, change) = match event {
+            Event::Added(object) | Event::Modified(object) => {
+                (object.resource_version().to_owned(), Some(Change::Present(object)))
+            }
+            Event::Deleted(object) => (object.resource_version().to_owned(), Some(Change::Gone(object))),
+            Event::Bookmark(bookmark) => {
+                let ends_list = bookmark.metadata.annotations.contains_key(INITIAL_EVENTS_END);
+                let listed = *listing && ends_list;
+                *listing &= !ends_list;
+                (bookmark.metadata.resource_version, listed.then_some(Change::Listed))
+            }
+            Event::Error(status) => {
+                let code = status.code;
+                let reason = status.message.unwrap_or_default();
+                return Err(match code {
+                    Some(410) => End::Expired,
+                    _ if *listing => End::NoStreamedList(reason),
+                    _ => End::Lost(reason),
+                });
+            }
+        };
+        if !*listing {
+            self.version = Some(version);
+        }
+        let Some(change) = change else { return Ok(()) };
+        if sink.take(change).await { Ok(()) } else { Err(End::Unwanted) }
+    }
+}
+
+/// The tag comes first on the wire, so the object is decoded in place.
+#[derive(Deserialize)]
+#[serde(tag = "type", content = "object", rename_all = "UPPERCASE")]
+enum Event<T> {
+    Added(T),
+    Modified(T),
+    Deleted(T),
+    Bookmark(Bookmark),
+    Error(Box<Status>),
+}
+
+#[derive(Deserialize)]
+struct Bookmark {
+    metadata: BookmarkMeta,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct BookmarkMeta {
+    resource_version: String,
+    #[serde(default)]
+    annotations: std::collections::BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+#[serde(bound = "T: Deserialize<'de>")]
+struct Page<T> {
+    metadata: PageMeta,
+    #[serde(default = "Vec::new", deserialize_with = "null_is_empty")]
+    items: Vec<T>,
+}
+
+fn null_is_empty<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+    Option::<Vec<T>>::deserialize(from).map(Option::unwrap_or_default)
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[derive(Default)]
+struct PageMeta {
+    resource_version: String,
+    #[serde(rename = "continue")]
+    next: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Deserialize, Debug)]
+    struct Thing {
+        metadata: ThingMeta,
+    }
+    #[derive(Deserialize, Debug)]
+    #[serde(rename_all = "camelCase")]
+    struct ThingMeta {
+        resource_version: String,
+    }
+
+    #[test]
+    fn events_are_told_apart() {
+        let read = |text: &str| serde_json::from_str::<Event<Thing>>(text).expect("an event");
+        let thing = r#"{"metadata":{"resourceVersion":"7"}}"#;
+        let Event::Added(added) = read(&format!(r#"{{"type":"ADDED","object":{thing}}}"#)) else { panic!("added") };
+        assert_eq!(added.metadata.resource_version, "7");
+        assert!(matches!(read(&format!(r#"{{"type":"DELETED","object":{thing}}}"#)), Event::Deleted(_)));
+        let gone = read(r#"{"type":"ERROR","object":{"kind":"Status","code":410,"reason":"Expired"}}"#);
+        assert!(matches!(gone, Event::Error(status) if status.code == Some(410)));
+    }
+
+    #[test]
+    fn a_page_without_items_is_empty() {
+        let page: Page<Thing> =
+            serde_json::from_str(r#"{"metadata":{"resourceVersion":"9"},"items":null}"#).expect("a page");
+        assert!(page.items.is_empty());
+        assert_eq!(page.metadata.resource_version, "9");
+    }
+}

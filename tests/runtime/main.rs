@@ -1,0 +1,7 @@
+//! The `runtime` room against a real containerd.
+
+#![expect(unreachable_pub, reason = "a test has no public face")]
+
+mod lab;
+mod pause;
+mod sandboxes;

@@ -1,0 +1,384 @@
+//! A node, its pods and somebody outside, as network namespaces joined by veth pairs; and the data path under test in the
+//! node's namespace.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd as _;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use stoker::clock::Clock;
+use stoker::service::{Cidr, Health, LocalTraffic, ServiceConfig};
+use stoker_model::service::{EndpointSlice, NodeTopology, Service, ServiceChange};
+use tokio::sync::{mpsc, watch};
+
+const PATIENCE: Duration = Duration::from_secs(5);
+static COUNTER: AtomicU32 = AtomicU32::new(0);
+
+/// The address of the node on the link to the client.
+pub const NODE: &str = "192.0.2.1";
+/// The client's address.
+pub const CLIENT: &str = "192.0.2.2";
+/// The same in IPv6.
+pub const NODE6: &str = "2001:db8::1";
+
+/// The namespaces of one test; deleted when it ends.
+pub struct Lab {
+    prefix: String,
+    names: Vec<String>,
+}
+
+impl Lab {
+    /// A node with `pods` pods, each serving on port 8080 over TCP and UDP and both families.
+    pub fn with_pods(pods: u8) -> Self {
+        let prefix = format!("stoker-service-{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
+        let mut lab = Self { prefix, names: Vec::new() };
+        lab.add_namespace("node");
+        lab.add_namespace("client");
+        // A redirect towards the client would use up the few ICMP errors that the kernel grants it.
+        for scope in ["all", "default"] {
+            let path = format!("/proc/sys/net/ipv4/conf/{scope}/send_redirects");
+            lab.within("node", move || std::fs::write(path, "0").unwrap()).join().unwrap();
+        }
+        lab.join("client", "outside", (NODE, CLIENT, 24), (NODE6, "2001:db8::2", 64));
+        // Programs of the node need some route to a service IP before destination NAT can turn it.
+        run(&format!("ip -n {} route add default via {CLIENT}", lab.ns("node")));
+        run(&format!("ip -n {} -6 route add default via 2001:db8::2", lab.ns("node")));
+        for path in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+            lab.within("node", move || std::fs::write(format!("/proc/sys/{path}"), "1").unwrap()).join().unwrap();
+        }
+        for pod in 1..=pods {
+            let name = format!("pod{pod}");
+            lab.add_namespace(&name);
+            let v4 = (format!("10.244.{pod}.1"), format!("10.244.{pod}.2"));
+            let v6 = (format!("fd00:244:{pod}::1"), format!("fd00:244:{pod}::2"));
+            lab.join(&name, &name, (&v4.0, &v4.1, 24), (&v6.0, &v6.1, 64));
+            lab.serve(&name);
+        }
+        lab
+    }
+
+    fn ns(&self, name: &str) -> String {
+        format!("{}-{name}", self.prefix)
+    }
+
+    fn add_namespace(&mut self, name: &str) {
+        let ns = self.ns(name);
+        run(&format!("ip netns add {ns}"));
+        self.names.push(ns.clone());
+        // Duplicate address detection keeps link-local addresses from use for a second.
+        self.within(name, || std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").unwrap())
+            .join()
+            .unwrap();
+        run(&format!("ip -n {ns} link set lo up"));
+    }
+
+    /// A veth pair between the node, where it is called `interface`, and another namespace, whose default route it becomes.
+    fn join(&self, name: &str, interface: &str, v4: (&str, &str, u8), v6: (&str, &str, u8)) {
+        let (node, ns) = (self.ns("node"), self.ns(name));
+        run(&format!("ip -n {node} link add {interface} type veth peer name eth0 netns {ns}"));
+        for (ns, interface, v4_address, v6_address) in [(&node, interface, v4.0, v6.0), (&ns, "eth0", v4.1, v6.1)] {
+            run(&format!("ip -n {ns} addr add {v4_address}/{} dev {interface}", v4.2));
+            run(&format!("ip -n {ns} addr add {v6_address}/{} dev {interface} nodad", v6.2));
+            run(&format!("ip -n {ns} link set {interface} up"));
+        }
+        run(&format!("ip -n {ns} route add default via {}", v4.0));
+        run(&format!("ip -n {ns} -6 route add default via {}", v6.0));
+    }
+
+    /// Runs something on a thread in one of the namespaces.
+    pub fn within<T: Send + 'static>(&self, name: &str, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+        let path = format!("/var/run/netns/{}", self.ns(name));
+        std::thread::spawn(move || {
+            let namespace = File::open(path).unwrap();
+            let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+            rustix::thread::move_into_link_name_space(namespace.as_fd(), kind).unwrap();
+            work()
+        })
+    }
+
+    /// Answers each TCP connection and UDP datagram with the pod's name and the source address it saw; TCP then echoes lines.
+    fn serve(&self, pod: &str) {
+        let name = pod.to_owned();
+        let (ready, is_ready) = std::sync::mpsc::sync_channel(1);
+        self.within(pod, move || {
+            let tcp = TcpListener::bind("[::]:8080").unwrap();
+            let udp = UdpSocket::bind("[::]:8080").unwrap();
+            ready.send(()).unwrap();
+            let udp_name = name.clone();
+            std::thread::spawn(move || {
+                let mut buffer = [0; 100];
+                while let Ok((_, peer)) = udp.recv_from(&mut buffer) {
+                    let _ = udp.send_to(format!("{udp_name} {}", peer.ip().to_canonical()).as_bytes(), peer);
+                }
+            });
+            std::thread::spawn(move || {
+                for connection in tcp.incoming() {
+                    let name = name.clone();
+                    std::thread::spawn(move || answer(connection.unwrap(), &name));
+                }
+            });
+        });
+        is_ready.recv().unwrap();
+    }
+
+    /// Connects from a namespace; the answer tells who served and which source it saw.
+    pub fn connect(&self, from: &str, to: &str) -> std::io::Result<Connection> {
+        let to: SocketAddr = to.parse().unwrap();
+        self.within(from, move || Connection::open(to)).join().unwrap()
+    }
+
+    /// Which pod answers a TCP connection.
+    #[track_caller]
+    pub fn served_by(&self, from: &str, to: &str) -> String {
+        match self.connect(from, to) {
+            Ok(connection) => connection.served_by,
+            Err(error) => panic!("{from} cannot connect to {to}: {error}\n{}", self.nft()),
+        }
+    }
+
+    /// Asks over UDP from a new port who is there.
+    pub fn datagram(&self, from: &str, to: &str) -> std::io::Result<String> {
+        exchange(&self.udp(from, to))
+    }
+
+    /// A UDP socket of a namespace, bound and connected, for several exchanges.
+    pub fn udp(&self, from: &str, to: &str) -> UdpSocket {
+        let to: SocketAddr = to.parse().unwrap();
+        self.within(from, move || {
+            let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            let socket = UdpSocket::bind(any).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+            socket.connect(to).unwrap();
+            socket
+        })
+        .join()
+        .unwrap()
+    }
+
+    /// What the user's nft says about the node.
+    pub fn nft(&self) -> String {
+        self.nft_command("list ruleset")
+    }
+
+    /// Runs nft in the node's namespace.
+    pub fn nft_command(&self, arguments: &str) -> String {
+        let arguments: Vec<&str> = arguments.split(' ').collect();
+        let output =
+            Command::new("ip").args(["netns", "exec", &self.ns("node"), "nft"]).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Starts the data path on the node, with pods recognised by their addresses.
+    pub fn start(&self) -> Daemon {
+        let sources = ["10.244.0.0/16", "fd00:244::/32"];
+        let sources: Vec<Cidr> = sources.iter().map(|range| range.parse().unwrap()).collect();
+        self.start_with(ServiceConfig { local_traffic: LocalTraffic::Sources(sources), ..ServiceConfig::default() })
+    }
+
+    /// Starts the data path on the node.
+    pub fn start_with(&self, config: ServiceConfig) -> Daemon {
+        let (changes, receiver) = mpsc::channel(65536);
+        let (answer, started) = std::sync::mpsc::sync_channel(1);
+        let thread = self.within("node", move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let topology = NodeTopology { name: "node".into(), zone: Some("zone-a".into()) };
+                let (_keep, facts) = watch::channel(Arc::new(topology));
+                let proxy = stoker::service::spawn(receiver, facts, config, Clock).unwrap();
+                answer.send(proxy.health).unwrap();
+                proxy.task.await.unwrap();
+            });
+        });
+        Daemon { changes: Some(changes), health: started.recv().unwrap(), thread: Some(thread) }
+    }
+
+    /// Removes our tables from the node.
+    pub fn cleanup(&self) {
+        self.within("node", || stoker::service::cleanup(&ServiceConfig::default()).unwrap()).join().unwrap();
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for name in &self.names {
+            let _ = Command::new("ip").args(["netns", "delete", name]).status();
+        }
+    }
+}
+
+/// One question and answer over UDP.
+pub fn exchange(socket: &UdpSocket) -> std::io::Result<String> {
+    socket.send(b"who")?;
+    let mut buffer = [0; 100];
+    let length = socket.recv(&mut buffer)?;
+    Ok(String::from_utf8_lossy(&buffer[..length]).split(' ').next().unwrap().to_owned())
+}
+
+#[track_caller]
+fn run(command: &str) {
+    let mut words = command.split(' ');
+    let status = Command::new(words.next().unwrap()).args(words).status().unwrap();
+    assert!(status.success(), "{command}");
+}
+
+fn answer(mut connection: TcpStream, name: &str) {
+    let peer = connection.peer_addr().unwrap().ip().to_canonical();
+    let _ = connection.write_all(format!("{name} {peer}\n").as_bytes());
+    let mut lines = BufReader::new(connection.try_clone().unwrap());
+    let mut line = String::new();
+    while lines.read_line(&mut line).is_ok_and(|bytes| bytes > 0) {
+        let _ = connection.write_all(line.as_bytes());
+        line.clear();
+    }
+}
+
+/// An open TCP connection.
+pub struct Connection {
+    stream: TcpStream,
+    /// The pod that answered.
+    pub served_by: String,
+    /// The source address that it saw.
+    pub source: IpAddr,
+}
+
+impl Connection {
+    fn open(to: SocketAddr) -> std::io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&to, Duration::from_secs(1))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let line = read_line(&stream)?;
+        let (name, source) = line.trim().split_once(' ').unwrap();
+        Ok(Self { stream, served_by: name.to_owned(), source: source.parse().unwrap() })
+    }
+
+    /// Whether a line comes back.
+    pub fn still_answers(&mut self) -> bool {
+        self.stream.write_all(b"there?\n").is_ok() && read_line(&self.stream).is_ok_and(|line| line == "there?\n")
+    }
+}
+
+fn read_line(stream: &TcpStream) -> std::io::Result<String> {
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    Ok(line)
+}
+
+/// The running data path.
+pub struct Daemon {
+    changes: Option<mpsc::Sender<ServiceChange>>,
+    health: watch::Receiver<Health>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Daemon {
+    /// Tells it something without waiting.
+    pub fn tell(&self, change: ServiceChange) {
+        self.changes.as_ref().unwrap().blocking_send(change).unwrap();
+    }
+
+    /// Tells it something and waits until the kernel knows.
+    #[track_caller]
+    pub fn apply(&self, changes: impl IntoIterator<Item = ServiceChange>) {
+        let before = Clock.now().monotonic;
+        changes.into_iter().for_each(|change| self.tell(change));
+        self.wait(before);
+    }
+
+    #[track_caller]
+    fn wait(&self, before: Duration) {
+        let queue = self.changes.as_ref().unwrap();
+        let done = || {
+            let health = *self.health.borrow();
+            queue.capacity() == queue.max_capacity()
+                && health.queued_since.is_none()
+                && health.last_updated.is_some_and(|at| at.monotonic > before)
+        };
+        let deadline = before + 2 * PATIENCE;
+        while !done() {
+            assert!(Clock.now().monotonic < deadline, "not written in time: {:?}", *self.health.borrow());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Transactions written since its start.
+    pub fn transactions(&self) -> u64 {
+        self.health.borrow().transactions
+    }
+
+    /// Whether the kernel was brought up to date at least once.
+    pub fn has_written(&self) -> bool {
+        self.health.borrow().last_updated.is_some()
+    }
+
+    /// Ends it and waits for its end.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.changes = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A Service `default/web` from what differs from a plain ClusterIP Service of port 80 over TCP.
+pub fn service(spec: serde_json::Value) -> ServiceChange {
+    ServiceChange::Service(Arc::new(service_object("web", spec)))
+}
+
+/// The object of [`service`], by name.
+pub fn service_object(name: &str, spec: serde_json::Value) -> Service {
+    let mut object = serde_json::json!({
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"type": "ClusterIP", "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10", "fd00:96::10"],
+            "ports": [{"port": 80, "protocol": "TCP"}]},
+    });
+    merge(&mut object["spec"], &spec);
+    if let Some(status) = spec.get("status") {
+        object["status"] = status.clone();
+    }
+    serde_json::from_value(object).unwrap()
+}
+
+fn merge(into: &mut serde_json::Value, from: &serde_json::Value) {
+    for (key, value) in from.as_object().unwrap() {
+        into[key] = value.clone();
+    }
+}
+
+/// Both slices of `default/web`, with the given pods as ready endpoints.
+pub fn endpoints(pods: &[u8]) -> Vec<ServiceChange> {
+    endpoints_on(pods, "node")
+}
+
+/// As [`endpoints`], on a node of that name.
+pub fn endpoints_on(pods: &[u8], node: &str) -> Vec<ServiceChange> {
+    let slice = |family: &str, address: fn(u8) -> String| {
+        let endpoints: Vec<_> = pods
+            .iter()
+            .map(|&pod| serde_json::json!({"addresses": [address(pod)], "conditions": {"ready": true}, "nodeName": node}))
+            .collect();
+        let object = serde_json::json!({
+            "metadata": {"name": format!("web-{family}"), "namespace": "default",
+                "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": family,
+            "endpoints": endpoints,
+            "ports": [{"port": 8080, "protocol": "TCP"}, {"port": 8080, "protocol": "UDP"}],
+        });
+        ServiceChange::Slice(Arc::new(serde_json::from_value::<EndpointSlice>(object).unwrap()))
+    };
+    vec![slice("IPv4", |pod| format!("10.244.{pod}.2")), slice("IPv6", |pod| format!("fd00:244:{pod}::2"))]
+}

@@ -1,0 +1,7 @@
+//! Services on the real kernel: each test in network namespaces of its own, with real connections. Needs root.
+
+mod lab;
+
+mod policies;
+mod reach;
+mod restart;
