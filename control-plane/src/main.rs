@@ -1,1 +1,5 @@
-fn main() {}
+//! The control plane's binary.
+
+fn main() -> std::process::ExitCode {
+    stoker_control_plane::cli::main()
+}

@@ -1,0 +1,270 @@
+//! Admission: what an object gets or is refused for because of other objects (C5.6, C5.7).
+//!
+//! Here: service accounts and their token volumes, default tolerations, priority classes, protection of the namespaces
+//! that always exist, what a node may write.
+
+use serde_json::{Value, json};
+
+use super::cluster::Core;
+use super::{codec, meta};
+use crate::auth::identity::UserInfo;
+use crate::resources::status::StatusError;
+use crate::resources::tree::{fill, items, items_mut, text};
+use crate::resources::{self, ResourceInfo};
+
+const TOKEN_MOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+const MIRROR: &str = "kubernetes.io/config.mirror";
+/// How long a pod stays on a node that is not ready or not reachable (DefaultTolerationSeconds).
+const TOLERATION_SECONDS: i64 = 300;
+/// The default account may come a moment after its namespace (C5.7).
+const ACCOUNT_TRIES: usize = 10;
+
+fn is(info: &ResourceInfo, group: &str, plural: &str) -> bool {
+    info.group == group && info.plural == plural
+}
+
+pub(super) async fn admit_create(
+    core: &Core,
+    info: &'static ResourceInfo,
+    object: &mut Value,
+    user: &UserInfo,
+) -> Result<(), StatusError> {
+    restrict_node(info, object, None, user)?;
+    if is(info, "", "pods") {
+        service_account(core, info, object).await?;
+        priority(core, info, object).await?;
+        tolerations(object);
+    }
+    if is(info, "", "nodes") && user.groups.iter().any(|group| group == "system:nodes") {
+        taint_new_node(object);
+    }
+    Ok(())
+}
+
+pub(super) async fn admit_update(
+    _core: &Core,
+    info: &'static ResourceInfo,
+    subresource: &str,
+    new: &mut Value,
+    old: &Value,
+    user: &UserInfo,
+) -> Result<(), StatusError> {
+    if subresource.is_empty() {
+        restrict_node(info, new, Some(old), user)?;
+    }
+    Ok(())
+}
+
+/// The account, its pull secrets, and its token as a volume in every container.
+async fn service_account(core: &Core, info: &'static ResourceInfo, pod: &mut Value) -> Result<(), StatusError> {
+    let name = text(&pod["metadata"], "name").to_owned();
+    if !pod["metadata"]["annotations"][MIRROR].is_null() {
+        if !text(&pod["spec"], "serviceAccountName").is_empty() {
+            return Err(StatusError::forbidden(info, &name, "a mirror pod may not reference service accounts"));
+        }
+        let has_secret = items(&pod["spec"], "volumes").any(|volume| !volume["secret"].is_null());
+        if has_secret {
+            return Err(StatusError::forbidden(info, &name, "a mirror pod may not reference secrets"));
+        }
+        return Ok(());
+    }
+    let namespace = text(&pod["metadata"], "namespace").to_owned();
+    if text(&pod["spec"], "serviceAccountName").is_empty() {
+        pod["spec"]["serviceAccountName"] = json!("default");
+    }
+    let account_name = text(&pod["spec"], "serviceAccountName").to_owned();
+    pod["spec"]["serviceAccount"] = json!(account_name);
+    let account = find_account(core, &namespace, &account_name).await?.ok_or_else(|| {
+        let why = format!(
+            "error looking up service account {namespace}/{account_name}: serviceaccount {account_name:?} not found"
+        );
+        StatusError::forbidden(info, &name, &why)
+    })?;
+    if items(&pod["spec"], "imagePullSecrets").next().is_none() && !account["imagePullSecrets"].is_null() {
+        pod["spec"]["imagePullSecrets"] = account["imagePullSecrets"].clone();
+    }
+    let wanted = pod["spec"]["automountServiceAccountToken"]
+        .as_bool()
+        .or_else(|| account["automountServiceAccountToken"].as_bool())
+        .unwrap_or(true);
+    if wanted {
+        mount_token(pod);
+    }
+    Ok(())
+}
+
+async fn find_account(core: &Core, namespace: &str, name: &str) -> Result<Option<Value>, StatusError> {
+    let accounts = resources::find("", "serviceaccounts").expect("`resources::core` has serviceaccounts");
+    let tries = if name == "default" { ACCOUNT_TRIES } else { 1 };
+    for attempt in 0..tries {
+        if let Some(found) = core.find(accounts, namespace, name).await? {
+            return Ok(Some(found));
+        }
+        if attempt + 1 < tries {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    }
+    Ok(None)
+}
+
+fn mount_token(pod: &mut Value) {
+    let spec = &mut pod["spec"];
+    let existing = items(spec, "volumes").map(|volume| text(volume, "name")).find(|n| n.starts_with("kube-api-access-"));
+    let volume = existing.map_or_else(|| format!("kube-api-access-{}", meta::random_suffix()), str::to_owned);
+    let mut mounted = false;
+    for list in ["initContainers", "containers"] {
+        for container in items_mut(spec, list) {
+            if items(container, "volumeMounts").any(|mount| mount["mountPath"] == TOKEN_MOUNT) {
+                continue;
+            }
+            mounted = true;
+            fill(container, "volumeMounts", json!([]));
+            if let Some(mounts) = container["volumeMounts"].as_array_mut() {
+                mounts.push(json!({"name": volume, "readOnly": true, "mountPath": TOKEN_MOUNT}));
+            }
+        }
+    }
+    if !mounted || items(spec, "volumes").any(|existing| existing["name"] == volume) {
+        return;
+    }
+    fill(spec, "volumes", json!([]));
+    if let Some(volumes) = spec["volumes"].as_array_mut() {
+        volumes.push(json!({"name": volume, "projected": {"defaultMode": 420, "sources": [
+            {"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}},
+            {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+            {"downwardAPI": {"items": [
+                {"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}]}},
+        ]}}));
+    }
+}
+
+async fn priority(core: &Core, info: &'static ResourceInfo, pod: &mut Value) -> Result<(), StatusError> {
+    let classes = resources::find("scheduling.k8s.io", "priorityclasses").expect("`resources::scheduling` has it");
+    let class = text(&pod["spec"], "priorityClassName").to_owned();
+    let pod_name = text(&pod["metadata"], "name").to_owned();
+    let found = match class.as_str() {
+        "" => core
+            .all(classes, "")
+            .await?
+            .into_iter()
+            .filter(|class| class["globalDefault"] == true)
+            .min_by_key(|class| class["value"].as_i64().unwrap_or(0)),
+        // The system's own classes are there before anything is stored.
+        "system-node-critical" => Some(json!({"metadata": {"name": class}, "value": 2_000_001_000})),
+        "system-cluster-critical" => Some(json!({"metadata": {"name": class}, "value": 2_000_000_000})),
+        name => Some(core.find(classes, "", name).await?.ok_or_else(|| {
+            StatusError::forbidden(info, &pod_name, &format!("no PriorityClass with name {name} was found"))
+        })?),
+    };
+    let spec = &mut pod["spec"];
+    let Some(found) = found else {
+        fill(spec, "priority", 0);
+        fill(spec, "preemptionPolicy", "PreemptLowerPriority");
+        return Ok(());
+    };
+    let value = found["value"].as_i64().unwrap_or(0);
+    if spec["priority"].as_i64().is_some_and(|asked| asked != value) {
+        let why = format!(
+            "the integer value of priority ({}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name",
+            spec["priority"]
+        );
+        return Err(StatusError::forbidden(info, &pod_name, &why));
+    }
+    spec["priorityClassName"] = found["metadata"]["name"].clone();
+    spec["priority"] = json!(value);
+    let policy = found["preemptionPolicy"].as_str().unwrap_or("PreemptLowerPriority").to_owned();
+    fill(spec, "preemptionPolicy", policy);
+    Ok(())
+}
+
+fn tolerations(pod: &mut Value) {
+    let spec = &mut pod["spec"];
+    for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+        let tolerated = items(spec, "tolerations").any(|toleration| {
+            let (its, effect) = (text(toleration, "key"), text(toleration, "effect"));
+            (its == key || its.is_empty()) && matches!(effect, "NoExecute" | "")
+        });
+        if tolerated {
+            continue;
+        }
+        fill(spec, "tolerations", json!([]));
+        if let Some(list) = spec["tolerations"].as_array_mut() {
+            list.push(json!({
+                "key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": TOLERATION_SECONDS
+            }));
+        }
+    }
+}
+
+/// A new node is not ready until it says so (TaintNodesByCondition).
+fn taint_new_node(node: &mut Value) {
+    const NOT_READY: &str = "node.kubernetes.io/not-ready";
+    fill(node, "spec", json!({}));
+    let spec = &mut node["spec"];
+    if items(spec, "taints").any(|taint| taint["key"] == NOT_READY) {
+        return;
+    }
+    fill(spec, "taints", json!([]));
+    if let Some(taints) = spec["taints"].as_array_mut() {
+        taints.push(json!({"key": NOT_READY, "effect": "NoSchedule"}));
+    }
+}
+
+/// What a node may write: itself, and pods that mirror its static ones (C5.4).
+fn restrict_node(
+    info: &ResourceInfo,
+    object: &Value,
+    old: Option<&Value>,
+    user: &UserInfo,
+) -> Result<(), StatusError> {
+    let Some(node) = user.name.strip_prefix("system:node:") else { return Ok(()) };
+    if !user.groups.iter().any(|group| group == "system:nodes") {
+        return Ok(());
+    }
+    let name = text(&object["metadata"], "name");
+    let refuse = |why: String| Err(StatusError::forbidden(info, name, &why));
+    if is(info, "", "nodes") {
+        if name != node {
+            let verb = if old.is_some() { "modify" } else { "create" };
+            return refuse(format!("node {node:?} is not allowed to {verb} node {name:?}"));
+        }
+        if old.is_some_and(|old| old["spec"]["taints"] != object["spec"]["taints"]) {
+            return refuse(format!("node {node:?} is not allowed to modify taints"));
+        }
+        if old.is_some_and(|old| old["metadata"]["ownerReferences"] != object["metadata"]["ownerReferences"]) {
+            return refuse(format!("node {node:?} is not allowed to modify ownerReferences"));
+        }
+    }
+    if is(info, "", "pods") && old.is_none() {
+        if object["metadata"]["annotations"][MIRROR].is_null() {
+            return refuse(format!("pod does not have {MIRROR:?} annotation, node {node:?} can only create mirror pods"));
+        }
+        if text(&object["spec"], "nodeName") != node {
+            return refuse(format!("node {node:?} can only create pods with spec.nodeName set to itself"));
+        }
+    }
+    Ok(())
+}
+
+impl Core {
+    /// An object, or `None`.
+    pub(super) async fn find(
+        &self,
+        info: &ResourceInfo,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Value>, StatusError> {
+        match super::read::get(self.store.as_ref(), info, namespace, name).await {
+            Ok(entry) => codec::decode_entry(&entry).map(Some),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All objects of a kind, of one namespace if given.
+    pub(super) async fn all(&self, info: &ResourceInfo, namespace: &str) -> Result<Vec<Value>, StatusError> {
+        let request = super::read::ListRequest { namespace: namespace.to_owned(), ..Default::default() };
+        let listed = super::read::list(self.store.as_ref(), info, &request).await?;
+        listed.entries.iter().map(codec::decode_entry).collect()
+    }
+}

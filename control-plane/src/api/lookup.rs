@@ -1,0 +1,29 @@
+//! Stored objects as `auth` asks for them.
+
+use async_trait::async_trait;
+use serde_json::Value;
+
+use super::cluster::Cluster;
+use crate::auth::{Lookup, LookupError};
+use crate::resources;
+
+#[async_trait]
+impl Lookup for Cluster {
+    async fn get(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> Result<Option<Value>, LookupError> {
+        let fail = |message: String| LookupError { resource: resource.to_owned(), message };
+        let info = resources::find(group, resource).ok_or_else(|| fail("no such kind".to_owned()))?;
+        self.core.find(info, namespace.unwrap_or_default(), name).await.map_err(|error| fail(error.message))
+    }
+
+    async fn list(&self, group: &str, resource: &str, namespace: Option<&str>) -> Result<Vec<Value>, LookupError> {
+        let fail = |message: String| LookupError { resource: resource.to_owned(), message };
+        let info = resources::find(group, resource).ok_or_else(|| fail("no such kind".to_owned()))?;
+        self.core.all(info, namespace.unwrap_or_default()).await.map_err(|error| fail(error.message))
+    }
+}

@@ -1,0 +1,39 @@
+//! The API: one path for every request, whether it comes over HTTP or from a room of this process ([`Cluster`]).
+//!
+//! In:  HTTPS connections ([`serve`]), calls of scheduler and controllers ([`Cluster`]).
+//! Out: writes to the store; watches.
+//! Not here: rules of a kind (`resources`), who may do what (`auth`), what follows from an object (`controllers`).
+
+mod actions;
+mod admission;
+mod cluster;
+mod codec;
+mod delete;
+pub mod discovery;
+mod hooks;
+mod lookup;
+mod meta;
+mod nodes;
+pub mod openapi;
+mod options;
+pub mod patch;
+mod paths;
+mod read;
+mod respond;
+mod route;
+mod select;
+mod serve;
+mod subresource;
+pub mod table;
+mod validation;
+mod verbs;
+mod watch_body;
+mod watching;
+mod write;
+
+pub use cluster::{
+    Change, Cluster, DeleteOptions, List, ListOptions, Objects, PatchType, Propagation, Watch, WriteOptions,
+};
+pub use hooks::{Allocation, ServiceAllocator};
+pub use nodes::NodeClient;
+pub use serve::{ServerConfig, serve};

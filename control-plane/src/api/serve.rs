@@ -1,0 +1,272 @@
+//! The HTTPS listener: connections, who asks, whether they may, and to whom it goes.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::AUTHORIZATION;
+use http::{HeaderValue, Method, Request};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::cluster::Cluster;
+use super::nodes::NodeClient;
+use super::options::Query;
+use super::respond::{self, Answer};
+use super::route::Route;
+use super::{paths, verbs};
+use crate::auth::forbidden_message;
+use crate::auth::identity::{Attributes, Authenticator, Authorizer, Credentials, Decision, TokenIssuer, UserInfo};
+use crate::resources::status::StatusError;
+
+/// Connections at once; more wait in the kernel's queue.
+const CONNECTIONS: usize = 4096;
+/// A handshake may take so long, so that silent clients do not pile up.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// After a stop, requests that run may take so long.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// What the server needs of others.
+pub struct ServerConfig {
+    /// Where it listens.
+    pub listener: TcpListener,
+    /// With ALPN `h2` and `http/1.1`, and client certificates asked for, not demanded.
+    pub tls: Arc<rustls::ServerConfig>,
+    /// The objects.
+    pub cluster: Cluster,
+    /// Who asks.
+    pub authenticator: Arc<dyn Authenticator>,
+    /// What they may.
+    pub authorizer: Arc<dyn Authorizer>,
+    /// Makes service-account tokens.
+    pub tokens: Arc<dyn TokenIssuer>,
+    /// Reaches nodes for logs.
+    pub nodes: NodeClient,
+    /// Ends it.
+    pub stop: CancellationToken,
+}
+
+impl std::fmt::Debug for ServerConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerConfig").field("listener", &self.listener).finish_non_exhaustive()
+    }
+}
+
+/// What every request may use.
+pub(super) struct Server {
+    pub(super) cluster: Cluster,
+    pub(super) authenticator: Arc<dyn Authenticator>,
+    pub(super) authorizer: Arc<dyn Authorizer>,
+    pub(super) tokens: Arc<dyn TokenIssuer>,
+    pub(super) nodes: NodeClient,
+    pub(super) stop: CancellationToken,
+}
+
+/// A request whose sender is known and may do it.
+pub(super) struct Asked {
+    pub(super) method: Method,
+    pub(super) path: String,
+    pub(super) query: Query,
+    pub(super) raw_query: String,
+    pub(super) headers: http::HeaderMap,
+    pub(super) body: Incoming,
+    pub(super) user: UserInfo,
+}
+
+/// Serves until stopped.
+pub async fn serve(config: ServerConfig) {
+    let acceptor = TlsAcceptor::from(config.tls);
+    let server = Arc::new(Server {
+        cluster: config.cluster,
+        authenticator: config.authenticator,
+        authorizer: config.authorizer,
+        tokens: config.tokens,
+        nodes: config.nodes,
+        stop: config.stop.clone(),
+    });
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    let tasks = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            () = config.stop.cancelled() => break,
+            accepted = config.listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of file descriptors, most likely: the next accept would fail at once, too.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Ok(slot) = slots.clone().acquire_owned().await else { break };
+        let (acceptor, server) = (acceptor.clone(), server.clone());
+        tasks.spawn(async move {
+            connection(stream, acceptor, server).await;
+            drop(slot);
+        });
+    }
+    tasks.close();
+    if tokio::time::timeout(DRAIN, tasks.wait()).await.is_err() {
+        tracing::info!("some requests were still running; they end with the process");
+    }
+}
+
+async fn connection(stream: TcpStream, acceptor: TlsAcceptor, server: Arc<Server>) {
+    // Watches write small messages that must not wait for more.
+    let _ = stream.set_nodelay(true);
+    let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake failed"),
+        Err(_) => return tracing::debug!("TLS handshake took too long"),
+    };
+    let certificate: Option<Arc<[u8]>> =
+        stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).map(|first| first.as_ref().into());
+    let stop = server.stop.clone();
+    let service = service_fn(move |request| {
+        let (server, certificate) = (server.clone(), certificate.clone());
+        async move { Ok::<_, Infallible>(answer(server, certificate, request).await) }
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
+    builder.http2().timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(30)).max_concurrent_streams(250);
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "a connection ended early");
+    }
+}
+
+async fn answer(server: Arc<Server>, certificate: Option<Arc<[u8]>>, request: Request<Incoming>) -> Answer {
+    let audit = request.headers().get("audit-id").cloned();
+    let mut answer = match handle(&server, certificate.as_deref(), request).await {
+        Ok(answer) => answer,
+        Err(error) => respond::failure(&error),
+    };
+    let fresh = || HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).ok();
+    if let Some(id) = audit.or_else(fresh) {
+        answer.headers_mut().insert("audit-id", id);
+    }
+    answer
+}
+
+async fn handle(
+    server: &Arc<Server>,
+    certificate: Option<&[u8]>,
+    request: Request<Incoming>,
+) -> Result<Answer, StatusError> {
+    let user = authenticate(server, certificate, request.headers()).await?;
+    let (parts, body) = request.into_parts();
+    let raw_query = parts.uri.query().unwrap_or_default().to_owned();
+    let asked = Asked {
+        method: parts.method,
+        path: parts.uri.path().to_owned(),
+        query: Query::parse(parts.uri.query()),
+        raw_query,
+        headers: parts.headers,
+        body,
+        user,
+    };
+    let route = Route::parse(&asked.path);
+    let attributes = attributes(&asked, route.as_ref());
+    match server.authorizer.authorize(&attributes).await {
+        Decision::Allow(_) => {}
+        Decision::Deny(reason) | Decision::NoOpinion(reason) => {
+            let message = forbidden_message(&attributes, &reason);
+            let mut error = StatusError::forbidden_named(&attributes.group, &attributes.resource, &attributes.name, "");
+            error.message = message;
+            return Err(error);
+        }
+    }
+    match route {
+        Some(route) => verbs::dispatch(server, route, asked).await,
+        None => paths::dispatch(server, asked).await,
+    }
+}
+
+async fn authenticate(
+    server: &Server,
+    certificate: Option<&[u8]>,
+    headers: &http::HeaderMap,
+) -> Result<UserInfo, StatusError> {
+    let bearer = match headers.get(AUTHORIZATION) {
+        None => None,
+        Some(value) => {
+            let value = value.to_str().map_err(|_| StatusError::unauthorized())?;
+            let (scheme, token) = value.trim().split_once(' ').ok_or_else(StatusError::unauthorized)?;
+            if !scheme.eq_ignore_ascii_case("bearer") {
+                return Err(StatusError::unauthorized());
+            }
+            Some(token.trim())
+        }
+    };
+    let credentials = Credentials { client_certificate: certificate, bearer_token: bearer };
+    match server.authenticator.authenticate(credentials).await {
+        Ok(user) => Ok(user.unwrap_or_else(UserInfo::anonymous)),
+        Err(error) => {
+            tracing::info!(%error, "credentials refused");
+            Err(StatusError::unauthorized())
+        }
+    }
+}
+
+fn attributes(asked: &Asked, route: Option<&Route>) -> Attributes {
+    let Some(route) = route else {
+        return Attributes {
+            user: asked.user.clone(),
+            verb: asked.method.as_str().to_lowercase(),
+            path: asked.path.clone(),
+            ..Attributes::default()
+        };
+    };
+    let named = !route.name.is_empty();
+    let field_selector = asked.query.get("fieldSelector").to_owned();
+    let verb = match asked.method.as_str() {
+        "GET" | "HEAD" if named => "get",
+        "GET" | "HEAD" if asked.query.flag("watch") => "watch",
+        "GET" | "HEAD" => "list",
+        "POST" => "create",
+        "PUT" => "update",
+        "PATCH" => "patch",
+        "DELETE" if named => "delete",
+        "DELETE" => "deletecollection",
+        _ => "",
+    };
+    // A list or watch of one name is authorized as that name (C5.3).
+    let selected = || {
+        let terms = field_selector.split(',').map(str::trim);
+        terms.filter_map(|term| term.strip_prefix("metadata.name=")).next().map(|name| name.trim_start_matches('='))
+    };
+    let name = match selected() {
+        Some(name) if !named && matches!(verb, "list" | "watch") => name.to_owned(),
+        _ => route.name.clone(),
+    };
+    Attributes {
+        user: asked.user.clone(),
+        verb: verb.to_owned(),
+        group: route.group.clone(),
+        version: route.version.clone(),
+        resource: route.resource.clone(),
+        subresource: route.subresource.clone(),
+        namespace: route.namespace.clone(),
+        name,
+        path: asked.path.clone(),
+        label_selector: asked.query.get("labelSelector").to_owned(),
+        field_selector,
+    }
+}

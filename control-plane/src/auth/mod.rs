@@ -1,0 +1,79 @@
+//! Who asks, and what they may do: the cluster's CA and credentials, service-account tokens, authentication by client
+//! certificate or bearer token, and authorization by the Node rules and RBAC.
+//!
+//! In:  files under the data directory ([`Pki::ensure`]), stored objects through [`Lookup`].
+//! Out: what [`identity`] names; the `api` room turns them into HTTP.
+//! Not here: HTTP, the store, admission.
+
+mod authenticate;
+mod authorize;
+mod files;
+pub mod identity;
+mod kubeconfig;
+mod node_rules;
+mod pki;
+mod rbac;
+mod token;
+
+pub use authenticate::ClusterAuthenticator;
+pub use authorize::{ClusterAuthorizer, forbidden_message};
+pub use pki::{CertifiedPem, Pki, PkiConfig, PkiError};
+pub use token::{BoundTo, Claims, Grant, KubernetesClaims, TokenError, Tokens};
+
+use async_trait::async_trait;
+use serde_json::Value;
+
+/// Why stored objects could not be read.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("cannot read {resource} to decide about a request: {message}")]
+pub struct LookupError {
+    /// The plural name of the kind.
+    pub resource: String,
+    /// What the store said.
+    pub message: String,
+}
+
+/// Reads stored objects. The `api` room implements it on its store.
+#[async_trait]
+pub trait Lookup: Send + Sync + 'static {
+    /// One object by API group (`""` is core), plural name, namespace (`None` when cluster-scoped) and name.
+    async fn get(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> Result<Option<Value>, LookupError>;
+
+    /// All objects of a kind, of one namespace if given.
+    async fn list(&self, group: &str, resource: &str, namespace: Option<&str>) -> Result<Vec<Value>, LookupError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Objects by plural name, as a store would hold them.
+    pub(super) struct Stored(pub(super) Vec<(&'static str, Value)>);
+
+    #[async_trait]
+    impl Lookup for Stored {
+        async fn get(
+            &self,
+            _: &str,
+            resource: &str,
+            namespace: Option<&str>,
+            name: &str,
+        ) -> Result<Option<Value>, LookupError> {
+            let all = self.list("", resource, namespace).await?;
+            Ok(all.into_iter().find(|object| object["metadata"]["name"] == name))
+        }
+
+        async fn list(&self, _: &str, resource: &str, namespace: Option<&str>) -> Result<Vec<Value>, LookupError> {
+            let of_namespace = |object: &&(&str, Value)| {
+                object.0 == resource && namespace.is_none_or(|n| object.1["metadata"]["namespace"] == n)
+            };
+            Ok(self.0.iter().filter(of_namespace).map(|(_, object)| object.clone()).collect())
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! What follows from stored objects: one file per controller, each level-triggered with a queue of keys.
+//!
+//! In:  one watch per kind for all of them (`informer`).
+//! Out: writes through the in-process client, events.
+//! Not here: finding nodes for pods (`scheduler`), anything about one object alone (`resources`).
+
+mod bootstrap;
+mod deployment;
+mod deployment_status;
+mod endpointslice;
+mod garbage;
+mod informer;
+mod namespace;
+mod node_lifecycle;
+mod owner;
+mod queue;
+mod ranking;
+mod replicaset;
+mod rollout;
+mod service_addresses;
+mod serviceaccount;
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub use bootstrap::ensure_defaults;
+pub use service_addresses::{Cidr, CidrError, ServiceAddresses};
+
+use self::informer::Informers;
+use crate::api::Cluster;
+use crate::recorder::Recorder;
+
+/// What controllers must be told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// PEM, for `kube-root-ca.crt`.
+    pub ca_certificate: String,
+    /// Pod addresses; each node gets a part of it (/24, or /64 of an IPv6 range). `None`: nodes get none.
+    pub cluster_cidr: Option<Cidr>,
+}
+
+/// What every controller is made of.
+pub(crate) struct Context {
+    informers: Informers,
+    recorder: Recorder,
+    config: Config,
+    stop: CancellationToken,
+    cluster: Cluster,
+}
+
+/// Registers a controller's callbacks; what it returns starts the workers once the caches are filled.
+type Register = fn(&Context) -> Box<dyn FnOnce(&Context) + Send>;
+
+const CONTROLLERS: &[Register] = &[
+    deployment::register,
+    replicaset::register,
+    endpointslice::register,
+    serviceaccount::register,
+    garbage::register,
+    namespace::register,
+    node_lifecycle::register,
+];
+
+/// Starts all controllers; the handle ends when they have started or `stop` is cancelled.
+pub fn spawn(cluster: &Cluster, config: Config, stop: CancellationToken) -> JoinHandle<()> {
+    let context = Context {
+        informers: Informers::new(cluster),
+        recorder: Recorder::spawn(cluster.clone(), "controller-manager"),
+        config,
+        stop,
+        cluster: cluster.clone(),
+    };
+    tokio::spawn(async move {
+        let starts: Vec<_> = CONTROLLERS.iter().map(|register| register(&context)).collect();
+        let stop = context.stop.clone();
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = context.informers.start(&stop) => {}
+        }
+        for start in starts {
+            start(&context);
+        }
+    })
+}

@@ -1,0 +1,8 @@
+//! node.k8s.io/v1 (C1.15).
+
+use k8s_openapi::api::node::v1 as api;
+
+use super::ResourceInfo;
+
+pub(super) const TABLE: &[ResourceInfo] =
+    &[ResourceInfo::of::<api::RuntimeClass>("node.k8s.io", "v1", "RuntimeClass", "runtimeclasses", "runtimeclass")];

@@ -1,0 +1,248 @@
+//! What upstream fills into pods and pod templates (C3.23).
+
+use serde_json::{Value, json};
+
+use super::tree::{child, fill, fill_text, items_mut, text};
+
+pub(super) fn default_pod(pod: &mut Value) {
+    copy_limits(pod);
+    default_spec(child(pod, "spec"));
+    // Upstream writes this one for pods, not for templates.
+    fill(&mut pod["spec"], "enableServiceLinks", true);
+}
+
+/// Requests that are not given are the limits, for pods only, not for templates.
+fn copy_limits(pod: &mut Value) {
+    let spec = child(pod, "spec");
+    for list in ["containers", "initContainers"] {
+        for container in items_mut(spec, list) {
+            let Some(limits) = container["resources"]["limits"].as_object().cloned() else { continue };
+            let requests = child(&mut container["resources"], "requests");
+            for (resource, amount) in limits {
+                fill(requests, &resource, amount);
+            }
+        }
+    }
+}
+
+/// A template's or a pod's spec.
+pub(super) fn default_spec(spec: &mut Value) {
+    fill_text(spec, "restartPolicy", "Always");
+    fill_text(spec, "dnsPolicy", "ClusterFirst");
+    fill_text(spec, "schedulerName", "default-scheduler");
+    fill(spec, "terminationGracePeriodSeconds", 30);
+    fill(spec, "securityContext", json!({}));
+    account(spec);
+    if spec["hostNetwork"] == true {
+        host_ports(spec);
+    }
+    for list in ["containers", "initContainers", "ephemeralContainers"] {
+        for container in items_mut(spec, list) {
+            default_container(container);
+        }
+    }
+    for volume in items_mut(spec, "volumes") {
+        default_volume(volume);
+    }
+    for constraint in items_mut(spec, "topologySpreadConstraints") {
+        fill_text(constraint, "nodeAffinityPolicy", "Honor");
+        fill_text(constraint, "nodeTaintsPolicy", "Ignore");
+    }
+}
+
+/// The account's old name is kept the same as its new one.
+fn account(spec: &mut Value) {
+    let (new, old) = (text(spec, "serviceAccountName").to_owned(), text(spec, "serviceAccount").to_owned());
+    if !new.is_empty() {
+        spec["serviceAccount"] = json!(new);
+    } else if !old.is_empty() {
+        spec["serviceAccountName"] = json!(old);
+    }
+}
+
+fn host_ports(spec: &mut Value) {
+    for list in ["containers", "initContainers"] {
+        for container in items_mut(spec, list) {
+            for port in items_mut(container, "ports") {
+                let own = port["containerPort"].clone();
+                fill(port, "hostPort", own);
+            }
+        }
+    }
+}
+
+fn default_container(container: &mut Value) {
+    fill_text(container, "terminationMessagePath", "/dev/termination-log");
+    fill_text(container, "terminationMessagePolicy", "File");
+    fill(container, "resources", json!({}));
+    let policy = if is_latest(text(container, "image")) { "Always" } else { "IfNotPresent" };
+    fill_text(container, "imagePullPolicy", policy);
+    for port in items_mut(container, "ports") {
+        fill_text(port, "protocol", "TCP");
+    }
+    for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
+        if container[probe].is_object() {
+            default_probe(&mut container[probe]);
+        }
+    }
+    for hook in ["postStart", "preStop"] {
+        let request = &mut container["lifecycle"][hook]["httpGet"];
+        if request.is_object() {
+            default_request(request);
+        }
+    }
+    // Indexing above may have made empty places.
+    prune_null(container, "lifecycle");
+    for variable in items_mut(container, "env") {
+        let reference = &mut variable["valueFrom"]["fieldRef"];
+        if reference.is_object() {
+            fill_text(reference, "apiVersion", "v1");
+        }
+        prune_null(variable, "valueFrom");
+    }
+}
+
+/// Removes what only reading for writing put there.
+fn prune_null(object: &mut Value, key: &str) {
+    let Some(fields) = object.as_object_mut() else { return };
+    let Some(value) = fields.get_mut(key) else { return };
+    if let Some(inner) = value.as_object_mut() {
+        for hook in inner.values_mut() {
+            if let Some(hook) = hook.as_object_mut() {
+                hook.retain(|_, value| !value.is_null());
+            }
+        }
+        inner.retain(|_, value| !value.is_null() && value.as_object().is_none_or(|map| !map.is_empty()));
+        if inner.is_empty() {
+            fields.remove(key);
+        }
+    } else if value.is_null() {
+        fields.remove(key);
+    }
+}
+
+fn default_probe(probe: &mut Value) {
+    for (key, value) in [("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3)] {
+        if probe[key].as_i64().unwrap_or(0) == 0 {
+            probe[key] = json!(value);
+        }
+    }
+    if probe.get("httpGet").is_some_and(Value::is_object) {
+        default_request(&mut probe["httpGet"]);
+    }
+    if probe.get("grpc").is_some_and(Value::is_object) {
+        fill(&mut probe["grpc"], "service", "");
+    }
+}
+
+fn default_request(request: &mut Value) {
+    fill_text(request, "path", "/");
+    fill_text(request, "scheme", "HTTP");
+}
+
+/// Whether an image has no tag (or `latest`) and no digest.
+fn is_latest(image: &str) -> bool {
+    if image.contains('@') {
+        return false;
+    }
+    let last = image.rsplit('/').next().unwrap_or_default();
+    last.split_once(':').is_none_or(|(_, tag)| tag == "latest")
+}
+
+const MODE: i64 = 0o644;
+
+fn default_volume(volume: &mut Value) {
+    let Some(fields) = volume.as_object_mut() else { return };
+    if fields.keys().all(|key| key == "name") {
+        fields.insert("emptyDir".to_owned(), json!({}));
+        return;
+    }
+    for key in ["secret", "configMap", "downwardAPI", "projected"] {
+        if let Some(source) = fields.get_mut(key).filter(|source| source.is_object()) {
+            fill(source, "defaultMode", MODE);
+            field_references(source);
+        }
+    }
+    if let Some(path) = fields.get_mut("hostPath").filter(|path| path.is_object()) {
+        fill(path, "type", "");
+    }
+    if let Some(disk) = fields.get_mut("iscsi").filter(|disk| disk.is_object()) {
+        fill_text(disk, "iscsiInterface", "default");
+    }
+    let claim = fields.get_mut("ephemeral").and_then(|ephemeral| ephemeral.get_mut("volumeClaimTemplate"));
+    if let Some(claim) = claim.filter(|claim| claim.is_object()) {
+        fill_text(child(claim, "spec"), "volumeMode", "Filesystem");
+    }
+}
+
+fn field_references(source: &mut Value) {
+    for projection in items_mut(source, "sources") {
+        if let Some(token) = projection.get_mut("serviceAccountToken").filter(|token| token.is_object()) {
+            fill(token, "expirationSeconds", 3600);
+        }
+        if let Some(downward) = projection.get_mut("downwardAPI") {
+            field_references(downward);
+        }
+    }
+    for item in items_mut(source, "items") {
+        if let Some(reference) = item.get_mut("fieldRef").filter(|reference| reference.is_object()) {
+            fill_text(reference, "apiVersion", "v1");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_pod_gets_what_upstream_writes() {
+        // C3.23
+        let mut pod = json!({"spec": {
+            "containers": [{
+                "name": "a", "image": "busybox",
+                "ports": [{"containerPort": 80}],
+                "livenessProbe": {"httpGet": {"port": 80}},
+                "env": [{"name": "X", "value": "1"}, {"name": "N", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
+                "resources": {"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m"}},
+            }],
+            "volumes": [{"name": "v"}, {"name": "s", "secret": {"secretName": "x"}}],
+        }});
+        default_pod(&mut pod);
+        assert_eq!(
+            pod,
+            json!({"spec": {
+                "restartPolicy": "Always", "dnsPolicy": "ClusterFirst", "schedulerName": "default-scheduler",
+                "terminationGracePeriodSeconds": 30, "securityContext": {}, "enableServiceLinks": true,
+                "containers": [{
+                    "name": "a", "image": "busybox", "imagePullPolicy": "Always",
+                    "terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File",
+                    "ports": [{"containerPort": 80, "protocol": "TCP"}],
+                    "livenessProbe": {"httpGet": {"port": 80, "path": "/", "scheme": "HTTP"}, "timeoutSeconds": 1,
+                        "periodSeconds": 10, "successThreshold": 1, "failureThreshold": 3},
+                    "env": [{"name": "X", "value": "1"},
+                        {"name": "N", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name", "apiVersion": "v1"}}}],
+                    "resources": {"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m", "memory": "1Gi"}},
+                }],
+                "volumes": [{"name": "v", "emptyDir": {}}, {"name": "s", "secret": {"secretName": "x", "defaultMode": 420}}],
+            }})
+        );
+        let once = pod.clone();
+        default_pod(&mut pod);
+        assert_eq!(pod, once, "defaulting comes to rest");
+    }
+
+    #[test]
+    fn tags_decide_about_pulling() {
+        for (image, latest) in [
+            ("a", true),
+            ("a:latest", true),
+            ("host:5000/a", true),
+            ("host:5000/a:1", false),
+            ("a@sha256:00", false),
+            ("a:1", false),
+        ] {
+            assert_eq!(is_latest(image), latest, "{image}");
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! Finds a node for each pod that has none: one task that watches pods and nodes, keeps what nodes have left, and binds.
+//!
+//! In:  watches of pods and nodes; they wake, and each change updates only what it is about.
+//! Out: `pods/binding`, the condition PodScheduled, events.
+//! A pod counts on its node from the decision on, before the binding is seen, so a burst cannot over-commit a node.
+//! Not here: which nodes are possible (`filters`) and best (`scores`), how long to wait (`queue`); all three are pure.
+
+mod filters;
+mod nodes;
+mod queue;
+mod scores;
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Node, Pod};
+use serde::Deserialize as _;
+use serde_json::{Value, json};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use self::nodes::{Load, NodeState};
+use self::queue::Queue;
+use crate::api::{Change, Cluster, ListOptions, Objects, PatchType, WriteOptions};
+use crate::clock;
+use crate::recorder::Recorder;
+use crate::resources::status::StatusError;
+use crate::resources::tree::{items, text};
+
+/// The name that pods ask for.
+const NAME: &str = "default-scheduler";
+/// So many bindings are on their way at once.
+const BINDINGS: usize = 16;
+/// After a failed list or watch.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Starts the scheduler.
+pub fn spawn(cluster: &Cluster, stop: CancellationToken) -> JoinHandle<()> {
+    let recorder = Recorder::spawn(cluster.clone(), NAME);
+    let (pods, nodes) = (cluster.objects("", "pods"), cluster.objects("", "nodes"));
+    tokio::spawn(async move {
+        loop {
+            let scheduler = Scheduler::new(pods.clone(), nodes.clone(), recorder.clone());
+            let result = tokio::select! {
+                () = stop.cancelled() => return,
+                result = scheduler.run() => result,
+            };
+            if let Err(error) = result {
+                tracing::debug!(%error, "the scheduler lists pods and nodes again");
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(RETRY) => {}
+            }
+        }
+    })
+}
+
+/// A pod without a node, as much of it as deciding takes.
+struct Pending {
+    pod: Pod,
+    load: Load,
+    /// For events.
+    reference: Value,
+    /// The message of PodScheduled, as stored.
+    told: String,
+}
+
+/// What became of a binding.
+struct Bound {
+    uid: String,
+    node: String,
+    result: Result<(), StatusError>,
+}
+
+struct Scheduler {
+    pods: Objects,
+    node_objects: Objects,
+    recorder: Recorder,
+    nodes: HashMap<String, NodeState>,
+    /// Node of each pod that has one, or is about to.
+    places: HashMap<String, String>,
+    pending: HashMap<String, Pending>,
+    queue: Queue,
+    bindings: JoinSet<Bound>,
+}
+
+impl Scheduler {
+    fn new(pods: Objects, node_objects: Objects, recorder: Recorder) -> Self {
+        Self {
+            pods,
+            node_objects,
+            recorder,
+            nodes: HashMap::new(),
+            places: HashMap::new(),
+            pending: HashMap::new(),
+            queue: Queue::default(),
+            bindings: JoinSet::new(),
+        }
+    }
+
+    async fn run(mut self) -> Result<(), StatusError> {
+        let options = ListOptions::default();
+        let nodes = self.node_objects.list("", &options).await?;
+        for node in &nodes.items {
+            self.node_changed(node);
+        }
+        let pods = self.pods.list("", &options).await?;
+        for pod in &pods.items {
+            self.pod_changed(pod);
+        }
+        let mut node_watch = self.node_objects.watch("", &options, nodes.resource_version).await?;
+        let mut pod_watch = self.pods.watch("", &options, pods.resource_version).await?;
+        loop {
+            while self.bindings.len() < BINDINGS {
+                let Some(uid) = self.queue.pop(clock::instant()) else { break };
+                self.schedule(&uid).await;
+            }
+            let wake_at = self.queue.wake_at().filter(|_| self.bindings.len() < BINDINGS);
+            tokio::select! {
+                change = pod_watch.next() => match change? {
+                    Change::Added(pod) | Change::Modified(pod) => self.pod_changed(&pod),
+                    Change::Deleted(pod) => self.pod_gone(&pod),
+                    Change::Bookmark(_) => {}
+                },
+                change = node_watch.next() => match change? {
+                    Change::Added(node) | Change::Modified(node) => self.node_changed(&node),
+                    Change::Deleted(node) => self.node_gone(&node),
+                    Change::Bookmark(_) => {}
+                },
+                Some(bound) = self.bindings.join_next() => {
+                    if let Ok(bound) = bound {
+                        self.bound(bound);
+                    }
+                }
+                () = until(wake_at) => {}
+            }
+        }
+    }
+
+    fn node_changed(&mut self, object: &Value) {
+        let Ok(node) = Node::deserialize(object) else { return };
+        let name = text(&object["metadata"], "name").to_owned();
+        if self.nodes.entry(name).or_default().update(&node) {
+            self.queue.retry_all(clock::instant());
+        }
+    }
+
+    fn node_gone(&mut self, object: &Value) {
+        if let Some(node) = self.nodes.get_mut(text(&object["metadata"], "name")) {
+            node.exists = false;
+        }
+        self.forget_empty();
+    }
+
+    /// Nodes that are gone are kept as long as pods are bound to them, should they come back.
+    fn forget_empty(&mut self) {
+        self.nodes.retain(|_, node| node.exists || !node.pods.is_empty());
+    }
+
+    fn pod_changed(&mut self, object: &Value) {
+        let uid = text(&object["metadata"], "uid");
+        let finished = matches!(text(&object["status"], "phase"), "Succeeded" | "Failed");
+        if finished {
+            self.leave(uid);
+            return;
+        }
+        let node = text(&object["spec"], "nodeName");
+        if !node.is_empty() {
+            self.queue.remove(uid);
+            self.pending.remove(uid);
+            let Ok(pod) = Pod::deserialize(object) else { return };
+            if self.places.get(uid).is_some_and(|place| place != node) {
+                self.leave(uid);
+            }
+            self.places.insert(uid.to_owned(), node.to_owned());
+            self.nodes.entry(node.to_owned()).or_default().add(uid, Load::of(&pod));
+            return;
+        }
+        let gated = items(&object["spec"], "schedulingGates").next().is_some();
+        let deleted = !text(&object["metadata"], "deletionTimestamp").is_empty();
+        let ours = matches!(text(&object["spec"], "schedulerName"), NAME | "");
+        if gated || deleted || !ours {
+            self.queue.remove(uid);
+            self.pending.remove(uid);
+            return;
+        }
+        // Its binding is on its way.
+        if self.places.contains_key(uid) {
+            return;
+        }
+        let Ok(pod) = Pod::deserialize(object) else { return };
+        let changed = self
+            .pending
+            .get(uid)
+            .is_none_or(|known| known.pod.spec != pod.spec || known.pod.metadata.labels != pod.metadata.labels);
+        let told = items(&object["status"], "conditions").find(|condition| condition["type"] == "PodScheduled");
+        let told = told.map(|condition| text(condition, "message").to_owned()).unwrap_or_default();
+        let priority = pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or_default();
+        let metadata = &object["metadata"];
+        let order = (
+            Reverse(priority),
+            text(metadata, "creationTimestamp").to_owned(),
+            format!("{}/{}", text(metadata, "namespace"), text(metadata, "name")),
+        );
+        let reference = json!({"kind": "Pod", "apiVersion": "v1", "metadata": {
+            "name": metadata["name"], "namespace": metadata["namespace"], "uid": uid,
+            "resourceVersion": metadata["resourceVersion"]}});
+        let load = Load::of(&pod);
+        self.pending.insert(uid.to_owned(), Pending { pod, load, reference, told });
+        if changed || !self.queue.contains(uid) {
+            self.queue.add(uid, order);
+        }
+    }
+
+    fn pod_gone(&mut self, object: &Value) {
+        self.leave(text(&object["metadata"], "uid"));
+    }
+
+    /// The pod takes nothing any more.
+    fn leave(&mut self, uid: &str) {
+        self.queue.remove(uid);
+        self.pending.remove(uid);
+        let Some(place) = self.places.remove(uid) else { return };
+        if self.nodes.get_mut(&place).is_some_and(|node| node.remove(uid)) {
+            self.queue.retry_all(clock::instant());
+        }
+        self.forget_empty();
+    }
+
+    /// Decides for one pod and starts its binding, or says why not.
+    async fn schedule(&mut self, uid: &str) {
+        let Some(pending) = self.pending.get(uid) else {
+            self.queue.remove(uid);
+            return;
+        };
+        let spec = pending.pod.spec.clone().unwrap_or_default();
+        let mut refusals = Vec::new();
+        let mut possible = Vec::new();
+        for node in self.nodes.values().filter(|node| node.exists) {
+            match filters::refusal(&spec, &pending.load, node) {
+                None => possible.push(node),
+                Some(refusal) => refusals.push(refusal),
+            }
+        }
+        let Some(node) = scores::best(&spec, &pending.load, &possible).map(|node| node.name.clone()) else {
+            let message = filters::message(&refusals);
+            self.queue.failed(uid, clock::instant());
+            self.tell(uid, message).await;
+            return;
+        };
+        let load = pending.load.clone();
+        let metadata = pending.pod.metadata.clone();
+        self.nodes.entry(node.clone()).or_default().add(uid, load);
+        self.places.insert(uid.to_owned(), node.clone());
+        let (objects, uid) = (self.pods.clone(), uid.to_owned());
+        self.bindings.spawn(async move {
+            let (namespace, name) = (metadata.namespace.unwrap_or_default(), metadata.name.unwrap_or_default());
+            let result = objects.bind(&namespace, &name, &uid, &node).await;
+            Bound { uid, node, result }
+        });
+    }
+
+    fn bound(&mut self, bound: Bound) {
+        let Bound { uid, node, result } = bound;
+        match result {
+            Ok(()) => {
+                self.queue.remove(&uid);
+                if let Some(pending) = self.pending.remove(&uid) {
+                    self.announce(&pending.reference, &node);
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, pod = uid, node, "a binding failed");
+                if let Some(node) = self.nodes.get_mut(&node) {
+                    node.remove(&uid);
+                }
+                self.places.remove(&uid);
+                if error.is_not_found() || error.is_conflict() {
+                    // Gone, replaced or bound by somebody else: the watch says which.
+                    self.queue.remove(&uid);
+                    self.pending.remove(&uid);
+                } else {
+                    self.queue.retry(&uid, clock::instant());
+                }
+            }
+        }
+    }
+
+    fn announce(&self, reference: &Value, node: &str) {
+        let (namespace, name) = (text(&reference["metadata"], "namespace"), text(&reference["metadata"], "name"));
+        let message = format!("Successfully assigned {namespace}/{name} to {node}");
+        self.recorder.normal(reference, "Scheduled", message);
+    }
+
+    /// Writes why a pod fits nowhere, once for each reason.
+    async fn tell(&mut self, uid: &str, message: String) {
+        let Some(pending) = self.pending.get_mut(uid) else { return };
+        self.recorder.warning(&pending.reference, "FailedScheduling", message.clone());
+        if pending.told == message {
+            return;
+        }
+        let metadata = &pending.reference["metadata"];
+        let condition = json!({
+            "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message,
+            "lastProbeTime": null, "lastTransitionTime": clock::seconds_text(clock::now()),
+        });
+        let patch = json!({"metadata": {"uid": uid}, "status": {"conditions": [condition]}});
+        let (namespace, name) = (text(metadata, "namespace"), text(metadata, "name"));
+        let options = WriteOptions::default();
+        let kind = PatchType::Strategic;
+        match self.pods.patch(namespace, name, "status", kind, &patch, &options).await {
+            Ok(_) => pending.told = message,
+            Err(error) => tracing::debug!(%error, pod = uid, "the condition PodScheduled was not written"),
+        }
+    }
+}
+
+async fn until(at: Option<std::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
