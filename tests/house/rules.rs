@@ -1,0 +1,151 @@
+//! The rules themselves: each takes what was read and returns one line per violation, which says what to do instead.
+
+use std::collections::BTreeSet;
+
+use crate::source::{Named, Source};
+use crate::tables::Rooms;
+
+/// Imports from rooms that the table does not allow.
+pub(crate) fn check_rooms(rooms: &Rooms, crate_name: &str, source: &Source) -> Vec<String> {
+    let room = source.room();
+    let targets: BTreeSet<&str> = source.named.iter().filter_map(|path| target(rooms, crate_name, path)).collect();
+    targets
+        .into_iter()
+        .filter(|target| !rooms.may(room, target))
+        .map(|target| {
+            format!(
+                "{}: `{room}` may not import `{target}`; put the shared type in `model`, or let `cli` pass a handle",
+                source.path
+            )
+        })
+        .collect()
+}
+
+/// The room that a path leads to.
+fn target<'a>(rooms: &Rooms, crate_name: &str, path: &'a Named) -> Option<&'a str> {
+    let [first, second, ..] = path.as_slice() else { return None };
+    let ours = first == "crate" || first == crate_name;
+    (ours && rooms.names().any(|room| room == second)).then_some(second)
+}
+
+/// Circles in the table, and rooms it mentions without a row. Imports keep to the table, so they have no circle either.
+pub(crate) fn check_circles(rooms: &Rooms) -> Vec<String> {
+    let mut violations = Vec::new();
+    for (room, known) in &rooms.knows {
+        for target in known.iter().filter(|target| !rooms.names().any(|name| name == *target)) {
+            violations.push(format!("ARCHITECTURE.md: `{room}` knows of `{target}`, which has no row"));
+        }
+        let mut reached = BTreeSet::new();
+        let mut open: Vec<&String> = known.iter().collect();
+        while let Some(next) = open.pop() {
+            if reached.insert(next) {
+                open.extend(rooms.knows.get(next).into_iter().flatten());
+            }
+        }
+        if reached.contains(room) {
+            violations.push(format!("ARCHITECTURE.md: `{room}` knows, through others, of itself"));
+        }
+    }
+    violations
+}
+
+/// Crates that do I/O, `std::fs`, and reads of a clock in a file that is said to be pure.
+pub(crate) fn check_purity(source: &Source) -> Vec<String> {
+    let impure = |path: &Named| {
+        let path: Vec<&str> = path.iter().map(String::as_str).collect();
+        let does_io = matches!(
+            path.as_slice(),
+            ["tokio" | "kube" | "tonic" | "hyper" | "axum" | "rustix" | "inotify", ..]
+                | ["std", "fs" | "io" | "process" | "thread", ..]
+                | ["std", "net", "TcpStream" | "TcpListener" | "UdpSocket"]
+                | ["std", "env", ..]
+        );
+        let reads_clock = path.ends_with(&["clock", "Clock"])
+            || path.windows(2).any(|pair| matches!(pair, ["Instant" | "SystemTime" | "Timestamp" | "Zoned", "now"]))
+            || matches!(path.as_slice(), ["std", "time", "Instant" | "SystemTime", ..]);
+        does_io || reads_clock
+    };
+    let found: BTreeSet<String> = source.named.iter().filter(|path| impure(path)).map(|path| path.join("::")).collect();
+    found
+        .into_iter()
+        .map(|path| {
+            format!("{}: a pure file may not name `{path}`; take it as an argument or return a step", source.path)
+        })
+        .collect()
+}
+
+/// A file says in its first line what its one job is.
+pub(crate) fn check_opening(path: &str, text: &str) -> Option<String> {
+    (!text.starts_with("//! ")).then(|| format!("{path}: start the file with `//! ` and its one job"))
+}
+
+/// Names that tell nothing.
+pub(crate) fn check_name(path: &str) -> Option<String> {
+    const EMPTY: [&str; 7] = ["util", "utils", "common", "helper", "helpers", "manager", "misc"];
+    let empty = path.trim_end_matches(".rs").split(['/', '_', '-']).find(|part| EMPTY.contains(part))?;
+    Some(format!("{path}: `{empty}` says nothing; call it by the thing that it holds"))
+}
+
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::tables::rooms;
+
+    const TABLE: &str = "## R\n| `cli` | | everything |\n| `pod` | | clock |\n| `clock` | | |\n| `node` | | |\n";
+
+    fn check(below: &str, text: &str) -> Vec<String> {
+        check_rooms(&rooms(TABLE, "R"), "stoker", &Source::new(below, Path::new(below), text))
+    }
+
+    #[test]
+    fn a_forbidden_import_is_found_however_it_is_written() {
+        assert_eq!(check("pod/worker.rs", "use crate::clock::Now;"), [""; 0]);
+        assert_eq!(check("cli/run.rs", "use crate::{pod, node};"), [""; 0]);
+        assert_eq!(check("main.rs", "fn main() { stoker::cli::main() }"), [""; 0]);
+        for text in [
+            "use crate::node::Snapshot;",
+            "use crate::{clock::Now, node};",
+            "use super::super::node;",
+            "fn f() { crate::node::go() }",
+            "pub(crate) use crate::node as other;",
+            "mod tests { use super::super::super::node::*; }",
+        ] {
+            let found = check("pod/worker.rs", text);
+            assert_eq!(found.len(), 1, "{text}: {found:?}");
+            assert!(found[0].starts_with("pod/worker.rs: `pod` may not import `node`"), "{}", found[0]);
+        }
+    }
+
+    #[test]
+    fn a_circle_is_found() {
+        let circle = rooms("## R\n| `a` | | b |\n| `b` | | c |\n| `c` | | a |\n| `d` | | a |\n", "R");
+        assert_eq!(check_circles(&circle).len(), 3);
+        assert_eq!(check_circles(&rooms(TABLE, "R")), [""; 0]);
+        assert_eq!(check_circles(&rooms("## R\n| `a` | | gone |\n", "R")).len(), 1);
+    }
+
+    #[test]
+    fn impurity_is_found() {
+        let check = |text| check_purity(&Source::new("plan.rs", Path::new("plan.rs"), text)).len();
+        assert_eq!(check("use crate::clock::Now; use std::{net::IpAddr, time::Duration}; use jiff::Timestamp;"), 0);
+        for text in [
+            "use tokio::sync::watch;",
+            "use std::{fs, time::Duration};",
+            "use std::time::Instant;",
+            "fn f() { jiff::Timestamp::now() }",
+            "use crate::clock::{Clock, Now};",
+            "fn f() { std::fs::read(\"x\") }",
+            "use kube::Api;",
+        ] {
+            assert_eq!(check(text), 1, "{text}");
+        }
+    }
+
+    #[test]
+    fn empty_names_and_openings_are_found() {
+        assert!(check_name("src/pod/utils.rs").is_some() && check_name("src/volume_manager/mod.rs").is_some());
+        assert!(check_name("src/pod/plan.rs").is_none());
+        assert!(check_opening("a.rs", "use x;").is_some() && check_opening("a.rs", "//! Job.\n").is_none());
+    }
+}
