@@ -94,7 +94,7 @@ fn grants(rule: &Rule, asked: &Attributes) -> bool {
     });
     resource
         && any(&rule.api_groups, &asked.group)
-        && (rule.resource_names.is_empty() || rule.resource_names.iter().any(|n| *n == asked.name))
+        && (rule.resource_names.is_empty() || rule.resource_names.contains(&asked.name))
 }
 
 /// Decides by everything that is bound to the user.

@@ -174,7 +174,7 @@ impl Tokens {
     /// Makes a token.
     pub fn grant(&self, grant: Grant, now: Timestamp) -> Result<IssuedToken, TokenError> {
         let iat = now.as_second();
-        let for_this_server = grant.audiences.is_empty() || grant.audiences.iter().any(|a| *a == self.issuer);
+        let for_this_server = grant.audiences.is_empty() || grant.audiences.contains(&self.issuer);
         let extended = grant.pod.is_some() && grant.expiration_seconds == EXTENDED_FOR_SECONDS && for_this_server;
         let asked_end = iat + grant.expiration_seconds;
         let claims = Claims {
