@@ -20,9 +20,9 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 /// Stops when dropped.
-pub struct Server {
-    pub cluster: Cluster,
-    pub kubeconfig: PathBuf,
+pub(crate) struct Server {
+    pub(crate) cluster: Cluster,
+    pub(crate) kubeconfig: PathBuf,
     stop: CancellationToken,
     _runtime: tokio::runtime::Runtime,
     dir: tempfile::TempDir,
@@ -54,7 +54,7 @@ fn certificates(pem: &CertifiedPem) -> (Vec<CertificateDer<'static>>, PrivateKey
 }
 
 impl Server {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let dir = tempfile::tempdir().unwrap();
         let (cluster, kubeconfig, stop) = runtime.block_on(run(dir.path()));
@@ -63,28 +63,28 @@ impl Server {
         server
     }
 
-    pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+    pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
         self._runtime.block_on(future)
     }
 
-    pub fn create(&self, group: &str, plural: &str, namespace: &str, object: Value) -> Value {
+    pub(crate) fn create(&self, group: &str, plural: &str, namespace: &str, object: Value) -> Value {
         let objects = self.cluster.objects(group, plural);
         self.block_on(objects.create(namespace, object, &api::WriteOptions::default())).unwrap()
     }
 
     /// A file for `-f`.
-    pub fn file(&self, name: &str, text: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str, text: &str) -> PathBuf {
         let path = self.dir.path().join(name);
         std::fs::write(&path, text).unwrap();
         path
     }
 
     /// Runs kubectl; the last arguments are split at spaces, so none may hold one.
-    pub fn try_kubectl(&self, arguments: &str) -> Output {
+    pub(crate) fn try_kubectl(&self, arguments: &str) -> Output {
         self.kubectl_args(&arguments.split_whitespace().collect::<Vec<_>>())
     }
 
-    pub fn kubectl_args(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn kubectl_args(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new("kubectl");
         command
             .env("HOME", self.dir.path())
@@ -97,7 +97,7 @@ impl Server {
 
     /// The standard output of a kubectl that must succeed.
     #[track_caller]
-    pub fn kubectl(&self, arguments: &str) -> String {
+    pub(crate) fn kubectl(&self, arguments: &str) -> String {
         let output = self.try_kubectl(arguments);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         assert!(output.status.success(), "kubectl {arguments}:\n{}\n{}", text(&output.stdout), text(&output.stderr));
@@ -106,7 +106,7 @@ impl Server {
 
     /// The standard error of a kubectl that must fail.
     #[track_caller]
-    pub fn kubectl_fails(&self, arguments: &str) -> String {
+    pub(crate) fn kubectl_fails(&self, arguments: &str) -> String {
         let output = self.try_kubectl(arguments);
         assert!(!output.status.success(), "kubectl {arguments} should fail");
         String::from_utf8_lossy(&output.stderr).into_owned()

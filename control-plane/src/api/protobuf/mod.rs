@@ -336,20 +336,25 @@ mod tests {
         }
     }
 
+    fn names(message: &Message, all: &mut Vec<&str>) {
+        for field in message {
+            match field.name {
+                "" => names(&messages()[field.holds], all),
+                name => all.push(name),
+            }
+        }
+    }
+
     /// Whatever the API states has a number.
     #[test]
     fn every_field_of_the_schemas_has_a_number() {
         let all = definitions::generate(KINDS, "/definitions");
-        let names = |message: &Message| -> Vec<&str> {
-            let own = message.iter().map(|field| field.name);
-            let inner = message.iter().filter(|field| field.name.is_empty());
-            own.chain(inner.flat_map(|field| messages()[field.holds].iter().map(|field| field.name))).collect()
-        };
         for (type_name, definition) in &all {
             let short = type_name.rsplit('.').take(3).collect::<Vec<_>>();
             let short = format!("{}.{}.{}", short[2], short[1], short[0]);
             let Some(message) = messages().get(short.as_str()) else { continue };
-            let known = names(message);
+            let mut known = Vec::new();
+            names(message, &mut known);
             for field in definition["properties"].as_object().into_iter().flatten().map(|(name, _)| name.as_str()) {
                 assert!(matches!(field, "apiVersion" | "kind") || known.contains(&field), "{short}.{field}");
             }
