@@ -184,5 +184,6 @@ fn may_go(info: &ResourceInfo, old: &Value, new: Option<&Value>) -> bool {
     let finalizers = |object: &Value| items(&object["metadata"], "finalizers").next().is_some();
     let kept = new.map_or_else(|| finalizers(old), finalizers);
     let is_namespace = info.group.is_empty() && info.plural == "namespaces";
-    !kept && !(is_namespace && items(&old["spec"], "finalizers").next().is_some())
+    let has_content = is_namespace && items(&old["spec"], "finalizers").next().is_some();
+    !kept && !has_content
 }

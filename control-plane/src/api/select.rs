@@ -87,7 +87,10 @@ impl FieldTerm {
             None => self.absent == self.wanted,
             Some(Value::String(text)) => *text == self.wanted,
             Some(Value::Array(list)) => list.iter().any(|item| tree::text(item, "ip") == self.wanted),
-            Some(other) => other.to_string() == self.wanted,
+            Some(other) => {
+                let shown = other.to_string();
+                shown == self.wanted
+            }
         };
         found == self.equal
     }

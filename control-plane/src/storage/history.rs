@@ -20,6 +20,9 @@ const BYTES: usize = 12 << 20;
 /// At most so many events at once for one watcher, so that the lock is short.
 const BATCH: usize = 256;
 
+/// What keys were: `None` where there was no such key.
+pub(super) type Before = HashMap<Arc<str>, Option<(Bytes, Revision)>>;
+
 /// The ring.
 #[derive(Debug)]
 pub(super) struct History {
@@ -88,12 +91,7 @@ impl History {
     }
 
     /// What keys with that prefix were at `at`, as far as they changed since: `None` where there was no such key.
-    pub(super) fn changed_since(
-        &self,
-        prefix: &str,
-        at: Revision,
-        upto: Revision,
-    ) -> Result<HashMap<Arc<str>, Option<(Bytes, Revision)>>, StoreError> {
+    pub(super) fn changed_since(&self, prefix: &str, at: Revision, upto: Revision) -> Result<Before, StoreError> {
         let ring = self.ring();
         ring.check(at)?;
         let mut changed = HashMap::new();
