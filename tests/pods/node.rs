@@ -1,9 +1,10 @@
 //! A node: containerd, the API in memory, and an agent that can be killed and started again; and a builder for pods.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +31,27 @@ pub struct Node {
     pub api: Api,
     agent: Option<(CancellationToken, Pods)>,
     node: watch::Sender<Arc<NodeSnapshot>>,
+    /// Goes after the lab, also when a test fails.
+    _groups: Groups,
+}
+
+/// The control groups of a node, which go with it.
+struct Groups(OsString);
+
+impl Drop for Groups {
+    fn drop(&mut self) {
+        for tree in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+            remove_below(&tree.path().join(&self.0));
+        }
+        remove_below(&Path::new("/sys/fs/cgroup").join(&self.0));
+    }
+}
+
+fn remove_below(group: &Path) {
+    for entry in fs::read_dir(group).into_iter().flatten().flatten().filter(|e| e.path().is_dir()) {
+        remove_below(&entry.path());
+    }
+    let _ = fs::remove_dir(group);
 }
 
 impl Node {
@@ -46,7 +68,9 @@ impl Node {
             network_ready: true,
             ..NodeSnapshot::default()
         };
-        let mut node = Self { lab, api: Api::new(), agent: None, node: watch::Sender::new(Arc::new(snapshot)) };
+        let groups = Groups(lab.path().file_name().unwrap().to_owned());
+        let node = watch::Sender::new(Arc::new(snapshot));
+        let mut node = Self { lab, api: Api::new(), agent: None, node, _groups: groups };
         node.start_agent();
         node
     }
@@ -134,19 +158,13 @@ impl Node {
             self.stop_agent().await;
         }
         let kubelet = self.path("kubelet");
-        let root = self.lab.path().file_name().unwrap().to_owned();
         for line in fs::read_to_string("/proc/self/mounts").unwrap().lines().rev() {
             let place = line.split(' ').nth(1).unwrap_or_default();
-            if std::path::Path::new(place).starts_with(&kubelet) {
+            if Path::new(place).starts_with(&kubelet) {
                 let _ = std::process::Command::new("umount").args(["-l", place]).status();
             }
         }
         self.lab.stop().await;
-        for tree in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
-            for class in ["kubepods/burstable", "kubepods/besteffort", "kubepods", ""] {
-                let _ = fs::remove_dir(tree.path().join(&root).join(class));
-            }
-        }
     }
 }
 
