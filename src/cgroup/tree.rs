@@ -63,7 +63,9 @@ pub enum CgroupError {
         source: Option<io::Error>,
     },
     /// A controller that limits need is not there.
-    #[error("controller {controller} is not available in {path}: enable it in the kernel, and where systemd runs start stoker from its unit (Delegate=yes)")]
+    #[error(
+        "controller {controller} is not available in {path}: enable it in the kernel, and where systemd runs start stoker from its unit (Delegate=yes)"
+    )]
     NoController {
         /// Its name.
         controller: &'static str,
@@ -214,8 +216,11 @@ impl Cgroups {
         };
         for tree in self.hierarchy.trees() {
             let path = tree.join(&paths);
-            let removed = remove_below(&path)
-                .map_err(|source| CgroupError::Directory { what: "remove the control group", path, source });
+            let removed = remove_below(&path).map_err(|source| CgroupError::Directory {
+                what: "remove the control group",
+                path,
+                source,
+            });
             if first.is_ok() {
                 first = removed;
             }
@@ -258,7 +263,11 @@ impl Cgroups {
         let make = |path: &Path| {
             let missing = !path.exists();
             let made = fs::create_dir_all(path);
-            made.map_err(|source| CgroupError::Directory { what: "make the control group", path: path.into(), source })?;
+            made.map_err(|source| CgroupError::Directory {
+                what: "make the control group",
+                path: path.into(),
+                source,
+            })?;
             Ok(missing)
         };
         match &self.hierarchy {
@@ -378,12 +387,8 @@ mod tests {
         // A12.5, A12.6
         let root = format!("stoker-cgroup-test-{}", std::process::id());
         let cgroups = cgroups(CgroupDriver::Cgroupfs, &root);
-        let limits = PodLimits {
-            qos: QosClass::Burstable,
-            shares: 204,
-            milli_cpu: Some(500),
-            memory_bytes: Some(64 << 20),
-        };
+        let limits =
+            PodLimits { qos: QosClass::Burstable, shares: 204, milli_cpu: Some(500), memory_bytes: Some(64 << 20) };
         cgroups.make_tree().expect("the tree");
         cgroups.make_pod("u1", &limits).expect("the pod");
         let read = |controller: &str, file: &str| {

@@ -65,11 +65,8 @@ fn pressure(spec: &PodSpec, node: &NodeSnapshot) -> Result<(), Rejection> {
     }
     let only_memory = node.pressures.iter().all(|p| p == "MemoryPressure");
     if only_memory {
-        let taint = Taint {
-            key: "node.kubernetes.io/memory-pressure".into(),
-            effect: "NoSchedule".into(),
-            ..Taint::default()
-        };
+        let taint =
+            Taint { key: "node.kubernetes.io/memory-pressure".into(), effect: "NoSchedule".into(), ..Taint::default() };
         if qos_class(spec) != QosClass::BestEffort || tolerated(spec, &taint) {
             return Ok(());
         }
@@ -108,7 +105,8 @@ fn resources(spec: &PodSpec, others: &[Arc<Pod>], node: &NodeSnapshot) -> Result
         let Some(capacity) = allocatable(&name) else { continue };
         let used = used.get(&name).copied().unwrap_or_default();
         if requested + used > capacity {
-            let show = |amount: Milli| if name == "cpu" { amount.milli().to_string() } else { amount.units().to_string() };
+            let show =
+                |amount: Milli| if name == "cpu" { amount.milli().to_string() } else { amount.units().to_string() };
             return short(&name, show(requested), show(used), show(capacity));
         }
     }
@@ -122,7 +120,8 @@ fn node_affinity(spec: &PodSpec, node: &NodeSnapshot) -> Result<(), Rejection> {
         .as_ref()
         .and_then(|a| a.node_affinity.as_ref())
         .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
-    let matches = required.is_none_or(|required| required.node_selector_terms.iter().any(|term| term_matches(term, node)));
+    let matches =
+        required.is_none_or(|required| required.node_selector_terms.iter().any(|term| term_matches(term, node)));
     if selected && matches {
         return Ok(());
     }

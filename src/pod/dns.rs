@@ -134,11 +134,8 @@ mod tests {
             ("Default", false, node),
             ("None", false, "||"),
         ] {
-            let spec = PodSpec {
-                dns_policy: Some(policy.into()),
-                host_network: Some(host_network),
-                ..PodSpec::default()
-            };
+            let spec =
+                PodSpec { dns_policy: Some(policy.into()), host_network: Some(host_network), ..PodSpec::default() };
             assert_eq!(line(&of(&spec)), expected, "{policy} {host_network}");
         }
     }

@@ -35,10 +35,8 @@ impl Observer {
         let labels = [(names::POD_UID.to_owned(), uid.to_string())];
         let of_pod = cri::PodSandboxFilter { label_selector: labels.clone().into(), ..Default::default() };
         let containers_of_pod = cri::ContainerFilter { label_selector: labels.into(), ..Default::default() };
-        let (sandboxes, containers) = tokio::try_join!(
-            runtime.list_pod_sandbox(Some(of_pod)),
-            runtime.list_containers(Some(containers_of_pod))
-        )?;
+        let (sandboxes, containers) =
+            tokio::try_join!(runtime.list_pod_sandbox(Some(of_pod)), runtime.list_containers(Some(containers_of_pod)))?;
         let mut seen_sandboxes = Vec::with_capacity(sandboxes.len());
         for listed in sandboxes {
             if let Some(sandbox) = self.sandbox(runtime, &listed).await? {
@@ -58,11 +56,7 @@ impl Observer {
         Ok((seen_sandboxes, instances))
     }
 
-    async fn sandbox(
-        &mut self,
-        runtime: &Runtime,
-        listed: &cri::PodSandbox,
-    ) -> Result<Option<Sandbox>, RuntimeError> {
+    async fn sandbox(&mut self, runtime: &Runtime, listed: &cri::PodSandbox) -> Result<Option<Sandbox>, RuntimeError> {
         let ready = listed.state() == cri::PodSandboxState::SandboxReady;
         if let Some(known) = self.sandboxes.get_mut(&listed.id) {
             known.ready = ready;
@@ -88,11 +82,7 @@ impl Observer {
         Ok(Some(sandbox))
     }
 
-    async fn instance(
-        &mut self,
-        runtime: &Runtime,
-        listed: &cri::Container,
-    ) -> Result<Option<Instance>, RuntimeError> {
+    async fn instance(&mut self, runtime: &Runtime, listed: &cri::Container) -> Result<Option<Instance>, RuntimeError> {
         if let Some(known) = self.ended.get(&listed.id) {
             return Ok(Some(known.clone()));
         }

@@ -135,9 +135,7 @@ impl Planner<'_> {
     }
 
     fn waits(&mut self, name: &str, reason: impl Into<String>, message: impl Into<String>) {
-        self.plan
-            .waiting
-            .insert(name.to_owned(), Waiting { reason: reason.into(), message: message.into() });
+        self.plan.waiting.insert(name.to_owned(), Waiting { reason: reason.into(), message: message.into() });
     }
 
     /// A step of the pod's end, unless it has just failed.
@@ -223,9 +221,8 @@ fn completed(desired: &DesiredPod, seen: &Observed) -> bool {
             return true;
         }
         let initialized = desired.containers().iter().any(|c| seen.newest(&c.name).is_some());
-        let failed = |name: &str| {
-            seen.newest(name).is_some_and(|i| i.state == InstanceState::Exited && i.exit_code != 0)
-        };
+        let failed =
+            |name: &str| seen.newest(name).is_some_and(|i| i.state == InstanceState::Exited && i.exit_code != 0);
         let plain = desired.init_containers().iter().filter(|c| !desired.is_sidecar(&c.name));
         if !initialized && plain.into_iter().any(|c| failed(&c.name)) {
             return true;

@@ -43,7 +43,8 @@ impl Pods {
     /// Must be called in a tokio runtime.
     pub fn spawn(config: PodsConfig, handles: PodHandles, stop: CancellationToken) -> Self {
         let directory = Directory::default();
-        let PodHandles { runtime, images, events, pods, node, api, objects, services, sink, cgroups, volumes } = handles;
+        let PodHandles { runtime, images, events, pods, node, api, objects, services, sink, cgroups, volumes } =
+            handles;
         let shared = Shared {
             config,
             runtime,
@@ -58,8 +59,13 @@ impl Pods {
             clock: Clock,
             directory: directory.clone(),
         };
-        let supervisor =
-            Supervisor { shared: Arc::new(shared), workers: BTreeMap::new(), tasks: JoinSet::new(), stop, orphans_due: true };
+        let supervisor = Supervisor {
+            shared: Arc::new(shared),
+            workers: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            stop,
+            orphans_due: true,
+        };
         tokio::spawn(supervisor.run(pods, events));
         Self { directory }
     }
@@ -199,7 +205,8 @@ impl Supervisor {
         for pod in fresh {
             let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
             // What runs was admitted before, and what has ended needs no place.
-            let decided = matches!(phase, "Running" | "Succeeded" | "Failed") || pod.metadata.deletion_timestamp.is_some();
+            let decided =
+                matches!(phase, "Running" | "Succeeded" | "Failed") || pod.metadata.deletion_timestamp.is_some();
             let rejected = if decided { None } else { admission::admit(pod, &self.admitted(), &node).err() };
             let rejected = rejected.map(|rejection| {
                 let reference = PodRef::of(pod);

@@ -105,9 +105,8 @@ pub(super) fn of_container(
     let run_as_group = own.run_as_group.or(of_pod.run_as_group);
     let non_root = own.run_as_non_root.or(of_pod.run_as_non_root).unwrap_or_default();
     if non_root {
-        verify_non_root(run_as_user, user).map_err(|problem| {
-            format!("{problem} (pod: \"{}\", container: {})", pod_text_of(pod), container.name)
-        })?;
+        verify_non_root(run_as_user, user)
+            .map_err(|problem| format!("{problem} (pod: \"{}\", container: {})", pod_text_of(pod), container.name))?;
     }
     let value = |value: i64| cri::Int64Value { value };
     let uid = run_as_user.or(user.uid);
@@ -144,9 +143,7 @@ fn verify_non_root(run_as_user: Option<i64>, image: &ImageUser) -> Result<(), St
         (Some(_), _) => Ok(()),
         (None, Some(0)) => Err("container has runAsNonRoot and image will run as root".into()),
         (None, Some(_)) => Ok(()),
-        (None, None) if image.name.is_empty() => {
-            Err("container has runAsNonRoot and image will run as root".into())
-        }
+        (None, None) if image.name.is_empty() => Err("container has runAsNonRoot and image will run as root".into()),
         (None, None) => Err(format!(
             "container has runAsNonRoot and image has non-numeric user ({}), cannot verify user is non-root",
             image.name
@@ -178,10 +175,10 @@ fn seccomp(
     let asked: Option<&SeccompProfile> = own.seccomp_profile.as_ref().or(of_pod.seccomp_profile.as_ref());
     Ok(match asked.map(|p| (p.type_.as_str(), p.localhost_profile.as_deref().unwrap_or_default())) {
         Some(("RuntimeDefault", _)) => profile(ProfileType::RuntimeDefault, ""),
-        Some(("Localhost", "")) => return Err("localhostProfile must be set if seccompProfile type is Localhost.".into()),
-        Some(("Localhost", name)) => {
-            profile(ProfileType::Localhost, &node.seccomp_dir.join(name).to_string_lossy())
+        Some(("Localhost", "")) => {
+            return Err("localhostProfile must be set if seccompProfile type is Localhost.".into());
         }
+        Some(("Localhost", name)) => profile(ProfileType::Localhost, &node.seccomp_dir.join(name).to_string_lossy()),
         None if node.seccomp_default => profile(ProfileType::RuntimeDefault, ""),
         _ => profile(ProfileType::Unconfined, ""),
     })
@@ -214,7 +211,9 @@ fn selinux(options: &k8s_openapi::api::core::v1::SELinuxOptions) -> cri::SeLinux
 mod tests {
     use super::*;
 
-    const NODE: NodeSecurity<'_> = NodeSecurity { seccomp_default: false, seccomp_dir: Path::new("/s") };
+    fn node() -> NodeSecurity<'static> {
+        NodeSecurity { seccomp_default: false, seccomp_dir: Path::new("/s") }
+    }
 
     fn pod(context: PodSecurityContext) -> Pod {
         let spec = PodSpec { security_context: Some(context), ..PodSpec::default() };
@@ -234,7 +233,7 @@ mod tests {
         // A10.1
         let pod = pod(PodSecurityContext { run_as_user: Some(1), run_as_group: Some(2), ..Default::default() });
         let container = container(SecurityContext { run_as_user: Some(3), ..Default::default() });
-        let cri = of_container(&pod, &container, &ImageUser::default(), NODE, None).unwrap();
+        let cri = of_container(&pod, &container, &ImageUser::default(), node(), None).unwrap();
         assert_eq!(cri.run_as_user.unwrap().value, 3);
         assert_eq!(cri.run_as_group.unwrap().value, 2);
     }
@@ -243,7 +242,7 @@ mod tests {
     fn without_a_user_it_is_the_image_s() {
         // A10.1
         let (pod, container) = (pod(PodSecurityContext::default()), container(SecurityContext::default()));
-        let of = |user: ImageUser| of_container(&pod, &container, &user, NODE, None).unwrap();
+        let of = |user: ImageUser| of_container(&pod, &container, &user, node(), None).unwrap();
         assert_eq!(of(ImageUser { uid: Some(7), name: String::new() }).run_as_user.unwrap().value, 7);
         let named = of(ImageUser { uid: None, name: "www".into() });
         assert_eq!((named.run_as_user, named.run_as_username.as_str()), (None, "www"));
@@ -257,7 +256,11 @@ mod tests {
             (Some(0), ImageUser::default(), Some("container's runAsUser breaks non-root policy")),
             (Some(5), ImageUser::default(), None),
             (None, ImageUser::default(), Some("container has runAsNonRoot and image will run as root")),
-            (None, ImageUser { uid: Some(0), ..Default::default() }, Some("container has runAsNonRoot and image will run as root")),
+            (
+                None,
+                ImageUser { uid: Some(0), ..Default::default() },
+                Some("container has runAsNonRoot and image will run as root"),
+            ),
             (None, ImageUser { uid: Some(9), ..Default::default() }, None),
             (
                 None,
@@ -266,7 +269,7 @@ mod tests {
             ),
         ] {
             let pod = pod(PodSecurityContext { run_as_non_root: Some(true), run_as_user: user, ..Default::default() });
-            let result = of_container(&pod, &container(SecurityContext::default()), &image, NODE, None);
+            let result = of_container(&pod, &container(SecurityContext::default()), &image, node(), None);
             assert_eq!(result.err(), expected.map(|e| format!("{e}{tail}")), "{user:?} {image:?}");
         }
     }
@@ -275,14 +278,19 @@ mod tests {
     fn privileges_are_passed_on() {
         // A10.4, A10.5, A10.8
         let pod = pod(PodSecurityContext::default());
-        let of = |context| of_container(&pod, &container(context), &ImageUser::default(), NODE, None).unwrap();
+        let of = |context| of_container(&pod, &container(context), &ImageUser::default(), node(), None).unwrap();
         let plain = of(SecurityContext::default());
-        assert!(!plain.no_new_privs && !plain.readonly_rootfs && plain.masked_paths.contains(&"/proc/kcore".to_owned()));
+        assert!(
+            !plain.no_new_privs && !plain.readonly_rootfs && plain.masked_paths.contains(&"/proc/kcore".to_owned())
+        );
         assert_eq!(plain.seccomp.unwrap().profile_type, i32::from(ProfileType::Unconfined));
         let tight = of(SecurityContext {
             allow_privilege_escalation: Some(false),
             read_only_root_filesystem: Some(true),
-            seccomp_profile: Some(SeccompProfile { type_: "Localhost".into(), localhost_profile: Some("a.json".into()) }),
+            seccomp_profile: Some(SeccompProfile {
+                type_: "Localhost".into(),
+                localhost_profile: Some("a.json".into()),
+            }),
             proc_mount: Some("Unmasked".into()),
             ..Default::default()
         });

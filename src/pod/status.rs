@@ -8,6 +8,7 @@ mod phase;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, HostIP, PodIP, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use stoker_model::resources::qos_class;
@@ -66,7 +67,7 @@ pub(super) fn status(facts: Facts<'_>, now: Now) -> PodStatus {
         pod_ip: pod_ips.first().cloned(),
         pod_ips: non_empty(pod_ips.into_iter().map(|ip| PodIP { ip }).collect()),
         qos_class: desired.pod.spec.as_ref().map(|spec| qos_class(spec).as_str().to_owned()),
-        start_time: seen.memory.started_at.map(Time).or_else(|| previous.start_time.clone()),
+        start_time: seen.memory.started_at.map(stamp).or_else(|| previous.start_time.clone()),
         observed_generation: desired.pod.metadata.generation,
         ..PodStatus::default()
     }
@@ -74,7 +75,7 @@ pub(super) fn status(facts: Facts<'_>, now: Now) -> PodStatus {
 
 /// A pod that was never admitted: Failed, and nothing else is known of it (A6.1).
 fn rejected(facts: Facts<'_>, reason: &str, message: &str, now: Now) -> PodStatus {
-    let started = facts.seen.memory.started_at.or(Some(now.wall)).map(Time);
+    let started = facts.seen.memory.started_at.or(Some(now.wall)).map(stamp);
     PodStatus {
         phase: Some("Failed".to_owned()),
         reason: Some(reason.to_owned()),
@@ -111,6 +112,11 @@ fn addresses(ips: &[IpAddr]) -> Vec<String> {
     let mut places: Vec<usize> = [first(false), first(true)].into_iter().flatten().collect();
     places.sort_unstable();
     places.into_iter().map(|place| ips[place].to_string()).collect()
+}
+
+/// A time as the API keeps it: in whole seconds. Anything finer would differ from what the next agent reads back (A2.23).
+fn stamp(time: Timestamp) -> Time {
+    Time(Timestamp::from_second(time.as_second()).unwrap_or(time))
 }
 
 fn non_empty<T>(list: Vec<T>) -> Option<Vec<T>> {

@@ -32,16 +32,45 @@ pub(super) enum Effect {
     /// Try again after a back-off.
     VolumesFailed(String),
     SandboxMade,
-    SandboxFailed { reason: &'static str, message: String, retry: Duration },
-    ImageFound { key: ImageKey, id: String, uid: Option<i64>, username: String },
-    ImageMissing { key: ImageKey, reason: &'static str, message: String, pulled: bool },
+    SandboxFailed {
+        reason: &'static str,
+        message: String,
+        retry: Duration,
+    },
+    ImageFound {
+        key: ImageKey,
+        id: String,
+        uid: Option<i64>,
+        username: String,
+    },
+    ImageMissing {
+        key: ImageKey,
+        reason: &'static str,
+        message: String,
+        pulled: bool,
+    },
     /// A container was made from this image; `ended`: when the instance before it ended.
-    Created { name: String, image: ImageKey, ended: Option<Timestamp> },
-    Started { name: String },
-    ContainerFailed { name: String, reason: &'static str, message: String },
-    HookFailed { name: String, message: String },
+    Created {
+        name: String,
+        image: ImageKey,
+        ended: Option<Timestamp>,
+    },
+    Started {
+        name: String,
+    },
+    ContainerFailed {
+        name: String,
+        reason: &'static str,
+        message: String,
+    },
+    HookFailed {
+        name: String,
+        message: String,
+    },
     /// A stop came to its end, well or not.
-    StopEnded { id: String },
+    StopEnded {
+        id: String,
+    },
     TornDown,
     Reported,
     /// Nothing of the pod is left.

@@ -406,7 +406,9 @@ impl Worker {
         let (shared, pod) = (self.shared.clone(), self.reference.clone());
         let work = async move {
             let now = shared.clock.now();
-            for (volume, error) in shared.volumes.mount(&desired.pod, &shared.node(), now).await.err().into_iter().flatten() {
+            for (volume, error) in
+                shared.volumes.mount(&desired.pod, &shared.node(), now).await.err().into_iter().flatten()
+            {
                 let message = format!("MountVolume.SetUp failed for volume \"{volume}\" : {error}");
                 shared.tell(&pod, EventType::Warning, "FailedMount", message);
             }

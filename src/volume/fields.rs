@@ -81,8 +81,8 @@ pub fn resource(
             all.find(|c| c.name == name)
         }
     };
-    let container = container
-        .ok_or_else(|| VolumeError::Field(format!("container {} not found", named.unwrap_or_default())))?;
+    let container =
+        container.ok_or_else(|| VolumeError::Field(format!("container {} not found", named.unwrap_or_default())))?;
     let (side, name) = reference
         .resource
         .split_once('.')

@@ -95,8 +95,7 @@ impl Api {
         what: &str,
         holds: impl Fn(&Pod) -> bool + Send,
     ) -> impl Future<Output = Arc<Pod>> {
-        self.wait(uid, what, move |pod| pod.is_some_and(&holds))
-            .then_pod()
+        self.wait(uid, what, move |pod| pod.is_some_and(&holds)).then_pod()
     }
 
     /// Waits until the object is gone; whether it was seen Failed before.
@@ -178,13 +177,7 @@ impl ObjectApi for Api {
         Ok(self.0.secrets.lock().unwrap().get(name).cloned())
     }
 
-    async fn service_account_token(
-        &self,
-        _: &PodRef,
-        _: &str,
-        _: &[String],
-        _: i64,
-    ) -> Result<BoundToken, ApiError> {
+    async fn service_account_token(&self, _: &PodRef, _: &str, _: &[String], _: i64) -> Result<BoundToken, ApiError> {
         Ok(BoundToken { token: "a.b.c".into(), expires: Timestamp::MAX })
     }
 }

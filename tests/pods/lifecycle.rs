@@ -175,7 +175,9 @@ async fn a_pod_that_cannot_start_says_why_and_goes() {
     });
     let image = node.api.create(image.0);
     let waits = |reason: &'static str| {
-        move |p: &k8s_openapi::api::core::v1::Pod| state(status(p, "main").state.as_ref()) == format!("waiting {reason}")
+        move |p: &k8s_openapi::api::core::v1::Pod| {
+            state(status(p, "main").state.as_ref()) == format!("waiting {reason}")
+        }
     };
     node.api.until(&image, "never pulled", waits("ErrImageNeverPull")).await;
     node.api.until(&volume, "creating", waits("ContainerCreating")).await;

@@ -18,7 +18,9 @@ async fn the_second_restart_waits() {
     assert_eq!(state(main.last_state.as_ref()), "terminated 7 Error");
     let message = main.state.unwrap().waiting.unwrap().message.unwrap();
     assert_eq!(message, format!("back-off 10s restarting failed container=main pod=crash_default({uid})"));
-    let event = format!("crash spec.containers{{main}} BackOff: Back-off restarting failed container main in pod crash_default({uid})");
+    let event = format!(
+        "crash spec.containers{{main}} BackOff: Back-off restarting failed container main in pod crash_default({uid})"
+    );
     assert!(node.api.events().contains(&event), "{:#?}", node.api.events());
     let again = node.api.until(&uid, "restarted", |p| status(p, "main").restart_count == 2).await;
     assert_eq!(phase(&again), "Running");

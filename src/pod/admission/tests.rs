@@ -1,0 +1,131 @@
+//! Who may run on a node, and the words in which others are told why not.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Container, ContainerPort, PodOS, ResourceRequirements};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use super::*;
+
+fn amounts(pairs: &[(&str, &str)]) -> BTreeMap<String, Quantity> {
+    pairs.iter().map(|(k, v)| ((*k).to_owned(), Quantity((*v).to_owned()))).collect()
+}
+
+fn node() -> NodeSnapshot {
+    NodeSnapshot {
+        name: "n1".into(),
+        labels: [("zone".to_owned(), "a".to_owned())].into(),
+        allocatable: amounts(&[("cpu", "2"), ("memory", "1Gi"), ("pods", "3")]),
+        ..NodeSnapshot::default()
+    }
+}
+
+fn pod(requests: &[(&str, &str)], change: impl FnOnce(&mut PodSpec)) -> Pod {
+    let resources = ResourceRequirements { requests: Some(amounts(requests)), ..ResourceRequirements::default() };
+    let container = Container { resources: Some(resources), ..Container::default() };
+    let mut spec = PodSpec { containers: vec![container], ..PodSpec::default() };
+    change(&mut spec);
+    Pod { spec: Some(spec), ..Pod::default() }
+}
+
+#[track_caller]
+fn check(row: &str, pod: &Pod, others: &[Pod], node: &NodeSnapshot, expected: &str) {
+    let others: Vec<Arc<Pod>> = others.iter().cloned().map(Arc::new).collect();
+    let told = admit(pod, &others, node).err().map(|r| format!("{}: {}", r.reason, r.text)).unwrap_or_default();
+    assert_eq!(told, expected, "{row}");
+}
+
+#[test]
+fn what_does_not_fit_is_rejected() {
+    // A6.1
+    let one = || pod(&[("cpu", "1500m")], |_| {});
+    check("A6.1", &one(), &[], &node(), "");
+    let text = "OutOfcpu: Node didn't have enough resource: cpu, requested: 1500, used: 1500, capacity: 2000";
+    check("A6.1", &one(), &[one()], &node(), text);
+    let text =
+        "OutOfmemory: Node didn't have enough resource: memory, requested: 2147483648, used: 0, capacity: 1073741824";
+    check("A6.1", &pod(&[("memory", "2Gi")], |_| {}), &[], &node(), text);
+    let small = || pod(&[], |_| {});
+    let text = "OutOfpods: Node didn't have enough resource: pods, requested: 1, used: 3, capacity: 3";
+    check("A6.1", &small(), &[small(), small(), small()], &node(), text);
+}
+
+#[test]
+fn resources_that_the_node_does_not_know_are_left_to_others() {
+    // A6.7
+    check("A6.7", &pod(&[("example.com/gpu", "1")], |_| {}), &[], &node(), "");
+}
+
+#[test]
+fn predicates_have_their_texts() {
+    // A6.2
+    let selects = |value: &str| {
+        let selector = [("zone".to_owned(), value.to_owned())].into();
+        pod(&[], |s| s.node_selector = Some(selector))
+    };
+    check("A6.2", &selects("a"), &[], &node(), "");
+    let text = "NodeAffinity: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
+    check("A6.2", &selects("b"), &[], &node(), text);
+    let named = pod(&[], |s| s.node_name = Some("n2".into()));
+    let text = "NodeName: Predicate NodeName failed: node(s) didn't match the requested node name";
+    check("A6.2", &named, &[], &node(), text);
+    let on_port = |ip: &str| {
+        let port = ContainerPort {
+            container_port: 1,
+            host_port: Some(80),
+            host_ip: Some(ip.to_owned()),
+            ..ContainerPort::default()
+        };
+        pod(&[], |s| s.containers[0].ports = Some(vec![port]))
+    };
+    check("A6.2", &on_port("10.0.0.1"), &[on_port("10.0.0.2")], &node(), "");
+    let text = "NodePorts: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
+    check("A6.2", &on_port(""), &[on_port("10.0.0.2")], &node(), text);
+}
+
+#[test]
+fn only_taints_that_execute_count() {
+    // A6.2
+    let taint =
+        |effect: &str| Taint { key: "k".into(), value: Some("v".into()), effect: effect.into(), ..Taint::default() };
+    let tainted = |effect: &str| NodeSnapshot { taints: vec![taint(effect)], ..node() };
+    check("A6.2", &pod(&[], |_| {}), &[], &tainted("NoSchedule"), "");
+    let text = "TaintToleration: Predicate TaintToleration failed: node(s) had taints that the pod didn't tolerate";
+    check("A6.2", &pod(&[], |_| {}), &[], &tainted("NoExecute"), text);
+    let tolerates = |operator: &str, value: &str| {
+        let toleration = Toleration {
+            key: Some("k".into()),
+            operator: Some(operator.into()),
+            value: Some(value.into()),
+            ..Toleration::default()
+        };
+        pod(&[], |s| s.tolerations = Some(vec![toleration]))
+    };
+    check("A6.2", &tolerates("Exists", ""), &[], &tainted("NoExecute"), "");
+    check("A6.2", &tolerates("Equal", "v"), &[], &tainted("NoExecute"), "");
+    check("A6.2", &tolerates("Equal", "w"), &[], &tainted("NoExecute"), text);
+}
+
+#[test]
+fn the_operating_system_is_linux() {
+    // A6.3
+    let windows = pod(&[], |s| s.os = Some(PodOS { name: "windows".into() }));
+    let text = "PodOSNotSupported: Failed to admit pod as the OS field doesn't match node OS";
+    check("A6.3", &windows, &[], &node(), text);
+    let mut labelled = pod(&[], |_| {});
+    labelled.metadata.labels = Some([("kubernetes.io/os".to_owned(), "windows".to_owned())].into());
+    let text = "PodOSSelectorNodeLabelDoesNotMatch: Failed to admit pod as the `kubernetes.io/os` label doesn't match node label";
+    check("A6.3", &labelled, &[], &node(), text);
+}
+
+#[test]
+fn pressure_keeps_some_away() {
+    // A6.4, A6.5
+    let under = |pressure: &str| NodeSnapshot { pressures: vec![pressure.to_owned()], ..node() };
+    let text = "Evicted: The node had condition: [MemoryPressure]. ";
+    check("A6.5", &pod(&[], |_| {}), &[], &under("MemoryPressure"), text);
+    check("A6.5", &pod(&[("cpu", "1m")], |_| {}), &[], &under("MemoryPressure"), "");
+    let text = "Evicted: The node had condition: [DiskPressure]. ";
+    check("A6.5", &pod(&[("cpu", "1m")], |_| {}), &[], &under("DiskPressure"), text);
+    check("A6.5", &pod(&[], |s| s.priority = Some(CRITICAL_PRIORITY)), &[], &under("DiskPressure"), "");
+}

@@ -186,7 +186,9 @@ impl Planner<'_> {
                     self.stop(lost, format!("Stopping container {}", container.name), true);
                     Flow::On
                 }
-                Some(exited) if exited.state == InstanceState::Exited && !restarts(desired, seen, container, exited) => {
+                Some(exited)
+                    if exited.state == InstanceState::Exited && !restarts(desired, seen, container, exited) =>
+                {
                     Flow::On
                 }
                 None if desired.restart_policy() == "OnFailure"

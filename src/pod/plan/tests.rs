@@ -1,0 +1,654 @@
+//! Every row about the life of a pod, as a table of situations and the steps that they call for.
+
+use k8s_openapi::api::core::v1::{Container, PodSpec, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use proptest::prelude::*;
+
+use super::*;
+use crate::pod::backoff::{Backoff, LONGEST};
+use crate::pod::observed::{
+    Failure, ImageState, Instance, Memory, ProbeVerdict, PullFailure, Sandbox, Stop, VolumesState,
+};
+
+const START: i64 = 1_700_000_000;
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(START + second).unwrap()
+}
+
+fn now(second: u64) -> Now {
+    Now { wall: at(i64::try_from(second).unwrap()), monotonic: Duration::from_secs(second) }
+}
+
+fn container(name: &str) -> Container {
+    Container { name: name.into(), image: Some("img:1".into()), ..Container::default() }
+}
+
+/// A pod and what is known of it: by default set up, with a sandbox, and nothing in it.
+#[derive(Clone, Debug)]
+struct Case {
+    desired: DesiredPod,
+    seen: Observed,
+    at: u64,
+}
+
+fn pod(containers: &[&str]) -> Case {
+    let mut pod = k8s_openapi::api::core::v1::Pod::default();
+    pod.metadata.name = Some("p".into());
+    pod.metadata.namespace = Some("n".into());
+    pod.metadata.uid = Some("u".into());
+    pod.spec =
+        Some(PodSpec { containers: containers.iter().map(|name| container(name)).collect(), ..PodSpec::default() });
+    let image = ImageKey::of(&container("x"));
+    let ready = ImageState::Ready { id: "sha".into(), uid: None, username: String::new() };
+    let memory = Memory {
+        cgroup_ready: true,
+        volumes: VolumesState::Mounted,
+        started_at: Some(at(0)),
+        images: [(image, ready)].into(),
+        ..Memory::default()
+    };
+    let sandbox = Sandbox { id: "s0".into(), ready: true, ips: vec!["10.0.0.2".into()], ..Sandbox::default() };
+    let seen = Observed { sandboxes: vec![sandbox], network_ready: true, memory, ..Observed::default() };
+    Case { desired: DesiredPod { pod: pod.into(), gone: false }, seen, at: 100 }
+}
+
+impl Case {
+    fn edit(mut self, change: impl FnOnce(&mut k8s_openapi::api::core::v1::Pod)) -> Self {
+        change(std::sync::Arc::make_mut(&mut self.desired.pod));
+        self
+    }
+
+    fn spec(self, change: impl FnOnce(&mut PodSpec)) -> Self {
+        self.edit(|pod| change(pod.spec.as_mut().unwrap()))
+    }
+
+    fn policy(self, policy: &str) -> Self {
+        self.spec(|spec| spec.restart_policy = Some(policy.into()))
+    }
+
+    fn init(self, name: &str) -> Self {
+        self.spec(|spec| spec.init_containers.get_or_insert_default().push(container(name)))
+    }
+
+    fn sidecar(self, name: &str) -> Self {
+        let sidecar = Container { restart_policy: Some("Always".into()), ..container(name) };
+        self.spec(|spec| spec.init_containers.get_or_insert_default().push(sidecar))
+    }
+
+    fn deleted(self, grace: i64) -> Self {
+        self.edit(|pod| {
+            pod.metadata.deletion_timestamp = Some(Time(at(0)));
+            pod.metadata.deletion_grace_period_seconds = Some(grace);
+        })
+    }
+
+    fn seen(mut self, change: impl FnOnce(&mut Observed)) -> Self {
+        change(&mut self.seen);
+        self
+    }
+
+    fn memory(self, change: impl FnOnce(&mut Memory)) -> Self {
+        self.seen(|seen| change(&mut seen.memory))
+    }
+
+    fn instance(self, name: &str, change: impl FnOnce(&mut Instance)) -> Self {
+        let count = u32::try_from(self.seen.containers.iter().filter(|i| i.name == name).count()).unwrap();
+        let mut instance = Instance {
+            id: format!("{name}{count}"),
+            name: name.into(),
+            sandbox_id: "s0".into(),
+            restart_count: count,
+            hash: Some(container_hash(&container(name))),
+            created_at: at(i64::from(count)),
+            ..Instance::default()
+        };
+        change(&mut instance);
+        self.seen(|seen| seen.containers.insert(0, instance))
+    }
+
+    fn runs(self, name: &str) -> Self {
+        self.instance(name, |i| i.state = InstanceState::Running)
+    }
+
+    /// Ended with a code at second 100, which is now unless [`Case::at`] says otherwise.
+    fn exited(self, name: &str, code: i32) -> Self {
+        self.instance(name, |i| {
+            (i.state, i.exit_code, i.finished_at) = (InstanceState::Exited, code, Some(at(100)));
+        })
+    }
+
+    fn at(mut self, second: u64) -> Self {
+        self.at = second;
+        self
+    }
+
+    fn plan(&self) -> Plan {
+        plan(&self.desired, &self.seen, LONGEST, now(self.at))
+    }
+}
+
+/// The steps in short.
+fn short(plan: &Plan) -> String {
+    let one = |step: &Step| match step {
+        Step::MakeCgroup => "cgroup".to_owned(),
+        Step::MountVolumes => "volumes".into(),
+        Step::ReportNetworkNotReady => "no-network".into(),
+        Step::RunSandbox { attempt, changed } => format!("sandbox-{attempt}{}", if *changed { "-changed" } else { "" }),
+        Step::StopSandbox { id } => format!("stop-sandbox-{id}"),
+        Step::FindImage(key) => format!("find-{}", key.image),
+        Step::CreateContainer { name, restart_count, .. } => format!("create-{name}-{restart_count}"),
+        Step::StartContainer { name, id } => {
+            format!("start-{name}{}", id.as_ref().map(|id| format!("-{id}")).unwrap_or_default())
+        }
+        Step::RunPreStop { name, .. } => format!("hook-{name}"),
+        Step::StopContainer(stop) => format!("stop-{}", stop.name),
+        Step::ShortenGrace { id, .. } => format!("shorten-{id}"),
+        Step::RemoveContainer { id } => format!("remove-{id}"),
+        Step::RemoveSandbox { id } => format!("remove-sandbox-{id}"),
+        Step::TearDown => "tear-down".into(),
+        Step::Report => "report".into(),
+        Step::RemoveEverything => "remove-everything".into(),
+    };
+    plan.steps.iter().map(one).collect::<Vec<_>>().join(" ")
+}
+
+#[track_caller]
+fn check(row: &str, case: Case, expected: &str) -> Plan {
+    let plan = case.plan();
+    assert_eq!(short(&plan), expected, "{row}: {plan:#?}");
+    plan
+}
+
+#[test]
+fn a_new_pod_is_set_up_in_order() {
+    // A1.8
+    let fresh = pod(&["a"]).seen(|s| s.sandboxes.clear()).memory(|m| {
+        (m.cgroup_ready, m.volumes) = (false, VolumesState::Unknown);
+    });
+    check("A1.8", fresh, "cgroup volumes sandbox-0");
+    check("A1.8", pod(&["a", "b"]), "create-a-0 start-a create-b-0 start-b");
+    let no_image = pod(&["a"]).memory(|m| m.images.clear());
+    check("A1.8", no_image, "find-img:1");
+}
+
+#[test]
+fn missing_volumes_hold_everything_up() {
+    // A1.8
+    let failed = |retry_at| {
+        let retry_at = Duration::from_secs(retry_at);
+        pod(&["a"]).memory(|m| m.volumes = VolumesState::Failed { message: String::new(), retry_at })
+    };
+    assert_eq!(check("A1.8", failed(101), "").wake_at, Some(Duration::from_secs(101)));
+    check("A1.8", failed(100), "volumes");
+}
+
+#[test]
+fn without_network_only_host_network_pods_start() {
+    // A1.8
+    let down = pod(&["a"]).seen(|s| (s.sandboxes, s.network_ready) = (Vec::new(), false));
+    check("A1.8", down.clone(), "no-network");
+    check("A1.8", down.spec(|s| s.host_network = Some(true)), "sandbox-0");
+}
+
+#[test]
+fn a_lost_sandbox_takes_its_containers_with_it() {
+    // A1.17
+    let lost = || pod(&["a"]).seen(|s| s.sandboxes[0].ready = false);
+    check("A1.17", lost().runs("a"), "stop-a");
+    check("A1.17", lost().exited("a", 137), "sandbox-1-changed");
+    let mode = pod(&["a"]).spec(|s| s.host_network = Some(true));
+    check("A1.17", mode.clone().runs("a"), "stop-a");
+    check("A1.17", mode, "stop-sandbox-s0 sandbox-1-changed");
+    let no_address = pod(&["a"]).seen(|s| s.sandboxes[0].ips.clear());
+    check("A1.17", no_address, "stop-sandbox-s0 sandbox-1-changed");
+    check("A1.17", lost().policy("Never").exited("a", 1), "tear-down");
+    check("A1.17", lost().policy("OnFailure").exited("a", 0), "tear-down");
+    check("A1.17", lost().policy("OnFailure").exited("a", 1), "sandbox-1-changed");
+}
+
+#[test]
+fn init_containers_run_again_in_a_new_sandbox() {
+    // A3.2
+    let renewed = pod(&["a"]).init("i").exited("i", 0).exited("a", 137).seen(|s| {
+        s.sandboxes.insert(0, Sandbox { id: "s1".into(), attempt: 1, ..s.sandboxes[0].clone() });
+        s.sandboxes[1].ready = false;
+    });
+    check("A3.2", renewed.at(200), "create-i-1 start-i");
+}
+
+#[test]
+fn created_but_not_started_is_a_state_of_its_own() {
+    // A2.1: the container is started, not made a second time.
+    check("A2.1", pod(&["a"]).instance("a", |_| {}), "start-a-a0");
+}
+
+#[test]
+fn init_containers_run_one_at_a_time() {
+    // A3.1
+    let two = || pod(&["a"]).init("i").init("j");
+    check("A3.1", two(), "create-i-0 start-i");
+    check("A3.1", two().runs("i"), "");
+    check("A3.1", two().exited("i", 0), "create-j-0 start-j");
+    check("A3.1", two().exited("i", 0).exited("j", 0), "create-a-0 start-a");
+    check("A3.1", two().exited("i", 1), "create-i-1 start-i");
+    check("A3.1", two().policy("Never").exited("i", 1).seen(|s| s.sandboxes[0].ready = false), "tear-down");
+}
+
+#[test]
+fn a_removed_init_container_is_not_run_again() {
+    // A3.2
+    check("A3.2", pod(&["a"]).init("i").init("j").runs("j"), "");
+    check("A3.2", pod(&["a"]).init("i").runs("a"), "");
+}
+
+#[test]
+fn a_sidecar_lets_the_next_one_start_when_it_has_started() {
+    // A3.3
+    let with = || pod(&["a"]).sidecar("s");
+    check("A3.3", with(), "create-s-0 start-s");
+    check("A3.3", with().runs("s"), "create-a-0 start-a");
+    let probed = |started| {
+        with().runs("s").memory(|m| {
+            m.probes.insert("s".into(), ProbeVerdict { started, ready: false, dead: false });
+        })
+    };
+    check("A3.3", probed(false), "");
+    check("A3.3", probed(true), "create-a-0 start-a");
+    check("A3.3", with().policy("Never").exited("s", 1).runs("a"), "create-s-1 start-s");
+}
+
+#[test]
+fn sidecars_do_not_keep_a_pod_from_completing() {
+    // A3.5
+    let done = pod(&["a"]).sidecar("s").policy("Never").exited("a", 0).runs("s");
+    let plan = check("A3.5", done, "stop-s");
+    assert_eq!(plan.stage.cause(), Some(&Cause::Completed));
+}
+
+#[test]
+fn the_policy_decides_about_restarts() {
+    // A3.8
+    for (policy, code, expected) in [
+        ("Always", 0, "create-a-1 start-a"),
+        ("Always", 1, "create-a-1 start-a"),
+        ("OnFailure", 1, "create-a-1 start-a"),
+        ("OnFailure", 0, "stop-sandbox-s0"),
+        ("Never", 1, "stop-sandbox-s0"),
+    ] {
+        check("A3.8", pod(&["a"]).policy(policy).exited("a", code), expected);
+    }
+    check("A3.8", pod(&["a", "b"]).policy("Never").exited("a", 1).runs("b"), "");
+}
+
+#[test]
+fn restarts_wait_longer_each_time() {
+    // A3.9
+    let mut backoff: Option<Backoff> = None;
+    for wait in [0, 10, 20, 40, 80, 160, 300, 300] {
+        let mut case = pod(&["a"]).exited("a", 1);
+        if let Some(backoff) = backoff {
+            case.seen.memory.restarts.insert("a".into(), backoff);
+        }
+        if wait > 0 {
+            let plan = check("A3.9", case.clone().at(99 + wait), "");
+            assert_eq!(plan.wake_at, Some(Duration::from_secs(100 + wait)));
+            let waiting = &plan.waiting["a"];
+            let delay = go_seconds(Duration::from_secs(wait));
+            assert_eq!(waiting.reason, "CrashLoopBackOff");
+            assert_eq!(waiting.message, format!("back-off {delay} restarting failed container=a pod=p_n(u)"));
+        }
+        check("A3.9", case.at(100 + wait), "create-a-1 start-a");
+        backoff = Some(Backoff::grown(backoff.as_ref(), at(100), at(100), LONGEST));
+    }
+}
+
+#[test]
+fn a_new_image_makes_a_new_container() {
+    // A1.16, A3.13
+    let changed = |case: Case| case.spec(|s| s.containers[0].image = Some("img:2".into()));
+    let running = changed(pod(&["a"]).policy("Never").runs("a"));
+    let plan = check("A1.16", running, "stop-a");
+    let Step::StopContainer(stop) = &plan.steps[0] else { panic!("a stop") };
+    assert_eq!(stop.message, "Container a definition changed, will be restarted");
+    assert!(stop.recreate);
+    let stopped = changed(pod(&["a"]).policy("Never").exited("a", 0)).memory(|m| m.recreate = ["a".into()].into());
+    check("A3.13", stopped, "find-img:2");
+    let init = pod(&["a"]).init("i").runs("i").spec(|s| {
+        s.init_containers.as_mut().unwrap()[0].image = Some("img:2".into());
+    });
+    check("A3.13", init, "");
+}
+
+#[test]
+fn images_that_do_not_come_wait() {
+    // A14.2
+    let failed = |now_at: u64| {
+        let failure = PullFailure {
+            reason: "ErrImagePull",
+            message: "no".into(),
+            pulled: true,
+            backoff_at: Duration::from_secs(105),
+            retry_at: Duration::from_secs(110),
+            backoff: Backoff::grown(None, at(100), at(100), LONGEST),
+        };
+        let key = ImageKey::of(&container("a"));
+        pod(&["a", "b"]).memory(|m| drop(m.images.insert(key, ImageState::Failed(failure)))).at(now_at)
+    };
+    let plan = check("A14.2", failed(101), "");
+    assert_eq!((plan.waiting["a"].reason.as_str(), plan.wake_at), ("ErrImagePull", Some(Duration::from_secs(105))));
+    let plan = check("A14.2", failed(105), "");
+    assert_eq!(plan.waiting["a"].reason, "ImagePullBackOff");
+    assert_eq!(plan.waiting["a"].message, "Back-off pulling image \"img:1\": ErrImagePull: no");
+    check("A14.2", failed(110), "find-img:1");
+}
+
+#[test]
+fn a_container_that_cannot_be_made_is_tried_again() {
+    // A8.5
+    let retry_at = Duration::from_secs(110);
+    let failure = Failure { reason: "CreateContainerConfigError".into(), message: "m".into(), retry_at };
+    let case = pod(&["a", "b"]).memory(|m| drop(m.failures.insert("a".into(), failure)));
+    let plan = check("A8.5", case.clone(), "create-b-0 start-b");
+    assert_eq!(plan.waiting["a"].reason, "CreateContainerConfigError");
+    check("A8.5", case.at(110), "create-a-0 start-a create-b-0 start-b");
+}
+
+#[test]
+fn the_deadline_ends_a_pod() {
+    // A3.11
+    let limited = |limit| pod(&["a"]).runs("a").spec(|s| s.active_deadline_seconds = Some(limit));
+    assert_eq!(check("A3.11", limited(101), "").wake_at, Some(Duration::from_secs(101)));
+    let plan = check("A3.11", limited(100), "stop-a");
+    assert!(matches!(plan.stage.cause(), Some(Cause::Killed { reason, .. }) if reason == "DeadlineExceeded"));
+}
+
+#[test]
+fn the_grace_only_shrinks() {
+    // A1.13
+    let deadline = |plan: &Plan| match plan.stage {
+        Stage::Terminating { deadline, .. } => deadline.as_secs(),
+        _ => panic!("{plan:?}"),
+    };
+    let first = check("A1.13", pod(&["a"]).runs("a").deleted(30), "stop-a");
+    assert_eq!(deadline(&first), 130);
+    let under_way = |grace, at| {
+        let stop = Stop { deadline: Duration::from_secs(130), hook_only: false };
+        let stage = first.stage.clone();
+        pod(&["a"]).runs("a").deleted(grace).at(at).memory(|m| {
+            m.stage = stage;
+            m.stops.insert("a0".into(), stop);
+        })
+    };
+    assert_eq!(deadline(&check("A1.13", under_way(30, 110), "")), 130);
+    assert_eq!(deadline(&check("A1.13", under_way(300, 110), "")), 130);
+    assert_eq!(deadline(&check("A1.13", under_way(5, 110), "shorten-a0")), 115);
+}
+
+#[test]
+fn sidecars_stop_after_the_others_and_in_reverse() {
+    // A3.4, A4.6
+    let two = || pod(&["a"]).sidecar("s").sidecar("t").runs("s").runs("t").deleted(30);
+    check("A3.4", two().runs("a"), "stop-a hook-t hook-s");
+    check("A3.4", two().exited("a", 0), "stop-t hook-s");
+    let last = pod(&["a"]).sidecar("s").sidecar("t").runs("s").exited("t", 0).exited("a", 0).deleted(30);
+    check("A3.4", last, "stop-s");
+    let late = two().runs("a").memory(|m| {
+        m.stage = Stage::Terminating { deadline: Duration::from_secs(100), cause: Cause::Deleted };
+        let deadline = Duration::from_secs(100);
+        m.stops.insert("a0".into(), Stop { deadline, hook_only: false });
+        m.stops.insert("s0".into(), Stop { deadline, hook_only: true });
+        m.stops.insert("t0".into(), Stop { deadline, hook_only: true });
+    });
+    check("A4.6", late, "stop-t stop-s");
+}
+
+#[test]
+fn a_pod_ends_step_by_step() {
+    // A1.10, A1.11
+    let deleted = || pod(&["a"]).exited("a", 0).deleted(30);
+    check("A1.10", deleted(), "stop-sandbox-s0");
+    let stopped = || deleted().seen(|s| s.sandboxes[0].ready = false);
+    check("A1.11", stopped(), "tear-down");
+    check("A1.11", stopped().memory(|m| m.torn_down = true), "report");
+    let reported = stopped().memory(|m| (m.torn_down, m.reported) = (true, true));
+    check("A1.11", reported.clone(), "");
+    let mut gone = reported;
+    gone.desired.gone = true;
+    check("A1.11", gone, "remove-everything");
+}
+
+#[test]
+fn a_failed_teardown_is_tried_again_later() {
+    // A1.11
+    let stuck = pod(&["a"]).deleted(30).seen(|s| s.sandboxes.clear()).memory(|m| {
+        m.teardown_retry_at = Some(Duration::from_secs(101));
+    });
+    assert_eq!(check("A1.11", stuck.clone(), "").wake_at, Some(Duration::from_secs(101)));
+    check("A1.11", stuck.at(101), "tear-down");
+}
+
+#[test]
+fn what_no_source_wants_is_ended_quickly() {
+    // A1.12, A1.14
+    let mut case = pod(&["a"]).runs("a");
+    case.desired.gone = true;
+    let plan = check("A1.12", case, "stop-a");
+    assert_eq!(plan.stage, Stage::Terminating { deadline: Duration::from_secs(102), cause: Cause::Deleted });
+}
+
+#[test]
+fn a_pod_that_has_ended_is_not_run_again() {
+    // A2.2
+    let ended = pod(&["a"]).seen(|s| s.sandboxes.clear()).edit(|pod| {
+        pod.status = Some(PodStatus { phase: Some("Succeeded".into()), ..PodStatus::default() });
+    });
+    check("A2.2", ended, "tear-down");
+}
+
+#[test]
+fn one_dead_instance_is_kept() {
+    // A14.9
+    let case = pod(&["a"]).exited("a", 1).exited("a", 1).exited("a", 1).runs("a");
+    check("A14.9", case, "remove-a1 remove-a0");
+}
+
+#[test]
+fn restarts_are_counted_on_after_the_runtime_has_forgotten() {
+    // A3.15
+    let status = k8s_openapi::api::core::v1::ContainerStatus {
+        name: "a".into(),
+        restart_count: 4,
+        container_id: Some("containerd://x".into()),
+        ..Default::default()
+    };
+    let case = pod(&["a"]).edit(|pod| {
+        pod.status = Some(PodStatus { container_statuses: Some(vec![status]), ..PodStatus::default() });
+    });
+    check("A3.15", case, "create-a-5 start-a");
+}
+
+/// Does what a step would do, in the way it usually goes, or fails.
+fn act(case: &mut Case, plan: &Plan, fails: bool) {
+    let clock = now(case.at);
+    let later = clock.monotonic + Duration::from_secs(10);
+    case.seen.memory.stage = plan.stage.clone();
+    for step in &plan.steps {
+        let memory = &mut case.seen.memory;
+        match step {
+            Step::MakeCgroup => memory.cgroup_ready = true,
+            Step::MountVolumes if fails => {
+                memory.volumes = VolumesState::Failed { message: String::new(), retry_at: later };
+                return;
+            }
+            Step::MountVolumes => memory.volumes = VolumesState::Mounted,
+            Step::ReportNetworkNotReady => {
+                memory.sandbox_failure =
+                    Some(Failure { reason: String::new(), message: String::new(), retry_at: later });
+            }
+            Step::RunSandbox { attempt, .. } => {
+                let host_network = case.desired.host_network();
+                let sandbox = Sandbox {
+                    id: format!("n{attempt}"),
+                    attempt: *attempt,
+                    ready: true,
+                    host_network,
+                    ips: vec!["10.0.0.3".into()],
+                    created_at: clock.wall,
+                };
+                case.seen.sandboxes.insert(0, sandbox);
+            }
+            Step::StopSandbox { id } => {
+                case.seen.sandboxes.iter_mut().filter(|s| s.id == *id).for_each(|s| s.ready = false);
+            }
+            Step::FindImage(key) => {
+                let state = ImageState::Ready { id: "sha".into(), uid: None, username: String::new() };
+                memory.images.insert(key.clone(), state);
+            }
+            Step::CreateContainer { name, restart_count, restarts, image } => {
+                memory.images.remove(image);
+                memory.recreate.remove(name);
+                if let Some(ended) = restarts {
+                    let grown = Backoff::grown(memory.restarts.get(name), *ended, clock.wall, LONGEST);
+                    memory.restarts.insert(name.clone(), grown);
+                }
+                let spec = case.desired.container(name).unwrap().1;
+                let instance = Instance {
+                    id: format!("{name}-{restart_count}-{}", case.at),
+                    name: name.clone(),
+                    sandbox_id: case.seen.sandboxes[0].id.clone(),
+                    restart_count: *restart_count,
+                    hash: Some(container_hash(&spec)),
+                    created_at: clock.wall,
+                    ..Instance::default()
+                };
+                case.seen.containers.insert(0, instance);
+            }
+            Step::StartContainer { name, .. } if fails => {
+                let failure = Failure { reason: String::new(), message: String::new(), retry_at: later };
+                memory.failures.insert(name.clone(), failure);
+            }
+            Step::StartContainer { name, id } => {
+                memory.failures.remove(name);
+                let plain =
+                    case.desired.init_containers().iter().any(|c| c.name == *name) && !case.desired.is_sidecar(name);
+                let is = |i: &&mut Instance| i.name == *name && id.as_ref().is_none_or(|id| *id == i.id);
+                let made = case.seen.containers.iter_mut().find(is).unwrap();
+                made.state = if plain { InstanceState::Exited } else { InstanceState::Running };
+                made.finished_at = plain.then_some(clock.wall);
+            }
+            Step::StopContainer(stop) => {
+                if stop.recreate {
+                    memory.recreate.insert(stop.name.clone());
+                }
+                for instance in case.seen.containers.iter_mut().filter(|i| i.id == stop.id) {
+                    (instance.state, instance.exit_code) = (InstanceState::Exited, 137);
+                    instance.finished_at = Some(clock.wall);
+                }
+            }
+            Step::RunPreStop { id, deadline, .. } => {
+                memory.stops.insert(id.clone(), Stop { deadline: *deadline, hook_only: true });
+            }
+            Step::ShortenGrace { id, deadline } => {
+                if let Some(stop) = memory.stops.get_mut(id) {
+                    stop.deadline = *deadline;
+                }
+            }
+            Step::RemoveContainer { id } => case.seen.containers.retain(|i| i.id != *id),
+            Step::RemoveSandbox { id } => case.seen.sandboxes.retain(|s| s.id != *id),
+            Step::TearDown => memory.torn_down = true,
+            Step::Report => memory.reported = true,
+            Step::RemoveEverything => {
+                case.seen.containers.clear();
+                case.seen.sandboxes.clear();
+            }
+        }
+    }
+}
+
+prop_compose! {
+    fn any_instance()(
+        name in prop::sample::select(vec!["a", "b", "i", "s", "stranger"]),
+        state in prop::sample::select(vec![
+            InstanceState::Created, InstanceState::Running, InstanceState::Exited, InstanceState::Unknown,
+        ]),
+        code in 0..3_i32,
+        count in 0..3_u32,
+        sandbox in prop::sample::select(vec!["s0", "s1"]),
+        same_hash in any::<bool>(),
+    ) -> Instance {
+        Instance {
+            id: format!("{name}-{count}-{sandbox}-{code}"),
+            name: name.into(),
+            sandbox_id: sandbox.into(),
+            state,
+            restart_count: count,
+            hash: Some(if same_hash { container_hash(&container(name)) } else { "old".into() }),
+            created_at: at(i64::from(count)),
+            finished_at: (state == InstanceState::Exited).then(|| at(50)),
+            exit_code: code,
+            ..Instance::default()
+        }
+    }
+}
+
+prop_compose! {
+    fn any_case()(
+        policy in prop::sample::select(vec!["Always", "OnFailure", "Never"]),
+        deleted in any::<bool>(),
+        host_network in any::<bool>(),
+        ready in any::<(bool, bool)>(),
+        sandboxes in 0..3_usize,
+        mut instances in prop::collection::vec(any_instance(), 0..6),
+    ) -> Case {
+        let mut case = pod(&["a", "b"]).init("i").sidecar("s").policy(policy);
+        case = case.spec(|s| s.host_network = Some(host_network));
+        if deleted {
+            case = case.deleted(30);
+        }
+        let sandbox = |id: &str, attempt, ready| Sandbox {
+            id: id.into(), attempt, ready, ips: vec!["10.0.0.2".into()], ..Sandbox::default()
+        };
+        let mut all = vec![sandbox("s1", 1, ready.0), sandbox("s0", 0, ready.1)];
+        all.truncate(sandboxes);
+        instances.retain(|i| all.iter().any(|s| s.id == i.sandbox_id));
+        instances.sort_by_key(|i| std::cmp::Reverse(i.restart_count));
+        instances.dedup_by_key(|i| i.id.clone());
+        case.seen(|s| (s.sandboxes, s.containers) = (all, instances))
+    }
+}
+
+proptest! {
+    /// From any observed state, planning comes to rest: after some steps there is nothing to do but to wait.
+    #[test]
+    fn planning_comes_to_rest(mut case in any_case(), failures in prop::collection::vec(any::<bool>(), 3)) {
+        for round in 0..60 {
+            let plan = case.plan();
+            if plan.steps.is_empty() && plan.stage == case.seen.memory.stage {
+                match plan.wake_at {
+                    None => return Ok(()),
+                    Some(wake) => case.at = wake.as_secs().max(case.at + 1),
+                }
+            }
+            act(&mut case, &plan, failures.get(round).copied().unwrap_or_default());
+        }
+        prop_assert!(false, "it goes on for ever: {:#?}", case.plan());
+    }
+
+    /// A deleted pod ends, whatever is the matter with it.
+    #[test]
+    fn a_deleted_pod_always_ends(case in any_case()) {
+        let mut case = case.deleted(5);
+        for _ in 0..60 {
+            let plan = case.plan();
+            if plan.steps.is_empty() && let Some(wake) = plan.wake_at {
+                case.at = wake.as_secs().max(case.at + 1);
+            }
+            act(&mut case, &plan, false);
+            if case.seen.memory.reported {
+                return Ok(());
+            }
+        }
+        prop_assert!(false, "it never ends: {:#?}", case.plan());
+    }
+}

@@ -1,9 +1,8 @@
 //! The conditions that the node owns (A2.4 to A2.7).
 
 use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::Facts;
+use super::{Facts, stamp};
 use crate::clock::Now;
 use crate::pod::observed::VolumesState;
 
@@ -60,7 +59,7 @@ impl Conditions<'_> {
             status: status.to_owned(),
             reason: verdict.reason.map(str::to_owned),
             message: verdict.message,
-            last_transition_time: Some(since.unwrap_or(Time(self.now.wall))),
+            last_transition_time: Some(since.unwrap_or(stamp(self.now.wall))),
             observed_generation: self.facts.desired.pod.metadata.generation,
             ..PodCondition::default()
         }
@@ -113,7 +112,11 @@ impl Conditions<'_> {
 
     fn ready(&self, containers_ready: &Verdict) -> Verdict {
         if !containers_ready.holds {
-            return Verdict { holds: false, reason: containers_ready.reason, message: containers_ready.message.clone() };
+            return Verdict {
+                holds: false,
+                reason: containers_ready.reason,
+                message: containers_ready.message.clone(),
+            };
         }
         let pod = &self.facts.desired.pod;
         let gates = pod.spec.iter().flat_map(|s| s.readiness_gates.iter().flatten());
@@ -130,6 +133,10 @@ impl Conditions<'_> {
                 }
             })
             .collect();
-        if problems.is_empty() { Verdict::YES } else { Verdict::no("ReadinessGatesNotReady", Some(problems.join(", "))) }
+        if problems.is_empty() {
+            Verdict::YES
+        } else {
+            Verdict::no("ReadinessGatesNotReady", Some(problems.join(", ")))
+        }
     }
 }

@@ -3,10 +3,9 @@
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use stoker_model::resources::is_sidecar;
 
-use super::{Facts, reported};
+use super::{Facts, reported, stamp};
 use crate::pod::observed::{DesiredPod, Instance, InstanceState};
 
 /// Exit code of what nobody saw end: as if killed.
@@ -59,7 +58,8 @@ pub(super) fn ephemeral_statuses(facts: Facts<'_>) -> Vec<ContainerStatus> {
 /// At the end of a pod every container that had its turn has ended, whether or not anybody saw it (A1.20).
 pub(super) fn settle(desired: &DesiredPod, init: &mut [ContainerStatus], regular: &mut [ContainerStatus]) {
     let ran = |c: &ContainerStatus| terminated(c).is_some() || last_terminated(c).is_some();
-    let initialized = init.iter().all(|c| desired.is_sidecar(&c.name) || terminated(c).is_some_and(|t| t.exit_code == 0));
+    let initialized =
+        init.iter().all(|c| desired.is_sidecar(&c.name) || terminated(c).is_some_and(|t| t.exit_code == 0));
     let reached = init.iter().rposition(ran).map_or(0, |last| last + 1);
     let due = if initialized { init.len() } else { reached };
     let regular_due = if initialized { regular.len() } else { 0 };
@@ -119,7 +119,7 @@ fn of_instance(container: &Container, instance: &Instance) -> ContainerStatus {
     let state = match instance.state {
         InstanceState::Created => waits("ContainerCreating", ""),
         InstanceState::Running => ContainerState {
-            running: Some(ContainerStateRunning { started_at: instance.started_at.map(Time) }),
+            running: Some(ContainerStateRunning { started_at: instance.started_at.map(stamp) }),
             ..ContainerState::default()
         },
         InstanceState::Exited => ended(end_of(instance)),
@@ -128,13 +128,17 @@ fn of_instance(container: &Container, instance: &Instance) -> ContainerStatus {
             message: Some("The runtime does not know whether the container runs".into()),
             exit_code: UNKNOWN_EXIT_CODE,
             container_id: Some(container_id(instance)),
-            started_at: instance.started_at.map(Time),
+            started_at: instance.started_at.map(stamp),
             ..ContainerStateTerminated::default()
         }),
     };
     ContainerStatus {
         name: container.name.clone(),
-        image: if instance.image.is_empty() { container.image.clone().unwrap_or_default() } else { instance.image.clone() },
+        image: if instance.image.is_empty() {
+            container.image.clone().unwrap_or_default()
+        } else {
+            instance.image.clone()
+        },
         image_id: instance.image_ref.clone(),
         container_id: Some(container_id(instance)),
         restart_count: i32::try_from(instance.restart_count).unwrap_or(i32::MAX),
@@ -180,8 +184,8 @@ fn end_of(instance: &Instance) -> ContainerStateTerminated {
         exit_code: instance.exit_code,
         reason,
         message: text(&instance.message),
-        started_at: instance.started_at.map(Time),
-        finished_at: instance.finished_at.map(Time),
+        started_at: instance.started_at.map(stamp),
+        finished_at: instance.finished_at.map(stamp),
         container_id: Some(container_id(instance)),
         ..ContainerStateTerminated::default()
     }

@@ -27,12 +27,7 @@ pub(super) fn phase(
     }
 }
 
-fn by_containers(
-    facts: Facts<'_>,
-    init: &[ContainerStatus],
-    regular: &[ContainerStatus],
-    ended: bool,
-) -> &'static str {
+fn by_containers(facts: Facts<'_>, init: &[ContainerStatus], regular: &[ContainerStatus], ended: bool) -> &'static str {
     let policy = facts.desired.restart_policy();
     let exit = |c: &ContainerStatus| c.state.as_ref().and_then(|s| s.terminated.as_ref()).map(|t| t.exit_code);
     let last_exit = |c: &ContainerStatus| c.last_state.as_ref().and_then(|s| s.terminated.as_ref()).is_some();
@@ -46,7 +41,8 @@ fn by_containers(
     if plain_failed && policy == "Never" {
         return "Failed";
     }
-    let sidecar_pending = sidecars.clone().any(|c| runs(c) && c.started != Some(true) || exit(c).is_none() && !runs(c) && !last_exit(c));
+    let sidecar_pending =
+        sidecars.clone().any(|c| runs(c) && c.started != Some(true) || exit(c).is_none() && !runs(c) && !last_exit(c));
     if plain_pending || (sidecar_pending && !started_any) {
         return "Pending";
     }

@@ -1,0 +1,329 @@
+//! What is reported in which situation.
+
+use k8s_openapi::api::core::v1::{Container, ContainerState, Pod, PodCondition, PodReadinessGate, PodSpec};
+
+use super::*;
+use crate::pod::observed::{Instance, InstanceState, ProbeVerdict, Sandbox, VolumesState};
+
+fn at(second: i64) -> jiff::Timestamp {
+    jiff::Timestamp::from_second(1_700_000_000 + second).unwrap()
+}
+
+fn now(second: u32) -> Now {
+    Now { wall: at(second.into()), monotonic: std::time::Duration::from_secs(second.into()) }
+}
+
+#[derive(Clone)]
+struct Case {
+    desired: DesiredPod,
+    seen: Observed,
+    waiting: BTreeMap<String, Waiting>,
+    previous: PodStatus,
+}
+
+fn container(name: &str) -> Container {
+    Container { name: name.into(), image: Some("img".into()), ..Container::default() }
+}
+
+/// A pod with a sandbox of its own.
+fn pod(containers: &[&str]) -> Case {
+    let mut pod = Pod::default();
+    pod.metadata.generation = Some(3);
+    let containers = containers.iter().map(|name| container(name)).collect();
+    pod.spec = Some(PodSpec { containers, ..PodSpec::default() });
+    let sandbox = Sandbox { id: "s".into(), ready: true, ips: vec!["10.0.0.2".into()], ..Sandbox::default() };
+    let mut seen = Observed { sandboxes: vec![sandbox], ..Observed::default() };
+    seen.memory.volumes = VolumesState::Mounted;
+    seen.memory.started_at = Some(at(0));
+    Case {
+        desired: DesiredPod { pod: pod.into(), gone: false },
+        seen,
+        waiting: BTreeMap::new(),
+        previous: PodStatus::default(),
+    }
+}
+
+impl Case {
+    fn spec(mut self, change: impl FnOnce(&mut PodSpec)) -> Self {
+        change(std::sync::Arc::make_mut(&mut self.desired.pod).spec.as_mut().unwrap());
+        self
+    }
+
+    fn policy(self, policy: &str) -> Self {
+        self.spec(|s| s.restart_policy = Some(policy.into()))
+    }
+
+    fn init(self, name: &str, policy: Option<&str>) -> Self {
+        let init = Container { restart_policy: policy.map(str::to_owned), ..container(name) };
+        self.spec(|s| s.init_containers.get_or_insert_default().push(init))
+    }
+
+    fn instance(mut self, name: &str, state: InstanceState, code: i32) -> Self {
+        let count = u32::try_from(self.seen.containers.iter().filter(|i| i.name == name).count()).unwrap();
+        let instance = Instance {
+            id: format!("{name}{count}"),
+            name: name.into(),
+            sandbox_id: "s".into(),
+            state,
+            restart_count: count,
+            started_at: Some(at(1)),
+            finished_at: (state == InstanceState::Exited).then(|| at(2)),
+            exit_code: code,
+            ..Instance::default()
+        };
+        self.seen.containers.insert(0, instance);
+        self
+    }
+
+    fn runs(self, name: &str) -> Self {
+        self.instance(name, InstanceState::Running, 0)
+    }
+
+    fn exited(self, name: &str, code: i32) -> Self {
+        self.instance(name, InstanceState::Exited, code)
+    }
+
+    fn waits(mut self, name: &str, reason: &str) -> Self {
+        self.waiting.insert(name.into(), Waiting { reason: reason.into(), message: "m".into() });
+        self
+    }
+
+    fn ended(mut self, cause: Cause) -> Self {
+        self.seen.memory.stage = Stage::Finished { cause };
+        self
+    }
+
+    fn status_at(&self, second: u32) -> PodStatus {
+        let ips = ["192.0.2.7".parse().unwrap()];
+        let Self { desired, seen, waiting, previous } = self;
+        status(Facts { desired, seen, waiting, node_ips: &ips, previous }, now(second))
+    }
+
+    fn status(&self) -> PodStatus {
+        self.status_at(10)
+    }
+}
+
+#[track_caller]
+fn phase_is(row: &str, case: &Case, expected: &str) {
+    let status = case.status();
+    assert_eq!(status.phase.as_deref(), Some(expected), "{row}: {status:#?}");
+}
+
+fn condition(status: &PodStatus, kind: &str) -> PodCondition {
+    status.conditions.iter().flatten().find(|c| c.type_ == kind).cloned().expect("the condition is there")
+}
+
+/// `True`, or status, reason and message.
+#[track_caller]
+fn condition_is(row: &str, case: &Case, kind: &str, expected: &str) {
+    let c = condition(&case.status(), kind);
+    let parts = [Some(c.status), c.reason, c.message];
+    assert_eq!(parts.into_iter().flatten().collect::<Vec<_>>().join(" "), expected, "{row} {kind}");
+}
+
+fn state(state: Option<&ContainerState>) -> String {
+    match state {
+        Some(ContainerState { waiting: Some(w), .. }) => w.reason.clone().unwrap_or_default(),
+        Some(ContainerState { running: Some(_), .. }) => "running".into(),
+        Some(ContainerState { terminated: Some(t), .. }) => {
+            format!("{} {}", t.exit_code, t.reason.as_deref().unwrap_or_default())
+        }
+        _ => String::new(),
+    }
+}
+
+#[test]
+fn the_phase_follows_the_containers() {
+    // A2.1
+    for (case, expected) in [
+        (pod(&["a"]), "Pending"),
+        (pod(&["a", "b"]).runs("a"), "Pending"),
+        (pod(&["a", "b"]).runs("a").runs("b"), "Running"),
+        (pod(&["a"]).exited("a", 0).waits("a", "CrashLoopBackOff"), "Running"),
+        (pod(&["a"]).exited("a", 1), "Running"),
+        (pod(&["a"]).policy("OnFailure").exited("a", 1), "Running"),
+        (pod(&["a"]).policy("OnFailure").exited("a", 0), "Succeeded"),
+        (pod(&["a", "b"]).policy("Never").exited("a", 0).exited("b", 1), "Failed"),
+        (pod(&["a", "b"]).policy("Never").exited("a", 1).runs("b"), "Running"),
+        (pod(&["a"]).init("i", None).runs("i"), "Pending"),
+        (pod(&["a"]).init("i", None).exited("i", 1), "Pending"),
+        (pod(&["a"]).policy("Never").init("i", None).exited("i", 1), "Failed"),
+        (pod(&["a"]).init("i", Some("Always")).runs("i"), "Pending"),
+        (pod(&["a"]).policy("Never").init("i", Some("Always")).runs("i").exited("a", 0), "Succeeded"),
+    ] {
+        phase_is("A2.1", &case, expected);
+    }
+}
+
+#[test]
+fn a_terminal_phase_stays() {
+    // A2.2
+    let mut case = pod(&["a"]).runs("a");
+    case.previous.phase = Some("Failed".into());
+    case.previous.reason = Some("Evicted".into());
+    phase_is("A2.2", &case, "Failed");
+    assert_eq!(case.status().reason.as_deref(), Some("Evicted"));
+}
+
+#[test]
+fn a_killed_pod_fails_with_reason_and_message() {
+    // A2.3
+    let cause = Cause::Killed { reason: "DeadlineExceeded".into(), message: "late".into(), disruption: false };
+    let status = pod(&["a"]).exited("a", 0).ended(cause).status();
+    let parts = (status.phase.as_deref(), status.reason.as_deref(), status.message.as_deref());
+    assert_eq!(parts, (Some("Failed"), Some("DeadlineExceeded"), Some("late")));
+}
+
+#[test]
+fn a_pod_deleted_before_it_ran_has_failed() {
+    // A1.20
+    let case = pod(&["a"]).ended(Cause::Deleted);
+    phase_is("A1.20", &case, "Failed");
+    let status = case.status().container_statuses.unwrap().remove(0);
+    assert_eq!(state(status.state.as_ref()), "137 ContainerStatusUnknown");
+    phase_is("A1.20", &pod(&["a"]).exited("a", 0).ended(Cause::Deleted), "Succeeded");
+    phase_is("A1.20", &pod(&["a"]).exited("a", 2).ended(Cause::Deleted), "Failed");
+}
+
+#[test]
+fn readiness_is_told_with_its_reasons() {
+    // A2.6
+    condition_is("A2.6", &pod(&["a"]).runs("a"), "ContainersReady", "True");
+    let unready = "False ContainersNotReady containers with unready status: [a b]";
+    condition_is("A2.6", &pod(&["a", "b"]), "ContainersReady", unready);
+    condition_is("A2.6", &pod(&["a", "b"]), "Ready", unready);
+    let done = pod(&["a"]).policy("Never").exited("a", 0);
+    condition_is("A2.6", &done, "Ready", "False PodCompleted");
+    let failed = pod(&["a"]).policy("Never").exited("a", 1);
+    condition_is("A2.6", &failed, "ContainersReady", "False PodFailed");
+}
+
+#[test]
+fn initialization_is_told_with_its_reasons() {
+    // A2.5
+    let two = || pod(&["a"]).init("i", None).init("s", Some("Always"));
+    let message = "False ContainersNotInitialized containers with incomplete status: [i s]";
+    condition_is("A2.5", &two(), "Initialized", message);
+    let half = two().exited("i", 0);
+    condition_is("A2.5", &half, "Initialized", "False ContainersNotInitialized containers with incomplete status: [s]");
+    condition_is("A2.5", &half.runs("s"), "Initialized", "True");
+    condition_is("A2.5", &two().runs("a"), "Initialized", "True");
+    condition_is("A2.5", &pod(&["a"]).policy("Never").exited("a", 0), "Initialized", "True PodCompleted");
+}
+
+#[test]
+fn readiness_gates_count() {
+    // A2.7
+    let gated = || {
+        pod(&["a"]).runs("a").spec(|s| {
+            s.readiness_gates = Some(vec![PodReadinessGate { condition_type: "x/y".into() }]);
+        })
+    };
+    let missing = "False ReadinessGatesNotReady corresponding condition of pod readiness gate \"x/y\" does not exist.";
+    condition_is("A2.7", &gated(), "Ready", missing);
+    let set = |status: &str| {
+        let mut case = gated();
+        let gate = PodCondition { type_: "x/y".into(), status: status.into(), ..PodCondition::default() };
+        let status = PodStatus { conditions: Some(vec![gate]), ..PodStatus::default() };
+        std::sync::Arc::make_mut(&mut case.desired.pod).status = Some(status);
+        case
+    };
+    let closed = "False ReadinessGatesNotReady the status of pod readiness gate \"x/y\" is not \"True\", but False";
+    condition_is("A2.7", &set("False"), "Ready", closed);
+    condition_is("A2.7", &set("True"), "Ready", "True");
+}
+
+#[test]
+fn transition_times_change_with_the_status_only() {
+    // A2.9
+    let mut case = pod(&["a"]);
+    case.previous = case.status_at(10);
+    let same = condition(&case.status_at(20), "Ready");
+    assert_eq!(same.last_transition_time, Some(Time(at(10))));
+    let flipped = condition(&case.runs("a").status_at(30), "Ready");
+    assert_eq!(flipped.last_transition_time, Some(Time(at(30))));
+}
+
+#[test]
+fn a_missing_volume_keeps_containers_from_starting() {
+    // A2.20
+    let mut case = pod(&["a"]);
+    condition_is("A2.20", &case, "PodReadyToStartContainers", "True");
+    let retry_at = std::time::Duration::ZERO;
+    case.seen.memory.volumes = VolumesState::Failed { message: String::new(), retry_at };
+    condition_is("A2.20", &case, "PodReadyToStartContainers", "False");
+    condition_is("A2.20", &case, "Initialized", "True");
+}
+
+#[test]
+fn container_states_are_told() {
+    // A2.13, A2.14
+    let of = |case: &Case, name: &str| {
+        let status = case.status();
+        let all = status.container_statuses.into_iter().chain(status.init_container_statuses).flatten();
+        all.into_iter().find(|c| c.name == name).unwrap()
+    };
+    let fresh = of(&pod(&["a"]), "a");
+    assert_eq!(
+        (state(fresh.state.as_ref()), fresh.started, fresh.ready),
+        ("ContainerCreating".into(), Some(false), false)
+    );
+    assert_eq!(state(of(&pod(&["a"]).init("i", None), "a").state.as_ref()), "PodInitializing");
+    let running = of(&pod(&["a"]).exited("a", 3).runs("a"), "a");
+    assert_eq!((running.restart_count, running.started, running.ready), (1, Some(true), true));
+    assert_eq!(state(running.last_state.as_ref()), "3 Error");
+    assert_eq!(running.container_id.as_deref(), Some("containerd://a1"));
+    let waiting = of(&pod(&["a"]).exited("a", 3).waits("a", "CrashLoopBackOff"), "a");
+    assert_eq!(state(waiting.state.as_ref()), "CrashLoopBackOff");
+    assert_eq!(state(waiting.last_state.as_ref()), "3 Error");
+    let mut probed = pod(&["a"]).runs("a");
+    probed.seen.memory.probes.insert("a".into(), ProbeVerdict { started: true, ready: false, dead: false });
+    assert_eq!((of(&probed, "a").started, of(&probed, "a").ready), (Some(true), false));
+}
+
+#[test]
+fn a_container_that_cannot_be_found_is_told() {
+    // A2.15
+    let mut case = pod(&["a"]);
+    case.previous = pod(&["a"]).runs("a").status();
+    let lost = case.status().container_statuses.unwrap().remove(0);
+    assert_eq!(state(lost.last_state.as_ref()), "137 ContainerStatusUnknown");
+    assert_eq!(lost.restart_count, 1);
+}
+
+#[test]
+fn an_init_container_that_was_removed_counts_as_completed() {
+    // A2.15
+    let removed = pod(&["a"]).init("i", None).runs("a").status().init_container_statuses.unwrap().remove(0);
+    assert_eq!((state(removed.state.as_ref()), removed.ready), ("0 Completed".into(), true));
+}
+
+#[test]
+fn addresses_are_told_and_stay() {
+    // A2.11, A2.21
+    let mut case = pod(&["a"]).runs("a");
+    let status = case.status();
+    assert_eq!((status.pod_ip.as_deref(), status.host_ip.as_deref()), (Some("10.0.0.2"), Some("192.0.2.7")));
+    assert_eq!((status.start_time, status.observed_generation), (Some(Time(at(0))), Some(3)));
+    case.previous = case.status();
+    case.seen.sandboxes.clear();
+    assert_eq!(case.status().pod_ip.as_deref(), Some("10.0.0.2"));
+    let host = pod(&["a"]).spec(|s| s.host_network = Some(true)).status();
+    assert_eq!(host.pod_ip.as_deref(), Some("192.0.2.7"));
+}
+
+#[test]
+fn the_class_is_told() {
+    // A2.12
+    assert_eq!(pod(&["a"]).status().qos_class.as_deref(), Some("BestEffort"));
+}
+
+#[test]
+fn a_rejected_pod_has_failed() {
+    // A6.1
+    let cause = Cause::Rejected { reason: "OutOfcpu".into(), message: "Pod was rejected: no".into() };
+    let status = pod(&["a"]).ended(cause).status();
+    let parts = (status.phase.as_deref(), status.reason.as_deref(), status.container_statuses);
+    assert_eq!(parts, (Some("Failed"), Some("OutOfcpu"), None));
+}

@@ -23,16 +23,17 @@ impl Hand {
         image: &ImageKey,
         restart_count: u32,
     ) -> Result<String, Refusal> {
-        let (_, spec) = self.desired.borrow().container(name).ok_or_else(|| config_error("the container is no longer in the pod's spec"))?;
+        let (_, spec) = self
+            .desired
+            .borrow()
+            .container(name)
+            .ok_or_else(|| config_error("the container is no longer in the pod's spec"))?;
         let sandbox = self.sandbox.clone().ok_or_else(|| config_error("the pod has no sandbox"))?;
         let found = self.images.iter().find(|(key, ..)| key == image).cloned();
         let (_, image_id, user) = found.ok_or_else(|| config_error("the image was not found"))?;
         let node = self.shared.node();
-        let pod_ips = if sandbox.host_network {
-            node.ips.iter().map(ToString::to_string).collect()
-        } else {
-            sandbox.ips.clone()
-        };
+        let pod_ips =
+            if sandbox.host_network { node.ips.iter().map(ToString::to_string).collect() } else { sandbox.ips.clone() };
         let sources = EnvSources {
             pod: &self.pod,
             node: &node,

@@ -46,7 +46,9 @@ impl Seeker<'_> {
     async fn find(&self) -> Effect {
         let image = &self.key.image;
         if !is_reference(image) {
-            let message = format!("Failed to apply default image tag \"{image}\": couldn't parse image name \"{image}\": invalid reference format");
+            let message = format!(
+                "Failed to apply default image tag \"{image}\": couldn't parse image name \"{image}\": invalid reference format"
+            );
             self.tell(EventType::Warning, "InspectFailed", message.clone());
             return self.missing("InvalidImageName", message, false);
         }
@@ -60,9 +62,8 @@ impl Seeker<'_> {
         };
         match (present, self.key.policy) {
             (Some(found), PullPolicy::IfNotPresent | PullPolicy::Never) => {
-                let text = format!(
-                    "Container image \"{image}\" already present on machine and can be accessed by the pod"
-                );
+                let text =
+                    format!("Container image \"{image}\" already present on machine and can be accessed by the pod");
                 self.tell(EventType::Normal, "Pulled", text);
                 self.found(found.id.clone(), &found)
             }
@@ -146,7 +147,8 @@ mod tests {
     fn references_are_told_from_nonsense() {
         // A14.2
         let digest = format!("a@sha256:{}", "0".repeat(64));
-        for good in ["busybox", "busybox:1.36", "localhost:5000/a/b:x", "docker.io/library/a_b", "R.example/a", &digest] {
+        for good in ["busybox", "busybox:1.36", "localhost:5000/a/b:x", "docker.io/library/a_b", "R.example/a", &digest]
+        {
             assert!(is_reference(good), "{good}");
         }
         for bad in ["", "UPPER", "a b", "a//b", ":tag", "a:", "http://a", "a:-x", "-a", "a@sha256:1", "localhost/"] {

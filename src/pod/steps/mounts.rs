@@ -53,7 +53,12 @@ impl Hand {
         let volumes = &self.shared.volumes;
         let spec = self.pod.spec.as_ref();
         let volume = spec.and_then(|s| s.volumes.iter().flatten().find(|v| v.name == mount.name));
-        let missing = || config_error(format!("cannot find volume \"{}\" to mount into container \"{}\"", mount.name, container.name));
+        let missing = || {
+            config_error(format!(
+                "cannot find volume \"{}\" to mount into container \"{}\"",
+                mount.name, container.name
+            ))
+        };
         let volume = volume.ok_or_else(missing)?;
         let read_only = mount.read_only.unwrap_or_default();
         let sub_path = match (&mount.sub_path, &mount.sub_path_expr) {
@@ -62,7 +67,9 @@ impl Hand {
                 let path = environment.expand(expression);
                 let leaves = path.starts_with('/') || path.split('/').any(|part| part == "..");
                 if leaves || path.contains('`') || path.contains("$(") {
-                    return Err(config_error(format!("subPath \"{path}\" must be a relative path that stays in its volume")));
+                    return Err(config_error(format!(
+                        "subPath \"{path}\" must be a relative path that stays in its volume"
+                    )));
                 }
                 path
             }
@@ -74,7 +81,10 @@ impl Hand {
         } else {
             let prepared = volumes.sub_path(uid, volume, &container.name, index, &sub_path, read_only);
             prepared.map_err(|error| {
-                config_error(format!("failed to prepare subPath for volumeMount \"{}\" of container \"{}\": {error}", mount.name, container.name))
+                config_error(format!(
+                    "failed to prepare subPath for volumeMount \"{}\" of container \"{}\": {error}",
+                    mount.name, container.name
+                ))
             })?
         };
         let propagation = match mount.mount_propagation.as_deref() {
@@ -82,11 +92,8 @@ impl Hand {
             Some("Bidirectional") => cri::MountPropagation::PropagationBidirectional,
             _ => cri::MountPropagation::PropagationPrivate,
         };
-        let container_path = if mount.mount_path.starts_with('/') {
-            mount.mount_path.clone()
-        } else {
-            format!("/{}", mount.mount_path)
-        };
+        let container_path =
+            if mount.mount_path.starts_with('/') { mount.mount_path.clone() } else { format!("/{}", mount.mount_path) };
         Ok(cri::Mount {
             container_path,
             host_path: host_path.to_string_lossy().into_owned(),

@@ -68,8 +68,11 @@ impl Hand {
             }
             None => String::new(),
         };
-        let cluster =
-            ClusterDns { servers: &shared.config.cluster_dns, domain: &shared.config.cluster_domain, of_node: &of_node };
+        let cluster = ClusterDns {
+            servers: &shared.config.cluster_dns,
+            domain: &shared.config.cluster_domain,
+            of_node: &of_node,
+        };
         let (dns, problems) = dns::config(&spec, &self.reference.namespace, cluster);
         if first {
             for problem in problems {
@@ -91,7 +94,8 @@ impl Hand {
             Ok(()) => Outcome::Done,
             Err(error) if error.is_not_found() => Outcome::Done,
             Err(error) => {
-                let message = format!("error killing pod: failed to \"KillPodSandbox\" for \"{}\": {error}", self.reference.uid);
+                let message =
+                    format!("error killing pod: failed to \"KillPodSandbox\" for \"{}\": {error}", self.reference.uid);
                 self.shared.tell(&self.reference, EventType::Warning, "FailedKillPod", message);
                 self.effects.push(Effect::Stuck);
                 Outcome::Stop

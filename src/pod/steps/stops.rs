@@ -107,7 +107,8 @@ pub(in crate::pod) async fn stop_container(mut request: StopRequest) -> Effect {
     if let Err(error) = stopped
         && !error.is_not_found()
     {
-        let message = format!("error killing pod: failed to \"KillContainer\" for \"{}\": {error}", request.container.1);
+        let message =
+            format!("error killing pod: failed to \"KillContainer\" for \"{}\": {error}", request.container.1);
         request.shared.tell(&request.pod, EventType::Warning, "FailedKillPod", message);
         // Not at once again, whatever is the matter with it.
         tokio::time::sleep(Duration::from_secs(2)).await;
