@@ -131,7 +131,8 @@ fn read(path: &Path, text: &str, warnings: &mut Vec<String>) -> Result<Value, Co
     let mut unknown = Vec::new();
     keep_known(&mut fields, KubeletConfig::KEYS, "", &mut unknown);
     if let Some(reason) = strict {
-        let place = if reason.location().is_some() { String::new() } else { place(&fields, text) };
+        // It has a location for every error, and shows it for some.
+        let place = if reason.to_string().contains("line ") { String::new() } else { place(&fields, text) };
         if serde_json::from_value::<KubeletAsWritten>(fields.clone()).is_err() {
             return Err(decode(reason, place));
         }
