@@ -30,12 +30,14 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// The file is no configuration.
-    #[error("{path}: {source}")]
+    #[error("{path}: {source}{place}")]
     Decode {
         /// Which file.
         path: PathBuf,
-        /// Names the field and the line.
+        /// What is wrong; mostly names the field and the line itself.
         source: serde_yaml_ng::Error,
+        /// The field and the line where `source` does not name them, or empty.
+        place: String,
     },
     /// The file is for something else.
     #[error("{path}: apiVersion and kind are {found}, must be {expected}")]
@@ -112,9 +114,11 @@ fn drop_in_files(dir: Option<&Path>) -> Result<Vec<PathBuf>, ConfigError> {
 /// Reads strictly; where only unknown or repeated fields are in the way, reads again without them and warns, as
 /// upstream does for v1beta1.
 fn read(path: &Path, text: &str, warnings: &mut Vec<String>) -> Result<Value, ConfigError> {
-    let decode = |source| ConfigError::Decode { path: path.to_path_buf(), source };
+    let decode = |source, place| ConfigError::Decode { path: path.to_path_buf(), source, place };
     // serde_json's map takes the last of repeated keys where YAML's own value would refuse them.
-    let Some(fields) = serde_yaml_ng::from_str::<Option<Map<String, Value>>>(text).map_err(decode)? else {
+    let Some(fields) =
+        serde_yaml_ng::from_str::<Option<Map<String, Value>>>(text).map_err(|e| decode(e, String::new()))?
+    else {
         return Ok(json!({}));
     };
     let said =
@@ -127,13 +131,31 @@ fn read(path: &Path, text: &str, warnings: &mut Vec<String>) -> Result<Value, Co
     let mut unknown = Vec::new();
     keep_known(&mut fields, KubeletConfig::KEYS, "", &mut unknown);
     if let Some(reason) = strict {
+        // It has a location for every error, and shows it for some.
+        let place = if reason.to_string().contains("line ") { String::new() } else { place(&fields, text) };
         if serde_json::from_value::<KubeletAsWritten>(fields.clone()).is_err() {
-            return Err(decode(reason));
+            return Err(decode(reason, place));
         }
         let fields = if unknown.is_empty() { String::new() } else { format!(" (ignored: {})", unknown.join(", ")) };
-        warnings.push(format!("{}: {reason}{fields}; reading it leniently", path.display()));
+        warnings.push(format!("{}: {reason}{place}{fields}; reading it leniently", path.display()));
     }
     Ok(fields)
+}
+
+/// Where the mistake is, for errors that do not tell: the first field that is there twice or cannot be read alone.
+fn place(fields: &Value, text: &str) -> String {
+    let lines = |name: &str| -> Vec<usize> {
+        let begins = |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.trim_start().starts_with(':'));
+        text.lines().enumerate().filter(|(_, line)| begins(line)).map(|(index, _)| index + 1).collect()
+    };
+    for (name, value) in fields.as_object().into_iter().flatten() {
+        let found = lines(name);
+        let unreadable = serde_json::from_value::<KubeletAsWritten>(json!({ name: value })).is_err();
+        if let Some(line) = found.last().filter(|_| unreadable || found.len() > 1) {
+            return format!(" (field {name} at line {line})");
+        }
+    }
+    String::new()
 }
 
 /// Takes away absent values (`null`) and what upstream does not know.
@@ -188,11 +210,11 @@ fn resolve(layers: Value) -> Result<KubeletConfig, serde_json::Error> {
     if written.serialize_image_pulls.is_none() && written.max_parallel_image_pulls.is_some_and(|n| n >= 2) {
         written.serialize_image_pulls = Some(false);
     }
-    if written.merge_default_eviction_settings == Some(true) {
-        if let Some(hard) = &mut written.eviction_hard {
-            for (signal, threshold) in default_eviction_hard() {
-                hard.entry(signal).or_insert(threshold);
-            }
+    if written.merge_default_eviction_settings == Some(true)
+        && let Some(hard) = &mut written.eviction_hard
+    {
+        for (signal, threshold) in default_eviction_hard() {
+            hard.entry(signal).or_insert(threshold);
         }
     }
     Ok(KubeletConfig::resolve(written))

@@ -32,7 +32,7 @@ pub struct StokerConfig {
     pub kind: String,
     /// How Services reach their endpoints.
     pub service_proxy: ServiceProxy,
-    /// What the local API listens on beside port 10250; `json` for logs in JSON.
+    /// `text`, or `json` for logs in JSON.
     pub log_format: String,
 }
 
@@ -69,7 +69,7 @@ fn read(path: &Path, text: &str) -> Result<StokerConfig, ConfigError> {
     let path = PathBuf::from(path);
     let config: StokerConfig = match serde_yaml_ng::from_str::<Option<StokerConfig>>(text) {
         Ok(config) => config.unwrap_or_default(),
-        Err(source) => return Err(ConfigError::Decode { path, source }),
+        Err(source) => return Err(ConfigError::Decode { path, source, place: String::new() }),
     };
     let found = format!("{} {}", config.api_version, config.kind);
     if found != KIND && found != " " {

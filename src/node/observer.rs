@@ -211,11 +211,11 @@ impl Eye {
             self.info = None;
             return RuntimeHealth::Down;
         };
-        if self.info.is_none() {
-            if let Ok(version) = self.runtime.version().await {
-                let text = format!("{}://{}", version.runtime_name, version.runtime_version);
-                self.info = Some(system_info(text));
-            }
+        if self.info.is_none()
+            && let Ok(version) = self.runtime.version().await
+        {
+            let text = format!("{}://{}", version.runtime_name, version.runtime_version);
+            self.info = Some(system_info(text));
         }
         runtime_health(answer.status.as_ref())
     }

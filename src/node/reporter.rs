@@ -46,12 +46,12 @@ async fn tell_of_scheduling(name: &str, events: &Arc<dyn EventSink>, mut node: w
     let mut last = None;
     loop {
         let now = unschedulable(&node.borrow_and_update());
-        if let (Some(before), Some(now)) = (last, now) {
-            if before != now {
-                let reason = if now { "NodeNotSchedulable" } else { "NodeSchedulable" };
-                let message = format!("Node {name} status is now: {reason}");
-                events.publish(EventSubject::Node, EventType::Normal, reason, message);
-            }
+        if let (Some(before), Some(now)) = (last, now)
+            && before != now
+        {
+            let reason = if now { "NodeNotSchedulable" } else { "NodeSchedulable" };
+            let message = format!("Node {name} status is now: {reason}");
+            events.publish(EventSubject::Node, EventType::Normal, reason, message);
         }
         last = now.or(last);
         if node.changed().await.is_err() {

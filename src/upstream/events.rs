@@ -280,10 +280,10 @@ impl<K: Clone + Eq + std::hash::Hash, V> Bounded<K, V> {
     fn entry(&mut self, key: K, first: impl FnOnce() -> V) -> &mut V {
         if !self.entries.contains_key(&key) {
             self.order.push_back(key.clone());
-            if self.order.len() > REMEMBERED {
-                if let Some(oldest) = self.order.pop_front() {
-                    self.entries.remove(&oldest);
-                }
+            if self.order.len() > REMEMBERED
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.entries.remove(&oldest);
             }
         }
         self.entries.entry(key).or_insert_with(first)

@@ -128,10 +128,11 @@ struct Watcher<'a> {
 
 impl Watcher<'_> {
     async fn round<T: Watchable>(&mut self, sink: &mut impl Sink<T>) -> End {
-        if self.version.is_none() && !self.streamed_lists {
-            if let Err(end) = self.list(sink).await {
-                return end;
-            }
+        if self.version.is_none()
+            && !self.streamed_lists
+            && let Err(end) = self.list(sink).await
+        {
+            return end;
         }
         self.follow(sink).await
     }
