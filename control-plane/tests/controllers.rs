@@ -36,8 +36,10 @@ impl Lab {
         drop(controllers::spawn(&cluster, config, stop.clone()));
         drop(scheduler::spawn(&cluster, stop.clone()));
         let lab = Self { cluster, stop, _dir: dir };
-        lab.until("the default service account", async || lab.get("", "serviceaccounts", "default", "default").await.is_some())
-            .await;
+        lab.until("the default service account", async || {
+            lab.get("", "serviceaccounts", "default", "default").await.is_some()
+        })
+        .await;
         lab
     }
 
@@ -126,7 +128,8 @@ impl Lab {
                 let patch = json!({"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
                     "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": now}]}});
                 let (kind, options) = (PatchType::Strategic, WriteOptions::default());
-                let _ = self.cluster.objects("", "pods").patch(&namespace, &name, "status", kind, &patch, &options).await;
+                let _ =
+                    self.cluster.objects("", "pods").patch(&namespace, &name, "status", kind, &patch, &options).await;
             }
         }
     }
@@ -184,7 +187,8 @@ async fn every_cluster_has_its_namespaces_service_account_and_service() {
         .await;
     }
     lab.delete("", "configmaps", "default", "kube-root-ca.crt", None).await;
-    lab.until("the CA to come back", async || lab.get("", "configmaps", "default", "kube-root-ca.crt").await.is_some()).await;
+    lab.until("the CA to come back", async || lab.get("", "configmaps", "default", "kube-root-ca.crt").await.is_some())
+        .await;
     let service = lab.get("", "services", "default", "kubernetes").await.unwrap();
     assert_eq!(service["spec"]["clusterIP"], "10.96.0.1");
     let slice = lab.get("discovery.k8s.io", "endpointslices", "default", "kubernetes").await.unwrap();
@@ -196,10 +200,7 @@ async fn a_burst_of_pods_never_fills_a_node_beyond_what_it_has() {
     let lab = Lab::start().await;
     lab.node("n1", "1").await;
     lab.node("n2", "1").await;
-    futures::future::join_all(
-        (0..12).map(|n| lab.create("", "pods", "default", pod(&format!("p{n}"), "250m"))),
-    )
-    .await;
+    futures::future::join_all((0..12).map(|n| lab.create("", "pods", "default", pod(&format!("p{n}"), "250m")))).await;
     let bound = async |node: &str| {
         lab.list("", "pods", "default").await.iter().filter(|pod| pod["spec"]["nodeName"] == node).count()
     };
@@ -233,7 +234,8 @@ async fn a_deployment_rolls_out_scales_and_rolls_back() {
     lab.create("apps", "deployments", "default", deployment("web", 3)).await;
     let first = lab.until_available("web", 3).await;
     assert_eq!(first["metadata"]["annotations"]["deployment.kubernetes.io/revision"], "1");
-    let progressing = first["status"]["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "Progressing").unwrap();
+    let progressing =
+        first["status"]["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "Progressing").unwrap();
     assert_eq!(progressing["reason"], "NewReplicaSetAvailable");
     let sets = lab.list("apps", "replicasets", "default").await;
     let set = text(&sets[0], "name");
@@ -342,10 +344,12 @@ async fn a_services_slice_follows_its_pods() {
 async fn a_namespace_takes_everything_with_it() {
     let lab = Lab::start().await;
     lab.node("n1", "8").await;
-    lab.create("", "namespaces", "", json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}})).await;
+    lab.create("", "namespaces", "", json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}))
+        .await;
     lab.until("the service account", async || lab.get("", "serviceaccounts", "shop", "default").await.is_some()).await;
     lab.create("", "pods", "shop", pod("p", "1m")).await;
-    lab.create("", "configmaps", "shop", json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}})).await;
+    lab.create("", "configmaps", "shop", json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}}))
+        .await;
     lab.until("the pod to have a node", async || {
         lab.get("", "pods", "shop", "p").await.is_some_and(|pod| pod["spec"]["nodeName"] == "n1")
     })

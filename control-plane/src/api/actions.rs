@@ -125,7 +125,12 @@ fn subject(spec: &Value) -> UserInfo {
         name: text(spec, "user").to_owned(),
         uid: text(spec, "uid").to_owned(),
         groups: strings(&spec["groups"]),
-        extra: spec["extra"].as_object().into_iter().flatten().map(|(key, list)| (key.clone(), strings(list))).collect(),
+        extra: spec["extra"]
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(key, list)| (key.clone(), strings(list)))
+            .collect(),
     }
 }
 

@@ -109,7 +109,8 @@ async fn find_account(core: &Core, namespace: &str, name: &str) -> Result<Option
 
 fn mount_token(pod: &mut Value) {
     let spec = &mut pod["spec"];
-    let existing = items(spec, "volumes").map(|volume| text(volume, "name")).find(|n| n.starts_with("kube-api-access-"));
+    let existing =
+        items(spec, "volumes").map(|volume| text(volume, "name")).find(|n| n.starts_with("kube-api-access-"));
     let volume = existing.map_or_else(|| format!("kube-api-access-{}", meta::random_suffix()), str::to_owned);
     let mut mounted = false;
     for list in ["initContainers", "containers"] {
@@ -211,12 +212,7 @@ fn taint_new_node(node: &mut Value) {
 }
 
 /// What a node may write: itself, and pods that mirror its static ones (C5.4).
-fn restrict_node(
-    info: &ResourceInfo,
-    object: &Value,
-    old: Option<&Value>,
-    user: &UserInfo,
-) -> Result<(), StatusError> {
+fn restrict_node(info: &ResourceInfo, object: &Value, old: Option<&Value>, user: &UserInfo) -> Result<(), StatusError> {
     let Some(node) = user.name.strip_prefix("system:node:") else { return Ok(()) };
     if !user.groups.iter().any(|group| group == "system:nodes") {
         return Ok(());
@@ -237,7 +233,9 @@ fn restrict_node(
     }
     if is(info, "", "pods") && old.is_none() {
         if object["metadata"]["annotations"][MIRROR].is_null() {
-            return refuse(format!("pod does not have {MIRROR:?} annotation, node {node:?} can only create mirror pods"));
+            return refuse(format!(
+                "pod does not have {MIRROR:?} annotation, node {node:?} can only create mirror pods"
+            ));
         }
         if text(&object["spec"], "nodeName") != node {
             return refuse(format!("node {node:?} can only create pods with spec.nodeName set to itself"));

@@ -291,12 +291,7 @@ impl Objects {
 }
 
 /// The object that a patch makes of the stored one.
-pub(super) fn patched(
-    info: &ResourceInfo,
-    old: &Value,
-    kind: PatchType,
-    patch: &Value,
-) -> Result<Value, StatusError> {
+pub(super) fn patched(info: &ResourceInfo, old: &Value, kind: PatchType, patch: &Value) -> Result<Value, StatusError> {
     let mut new = old.clone();
     let result = match kind {
         PatchType::Json => patch::json(&mut new, patch.clone()),

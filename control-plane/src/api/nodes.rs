@@ -93,9 +93,11 @@ pub(super) async fn log(server: &Server, namespace: &str, name: &str, asked: &As
         path.push('?');
         path.push_str(&query.join("&"));
     }
-    let answer = server.nodes.get(address, port, &path).await.map_err(|error| {
-        StatusError::internal(format!("Get \"https://{address}:{port}{path}\": {error}"))
-    })?;
+    let answer = server
+        .nodes
+        .get(address, port, &path)
+        .await
+        .map_err(|error| StatusError::internal(format!("Get \"https://{address}:{port}{path}\": {error}")))?;
     let (parts, body) = answer.into_parts();
     if !parts.status.is_success() {
         return Err(refused(parts.status.as_u16(), body, &container).await);
@@ -116,7 +118,9 @@ async fn refused(code: u16, body: Incoming, container: &str) -> StatusError {
     match code {
         400 => StatusError::bad_request(message),
         401 | 403 => StatusError::internal(format!("the node refused the API server: {message}")),
-        404 => StatusError::new(404, "NotFound", format!("the server could not find the requested resource: {message}")),
+        404 => {
+            StatusError::new(404, "NotFound", format!("the server could not find the requested resource: {message}"))
+        }
         _ if message.is_empty() => {
             StatusError::internal(format!("the node answered {code} about the logs of container {container:?}"))
         }
@@ -127,9 +131,8 @@ async fn refused(code: u16, body: Incoming, container: &str) -> StatusError {
 /// The container whose logs are meant; one name is needed where there are several.
 fn container(pod: &Value, asked: &str, name: &str) -> Result<String, StatusError> {
     let spec = &pod["spec"];
-    let names = |list: &str| -> Vec<String> {
-        items(spec, list).map(|container| text(container, "name").to_owned()).collect()
-    };
+    let names =
+        |list: &str| -> Vec<String> { items(spec, list).map(|container| text(container, "name").to_owned()).collect() };
     let (plain, init, ephemeral) = (names("containers"), names("initContainers"), names("ephemeralContainers"));
     if asked.is_empty() {
         if let ([only], true, true) = (plain.as_slice(), init.is_empty(), ephemeral.is_empty()) {

@@ -157,12 +157,7 @@ fn architecture() -> &'static str {
 }
 
 /// `ok`, or with `?verbose` a line for each check (C2.4).
-async fn health(
-    server: &Server,
-    endpoint: &str,
-    one: Option<&str>,
-    asked: &Asked,
-) -> Result<Answer, StatusError> {
+async fn health(server: &Server, endpoint: &str, one: Option<&str>, asked: &Asked) -> Result<Answer, StatusError> {
     if one.is_some_and(|one| !CHECKS.contains(&one)) {
         return Err(StatusError::no_such_path());
     }

@@ -48,7 +48,9 @@ pub(super) fn store_error(error: StoreError) -> StatusError {
 /// A resourceVersion as clients write it.
 pub(super) fn parse_version(text: &str) -> Result<Revision, StatusError> {
     text.parse::<Revision>().map_err(|_| {
-        StatusError::bad_request(format!("Invalid value: {text:?}: resourceVersion must be a number that a list or object showed"))
+        StatusError::bad_request(format!(
+            "Invalid value: {text:?}: resourceVersion must be a number that a list or object showed"
+        ))
     })
 }
 
@@ -62,11 +64,7 @@ pub(super) async fn get(
     entry.ok_or_else(|| StatusError::not_found(info, name))
 }
 
-pub(super) async fn list(
-    store: &dyn Store,
-    info: &ResourceInfo,
-    request: &ListRequest,
-) -> Result<Listed, StatusError> {
+pub(super) async fn list(store: &dyn Store, info: &ResourceInfo, request: &ListRequest) -> Result<Listed, StatusError> {
     let filter = Filter::parse(info, &request.label_selector, &request.field_selector)?;
     let prefix = codec::prefix(info, &request.namespace);
     let mut range = Range { prefix: prefix.clone(), limit: request.limit, ..Range::default() };
@@ -123,12 +121,7 @@ fn check_versions(request: &ListRequest) -> Result<(), StatusError> {
     Ok(())
 }
 
-async fn collect(
-    store: &dyn Store,
-    mut range: Range,
-    filter: &Filter,
-    limit: usize,
-) -> Result<Listed, StatusError> {
+async fn collect(store: &dyn Store, mut range: Range, filter: &Filter, limit: usize) -> Result<Listed, StatusError> {
     let mut listed = Listed::default();
     if filter.is_everything() {
         let after = range.after.clone();

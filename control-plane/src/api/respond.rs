@@ -38,7 +38,8 @@ impl Wanted {
     /// `tables`: the answer can be shown as a Table or as metadata only.
     pub(super) fn parse(headers: &HeaderMap, tables: bool) -> Result<Self, StatusError> {
         let header = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-        let gzip = header(ACCEPT_ENCODING).is_some_and(|list| list.split(',').any(|one| one.trim().starts_with("gzip")));
+        let gzip =
+            header(ACCEPT_ENCODING).is_some_and(|list| list.split(',').any(|one| one.trim().starts_with("gzip")));
         let (encoding, shown) = table::negotiate(header(ACCEPT), tables)
             .ok_or_else(|| StatusError::new(406, "NotAcceptable", table::NOT_ACCEPTABLE))?;
         Ok(Self { shown, yaml: encoding == Encoding::Yaml, gzip })

@@ -74,14 +74,8 @@ mod tests {
     #[track_caller]
     fn check(path: &str, expected: [&str; 6]) {
         let route = Route::parse(path).expect("a resource");
-        let found = [
-            route.group.as_str(),
-            &route.version,
-            &route.namespace,
-            &route.resource,
-            &route.name,
-            &route.subresource,
-        ];
+        let found =
+            [route.group.as_str(), &route.version, &route.namespace, &route.resource, &route.name, &route.subresource];
         assert_eq!(found, expected, "{path}");
     }
 

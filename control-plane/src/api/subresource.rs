@@ -42,7 +42,11 @@ impl Core {
                 return Err(StatusError::conflict(info, name, &why));
             }
             if !pod["metadata"]["deletionTimestamp"].is_null() {
-                return Err(StatusError::conflict(info, name, &format!("pod {name} is being deleted, cannot be assigned to a host")));
+                return Err(StatusError::conflict(
+                    info,
+                    name,
+                    &format!("pod {name} is being deleted, cannot be assigned to a host"),
+                ));
             }
             if items(&pod["spec"], "schedulingGates").next().is_some() {
                 let why = format!("pod {name} has non-empty .spec.schedulingGates");
@@ -86,7 +90,9 @@ impl Core {
         let info = pods();
         let asked = text(&eviction["metadata"], "name");
         if !asked.is_empty() && asked != name {
-            return Err(StatusError::bad_request(format!("name in URL does not match name in Eviction object: {asked}")));
+            return Err(StatusError::bad_request(format!(
+                "name in URL does not match name in Eviction object: {asked}"
+            )));
         }
         let options = DeleteOptions {
             dry_run: writer.dry_run || super::options::is_dry_run(&eviction["deleteOptions"]),
@@ -94,8 +100,8 @@ impl Core {
         };
         let pod = self.find(info, namespace, name).await?.ok_or_else(|| StatusError::not_found(info, name))?;
         let phase = text(&pod["status"], "phase");
-        let free = matches!(phase, "Pending" | "Succeeded" | "Failed" | "")
-            || !pod["metadata"]["deletionTimestamp"].is_null();
+        let free =
+            matches!(phase, "Pending" | "Succeeded" | "Failed" | "") || !pod["metadata"]["deletionTimestamp"].is_null();
         if !free {
             self.spend_budget(namespace, &pod, writer).await?;
         }
@@ -122,7 +128,10 @@ impl Core {
         let mut budgets = Vec::new();
         for budget in self.all(info, namespace).await? {
             let selector = serde_json::from_value(budget["spec"]["selector"].clone()).ok();
-            if selector.and_then(|selector| Selector::of(&selector).ok()).is_some_and(|selector| selector.matches(&labels)) {
+            if selector
+                .and_then(|selector| Selector::of(&selector).ok())
+                .is_some_and(|selector| selector.matches(&labels))
+            {
                 budgets.push(budget);
             }
         }
@@ -145,7 +154,9 @@ impl Core {
                     .cause("DisruptionBudget", &message, "")
                     .retry_after(retry))
             };
-            if status["observedGeneration"].as_i64().unwrap_or(0) < budget["metadata"]["generation"].as_i64().unwrap_or(0) {
+            if status["observedGeneration"].as_i64().unwrap_or(0)
+                < budget["metadata"]["generation"].as_i64().unwrap_or(0)
+            {
                 return refuse(format!("The disruption budget {name} is still being processed by the server."), 10);
             }
             let allowed = status["disruptionsAllowed"].as_i64().unwrap_or(0);
@@ -228,14 +239,18 @@ impl Core {
             "Secret" => ("secrets", namespace),
             "Node" => ("nodes", ""),
             _ => {
-                return Err(StatusError::bad_request(format!("cannot bind token for a serviceaccount to kind {kind:?}: use Pod, Secret or Node")));
+                return Err(StatusError::bad_request(format!(
+                    "cannot bind token for a serviceaccount to kind {kind:?}: use Pod, Secret or Node"
+                )));
             }
         };
         let info = resources::find("", plural).expect("`resources::core` has pods, secrets and nodes");
         let found = self.find(info, space, name).await?.ok_or_else(|| StatusError::not_found(info, name))?;
         let stored = text(&found["metadata"], "uid");
         if !uid.is_empty() && uid != stored {
-            let why = format!("the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated");
+            let why = format!(
+                "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
+            );
             return Err(StatusError::conflict(info, name, &why));
         }
         let mut node = None;

@@ -18,9 +18,9 @@ use super::validation::Mode;
 use super::write::{Target, Writer};
 use super::{actions, codec, subresource, watch_body, watching};
 use crate::clock;
-use crate::resources::{self, ResourceInfo};
 use crate::resources::status::StatusError;
 use crate::resources::tree::text;
+use crate::resources::{self, ResourceInfo};
 
 /// A watch that does not say how long lasts at least so long, and at most twice.
 const WATCH_SECONDS: u64 = 1800;
@@ -75,12 +75,7 @@ pub(super) fn writer(asked: &Asked) -> Result<Writer, StatusError> {
 }
 
 /// One object, as the client wants to see it.
-pub(super) fn show(
-    info: &ResourceInfo,
-    code: u16,
-    object: &Value,
-    asked: &AskedShape,
-) -> Answer {
+pub(super) fn show(info: &ResourceInfo, code: u16, object: &Value, asked: &AskedShape) -> Answer {
     let wanted = asked.wanted;
     match wanted.shown {
         Shown::Whole => respond::object(code, object, wanted),
@@ -105,9 +100,8 @@ impl AskedShape {
         let include = asked.query.get("includeObject");
         Ok(Self {
             wanted: Wanted::parse(&asked.headers, tables)?,
-            include: Include::parse(Some(include)).ok_or_else(|| {
-                StatusError::bad_request(format!("unrecognized includeObject value: {include:?}"))
-            })?,
+            include: Include::parse(Some(include))
+                .ok_or_else(|| StatusError::bad_request(format!("unrecognized includeObject value: {include:?}")))?,
         })
     }
 }
@@ -127,7 +121,12 @@ async fn get(server: &Server, place: &Place, asked: &Asked) -> Result<Answer, St
     if place.subresource == "scale" {
         let scale = subresource::scale_of(&codec::decode_entry(&entry)?);
         let info = resources::find("autoscaling", "scales").unwrap_or(place.info);
-        return Ok(show(info, 200, &scale, &AskedShape { wanted: Wanted { shown: Shown::Whole, ..shape.wanted }, ..shape }));
+        return Ok(show(
+            info,
+            200,
+            &scale,
+            &AskedShape { wanted: Wanted { shown: Shown::Whole, ..shape.wanted }, ..shape },
+        ));
     }
     if shape.wanted.shown == Shown::Whole && place.info.view.is_none() {
         return Ok(respond::json_bytes(200, codec::render(&entry.value, entry.revision), shape.wanted));
@@ -254,10 +253,7 @@ async fn watch(server: &Server, place: &Place, asked: &Asked) -> Result<Answer, 
 }
 
 /// Reads a body as an object of the place's kind; answers with it and with warnings about its fields.
-pub(super) async fn read_object(
-    info: &ResourceInfo,
-    asked: Asked,
-) -> Result<(Value, Vec<String>), StatusError> {
+pub(super) async fn read_object(info: &ResourceInfo, asked: Asked) -> Result<(Value, Vec<String>), StatusError> {
     let bytes = respond::read_body(asked.body).await?;
     let decoded = respond::decode_body(&asked.headers, &bytes)?;
     check_kind(info, &decoded.value, &bytes)?;

@@ -85,7 +85,10 @@ pub(super) async fn start(
         };
         let listed = read::list(store.as_ref(), info, &whole).await?;
         initial.extend(
-            listed.entries.iter().map(|entry| Message::Object(Seen::Added, codec::render(&entry.value, entry.revision))),
+            listed
+                .entries
+                .iter()
+                .map(|entry| Message::Object(Seen::Added, codec::render(&entry.value, entry.revision))),
         );
         if request.send_initial_events == Some(true) && request.bookmarks {
             initial.push_back(Message::InitialEnd(listed.revision));

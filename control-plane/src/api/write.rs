@@ -77,7 +77,8 @@ impl Core {
         admission::admit_create(self, info, &mut object, &writer.user).await?;
         let errors = validate(info, &object);
         // Addresses are given only to what is otherwise right, since giving them leaves a trace.
-        let allocation = if errors.is_empty() { self.allocate(info, &mut object, None, writer.dry_run).await? } else { None };
+        let allocation =
+            if errors.is_empty() { self.allocate(info, &mut object, None, writer.dry_run).await? } else { None };
         let mut errors = errors;
         if errors.is_empty() {
             errors = (info.strategy.validate)(&object);
@@ -202,7 +203,9 @@ impl Core {
             Ok(revision) => Ok(revision),
             Err(StoreError::Conflict { expected: Guard::Absent, .. }) => Err(StatusError::already_exists(info, name)),
             Err(StoreError::Conflict { actual: None, .. }) => Err(StatusError::not_found(info, name)),
-            Err(StoreError::Conflict { .. }) => Err(StatusError::new(409, "Conflict", "the object was changed meanwhile")),
+            Err(StoreError::Conflict { .. }) => {
+                Err(StatusError::new(409, "Conflict", "the object was changed meanwhile"))
+            }
             Err(error) => Err(store_error(error)),
         }
     }

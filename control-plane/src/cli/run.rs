@@ -111,8 +111,8 @@ pub(super) async fn run(options: RunOptions) -> Result<(), RunError> {
     let address = SocketAddr::new(options.bind_address, options.port);
     let listener = TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, source })?;
     let advertise = options.advertise_address.unwrap_or_else(|| default_address(options.bind_address));
-    let service_ip = first_address(&options.service_cidr)
-        .ok_or_else(|| RunError::ServiceCidr(options.service_cidr.clone()))?;
+    let service_ip =
+        first_address(&options.service_cidr).ok_or_else(|| RunError::ServiceCidr(options.service_cidr.clone()))?;
     let pki = Pki::ensure(
         &PkiConfig {
             data_dir: options.data_dir.clone(),

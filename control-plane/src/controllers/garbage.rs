@@ -130,7 +130,9 @@ impl Graph {
             match self.nodes.get(&owner.uid) {
                 Some(found) if found.deleting && found.foreground => waiting.push(owner.uid.clone()),
                 Some(_) => solid += 1,
-                None => absent.push((owner.uid.clone(), owner.api_version.clone(), owner.kind.clone(), owner.name.clone())),
+                None => {
+                    absent.push((owner.uid.clone(), owner.api_version.clone(), owner.kind.clone(), owner.name.clone()))
+                }
             }
         }
         Decision::Judge { solid, waiting, absent }
@@ -146,7 +148,11 @@ enum Decision {
     /// No dependent blocks it any more.
     Release,
     /// Owners that exist, that wait for this object to go, and that are not in the graph: UID, apiVersion, kind, name.
-    Judge { solid: usize, waiting: Vec<String>, absent: Vec<(String, String, String, String)> },
+    Judge {
+        solid: usize,
+        waiting: Vec<String>,
+        absent: Vec<(String, String, String, String)>,
+    },
 }
 
 #[derive(Clone)]
@@ -158,8 +164,7 @@ struct Collector {
 
 /// Registers callbacks and returns what starts the workers.
 pub(super) fn register(context: &Context) -> Box<dyn FnOnce(&Context) + Send> {
-    let collector =
-        Collector { graph: Arc::default(), queue: Queue::default(), cluster: context.cluster.clone() };
+    let collector = Collector { graph: Arc::default(), queue: Queue::default(), cluster: context.cluster.clone() };
     for informer in context.informers.all() {
         let (collector, kind) = (collector.clone(), Arc::downgrade(informer));
         informer.on_change(move |old, new| {
@@ -263,8 +268,7 @@ impl Collector {
     async fn delete(&self, uid: &str, foreground: bool) -> Result<(), StatusError> {
         let Some((informer, key)) = self.place(uid) else { return Ok(()) };
         let has_dependents = self.with(|graph| graph.dependents.contains_key(uid));
-        let propagation =
-            if foreground && has_dependents { Propagation::Foreground } else { Propagation::Background };
+        let propagation = if foreground && has_dependents { Propagation::Foreground } else { Propagation::Background };
         let propagation = Some(propagation);
         let options = DeleteOptions { uid: Some(uid.to_owned()), propagation, ..DeleteOptions::default() };
         ignore_gone(informer.objects.delete(&key.namespace, &key.name, &options).await)

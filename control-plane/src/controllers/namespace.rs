@@ -76,7 +76,10 @@ impl Namespaces {
         self.clear("", "pods", name, &mut rest, &mut failures).await;
         if rest.is_empty() && failures.is_empty() {
             let kinds = crate::resources::all().filter(|info| {
-                info.namespaced && info.is_stored() && info.stored_as == (info.group, info.plural) && info.plural != "pods"
+                info.namespaced
+                    && info.is_stored()
+                    && info.stored_as == (info.group, info.plural)
+                    && info.plural != "pods"
             });
             for info in kinds {
                 self.clear(info.group, info.plural, name, &mut rest, &mut failures).await;

@@ -161,7 +161,8 @@ impl Nodes {
                 Some(_) => ("NodeStatusUnknown", "Kubelet stopped posting node status."),
                 None => ("NodeStatusNeverUpdated", "Kubelet never posted node status."),
             };
-            let heartbeat = before.map_or_else(|| node["metadata"]["creationTimestamp"].clone(), |b| b["lastHeartbeatTime"].clone());
+            let heartbeat = before
+                .map_or_else(|| node["metadata"]["creationTimestamp"].clone(), |b| b["lastHeartbeatTime"].clone());
             changes.push(json!({"type": kind, "status": "Unknown", "reason": reason, "message": message,
                 "lastHeartbeatTime": heartbeat, "lastTransitionTime": now}));
         }
@@ -414,7 +415,11 @@ mod tests {
     #[test]
     fn conditions_become_taints_and_others_stay() {
         assert_eq!(taints_for(&node("True", json!({})), "now"), None);
-        let unreachable = ["mine:NoSchedule", "node.kubernetes.io/unreachable:NoSchedule", "node.kubernetes.io/unreachable:NoExecute"];
+        let unreachable = [
+            "mine:NoSchedule",
+            "node.kubernetes.io/unreachable:NoSchedule",
+            "node.kubernetes.io/unreachable:NoExecute",
+        ];
         assert_eq!(keys(taints_for(&node("Unknown", json!({})), "now")).unwrap(), unreachable);
         let cordoned = node("True", json!({"spec": {"unschedulable": true}}));
         let expected = ["mine:NoSchedule", "node.kubernetes.io/unschedulable:NoSchedule"];
@@ -434,9 +439,7 @@ mod tests {
             let now = "2026-01-01T00:01:40Z".parse().unwrap();
             assert_eq!(stays_for(&taints, &tolerations, now), expected.map(Duration::from_secs), "{tolerations:?}");
         };
-        let tolerate = |seconds: Option<i64>| {
-            json!({"key": UNREACHABLE, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds})
-        };
+        let tolerate = |seconds: Option<i64>| json!({"key": UNREACHABLE, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds});
         check(json!([]), Some(0));
         check(json!([tolerate(None)]), None);
         check(json!([tolerate(Some(300))]), Some(200));

@@ -75,7 +75,11 @@ pub(super) fn validate_config_map(map: &Value) -> Vec<FieldError> {
     errors.extend(validate_keys(&map["binaryData"], "binaryData"));
     for key in map["binaryData"].as_object().into_iter().flatten().map(|(key, _)| key) {
         if map["data"].get(key).is_some() {
-            errors.push(FieldError::invalid(format!("data[{key}]"), key.as_str(), "duplicate of key present in binaryData"));
+            errors.push(FieldError::invalid(
+                format!("data[{key}]"),
+                key.as_str(),
+                "duplicate of key present in binaryData",
+            ));
         }
     }
     errors

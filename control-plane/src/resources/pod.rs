@@ -114,11 +114,9 @@ fn deadline(new: &Value, old: &Value) -> Option<FieldError> {
         (Some(new), Some(old)) if new > old => {
             Some(FieldError::invalid(path, new, "must be less than or equal to previous value"))
         }
-        (None, Some(_)) => Some(FieldError::invalid(
-            path,
-            Value::Null,
-            "must not update from a positive integer to nil value",
-        )),
+        (None, Some(_)) => {
+            Some(FieldError::invalid(path, Value::Null, "must not update from a positive integer to nil value"))
+        }
         _ => None,
     }
 }
@@ -132,7 +130,10 @@ fn tolerations(new: &Value, old: &Value) -> Option<FieldError> {
         })
     });
     (!kept).then(|| {
-        FieldError::forbidden("spec.tolerations", "existing toleration can not be modified except its tolerationSeconds")
+        FieldError::forbidden(
+            "spec.tolerations",
+            "existing toleration can not be modified except its tolerationSeconds",
+        )
     })
 }
 

@@ -122,7 +122,8 @@ fn prune_null(object: &mut Value, key: &str) {
 }
 
 fn default_probe(probe: &mut Value) {
-    for (key, value) in [("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3)] {
+    for (key, value) in [("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3)]
+    {
         if probe[key].as_i64().unwrap_or(0) == 0 {
             probe[key] = json!(value);
         }

@@ -13,7 +13,8 @@ pub(super) fn validate(pod: &Value) -> Vec<FieldError> {
     let ours = items(&pod["spec"], "schedulingGates").next().is_some() && !name.is_empty();
     let is_new = pod["metadata"]["resourceVersion"].is_null();
     if ours && is_new {
-        errors.push(FieldError::forbidden("spec.nodeName", "cannot be set until all schedulingGates have been cleared"));
+        errors
+            .push(FieldError::forbidden("spec.nodeName", "cannot be set until all schedulingGates have been cleared"));
     }
     errors
 }
@@ -179,7 +180,8 @@ fn validate_resources(resources: &Value, place: &str, errors: &mut Vec<FieldErro
         for (name, amount) in resources[list].as_object().into_iter().flatten() {
             let path = format!("{place}.{list}[{name}]");
             let Some(quantity) = parse(amount) else {
-                let detail = "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'";
+                let detail =
+                    "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'";
                 errors.push(FieldError::invalid(path, amount.clone(), detail));
                 continue;
             };
@@ -272,12 +274,16 @@ mod tests {
         );
         check(
             json!({"restartPolicy": "Sometimes", "containers": [{"name": "a", "image": "x"}]}),
-            &["spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"Never\", \"OnFailure\""],
+            &[
+                "spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"Never\", \"OnFailure\"",
+            ],
         );
         check(
             json!({"containers": [{"name": "a", "image": "x",
                 "resources": {"limits": {"memory": "1Gi"}, "requests": {"memory": "2Gi"}}}]}),
-            &["spec.containers[0].resources.requests: Invalid value: \"2Gi\": must be less than or equal to memory limit of 1Gi"],
+            &[
+                "spec.containers[0].resources.requests: Invalid value: \"2Gi\": must be less than or equal to memory limit of 1Gi",
+            ],
         );
     }
 }

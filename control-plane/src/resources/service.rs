@@ -66,7 +66,8 @@ pub(super) fn keep_allocations(new: &mut Value, old: &Value) {
     let taken: HashSet<i64> = items(spec, "ports").filter_map(|port| port["nodePort"].as_i64()).collect();
     for port in items_mut(spec, "ports").filter(|port| port["nodePort"].as_i64().unwrap_or(0) == 0) {
         let same = known.iter().find(|known| known["port"] == port["port"] && known["protocol"] == port["protocol"]);
-        if let Some(number) = same.and_then(|known| known["nodePort"].as_i64()).filter(|number| !taken.contains(number)) {
+        if let Some(number) = same.and_then(|known| known["nodePort"].as_i64()).filter(|number| !taken.contains(number))
+        {
             port["nodePort"] = json!(number);
         }
     }

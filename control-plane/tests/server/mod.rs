@@ -11,7 +11,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use serde_json::Value;
 use stoker_control_plane::api::{self, Cluster, NodeClient, ServerConfig};
-use stoker_control_plane::auth::{CertifiedPem, ClusterAuthenticator, ClusterAuthorizer, Lookup, LookupError, Pki, PkiConfig};
+use stoker_control_plane::auth::{
+    CertifiedPem, ClusterAuthenticator, ClusterAuthorizer, Lookup, LookupError, Pki, PkiConfig,
+};
 use stoker_control_plane::clock;
 use stoker_control_plane::storage::embedded::Embedded;
 use tokio::net::TcpListener;
@@ -98,12 +100,7 @@ impl Server {
     pub fn kubectl(&self, arguments: &str) -> String {
         let output = self.try_kubectl(arguments);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        assert!(
-            output.status.success(),
-            "kubectl {arguments}:\n{}\n{}",
-            text(&output.stdout),
-            text(&output.stderr)
-        );
+        assert!(output.status.success(), "kubectl {arguments}:\n{}\n{}", text(&output.stdout), text(&output.stderr));
         text(&output.stdout)
     }
 
