@@ -73,11 +73,13 @@ fn a_service_answers_on_its_cluster_ip_and_on_the_node() {
     lab.eventually("the client is ready", |lab| lab.ready_pods("client") == 1);
     let client = lab.get("pod client");
     let id = text(&client["status"]["containerStatuses"][0]["containerID"]).replace("containerd://", "");
+    let tasks = lab.ctr("tasks ls").out;
+    let task = tasks.lines().find(|line| line.starts_with(&id)).expect("the client's container runs");
+    let pid = task.split_whitespace().nth(1).expect("a task has a pid").to_owned();
     for url in &urls {
         lab.eventually(&format!("{url} answers from a pod"), |lab| {
-            lab.ctr(&format!("tasks exec --exec-id try {id} wget -q -T 3 -O - {url}"))
-                .out
-                .starts_with("hello from hello-")
+            let fetch = ["--target", &pid, "--net", "curl", "-sS", "--max-time", "3", url];
+            lab.run("nsenter", &fetch).out.starts_with("hello from hello-")
         });
     }
 
