@@ -24,18 +24,15 @@ bench: setup ## the benches
 	cargo bench --locked --workspace
 
 deny: ## licenses, bans and sources of the dependencies
-	make/tools cargo-deny
-	PATH="$(CURDIR)/target/tools/bin:$$PATH" cargo deny --workspace --locked check bans licenses sources
+	PATH="$$(make/tools cargo-deny):$$PATH" cargo deny --workspace --locked check bans licenses sources
 
 fmt: ## format the code
 	cargo fmt --all
 
 deb: setup ## Debian packages in target/debian
-	make/tools cargo-deb
 	make/packages deb
 
 rpm: setup ## RPM packages in target/generate-rpm
-	make/tools cargo-generate-rpm
 	make/packages rpm
 
 setup: ## Debian packages that are missing
