@@ -26,7 +26,9 @@ enum Command {
 pub fn main() -> std::process::ExitCode {
     let arguments = Arguments::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("STOKER_LOG").unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // Colours are for people at a terminal, not for the journal.
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
     let Command::Run(options) = arguments.command;
     // Two workers serve thousands of requests a second, and each has its own arena of memory.
     let runtime = tokio::runtime::Builder::new_multi_thread()
