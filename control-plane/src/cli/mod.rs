@@ -4,6 +4,8 @@ mod rooms;
 mod run;
 mod tls;
 
+use std::io::IsTerminal as _;
+
 use clap::{Parser, Subcommand};
 
 pub use run::{RunError, RunOptions};
