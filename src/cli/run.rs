@@ -56,6 +56,8 @@ pub(super) enum RunError {
     Runtime(#[from] RuntimeError),
     #[error("the service data path: {0}")]
     Service(#[from] ServiceError),
+    #[error("the node's API: {0}")]
+    Server(#[from] server::ServerError),
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
     #[error("cannot start threads or take signals: {0}")]
@@ -267,12 +269,9 @@ async fn wire_pods(
     if kubelet.enable_server {
         let config = server_config(kubelet, flags, node)?;
         let handles = server::Handles { pods: Arc::new(pods), authorizer: handles.authorizer, runtime };
-        let stop = stop.clone();
-        spawn(tasks, "server", async move {
-            if let Err(error) = server::serve(config, handles, stop).await {
-                tracing::error!(%error, "the node's API cannot be served");
-            }
-        });
+        // Without it there would be no logs and no exec: like kubelet, better no agent than half of one.
+        let bound = server::Server::bind(config, handles).await?;
+        spawn(tasks, "server", bound.run(stop.clone()));
     }
     Ok(())
 }
