@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use stoker_model::handle::{DesiredPods, EventType, PodDirectory, PodFeed};
 use stoker_model::names;
 use stoker_model::pod::{PodRef, PodUid};
+use stoker_model::resources::{QosClass, pod_requests, qos_class};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -17,6 +18,7 @@ use super::admission;
 use super::observed::{Cause, DesiredPod};
 use super::shared::{Directory, PodHandles, PodsConfig, Shared};
 use super::worker::Worker;
+use crate::cgroup::cpu_shares;
 use crate::clock::Clock;
 use crate::runtime::RuntimeError;
 use crate::runtime::events::RuntimeEvent;
@@ -65,6 +67,7 @@ impl Pods {
             tasks: JoinSet::new(),
             stop,
             orphans_due: true,
+            burstable_shares: None,
         };
         tokio::spawn(supervisor.run(pods, events));
         Self { directory }
@@ -77,10 +80,12 @@ impl PodDirectory for Pods {
     }
 
     fn pod(&self, namespace: &str, name: &str, uid: Option<&PodUid>) -> Option<Arc<Pod>> {
-        self.directory.all().into_iter().find(|pod| {
+        let named = self.directory.all().into_iter().filter(|pod| {
             let reference = PodRef::of(pod);
             reference.namespace == namespace && reference.name == name && uid.is_none_or(|uid| *uid == reference.uid)
-        })
+        });
+        // A predecessor may not be gone yet.
+        named.max_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0))
     }
 }
 
@@ -99,6 +104,8 @@ struct Supervisor {
     stop: CancellationToken,
     /// What former agents left behind has not been looked for yet.
     orphans_due: bool,
+    /// CPU shares that all burstable pods together were given last.
+    burstable_shares: Option<u64>,
 }
 
 impl Supervisor {
@@ -178,6 +185,7 @@ impl Supervisor {
             });
         }
         self.start_wanted(&wanted);
+        self.weigh_burstable();
         if self.orphans_due {
             match self.orphans(&wanted).await {
                 Ok(orphans) => {
@@ -204,9 +212,12 @@ impl Supervisor {
         fresh.sort_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
         for pod in fresh {
             let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
-            // What runs was admitted before, and what has ended needs no place.
-            let decided =
-                matches!(phase, "Running" | "Succeeded" | "Failed") || pod.metadata.deletion_timestamp.is_some();
+            // What runs was admitted before, and what has ended needs no place. A pod whose containers run, or ran, has a directory,
+            // also where its status says Pending: it initializes, or its status was never written (A1.15).
+            let has_directory = self.shared.volumes.dirs(&PodRef::of(pod).uid).root().exists();
+            let decided = matches!(phase, "Running" | "Succeeded" | "Failed")
+                || pod.metadata.deletion_timestamp.is_some()
+                || has_directory;
             let rejected = if decided { None } else { admission::admit(pod, &self.admitted(), &node).err() };
             let rejected = rejected.map(|rejection| {
                 let reference = PodRef::of(pod);
@@ -214,6 +225,22 @@ impl Supervisor {
                 Cause::Rejected { reason: rejection.reason, message: format!("Pod was rejected: {}", rejection.text) }
             });
             self.start(pod.clone(), false, rejected);
+        }
+    }
+
+    /// Gives the burstable pods together what they asked for (A12.6).
+    fn weigh_burstable(&mut self) {
+        let pods = self.admitted();
+        let burstable = pods.iter().filter_map(|p| p.spec.as_ref()).filter(|s| qos_class(s) == QosClass::Burstable);
+        let asked = burstable.map(|s| pod_requests(s).get("cpu").map_or(0, |cpu| cpu.milli())).sum();
+        let shares = Some(cpu_shares(asked));
+        if self.burstable_shares == shares {
+            return;
+        }
+        let cgroups = &self.shared.cgroups;
+        match cgroups.make_tree().and_then(|()| cgroups.set_burstable_shares(cpu_shares(asked))) {
+            Ok(()) => self.burstable_shares = shares,
+            Err(error) => warn!(%error, "burstable pods together have another share of the CPU than they asked for"),
         }
     }
 
