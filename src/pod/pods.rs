@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
@@ -25,12 +26,20 @@ use crate::runtime::events::RuntimeEvent;
 
 /// While the runtime is away, what is left of former pods is looked for again after this.
 const ORPHANS_RETRY: Duration = Duration::from_secs(5);
+/// Everything else waits while the runtime is asked for them.
+const ORPHANS_LIMIT: Duration = Duration::from_secs(10);
+/// So often the supervisor shows that it lives, when it has nothing else to do.
+const BEAT: Duration = Duration::from_secs(5);
+/// After so long without a beat it hangs: twice what it may wait for the runtime.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The pods of this node. Cloning is cheap; the pods run until the token given to [`Pods::spawn`] is cancelled, and their
 /// containers beyond that.
 #[derive(Clone)]
 pub struct Pods {
     directory: Directory,
+    /// When the supervisor last came round (monotonic milliseconds).
+    beat: Arc<AtomicU64>,
 }
 
 impl std::fmt::Debug for Pods {
@@ -61,7 +70,9 @@ impl Pods {
             clock: Clock,
             directory: directory.clone(),
         };
+        let beat = Arc::new(AtomicU64::new(0));
         let supervisor = Supervisor {
+            beat: beat.clone(),
             shared: Arc::new(shared),
             workers: BTreeMap::new(),
             tasks: JoinSet::new(),
@@ -70,7 +81,13 @@ impl Pods {
             burstable_shares: None,
         };
         tokio::spawn(supervisor.run(pods, events));
-        Self { directory }
+        Self { directory, beat }
+    }
+
+    /// Whether the task that everything else here hangs on still comes round. For the watchdog.
+    pub fn is_alive(&self) -> bool {
+        let beat = Duration::from_millis(self.beat.load(Ordering::Relaxed));
+        Clock.now().monotonic.saturating_sub(beat) < PATIENCE
     }
 }
 
@@ -98,6 +115,7 @@ struct Handle {
 }
 
 struct Supervisor {
+    beat: Arc<AtomicU64>,
     shared: Arc<Shared>,
     workers: BTreeMap<PodUid, Handle>,
     tasks: JoinSet<PodRef>,
@@ -112,11 +130,14 @@ impl Supervisor {
     async fn run(mut self, mut feed: PodFeed, mut events: mpsc::Receiver<RuntimeEvent>) {
         let mut node = self.shared.node.clone();
         let mut network_ready = node.borrow().network_ready;
+        let mut beats = tokio::time::interval(BEAT);
+        self.beat();
         self.reconcile(&mut feed).await;
         loop {
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => break,
+                _ = beats.tick() => self.beat(),
                 Some(ended) = self.tasks.join_next() => self.ended(ended, &mut feed).await,
                 Some(event) = events.recv() => self.pass_on(&event),
                 Ok(()) = feed.changed() => self.reconcile(&mut feed).await,
@@ -135,6 +156,11 @@ impl Supervisor {
         }
         // Workers see the same token; what they have begun with the runtime ends with the process.
         while self.tasks.join_next().await.is_some() {}
+    }
+
+    fn beat(&self) {
+        let now = u64::try_from(self.shared.clock.now().monotonic.as_millis()).unwrap_or(u64::MAX);
+        self.beat.store(now, Ordering::Relaxed);
     }
 
     async fn ended(&mut self, ended: Result<PodRef, tokio::task::JoinError>, feed: &mut PodFeed) {
@@ -187,7 +213,9 @@ impl Supervisor {
         self.start_wanted(&wanted);
         self.weigh_burstable();
         if self.orphans_due {
-            match self.orphans(&wanted).await {
+            let searched = tokio::time::timeout(ORPHANS_LIMIT, self.orphans(&wanted)).await;
+            let late = |_| Err(RuntimeError::TimedOut { call: "ListPodSandbox", after: ORPHANS_LIMIT });
+            match searched.unwrap_or_else(late) {
                 Ok(orphans) => {
                     self.orphans_due = false;
                     for pod in orphans {
