@@ -173,13 +173,14 @@ impl Cgroups {
         self.write_shares(&self.qos_path(QosClass::Burstable), shares)
     }
 
-    /// Makes and limits the group of one pod. One that exists is left as it is (A12.5).
+    /// Makes and limits the group of one pod. One that has containers is left as it is (A12.5); one that has none yet may be
+    /// half made: by an agent that was killed, or because a limit could not be set.
     pub fn make_pod(&self, uid: &str, limits: &PodLimits) -> Result<(), CgroupError> {
         if self.config.driver == CgroupDriver::Systemd {
             return Ok(());
         }
         let group = self.pod_path(limits.qos, uid);
-        if !self.make(&group)? {
+        if !self.make(&group)? && self.has_containers(&group) {
             return Ok(());
         }
         self.write_shares(&group, limits.shares)?;
@@ -299,6 +300,13 @@ impl Cgroups {
         }
     }
 
+    fn has_containers(&self, group: &str) -> bool {
+        self.hierarchy.trees().into_iter().any(|tree| {
+            let entries = fs::read_dir(tree.join(group)).into_iter().flatten().flatten();
+            entries.into_iter().any(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        })
+    }
+
     fn write_shares(&self, group: &str, shares: u64) -> Result<(), CgroupError> {
         if self.is_v2() {
             self.write("cpu", group, "cpu.weight", cpu_weight(shares).to_string())
@@ -407,6 +415,23 @@ mod tests {
             assert_eq!(read("memory", "memory.limit_in_bytes").trim(), (64 << 20).to_string());
         }
         assert_eq!(read("pids", "pids.max").trim(), "100");
+
+        let pids = |limit: &str| {
+            let tree = match &cgroups.hierarchy {
+                Hierarchy::V2(root) => root,
+                Hierarchy::V1 { controllers, .. } => &controllers["pids"],
+            };
+            let group = tree.join(cgroups.pod_path(QosClass::Burstable, "u1"));
+            fs::write(group.join("pids.max"), limit).expect("a limit");
+            group
+        };
+        let group = pids("max");
+        cgroups.make_pod("u1", &limits).expect("the pod again");
+        assert_eq!(read("pids", "pids.max").trim(), "100", "a group that was half made is finished");
+        fs::create_dir(group.join("container")).expect("a container");
+        pids("50");
+        cgroups.make_pod("u1", &limits).expect("the pod again");
+        assert_eq!(read("pids", "pids.max").trim(), "50", "a group in use is left alone");
         assert_eq!(cgroups.pods(), BTreeSet::from([(QosClass::Burstable, "u1".to_owned())]));
         cgroups.remove_pod(QosClass::Burstable, "u1").expect("an empty group goes");
         cgroups.remove_pod(QosClass::Burstable, "u1").expect("again is harmless");

@@ -3,7 +3,7 @@
 //! Order: what needs neither the runtime nor the API server, then the runtime, then the rest; nothing waits for the
 //! API server, so static pods and rules in the kernel do not depend on it.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use stoker_model::handle::{Authorizer, EventSink, NodeFeed, ObjectApi, PodApi, PodFeed, ServiceLinks};
@@ -56,6 +56,8 @@ pub(super) enum RunError {
     Runtime(#[from] RuntimeError),
     #[error("the service data path: {0}")]
     Service(#[from] ServiceError),
+    #[error("the node's API: {0}")]
+    Server(#[from] server::ServerError),
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
     #[error("cannot start threads or take signals: {0}")]
@@ -101,11 +103,16 @@ async fn start(decided: Decided) -> Result<(), RunError> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let stop = CancellationToken::new();
     let mut tasks = Tasks::new();
+    // There are no pods before the runtime answers.
+    let supervised: Arc<OnceLock<Pods>> = Arc::default();
+    let watched = supervised.clone();
+    spawn(&mut tasks, "watchdog", systemd::watchdog(move || watched.get().is_none_or(Pods::is_alive)));
     let work = async {
         let (decided, handles) = wire_node(decided, &mut tasks).await?;
         // Not later: a service manager that waits for us would give up on a machine whose runtime comes late.
         systemd::tell(&[sd_notify::NotifyState::Ready]);
-        wire_pods(&decided, handles, &mut tasks, &stop).await?;
+        let pods = wire_pods(&decided, handles, &mut tasks, &stop).await?;
+        supervised.get_or_init(|| pods);
         match tasks.join_next().await {
             Some(Ok(name)) => Err(RunError::TaskEnded(name)),
             Some(Err(panic)) => {
@@ -150,8 +157,6 @@ struct NodeHandles {
 /// Starts what waits for nothing: the node's own tasks, the watches, the service rules.
 async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, NodeHandles), RunError> {
     let Decided { flags, kubelet, stoker, node, clock } = &decided;
-    spawn(tasks, "watchdog", systemd::watchdog());
-
     let credentials = read_kubeconfig(flags.kubeconfig.as_deref(), flags.bootstrap_kubeconfig.as_deref()).await?;
     let api = match credentials {
         Credentials::Standalone => None,
@@ -236,7 +241,7 @@ async fn wire_pods(
     handles: NodeHandles,
     tasks: &mut Tasks,
     stop: &CancellationToken,
-) -> Result<(), RunError> {
+) -> Result<Pods, RunError> {
     let Decided { flags, kubelet, node, .. } = decided;
     let runtime = handles.runtime;
     let cgroups = Cgroups::open(cgroup_config(kubelet))?;
@@ -266,15 +271,12 @@ async fn wire_pods(
     );
     if kubelet.enable_server {
         let config = server_config(kubelet, flags, node)?;
-        let handles = server::Handles { pods: Arc::new(pods), authorizer: handles.authorizer, runtime };
-        let stop = stop.clone();
-        spawn(tasks, "server", async move {
-            if let Err(error) = server::serve(config, handles, stop).await {
-                tracing::error!(%error, "the node's API cannot be served");
-            }
-        });
+        let handles = server::Handles { pods: Arc::new(pods.clone()), authorizer: handles.authorizer, runtime };
+        // Without it there would be no logs and no exec: like kubelet, better no agent than half of one.
+        let bound = server::Server::bind(config, handles).await?;
+        spawn(tasks, "server", bound.run(stop.clone()));
     }
-    Ok(())
+    Ok(pods)
 }
 
 /// Environment variables need the services even where another program routes them.

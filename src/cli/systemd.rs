@@ -11,15 +11,20 @@ pub(super) fn tell(states: &[NotifyState<'_>]) {
     }
 }
 
-/// Pings the watchdog at half its time, if it watches us. A runtime that no longer runs tasks stops the pings.
-pub(super) async fn watchdog() {
+/// Pings the watchdog at a quarter of its time, if it watches us and as long as `alive` says so. That no task runs any more stops the
+/// pings, too.
+pub(super) async fn watchdog(alive: impl Fn() -> bool) {
     let mut microseconds = 0;
     if !sd_notify::watchdog_enabled(false, &mut microseconds) {
         return std::future::pending().await;
     }
-    let every = Duration::from_micros(microseconds / 2);
+    let every = Duration::from_micros(microseconds / 4);
     loop {
-        tell(&[NotifyState::Watchdog]);
+        if alive() {
+            tell(&[NotifyState::Watchdog]);
+        } else {
+            tracing::error!("the pods' supervisor hangs; if it stays so, the service manager starts the agent anew");
+        }
         tokio::time::sleep(every).await;
     }
 }

@@ -1,8 +1,10 @@
 //! Delays that double: between restarts of a container (A3.9) and between pulls of an image (A14.2).
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ContainerStateWaiting, PodStatus};
 
 /// The first delay (A3.9, A14.2).
 pub(super) const FIRST: Duration = Duration::from_secs(10);
@@ -37,14 +39,54 @@ impl Backoff {
         Self { delay, grown_at: now }
     }
 
+    /// The back-off in which a former agent left a container, as it told it: `back-off 1m20s restarting ...`.
+    fn told(waiting: &ContainerStateWaiting, now: Timestamp) -> Option<Self> {
+        let told = waiting.message.as_deref().filter(|_| waiting.reason.as_deref() == Some("CrashLoopBackOff"))?;
+        let text = told.strip_prefix("back-off ")?.split(' ').next()?;
+        let delay = Duration::try_from(text.parse::<jiff::SignedDuration>().ok()?).ok()?;
+        Some(Self { delay, grown_at: now })
+    }
+
     fn forgotten(&self, failed_at: Timestamp) -> bool {
         failed_at.duration_since(self.grown_at) > jiff::SignedDuration::from_secs(FORGOTTEN_AFTER.as_secs() as i64)
     }
 }
 
+/// Where the containers of a pod stood when it was reported last, so that a new agent does not start them all at once.
+pub(super) fn backoffs(status: &PodStatus, now: Timestamp) -> BTreeMap<String, Backoff> {
+    let all = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
+    let waiting = all.filter_map(|c| Some((&c.name, c.state.as_ref()?.waiting.as_ref()?)));
+    waiting.filter_map(|(name, waiting)| Some((name.clone(), Backoff::told(waiting, now)?))).collect()
+}
+
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus};
+
     use super::*;
+
+    #[test]
+    fn a_new_agent_goes_on_where_the_old_one_was() {
+        // A3.9
+        let waiting = |reason: &str, message: &str| PodStatus {
+            container_statuses: Some(vec![ContainerStatus {
+                name: "c".into(),
+                state: Some(ContainerState {
+                    waiting: Some(ContainerStateWaiting { reason: Some(reason.into()), message: Some(message.into()) }),
+                    ..ContainerState::default()
+                }),
+                ..ContainerStatus::default()
+            }]),
+            ..PodStatus::default()
+        };
+        for (text, seconds) in [("10s", 10), ("1m20s", 80), ("5m0s", 300)] {
+            let status =
+                waiting("CrashLoopBackOff", &format!("back-off {text} restarting failed container=c pod=p_n(u)"));
+            let backoff = backoffs(&status, at(1000)).remove("c");
+            assert_eq!(Backoff::until(backoff.as_ref(), at(990)), Some(at(990 + seconds)), "{text}");
+        }
+        assert!(backoffs(&waiting("ContainerCreating", "back-off 10s"), at(0)).is_empty());
+    }
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(1_000_000 + second).unwrap()

@@ -8,6 +8,7 @@ use stoker_model::names;
 use stoker_model::pod::PodUid;
 
 use super::observed::{Instance, InstanceState, Sandbox};
+use super::shared::Directory;
 use crate::runtime::{Runtime, RuntimeError, cri, logs};
 
 /// A termination message is cut here (A4.8).
@@ -26,17 +27,21 @@ pub(super) struct Observer {
 }
 
 impl Observer {
-    /// Sandboxes and containers, each newest first.
+    /// Sandboxes and containers, each newest first. `known` is told their IDs before any of them is looked at closely: an event
+    /// about one of them that comes later than that is passed on, and one that came earlier is seen.
     pub(super) async fn look(
         &mut self,
         runtime: &Runtime,
         uid: &PodUid,
+        known: &Directory,
     ) -> Result<(Vec<Sandbox>, Vec<Instance>), RuntimeError> {
         let labels = [(names::POD_UID.to_owned(), uid.to_string())];
         let of_pod = cri::PodSandboxFilter { label_selector: labels.clone().into(), ..Default::default() };
         let containers_of_pod = cri::ContainerFilter { label_selector: labels.into(), ..Default::default() };
         let (sandboxes, containers) =
             tokio::try_join!(runtime.list_pod_sandbox(Some(of_pod)), runtime.list_containers(Some(containers_of_pod)))?;
+        let ids = sandboxes.iter().map(|s| s.id.clone()).chain(containers.iter().map(|c| c.id.clone()));
+        known.put_ids(uid, &ids.collect::<Vec<_>>());
         let mut seen_sandboxes = Vec::with_capacity(sandboxes.len());
         for listed in sandboxes {
             if let Some(sandbox) = self.sandbox(runtime, &listed).await? {
@@ -58,7 +63,8 @@ impl Observer {
 
     async fn sandbox(&mut self, runtime: &Runtime, listed: &cri::PodSandbox) -> Result<Option<Sandbox>, RuntimeError> {
         let ready = listed.state() == cri::PodSandboxState::SandboxReady;
-        if let Some(known) = self.sandboxes.get_mut(&listed.id) {
+        // Addresses may come after the sandbox itself.
+        if let Some(known) = self.sandboxes.get_mut(&listed.id).filter(|s| s.host_network || !s.ips.is_empty()) {
             known.ready = ready;
             return Ok(Some(known.clone()));
         }
@@ -67,6 +73,8 @@ impl Observer {
             other => other?,
         };
         let Some(status) = answer.status else { return Ok(None) };
+        // Younger than the list.
+        let ready = status.state() == cri::PodSandboxState::SandboxReady;
         let network = status.network.clone().unwrap_or_default();
         let options = status.linux.as_ref().and_then(|l| l.namespaces.as_ref()).and_then(|n| n.options.as_ref());
         let ips = std::iter::once(network.ip).chain(network.additional_ips.into_iter().map(|ip| ip.ip));

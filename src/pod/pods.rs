@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use stoker_model::handle::{DesiredPods, EventType, PodDirectory, PodFeed};
 use stoker_model::names;
 use stoker_model::pod::{PodRef, PodUid};
+use stoker_model::resources::{QosClass, pod_requests, qos_class};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -17,18 +19,27 @@ use super::admission;
 use super::observed::{Cause, DesiredPod};
 use super::shared::{Directory, PodHandles, PodsConfig, Shared};
 use super::worker::Worker;
+use crate::cgroup::cpu_shares;
 use crate::clock::Clock;
 use crate::runtime::RuntimeError;
 use crate::runtime::events::RuntimeEvent;
 
 /// While the runtime is away, what is left of former pods is looked for again after this.
 const ORPHANS_RETRY: Duration = Duration::from_secs(5);
+/// Everything else waits while the runtime is asked for them.
+const ORPHANS_LIMIT: Duration = Duration::from_secs(10);
+/// So often the supervisor shows that it lives, when it has nothing else to do.
+const BEAT: Duration = Duration::from_secs(5);
+/// After so long without a beat it hangs: twice what it may wait for the runtime.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The pods of this node. Cloning is cheap; the pods run until the token given to [`Pods::spawn`] is cancelled, and their
 /// containers beyond that.
 #[derive(Clone)]
 pub struct Pods {
     directory: Directory,
+    /// When the supervisor last came round (monotonic milliseconds).
+    beat: Arc<AtomicU64>,
 }
 
 impl std::fmt::Debug for Pods {
@@ -59,15 +70,24 @@ impl Pods {
             clock: Clock,
             directory: directory.clone(),
         };
+        let beat = Arc::new(AtomicU64::new(0));
         let supervisor = Supervisor {
+            beat: beat.clone(),
             shared: Arc::new(shared),
             workers: BTreeMap::new(),
             tasks: JoinSet::new(),
             stop,
             orphans_due: true,
+            burstable_shares: None,
         };
         tokio::spawn(supervisor.run(pods, events));
-        Self { directory }
+        Self { directory, beat }
+    }
+
+    /// Whether the task that everything else here hangs on still comes round. For the watchdog.
+    pub fn is_alive(&self) -> bool {
+        let beat = Duration::from_millis(self.beat.load(Ordering::Relaxed));
+        Clock.now().monotonic.saturating_sub(beat) < PATIENCE
     }
 }
 
@@ -77,10 +97,12 @@ impl PodDirectory for Pods {
     }
 
     fn pod(&self, namespace: &str, name: &str, uid: Option<&PodUid>) -> Option<Arc<Pod>> {
-        self.directory.all().into_iter().find(|pod| {
+        let named = self.directory.all().into_iter().filter(|pod| {
             let reference = PodRef::of(pod);
             reference.namespace == namespace && reference.name == name && uid.is_none_or(|uid| *uid == reference.uid)
-        })
+        });
+        // A predecessor may not be gone yet.
+        named.max_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0))
     }
 }
 
@@ -93,23 +115,29 @@ struct Handle {
 }
 
 struct Supervisor {
+    beat: Arc<AtomicU64>,
     shared: Arc<Shared>,
     workers: BTreeMap<PodUid, Handle>,
     tasks: JoinSet<PodRef>,
     stop: CancellationToken,
     /// What former agents left behind has not been looked for yet.
     orphans_due: bool,
+    /// CPU shares that all burstable pods together were given last.
+    burstable_shares: Option<u64>,
 }
 
 impl Supervisor {
     async fn run(mut self, mut feed: PodFeed, mut events: mpsc::Receiver<RuntimeEvent>) {
         let mut node = self.shared.node.clone();
         let mut network_ready = node.borrow().network_ready;
+        let mut beats = tokio::time::interval(BEAT);
+        self.beat();
         self.reconcile(&mut feed).await;
         loop {
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => break,
+                _ = beats.tick() => self.beat(),
                 Some(ended) = self.tasks.join_next() => self.ended(ended, &mut feed).await,
                 Some(event) = events.recv() => self.pass_on(&event),
                 Ok(()) = feed.changed() => self.reconcile(&mut feed).await,
@@ -128,6 +156,11 @@ impl Supervisor {
         }
         // Workers see the same token; what they have begun with the runtime ends with the process.
         while self.tasks.join_next().await.is_some() {}
+    }
+
+    fn beat(&self) {
+        let now = u64::try_from(self.shared.clock.now().monotonic.as_millis()).unwrap_or(u64::MAX);
+        self.beat.store(now, Ordering::Relaxed);
     }
 
     async fn ended(&mut self, ended: Result<PodRef, tokio::task::JoinError>, feed: &mut PodFeed) {
@@ -178,8 +211,11 @@ impl Supervisor {
             });
         }
         self.start_wanted(&wanted);
+        self.weigh_burstable();
         if self.orphans_due {
-            match self.orphans(&wanted).await {
+            let searched = tokio::time::timeout(ORPHANS_LIMIT, self.orphans(&wanted)).await;
+            let late = |_| Err(RuntimeError::TimedOut { call: "ListPodSandbox", after: ORPHANS_LIMIT });
+            match searched.unwrap_or_else(late) {
                 Ok(orphans) => {
                     self.orphans_due = false;
                     for pod in orphans {
@@ -204,9 +240,12 @@ impl Supervisor {
         fresh.sort_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
         for pod in fresh {
             let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
-            // What runs was admitted before, and what has ended needs no place.
-            let decided =
-                matches!(phase, "Running" | "Succeeded" | "Failed") || pod.metadata.deletion_timestamp.is_some();
+            // What runs was admitted before, and what has ended needs no place. A pod whose containers run, or ran, has a directory,
+            // also where its status says Pending: it initializes, or its status was never written (A1.15).
+            let has_directory = self.shared.volumes.dirs(&PodRef::of(pod).uid).root().exists();
+            let decided = matches!(phase, "Running" | "Succeeded" | "Failed")
+                || pod.metadata.deletion_timestamp.is_some()
+                || has_directory;
             let rejected = if decided { None } else { admission::admit(pod, &self.admitted(), &node).err() };
             let rejected = rejected.map(|rejection| {
                 let reference = PodRef::of(pod);
@@ -214,6 +253,22 @@ impl Supervisor {
                 Cause::Rejected { reason: rejection.reason, message: format!("Pod was rejected: {}", rejection.text) }
             });
             self.start(pod.clone(), false, rejected);
+        }
+    }
+
+    /// Gives the burstable pods together what they asked for (A12.6).
+    fn weigh_burstable(&mut self) {
+        let pods = self.admitted();
+        let burstable = pods.iter().filter_map(|p| p.spec.as_ref()).filter(|s| qos_class(s) == QosClass::Burstable);
+        let asked = burstable.map(|s| pod_requests(s).get("cpu").map_or(0, |cpu| cpu.milli())).sum();
+        let shares = Some(cpu_shares(asked));
+        if self.burstable_shares == shares {
+            return;
+        }
+        let cgroups = &self.shared.cgroups;
+        match cgroups.make_tree().and_then(|()| cgroups.set_burstable_shares(cpu_shares(asked))) {
+            Ok(()) => self.burstable_shares = shares,
+            Err(error) => warn!(%error, "burstable pods together have another share of the CPU than they asked for"),
         }
     }
 

@@ -105,11 +105,19 @@ pub(super) enum Outcome {
 }
 
 impl Hand {
-    /// Runs the steps in their order and tells what came of them.
-    pub(super) async fn run(mut self, steps: Vec<Step>) -> Vec<Effect> {
+    /// Runs the steps in their order, after a pause, and tells what came of them.
+    pub(super) async fn run(mut self, steps: Vec<Step>, pause: Duration) -> Vec<Effect> {
+        let ends_at_start = self.ends();
+        if !pause.is_zero() {
+            let mut desired = self.desired.clone();
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                // The pod is to end: these steps were meant for one that runs.
+                _ = desired.wait_for(|d| d.gone || d.deleted()), if !ends_at_start => {}
+            }
+        }
         let mut skipped: Vec<String> = Vec::new();
         let mut made: Option<(String, String)> = None;
-        let ends_at_start = self.ends();
         for step in steps {
             if self.ends() && !ends_at_start {
                 break;

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, warn};
 
-use super::backoff::Backoff;
+use super::backoff::{Backoff, backoffs};
 use super::observe::Observer;
 use super::observed::{
     DesiredPod, Failure, ImageState, Kind, Memory, Observed, ProbeVerdict, Sandbox, Stage, Stop, VolumesState,
@@ -24,7 +24,7 @@ use super::observed::{
 use super::plan::{Plan, Step, StopContainer, Waiting, plan, pod_text};
 use super::security::ImageUser;
 use super::shared::Shared;
-use super::status::{Facts, status};
+use super::status::{Facts, differs, status};
 use super::steps::{Effect, Hand, StopRequest, find_image, pull_failure, run_pre_stop, stop_container};
 use super::writer::StatusWriter;
 
@@ -36,6 +36,8 @@ const MOUNT_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration:
 const RUNTIME_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 /// A teardown that failed is tried again after this.
 const TEARDOWN_RETRY: Duration = Duration::from_secs(1);
+/// What the API server has of the status is compared with what was reported at most so often (A2.10).
+const REPAIR_INTERVAL: Duration = Duration::from_secs(10);
 /// The same plan again right after its steps succeeded means that they changed nothing: then it waits, doubling.
 const REPEAT_DELAY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
 
@@ -56,6 +58,8 @@ pub(super) struct Worker {
     observer: Observer,
     /// What was reported last.
     previous: PodStatus,
+    /// Not earlier than this (monotonic) the same status is written again, where the API server has another one.
+    repair_at: Duration,
     writer: StatusWriter,
     tasks: JoinSet<Report>,
     hand_busy: bool,
@@ -85,7 +89,12 @@ impl Worker {
         let reference = PodRef::of(&pod);
         let previous = pod.status.clone().unwrap_or_default();
         let started = previous.start_time.as_ref().map(|time| time.0);
-        let mut memory = Memory { started_at: started.or(Some(shared.clock.now().wall)), ..Memory::default() };
+        let now = shared.clock.now();
+        let mut memory = Memory {
+            started_at: started.or(Some(now.wall)),
+            restarts: backoffs(&previous, now.wall),
+            ..Memory::default()
+        };
         if let Some(cause) = rejected {
             memory.stage = Stage::CleaningUp { cause };
         }
@@ -99,6 +108,7 @@ impl Worker {
             memory,
             observer: Observer::default(),
             previous,
+            repair_at: Duration::ZERO,
             writer,
             tasks: JoinSet::new(),
             hand_busy: false,
@@ -138,6 +148,8 @@ impl Worker {
                 }
                 if self.next_wake(wake_at, resync_at).await {
                     self.refresh_volumes();
+                    // Should the pod still be there, it is asked again to go.
+                    self.memory.reported = false;
                     resync_at = self.next_resync();
                 }
             }
@@ -192,7 +204,11 @@ impl Worker {
 
     /// What an earlier agent left running is as it should be: nothing is mounted or limited anew before it is looked at (A1.15, A2.23).
     async fn adopt(&mut self) {
-        let Ok((sandboxes, _)) = self.observer.look(&self.shared.runtime, &self.reference.uid).await else { return };
+        let Ok((sandboxes, _)) =
+            self.observer.look(&self.shared.runtime, &self.reference.uid, &self.shared.directory).await
+        else {
+            return;
+        };
         if sandboxes.iter().any(|s| s.ready) {
             self.memory.volumes = VolumesState::Mounted;
             self.memory.cgroup_ready = true;
@@ -202,40 +218,52 @@ impl Worker {
 
     /// Looks, plans, reports and begins what is to be done. When to look again (monotonic).
     async fn round(&mut self) -> Result<Option<Duration>, crate::runtime::RuntimeError> {
-        let (sandboxes, containers) = self.observer.look(&self.shared.runtime, &self.reference.uid).await?;
-        let ids = sandboxes.iter().map(|s| s.id.clone()).chain(containers.iter().map(|c| c.id.clone()));
-        self.shared.directory.put_ids(&self.reference.uid, &ids.collect::<Vec<_>>());
+        let (runtime, directory) = (&self.shared.runtime, &self.shared.directory);
+        let (sandboxes, containers) = self.observer.look(runtime, &self.reference.uid, directory).await?;
         let desired = self.desired.borrow_and_update().clone();
         self.sandbox = sandboxes.first().cloned();
         let network_ready = self.shared.node().network_ready;
         let memory = std::mem::take(&mut self.memory);
         let mut seen = Observed { sandboxes, containers, network_ready, memory };
         let now = self.shared.clock.now();
-        let plan = plan(&desired, &seen, self.shared.config.longest_backoff, now);
+        let mut plan = plan(&desired, &seen, self.shared.config.longest_backoff, now);
         debug!(stage = ?plan.stage, steps = plan.steps.len(), wake_at = ?plan.wake_at, "planned");
         seen.memory.stage = plan.stage.clone();
         self.tell_of_backoffs(&desired, &plan);
-        self.report(&desired, &seen, &plan.waiting);
+        if let Some(repair_at) = self.report(&desired, &seen, &plan.waiting) {
+            plan.wake_at = Some(plan.wake_at.map_or(repair_at, |at| at.min(repair_at)));
+        }
         self.memory = seen.memory;
         self.waiting = plan.waiting.clone();
         Ok(self.begin(&desired, plan))
     }
 
-    /// Computes the status and has it written if it changed.
-    fn report(&mut self, desired: &DesiredPod, seen: &Observed, waiting: &BTreeMap<String, Waiting>) {
+    /// Computes the status and has it written if it changed, or if the API server lost it. When to compare again, if that is still
+    /// to be done.
+    fn report(
+        &mut self,
+        desired: &DesiredPod,
+        seen: &Observed,
+        waiting: &BTreeMap<String, Waiting>,
+    ) -> Option<Duration> {
         if desired.gone {
-            return;
+            return None;
         }
         let node = self.shared.node();
         let facts = Facts { desired, seen, waiting, node_ips: &node.ips, previous: &self.previous };
-        let status = status(facts, self.shared.clock.now());
+        let now = self.shared.clock.now();
+        let status = status(facts, now);
         let mut shown = (*desired.pod).clone();
         shown.status = Some(status.clone());
         self.shared.directory.put(&self.reference.uid, Arc::new(shown));
-        if status != self.previous {
+        // What was just written needs a moment to come back.
+        let differs = differs(desired.pod.status.as_ref(), &status);
+        if status != self.previous || differs && now.monotonic >= self.repair_at {
             self.previous = status.clone();
+            self.repair_at = now.monotonic + REPAIR_INTERVAL;
             self.writer.put(Arc::new(status));
         }
+        differs.then_some(self.repair_at)
     }
 
     /// Says it once when a container starts to wait for a back-off (A3.9, A14.2).
@@ -283,10 +311,7 @@ impl Worker {
         let pause = self.pause_before(&for_hand);
         let hand = self.hand(desired);
         self.hand_busy = true;
-        let work = async move {
-            tokio::time::sleep(pause).await;
-            Report { hand: true, effects: hand.run(for_hand).await }
-        };
+        let work = async move { Report { hand: true, effects: hand.run(for_hand, pause).await } };
         self.tasks.spawn(work.in_current_span());
         None
     }
@@ -464,6 +489,10 @@ impl Worker {
                 memory.failures.remove(&name);
             }
             Effect::ContainerFailed { name, reason, message } => {
+                // The next attempt looks for the image anew: that it is gone may be what is the matter.
+                if let Some((_, container)) = self.desired.borrow().container(&name) {
+                    memory.images.remove(&super::observed::ImageKey::of(&container));
+                }
                 let retry_at = now.monotonic + CONTAINER_RETRY;
                 memory.failures.insert(name, Failure { reason: reason.to_owned(), message, retry_at });
             }

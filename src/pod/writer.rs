@@ -62,6 +62,7 @@ async fn write(
                     debug!(%pod, "the pod is no longer in the API");
                     None
                 }
+                // Nothing waits for it any longer. The worker sees that it did not arrive, and puts it again.
                 Err(ApiError::Rejected(message)) => {
                     warn!(%pod, %message, "the API server refuses the status of the pod");
                     None

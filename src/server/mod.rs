@@ -119,12 +119,6 @@ pub enum ServerError {
     Tls(String),
 }
 
-/// Serves until `stop` is cancelled.
-pub async fn serve(config: ServerConfig, handles: Handles, stop: CancellationToken) -> Result<(), ServerError> {
-    Server::bind(config, handles).await?.run(stop).await;
-    Ok(())
-}
-
 /// A server whose ports are open.
 pub struct Server {
     api: TcpListener,

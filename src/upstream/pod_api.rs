@@ -60,6 +60,14 @@ fn status_patch(pod: &PodRef, status: &PodStatus) -> Result<Value, ApiError> {
         for name in ["reason", "message"] {
             fields.entry(name).or_insert(Value::Null);
         }
+        // Conditions are merged by type, so a reason that no longer holds has to be taken away by name.
+        for condition in fields.get_mut("conditions").and_then(Value::as_array_mut).into_iter().flatten() {
+            if let Some(condition) = condition.as_object_mut() {
+                for name in ["reason", "message"] {
+                    condition.entry(name).or_insert(Value::Null);
+                }
+            }
+        }
         for name in ["podIPs", "hostIPs"] {
             if let Some(Value::Array(addresses)) = fields.get_mut(name) {
                 addresses.push(json!({ "$patch": "replace" }));
@@ -71,7 +79,7 @@ fn status_patch(pod: &PodRef, status: &PodStatus) -> Result<Value, ApiError> {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::{PodIP, PodStatus};
+    use k8s_openapi::api::core::v1::{PodCondition, PodIP, PodStatus};
     use stoker_model::pod::PodUid;
 
     use super::*;
@@ -83,12 +91,21 @@ mod tests {
         let status = PodStatus {
             phase: Some("Running".into()),
             pod_ips: Some(vec![PodIP { ip: "10.1.0.2".into() }]),
+            conditions: Some(vec![PodCondition {
+                type_: "Ready".into(),
+                status: "True".into(),
+                ..PodCondition::default()
+            }]),
             ..PodStatus::default()
         };
         let patch = status_patch(&pod, &status).expect("a patch");
         assert_eq!(patch["metadata"]["uid"], "u-1");
         assert_eq!(patch["status"]["phase"], "Running");
         assert!(patch["status"]["reason"].is_null() && patch["status"].get("reason").is_some());
+        let ready = &patch["status"]["conditions"][0];
+        for name in ["reason", "message"] {
+            assert_eq!(ready.get(name), Some(&Value::Null), "why it was not ready must go when it is");
+        }
         assert_eq!(patch["status"]["podIPs"], json!([{ "ip": "10.1.0.2" }, { "$patch": "replace" }]));
     }
 }

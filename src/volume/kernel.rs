@@ -1,12 +1,13 @@
 //! Mount points.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, unmount};
 
 /// Whether something is mounted at the path: it lies on another device than its parent, or is the root of a bind mount.
 pub(super) fn is_mount_point(path: &Path) -> io::Result<bool> {
+    let Some(path) = without_links(path)? else { return Ok(false) };
     let text = std::fs::read_to_string("/proc/self/mountinfo")?;
     let wanted = path.to_string_lossy();
     Ok(mount_points(&text).any(|place| place == wanted))
@@ -14,10 +15,20 @@ pub(super) fn is_mount_point(path: &Path) -> io::Result<bool> {
 
 /// The mount points at or below a path, deepest first.
 pub(super) fn mount_points_below(path: &Path) -> io::Result<Vec<String>> {
+    let Some(path) = without_links(path)? else { return Ok(Vec::new()) };
     let text = std::fs::read_to_string("/proc/self/mountinfo")?;
-    let mut found: Vec<String> = mount_points(&text).filter(|place| Path::new(place).starts_with(path)).collect();
+    let mut found: Vec<String> = mount_points(&text).filter(|place| Path::new(place).starts_with(&path)).collect();
     found.sort_by_key(|place| std::cmp::Reverse(place.len()));
     Ok(found)
+}
+
+/// The path as the kernel's table names it: a root directory that is a link must not hide what is mounted below it. `None`: it is
+/// not there.
+fn without_links(path: &Path) -> io::Result<Option<PathBuf>> {
+    match std::fs::canonicalize(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some),
+    }
 }
 
 fn mount_points(mountinfo: &str) -> impl Iterator<Item = String> {
@@ -55,5 +66,29 @@ pub(super) fn unmount_now(path: &Path) -> io::Result<()> {
         Err(rustix::io::Errno::BUSY) => unmount(path, UnmountFlags::DETACH).map_err(io::Error::from),
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(()),
         other => other.map_err(io::Error::from),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Needs root.
+    #[test]
+    fn a_root_that_is_a_link_hides_no_mount() {
+        // A9.22
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("real/pods/u/volumes/v");
+        std::fs::create_dir_all(&place).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("real"), dir.path().join("link")).unwrap();
+        let linked = dir.path().join("link/pods/u");
+        assert_eq!(mount_points_below(&linked).unwrap(), Vec::<String>::new());
+        mount_tmpfs(&place, None).unwrap();
+        let found = mount_points_below(&linked);
+        let at_place = is_mount_point(&linked.join("volumes/v"));
+        unmount_now(&place).unwrap();
+        assert_eq!(found.unwrap(), [place.to_str().unwrap()]);
+        assert!(at_place.unwrap());
+        assert!(mount_points_below(&dir.path().join("absent")).unwrap().is_empty());
     }
 }

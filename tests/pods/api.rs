@@ -71,6 +71,15 @@ impl Api {
         });
     }
 
+    /// Does what upstream's node lifecycle controller does to the pods of a node that was silent.
+    pub fn mark_unready(&self, uid: &PodUid) {
+        self.edit(|pods| {
+            let pod = Arc::make_mut(pods.get_mut(uid).expect("the pod is there"));
+            let conditions = pod.status.iter_mut().flat_map(|s| s.conditions.iter_mut().flatten());
+            conditions.filter(|c| c.type_ == "Ready").for_each(|c| c.status = "False".into());
+        });
+    }
+
     /// Takes the object away, as a forced deletion does.
     pub fn remove(&self, uid: &PodUid) {
         self.edit(|pods| pods.remove(uid));

@@ -104,6 +104,11 @@ impl Node {
         self.agent = Some((stop.clone(), Pods::spawn(config, handles, stop)));
     }
 
+    /// Changes how pods see the node.
+    pub fn change_node(&self, change: impl FnOnce(&mut NodeSnapshot)) {
+        self.node.send_modify(|node| change(Arc::make_mut(node)));
+    }
+
     /// Nothing in memory survives.
     pub async fn stop_agent(&mut self) {
         let (stop, _) = self.agent.take().unwrap();

@@ -1,7 +1,13 @@
 //! Containers that end, and agents that do.
 
+use std::fs;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::{ConfigMapEnvSource, EnvFromSource, ResourceRequirements};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use stoker::runtime::cri;
+
+use crate::lab::BUSYBOX;
 use crate::node::{Node, condition, phase, pod, state, status};
 
 #[tokio::test]
@@ -51,5 +57,104 @@ async fn a_new_agent_adopts_what_runs_and_ends_what_nobody_wants() {
     node.api.delete(&stays, 1);
     node.api.until_gone(&stays).await;
     node.until_nothing_is_left(&stays).await;
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_pod_that_initializes_is_not_judged_anew() {
+    // A1.15
+    let mut node = Node::start().await;
+    let script = "while :; do sleep 0.1; done";
+    let uid = node.api.create(pod("slow").init("first", script).container("main", script).0);
+    let before = node.api.until(&uid, "initializing", |p| state(status(p, "first").state.as_ref()) == "running").await;
+    assert_eq!(phase(&before), "Pending");
+    node.stop_agent().await;
+    node.change_node(|node| {
+        node.allocatable.insert("pods".into(), Quantity("0".into()));
+    });
+    node.start_agent();
+    let refused = node.api.create(pod("late").container("main", script).0);
+    node.api.until(&refused, "refused", |p| phase(p) == "Failed").await;
+    let after = node.api.pod(&uid).unwrap();
+    assert_eq!(before.status, after.status);
+    node.api.delete(&uid, 1);
+    node.api.until_gone(&uid).await;
+    node.until_nothing_is_left(&uid).await;
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn an_end_that_was_interrupted_is_finished() {
+    // A1.6, A1.14
+    let mut node = Node::start().await;
+    let uid = node.api.create(pod("half").container("main", "while :; do sleep 0.1; done").0);
+    node.api.until(&uid, "ready", |p| condition(p, "Ready")).await;
+    node.stop_agent().await;
+    node.api.remove(&uid);
+    for sandbox in node.lab.runtime.list_pod_sandbox(None).await.unwrap() {
+        node.lab.runtime.stop_pod_sandbox(&sandbox.id).await.unwrap();
+        node.lab.runtime.remove_pod_sandbox(&sandbox.id).await.unwrap();
+    }
+    node.start_agent();
+    node.until_nothing_is_left(&uid).await;
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn what_others_wrote_over_the_status_is_put_right() {
+    // A2.10
+    let node = Node::start().await;
+    let uid = node.api.create(pod("marked").container("main", "while :; do sleep 0.1; done").0);
+    node.api.until(&uid, "ready", |p| condition(p, "Ready")).await;
+    node.api.mark_unready(&uid);
+    assert!(!condition(&node.api.pod(&uid).unwrap(), "Ready"));
+    node.api.until(&uid, "ready again", |p| condition(p, "Ready")).await;
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn an_image_that_vanished_is_looked_for_again() {
+    // A14.1
+    let node = Node::start().await;
+    let source = ConfigMapEnvSource { name: "late".into(), ..Default::default() };
+    let from = EnvFromSource { config_map_ref: Some(source), ..Default::default() };
+    let waits = pod("waits").container("main", "true").with(|c| {
+        c.env_from = Some(vec![from]);
+        c.image_pull_policy = Some("Never".into());
+    });
+    let uid = node.api.create(waits.0);
+    let shows = |reason: &'static str| {
+        move |p: &k8s_openapi::api::core::v1::Pod| {
+            state(status(p, "main").state.as_ref()) == format!("waiting {reason}")
+        }
+    };
+    node.api.until(&uid, "no config map", shows("CreateContainerConfigError")).await;
+    let image = cri::ImageSpec { image: BUSYBOX.into(), ..Default::default() };
+    node.lab.runtime.remove_image(image).await.unwrap();
+    node.api.put_config_map("late", &[("a", "b")]);
+    node.api.until(&uid, "no image", shows("ErrImageNeverPull")).await;
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn burstable_pods_together_weigh_what_they_asked_for() {
+    // A12.6
+    let node = Node::start().await;
+    let root = node.lab.path().file_name().unwrap().to_str().unwrap().to_owned();
+    let group = |tree: &str| format!("/sys/fs/cgroup/{tree}{root}/kubepods/burstable");
+    let weight = || {
+        let v2 = fs::read_to_string(format!("{}/cpu.weight", group(""))).ok();
+        v2.or_else(|| fs::read_to_string(format!("{}/cpu.shares", group("cpu/"))).ok()).unwrap_or_default()
+    };
+    let requests = ResourceRequirements {
+        requests: Some([("cpu".to_owned(), Quantity("500m".into()))].into()),
+        ..ResourceRequirements::default()
+    };
+    for name in ["one", "two"] {
+        let asks = |c: &mut k8s_openapi::api::core::v1::Container| c.resources = Some(requests.clone());
+        let uid = node.api.create(pod(name).container("main", "while :; do sleep 0.1; done").with(asks).0);
+        node.api.until(&uid, "ready", |p| condition(p, "Ready")).await;
+    }
+    assert!(["1024", "39"].contains(&weight().trim()), "{}", weight());
     node.stop().await;
 }

@@ -327,3 +327,28 @@ fn a_rejected_pod_has_failed() {
     let parts = (status.phase.as_deref(), status.reason.as_deref(), status.container_statuses);
     assert_eq!(parts, (Some("Failed"), Some("OutOfcpu"), None));
 }
+
+#[test]
+fn what_others_wrote_over_the_status_is_noticed() {
+    // A2.10
+    let condition = |kind: &str, status: &str| k8s_openapi::api::core::v1::PodCondition {
+        type_: kind.into(),
+        status: status.into(),
+        ..Default::default()
+    };
+    let with = |ready: &str| PodStatus {
+        phase: Some("Running".into()),
+        conditions: Some(vec![condition("Ready", ready), condition("example.com/gate", ready)]),
+        ..PodStatus::default()
+    };
+    let reported = PodStatus { conditions: Some(vec![condition("Ready", "True")]), ..with("True") };
+    assert!(!super::differs(Some(&with("True")), &reported));
+    assert!(super::differs(Some(&with("False")), &reported), "marked while the node was away");
+    assert!(super::differs(None, &reported));
+    assert!(super::differs(Some(&PodStatus { phase: Some("Pending".into()), ..with("True") }), &reported));
+    let foreign = PodStatus { conditions: Some(vec![condition("Ready", "True")]), ..with("True") };
+    assert!(!super::differs(Some(&foreign), &reported), "conditions of others do not count");
+    let main = ContainerStatus { name: "main".into(), ready: true, ..ContainerStatus::default() };
+    let with_main = PodStatus { container_statuses: Some(vec![main]), ..with("True") };
+    assert!(super::differs(Some(&with("True")), &with_main), "a report that did not arrive");
+}

@@ -68,10 +68,13 @@ impl Hand {
                 }
             }
         }
-        if let Err(error) = self.shared.volumes.remove_dirs(&self.reference.uid) {
+        self.remove_logs();
+        // Last: the directory tells the next agent that something of the pod may be left.
+        if problems.is_empty()
+            && let Err(error) = self.shared.volumes.remove_dirs(&self.reference.uid)
+        {
             problems.push(error.to_string());
         }
-        self.remove_logs();
         if problems.is_empty() {
             self.effects.push(Effect::Gone);
             return Outcome::Done;
@@ -82,15 +85,18 @@ impl Hand {
     }
 
     fn remove_logs(&self) {
-        // Logs are removed as far as possible: what stays behind harms nobody, and the next agent's start finds it.
-        let _ = std::fs::remove_dir_all(self.shared.log_dir(&self.reference));
-        let prefix = format!("{}_{}_", self.reference.name, self.reference.namespace);
-        let links = std::fs::read_dir(&self.shared.config.link_dir).into_iter().flatten().flatten();
-        for link in links.filter(|link| link.file_name().to_string_lossy().starts_with(&prefix)) {
-            // Another pod of the same name may have links of its own: only those that lead nowhere go.
-            if std::fs::metadata(link.path()).is_err() {
-                let _ = std::fs::remove_file(link.path());
+        // Found by the UID: of a pod whose sandboxes are gone already nobody knows the name. What cannot be removed harms nobody.
+        let config = &self.shared.config;
+        let suffix = format!("_{}", self.reference.uid);
+        let dirs = std::fs::read_dir(&config.log_dir).into_iter().flatten().flatten();
+        for dir in dirs.filter(|dir| dir.file_name().to_string_lossy().ends_with(&suffix)) {
+            let links = std::fs::read_dir(&config.link_dir).into_iter().flatten().flatten();
+            for link in links.map(|link| link.path()) {
+                if std::fs::read_link(&link).is_ok_and(|log| log.starts_with(dir.path())) {
+                    let _ = std::fs::remove_file(link);
+                }
             }
+            let _ = std::fs::remove_dir_all(dir.path());
         }
     }
 }
