@@ -166,6 +166,31 @@ fn run_expose_wait_and_delete() {
 }
 
 #[test]
+fn autoscalers_show_in_both_versions() {
+    // C1.4, C3.23
+    let server = started();
+    server.kubectl("create deployment web --image=nginx");
+    server.kubectl("autoscale deploy web --min=2 --max=4 --cpu-percent=60");
+    let shown = object(&server, "horizontalpodautoscalers.v1.autoscaling web");
+    assert_eq!((&shown["apiVersion"], &shown["spec"]["maxReplicas"]), (&json!("autoscaling/v1"), &json!(4)));
+    assert_eq!(shown["spec"]["targetCPUUtilizationPercentage"], 60);
+    let shown = object(&server, "horizontalpodautoscalers.v2.autoscaling web");
+    assert_eq!(shown["spec"]["metrics"][0]["resource"]["target"]["averageUtilization"], 60);
+    server.kubectl_args(&[
+        "patch",
+        "horizontalpodautoscalers.v1.autoscaling",
+        "web",
+        "-p",
+        r#"{"spec":{"maxReplicas":9}}"#,
+    ]);
+    assert_eq!(object(&server, "hpa web")["spec"]["maxReplicas"], 9);
+    assert!(server.kubectl("get hpa").contains("cpu: <unknown>/60%"));
+    assert!(server.kubectl("describe hpa web").contains("60%"));
+    server.kubectl("delete hpa web");
+    assert_eq!(server.kubectl("get hpa -o name"), "");
+}
+
+#[test]
 fn explain_reads_the_schemas() {
     // C2.3, D1.6
     let server = started();

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::verbs::stored_info;
 use crate::resources::{self, ResourceInfo};
 
 /// The media type of aggregated discovery.
@@ -108,7 +109,7 @@ pub fn version(group: &str, version: &str) -> Option<Value> {
     }))
 }
 
-fn api_resource(info: &ResourceInfo) -> Value {
+fn api_resource(info: &'static ResourceInfo) -> Value {
     let mut entry = json!({
         "name": info.plural,
         "singularName": info.singular,
@@ -123,7 +124,8 @@ fn api_resource(info: &ResourceInfo) -> Value {
         entry["categories"] = json!(info.categories);
     }
     if info.is_stored() {
-        let digest = Sha256::digest(format!("{}/{}/{}", info.group, info.version, info.kind));
+        let stored = stored_info(info);
+        let digest = Sha256::digest(format!("{}/{}/{}", stored.group, stored.version, stored.kind));
         entry["storageVersionHash"] = json!(base64::engine::general_purpose::STANDARD.encode(&digest[..8]));
     }
     entry

@@ -7,7 +7,7 @@ use http::{HeaderValue, Method, Response, StatusCode};
 use serde_json::json;
 
 use super::discovery;
-use super::openapi::{self, Compressed};
+use super::openapi::{self, Compressed, gnostic};
 use super::respond::{self, Answer, Wanted};
 use super::serve::{Asked, Server};
 use crate::resources::status::StatusError;
@@ -15,6 +15,7 @@ use crate::resources::status::StatusError;
 /// The release of Kubernetes whose API this is.
 const MINOR: &str = "36";
 const GIT_VERSION: &str = "v1.36.2";
+const JSON: &str = "application/json";
 /// What `/healthz`, `/livez` and `/readyz` look at.
 const CHECKS: &[&str] = &["ping", "storage"];
 
@@ -54,10 +55,12 @@ pub(super) async fn dispatch(server: &Arc<Server>, asked: Asked) -> Result<Answe
         ["openapi", "v3", rest @ ..] => {
             let rest = rest.join("/");
             let document = blocking(move || openapi::v3(&rest)).await?.ok_or_else(StatusError::no_such_path)?;
-            Ok(compressed(document, &asked, known))
+            Ok(compressed(document, JSON, &asked, known))
         }
-        // The protobuf form is not spoken; kubectl asks for v3 first and falls back on this only without it.
-        ["openapi", "v2"] => Ok(compressed(blocking(openapi::v2).await?, &asked, known)),
+        ["openapi", "v2"] if gnostic::is_wanted(accept) => {
+            Ok(compressed(blocking(openapi::v2_protobuf).await?, gnostic::MEDIA_TYPE, &asked, known))
+        }
+        ["openapi", "v2"] => Ok(compressed(blocking(openapi::v2).await?, JSON, &asked, known)),
         [".well-known", "openid-configuration"] => {
             Ok(respond::object(200, &server.tokens.discovery_documents().0, Wanted::JSON))
         }
@@ -91,17 +94,17 @@ fn cached(mut answer: Answer, etag: &str) -> Answer {
     answer
 }
 
-fn compressed(document: &Compressed, asked: &Asked, known: Option<&str>) -> Answer {
+fn compressed(document: &Compressed, kind: &str, asked: &Asked, known: Option<&str>) -> Answer {
     if known.is_some_and(|known| known.contains(&document.etag)) {
         return not_modified(&document.etag);
     }
     let gzip = asked.headers.get("accept-encoding").and_then(|value| value.to_str().ok());
     if gzip.is_some_and(|list| list.contains("gzip")) {
-        let mut answer = respond::bytes(200, "application/json", document.gzip.clone(), false);
+        let mut answer = respond::bytes(200, kind, document.gzip.clone(), false);
         answer.headers_mut().insert("content-encoding", HeaderValue::from_static("gzip"));
         return cached(answer, &document.etag);
     }
-    cached(respond::bytes(200, "application/json", document.plain().into(), false), &document.etag)
+    cached(respond::bytes(200, kind, document.plain().into(), false), &document.etag)
 }
 
 fn root_paths() -> Vec<String> {

@@ -27,9 +27,8 @@ use crate::resources::{self, ResourceInfo};
 const WATCH_SECONDS: u64 = 1800;
 
 pub(super) async fn dispatch(server: &Arc<Server>, route: Route, asked: Asked) -> Result<Answer, StatusError> {
-    let info = resources::find(&route.group, &route.resource)
-        .filter(|info| info.version == route.version)
-        .ok_or_else(StatusError::no_such_path)?;
+    let info =
+        resources::find_version(&route.group, &route.version, &route.resource).ok_or_else(StatusError::no_such_path)?;
     // The namespace in a namespace's own path is for authorization only.
     let namespace = if info.namespaced { route.namespace.clone() } else { String::new() };
     if !route.subresource.is_empty() && info.subresource(&route.subresource).is_none() {

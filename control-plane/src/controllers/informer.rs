@@ -200,8 +200,8 @@ pub(super) struct Informers(BTreeMap<(&'static str, &'static str), Arc<Informer>
 impl Informers {
     pub(super) fn new(cluster: &Cluster) -> Self {
         let kinds = crate::resources::all().filter(|info| {
-            // Two views of one store, and of no interest to any controller.
-            info.is_stored() && info.verbs.contains(&"watch") && info.plural != "events"
+            // Events are of no interest to any controller.
+            info.is_stored() && info.view.is_none() && info.verbs.contains(&"watch") && info.plural != "events"
         });
         Self(
             kinds

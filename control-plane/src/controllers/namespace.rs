@@ -75,12 +75,8 @@ impl Namespaces {
         // Pods first: what they use must not vanish under them.
         self.clear("", "pods", name, &mut rest, &mut failures).await;
         if rest.is_empty() && failures.is_empty() {
-            let kinds = crate::resources::all().filter(|info| {
-                info.namespaced
-                    && info.is_stored()
-                    && info.stored_as == (info.group, info.plural)
-                    && info.plural != "pods"
-            });
+            let kinds = crate::resources::all()
+                .filter(|info| info.namespaced && info.is_stored() && info.view.is_none() && info.plural != "pods");
             for info in kinds {
                 self.clear(info.group, info.plural, name, &mut rest, &mut failures).await;
             }

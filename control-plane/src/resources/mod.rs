@@ -63,7 +63,8 @@ pub struct ResourceInfo {
     pub subresources: &'static [Subresource],
     /// What `fieldSelector` may use besides `metadata.name` and `metadata.namespace` (C3.8).
     pub fields: &'static [SelectableField],
-    /// Group and plural under which it is stored, where that is not its own (`events.k8s.io`).
+    /// Group and plural under which it is stored, where that is not its own (`events.k8s.io`); with another version
+    /// of its own group they are the same.
     pub stored_as: (&'static str, &'static str),
     /// How it shows what is stored as another kind.
     pub view: Option<View>,
@@ -346,12 +347,12 @@ pub fn all() -> impl Iterator<Item = &'static ResourceInfo> {
     TABLES.iter().flat_map(|table| table.iter())
 }
 
-/// Every group's kinds; a table holds one group (and one version).
-pub fn groups() -> impl Iterator<Item = &'static [ResourceInfo]> {
-    TABLES.iter().copied()
+/// By group, version and plural.
+pub fn find_version(group: &str, version: &str, plural: &str) -> Option<&'static ResourceInfo> {
+    all().find(|info| info.group == group && info.version == version && info.plural == plural)
 }
 
-/// By group and plural.
+/// By group and plural; of several versions the one that is stored.
 pub fn find(group: &str, plural: &str) -> Option<&'static ResourceInfo> {
     all().find(|info| info.group == group && info.plural == plural)
 }

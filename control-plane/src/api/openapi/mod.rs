@@ -6,6 +6,7 @@
 pub mod definitions;
 pub mod extensions;
 pub mod fields;
+pub mod gnostic;
 mod paths;
 mod schemas;
 pub mod types;
@@ -74,16 +75,14 @@ fn versions() -> &'static [Version] {
 }
 
 impl Version {
-    /// Changes with whatever may change the document, and costs no document: kubectl keeps documents by it.
-    fn hash(&self) -> String {
-        let mut text = format!("{} {}", env!("CARGO_PKG_VERSION"), self.path);
-        for info in &self.infos {
-            text.push_str(info.plural);
-            for subresource in info.subresources {
-                text.push_str(subresource.name);
-            }
-        }
-        quoted_hash(text.as_bytes()).trim_matches('"').to_owned()
+    fn document(&self) -> &Compressed {
+        self.document.get_or_init(|| Compressed::new(document(Dialect::V3, &self.infos).to_string().as_bytes()))
+    }
+
+    /// Of the document itself: kubectl keeps documents by it, and a hash of anything less has to foresee all that may
+    /// change them. It costs a client's first question, once, the making of all documents.
+    fn hash(&self) -> &str {
+        self.document().etag.trim_matches('"')
     }
 }
 
@@ -102,16 +101,24 @@ pub fn v3_index() -> Value {
 /// `/openapi/v3/{path}`, where `path` is `api/v1` or `apis/apps/v1`; `None` if there is no such version.
 pub fn v3(path: &str) -> Option<&'static Compressed> {
     let version = versions().iter().find(|version| version.path == path)?;
-    Some(version.document.get_or_init(|| Compressed::new(document(Dialect::V3, &version.infos).to_string().as_bytes())))
+    Some(version.document())
 }
 
 /// `/openapi/v2`: everything in one document, as JSON.
 pub fn v2() -> &'static Compressed {
     static DOCUMENT: OnceLock<Compressed> = OnceLock::new();
-    DOCUMENT.get_or_init(|| {
-        let infos: Vec<&'static ResourceInfo> = resources::all().collect();
-        Compressed::new(document(Dialect::V2, &infos).to_string().as_bytes())
-    })
+    DOCUMENT.get_or_init(|| Compressed::new(swagger().to_string().as_bytes()))
+}
+
+/// `/openapi/v2` as [`gnostic::MEDIA_TYPE`].
+pub fn v2_protobuf() -> &'static Compressed {
+    static DOCUMENT: OnceLock<Compressed> = OnceLock::new();
+    DOCUMENT.get_or_init(|| Compressed::new(&gnostic::encode(&swagger())))
+}
+
+fn swagger() -> Value {
+    let infos: Vec<&'static ResourceInfo> = resources::all().collect();
+    document(Dialect::V2, &infos)
 }
 
 fn document(dialect: Dialect, infos: &[&'static ResourceInfo]) -> Value {
@@ -156,8 +163,10 @@ mod tests {
         let index = v3_index();
         let url = index["paths"]["api/v1"]["serverRelativeURL"].as_str().unwrap();
         assert!(url.starts_with("/openapi/v3/api/v1?hash="), "{url}");
-        for path in index["paths"].as_object().unwrap().keys() {
-            assert!(v3(path).is_some(), "{path}");
+        for (path, place) in index["paths"].as_object().unwrap() {
+            let document = v3(path).expect(path);
+            let hash = place["serverRelativeURL"].as_str().unwrap().rsplit('=').next().unwrap();
+            assert_eq!(format!("\"{hash}\""), quoted_hash(&document.plain()), "{path}: a hash tells the content");
         }
         assert!(v3("apis/nothing/v1").is_none());
     }
