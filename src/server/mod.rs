@@ -276,3 +276,15 @@ async fn silence(asked: &AtomicBool, limit: Duration) {
         std::future::pending::<()>().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_a_client_that_asks_nothing_is_left() {
+        let limit = Duration::from_millis(20);
+        silence(&AtomicBool::new(false), limit).await;
+        timeout(limit * 5, silence(&AtomicBool::new(true), limit)).await.expect_err("it has asked");
+    }
+}
