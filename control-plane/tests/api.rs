@@ -185,6 +185,105 @@ fn a_node_may_only_do_its_own_work() {
     assert!(plane.ask("node-n1", &["create", "-f", "-"], node).is_err());
     let node = node.replace("n2", "n1");
     plane.ask("node-n1", &["create", "-f", "-"], &node).unwrap();
+    // C5.4: what it writes is looked into, by whatever way it comes.
+    let refused = |arguments: &[&str], input: &str, why: &str| {
+        let error = plane.ask("node-n1", arguments, input).unwrap_err();
+        assert!(error.contains(why), "{arguments:?}: {error}");
+    };
+    let lease = r#"{"apiVersion":"coordination.k8s.io/v1","kind":"Lease","metadata":{"name":"n2","namespace":"kube-node-lease"}}"#;
+    refused(&["create", "-f", "-"], lease, "can only access node lease with the same name as the requesting node");
+    plane.ask("node-n1", &["create", "-f", "-"], &lease.replace("n2", "n1")).unwrap();
+    let label = r#"{"metadata":{"labels":{"node-restriction.kubernetes.io/x":"y"}}}"#;
+    let why = "is not allowed to modify labels: node-restriction.kubernetes.io/x";
+    refused(&["patch", "node", "n1", "--type=merge", "-p", label], "", why);
+    refused(&["patch", "node", "n1", "--subresource=status", "--type=merge", "-p", label], "", why);
+    let uid = plane.kubectl("get node n1 -o jsonpath={.metadata.uid}");
+    let mirror = format!(
+        r#"{{"apiVersion":"v1","kind":"Pod","metadata":{{"name":"m","annotations":{{"kubernetes.io/config.mirror":"x"}},
+        "ownerReferences":[{{"apiVersion":"v1","kind":"Node","name":"n1","uid":"{uid}","controller":true}}]}},
+        "spec":{{"nodeName":"n1","containers":[{{"name":"c","image":"x:1","envFrom":[{{"secretRef":{{"name":"s"}}}}]}}]}}}}"#
+    );
+    refused(&["create", "-f", "-"], &mirror, "can not create pods that reference secrets");
+    plane
+        .ask("node-n1", &["create", "-f", "-"], &mirror.replace(r#","envFrom":[{"secretRef":{"name":"s"}}]"#, ""))
+        .unwrap();
+    plane.kubectl("get pod m");
+    // Tokens only for its pods, to die with them.
+    let pod = r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p"},"spec":{"nodeName":"n1","containers":[{"name":"c","image":"x:1"}]}}"#;
+    plane.ask("admin", &["create", "-f", "-"], pod).unwrap();
+    let uid = plane.kubectl("get pod p -o jsonpath={.metadata.uid}");
+    refused(&["create", "token", "default"], "", "node requested token not bound to a pod");
+    let bound = |uid: &str| {
+        let uid = format!("--bound-object-uid={uid}");
+        plane.ask(
+            "node-n1",
+            &["create", "token", "default", "--bound-object-kind=Pod", "--bound-object-name=p", &uid],
+            "",
+        )
+    };
+    assert!(bound("other").is_err());
+    bound(&uid).unwrap();
+    let label = r#"{"metadata":{"labels":{"app":"other"}}}"#;
+    let why = "cannot update labels through pod status";
+    refused(&["patch", "pod", "p", "--subresource=status", "--type=merge", "-p", label], "", why);
+}
+
+#[test]
+fn a_right_in_a_namespace_is_none_outside_of_it() {
+    // C5.2
+    let plane = ControlPlane::start();
+    plane.kubectl("create role all --verb=* --resource=*.*");
+    plane.kubectl("create rolebinding bob --role=all --user=bob");
+    let bob = |path: &str| plane.ask("admin", &["--as=bob", "get", "--raw", path], "");
+    bob("/api/v1/namespaces/default/secrets").unwrap();
+    for path in [
+        "/api/v1/namespaces/kube-system/secrets",
+        "/api/v1/secrets",
+        "/api/v1/nodes",
+        "/api/v1/namespaces/default/nodes",
+        "/api/v1/namespaces/default/namespaces/kube-system",
+        "/apis/rbac.authorization.k8s.io/v1/namespaces/default/clusterroles",
+        "/apis/rbac.authorization.k8s.io/v1/namespaces/default/clusterrolebindings/x",
+    ] {
+        let error = bob(path).unwrap_err();
+        assert!(
+            error.contains("forbidden") || error.contains("could not find the requested resource"),
+            "{path}: {error}"
+        );
+    }
+    // Nobody takes another's place without being allowed to.
+    assert!(plane.ask("node-n1", &["--as=bob", "get", "pods"], "").unwrap_err().contains("cannot impersonate"));
+    let binding = r#"{"apiVersion":"rbac.authorization.k8s.io/v1","kind":"ClusterRoleBinding","metadata":{"name":"bob"},
+        "roleRef":{"apiGroup":"rbac.authorization.k8s.io","kind":"ClusterRole","name":"cluster-admin"},
+        "subjects":[{"kind":"User","name":"bob"}]}"#;
+    let path = "/apis/rbac.authorization.k8s.io/v1/namespaces/default/clusterrolebindings";
+    assert!(plane.ask("admin", &["--as=bob", "create", "--raw", path, "-f", "-"], binding).is_err());
+    assert!(bob("/api/v1/nodes").is_err());
+}
+
+#[test]
+fn no_request_ends_the_server() {
+    let mut plane = ControlPlane::start();
+    let pod = r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p"},"spec":{"nodeName":"n1","terminationGracePeriodSeconds":9223372036854775807,"containers":[{"name":"c","image":"x:1"}]}}"#;
+    plane.ask("admin", &["create", "-f", "-"], pod).unwrap();
+    // C3.16: a grace that ends after the calendar does.
+    plane.kubectl("delete pod p --wait=false");
+    let pod = plane.json("get pod p -o json");
+    assert!(pod["metadata"]["deletionTimestamp"].as_str().unwrap().starts_with("20"), "{pod}");
+    plane.kubectl("delete pod p --grace-period=9223372036854775806 --wait=false");
+    let forever = "/api/v1/pods?watch=true&timeoutSeconds=18446744073709551615";
+    // The watch goes on until kubectl has had enough; it does not break off.
+    let watched = plane.ask("admin", &["get", "--request-timeout=1s", "--raw", forever], "");
+    let ended = watched.err().unwrap_or_default();
+    assert!(ended.is_empty() || ended.contains("deadline exceeded") || ended.contains("Timeout"), "{ended}");
+    assert!(plane.refused("create token default --duration=2562047h", "").contains("2^32 seconds"));
+    plane.ask("admin", &["create", "-f", "-"], r#"{"apiVersion":"events.k8s.io/v1","kind":"Event","metadata":{"name":"e","namespace":"default"},"regarding":{"kind":"Pod","name":"p","namespace":"default"},"reason":"r","action":"a","type":"Normal","reportingController":"c/d","reportingInstance":"i","eventTime":"2026-01-01T00:00:00.000000Z"}"#).unwrap();
+    for patch in [r#"[{"op":"replace","path":"","value":"x"}]"#, r#"[{"op":"replace","path":"/metadata","value":"x"}]"#]
+    {
+        let arguments = ["patch", "events.v1.events.k8s.io", "e", "--type=json", "-p", patch];
+        assert!(plane.ask("admin", &arguments, "").is_err());
+    }
+    assert!(plane.child.try_wait().unwrap().is_none(), "the server is still the same");
 }
 
 #[test]

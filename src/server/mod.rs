@@ -17,6 +17,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::Request;
@@ -50,6 +51,9 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// For the head of a request, and so also between two requests (A18.20).
 const IDLE: Duration = Duration::from_secs(90);
+
+/// From the handshake to the first request: a client that has not said which HTTP it speaks is under no other limit.
+const FIRST_REQUEST: Duration = Duration::from_secs(30);
 
 /// Of a request's head; nothing that is served here takes a body.
 const HEAD_LIMIT_BYTES: usize = 64 << 10;
@@ -233,6 +237,12 @@ where
     H: Service<Request<Incoming>, Response = Reply, Error = Infallible>,
     H::Future: Send + 'static,
 {
+    let asked = Arc::new(AtomicBool::new(false));
+    let has_asked = asked.clone();
+    let service = service_fn(move |request| {
+        has_asked.store(true, Ordering::Relaxed);
+        service.call(request)
+    });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
@@ -245,7 +255,30 @@ where
         .max_header_list_size(u32::try_from(HEAD_LIMIT_BYTES).unwrap_or(u32::MAX))
         .keep_alive_interval(IDLE / 3);
     let connection = builder.serve_connection(TokioIo::new(stream), service);
-    if let Err(error) = watcher.watch(connection).await {
-        debug!(error, "connection to the node's API ended");
+    tokio::select! {
+        result = watcher.watch(connection) => if let Err(error) = result {
+            debug!(error, "connection to the node's API ended");
+        },
+        () = silence(&asked, FIRST_REQUEST) => debug!("a client of the node's API said nothing"),
+    }
+}
+
+/// Ends when nothing was asked in time; never once something was.
+async fn silence(asked: &AtomicBool, limit: Duration) {
+    sleep(limit).await;
+    if asked.load(Ordering::Relaxed) {
+        std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_a_client_that_asks_nothing_is_left() {
+        let limit = Duration::from_millis(20);
+        silence(&AtomicBool::new(false), limit).await;
+        timeout(limit * 5, silence(&AtomicBool::new(true), limit)).await.expect_err("it has asked");
     }
 }

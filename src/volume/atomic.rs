@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
 
 use jiff::Timestamp;
@@ -44,7 +44,7 @@ pub(super) fn write(dir: &Path, payload: &Payload, group: Option<u32>, now: Time
         let target = fresh.join(path);
         let parent = target.parent().unwrap_or(&fresh);
         fs::create_dir_all(parent).map_err(VolumeError::file("make", parent))?;
-        fs::write(&target, &file.content).map_err(VolumeError::file("write", &target))?;
+        write_private(&target, &file.content).map_err(VolumeError::file("write", &target))?;
         let (mut mode, owner) = (file.mode, file.uid.map(rustix::fs::Uid::from_raw));
         if group.is_some() {
             // Whoever is in the volume's group may read (A9.7).
@@ -140,6 +140,12 @@ fn link(dir: &Path, payload: &Payload) -> Result<(), VolumeError> {
     Ok(())
 }
 
+/// Writes a file that nobody else can read before it has its owner and mode: running containers see the directory.
+fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(content)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,6 +178,13 @@ mod tests {
         assert_eq!((read("a"), read("sub/b")), (Some("3".into()), None));
         assert!(!dir.path().join(&first).exists(), "the old content is gone");
         assert!(fs::symlink_metadata(dir.path().join("sub")).is_err(), "the link of a removed key vanishes");
+    }
+
+    #[test]
+    fn a_file_is_nobody_elses_before_it_has_its_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        write_private(&dir.path().join("a"), b"secret").unwrap();
+        assert_eq!(fs::metadata(dir.path().join("a")).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]

@@ -22,7 +22,9 @@ pub(super) async fn dispatch(server: &Arc<Server>, place: &Place, asked: Asked) 
         }
         "token" => {
             only(&asked.method, &[Method::POST])?;
+            let user = asked.user.clone();
             let request = body(asked).await?;
+            super::node_restriction::check_token(core, &place.namespace, &place.name, &request, &user).await?;
             let answer = core.token(&place.namespace, &place.name, request, server.tokens.as_ref()).await?;
             Ok(respond::object(201, &answer, Wanted::JSON))
         }

@@ -1,12 +1,12 @@
 //! Admission: what an object gets or is refused for because of other objects (C5.6, C5.7).
 //!
 //! Here: service accounts and their token volumes, default tolerations, priority classes, protection of the namespaces
-//! that always exist, what a node may write.
+//! that always exist; what a node may write is in [`node_restriction`].
 
 use serde_json::{Value, json};
 
 use super::cluster::Core;
-use super::{codec, meta};
+use super::{codec, meta, node_restriction};
 use crate::auth::identity::UserInfo;
 use crate::resources::status::StatusError;
 use crate::resources::tree::{fill, items, items_mut, text};
@@ -29,7 +29,7 @@ pub(super) async fn admit_create(
     object: &mut Value,
     user: &UserInfo,
 ) -> Result<(), StatusError> {
-    restrict_node(info, object, None, user)?;
+    node_restriction::check(core, info, "", object, None, user).await?;
     if is(info, "", "pods") {
         service_account(core, info, object).await?;
         priority(core, info, object).await?;
@@ -42,17 +42,14 @@ pub(super) async fn admit_create(
 }
 
 pub(super) async fn admit_update(
-    _core: &Core,
+    core: &Core,
     info: &'static ResourceInfo,
     subresource: &str,
-    new: &mut Value,
+    new: &Value,
     old: &Value,
     user: &UserInfo,
 ) -> Result<(), StatusError> {
-    if subresource.is_empty() {
-        restrict_node(info, new, Some(old), user)?;
-    }
-    Ok(())
+    node_restriction::check(core, info, subresource, new, Some(old), user).await
 }
 
 /// The account, its pull secrets, and its token as a volume in every container.
@@ -209,39 +206,6 @@ fn taint_new_node(node: &mut Value) {
     if let Some(taints) = spec["taints"].as_array_mut() {
         taints.push(json!({"key": NOT_READY, "effect": "NoSchedule"}));
     }
-}
-
-/// What a node may write: itself, and pods that mirror its static ones (C5.4).
-fn restrict_node(info: &ResourceInfo, object: &Value, old: Option<&Value>, user: &UserInfo) -> Result<(), StatusError> {
-    let Some(node) = user.name.strip_prefix("system:node:") else { return Ok(()) };
-    if !user.groups.iter().any(|group| group == "system:nodes") {
-        return Ok(());
-    }
-    let name = text(&object["metadata"], "name");
-    let refuse = |why: String| Err(StatusError::forbidden(info, name, &why));
-    if is(info, "", "nodes") {
-        if name != node {
-            let verb = if old.is_some() { "modify" } else { "create" };
-            return refuse(format!("node {node:?} is not allowed to {verb} node {name:?}"));
-        }
-        if old.is_some_and(|old| old["spec"]["taints"] != object["spec"]["taints"]) {
-            return refuse(format!("node {node:?} is not allowed to modify taints"));
-        }
-        if old.is_some_and(|old| old["metadata"]["ownerReferences"] != object["metadata"]["ownerReferences"]) {
-            return refuse(format!("node {node:?} is not allowed to modify ownerReferences"));
-        }
-    }
-    if is(info, "", "pods") && old.is_none() {
-        if object["metadata"]["annotations"][MIRROR].is_null() {
-            return refuse(format!(
-                "pod does not have {MIRROR:?} annotation, node {node:?} can only create mirror pods"
-            ));
-        }
-        if text(&object["spec"], "nodeName") != node {
-            return refuse(format!("node {node:?} can only create pods with spec.nodeName set to itself"));
-        }
-    }
-    Ok(())
 }
 
 impl Core {

@@ -319,5 +319,8 @@ pub(super) fn patched(info: &ResourceInfo, old: &Value, kind: PatchType, patch: 
         };
         StatusError::new(error.code(), reason, error.to_string())
     })?;
+    if !new.is_object() || !(new["metadata"].is_object() || new["metadata"].is_null()) {
+        return Err(StatusError::bad_request("the patch leaves no object with metadata"));
+    }
     Ok(new)
 }

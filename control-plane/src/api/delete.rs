@@ -12,6 +12,9 @@ use crate::resources::status::StatusError;
 use crate::resources::tree::{items, text};
 use crate::storage::{Change, Guard, Revision, Write};
 
+/// No grace is longer than 68 years: what a client writes must not lead beyond the end of the calendar.
+const LONGEST_GRACE_SECONDS: i64 = i32::MAX as i64;
+
 /// What a delete did.
 #[derive(Debug)]
 pub(super) struct Deleted {
@@ -129,7 +132,7 @@ fn mark(info: &ResourceInfo, old: &Value, options: &DeleteOptions, now: Timestam
         }
         // A second delete may only shorten the grace.
         Some(text) if is_pod => {
-            let before = metadata["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
+            let before = metadata["deletionGracePeriodSeconds"].as_i64().unwrap_or(0).min(LONGEST_GRACE_SECONDS);
             if grace < before {
                 let begun = text.parse::<Timestamp>().unwrap_or(now) - SignedDuration::from_secs(before);
                 let at = (begun + SignedDuration::from_secs(grace)).max(now.min(begun));
@@ -153,7 +156,7 @@ fn pod_grace(pod: &Value, options: &DeleteOptions) -> i64 {
         return 0;
     }
     let grace = asked.or_else(|| pod["spec"]["terminationGracePeriodSeconds"].as_i64()).unwrap_or(30);
-    if grace < 0 { 1 } else { grace }
+    if grace < 0 { 1 } else { grace.min(LONGEST_GRACE_SECONDS) }
 }
 
 fn set_finalizers(info: &ResourceInfo, object: &mut Value, propagation: Option<Propagation>) {

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::header::AUTHORIZATION;
@@ -21,7 +22,7 @@ use super::nodes::NodeClient;
 use super::options::Query;
 use super::respond::{self, Answer};
 use super::route::Route;
-use super::{paths, verbs};
+use super::{impersonate, paths, verbs};
 use crate::auth::forbidden_message;
 use crate::auth::identity::{Attributes, Authenticator, Authorizer, Credentials, Decision, TokenIssuer, UserInfo};
 use crate::resources::status::StatusError;
@@ -30,6 +31,8 @@ use crate::resources::status::StatusError;
 const CONNECTIONS: usize = 4096;
 /// A handshake may take so long, so that silent clients do not pile up.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// And as long to the first request, in whatever version of HTTP.
+const FIRST_REQUEST: Duration = Duration::from_secs(30);
 /// After a stop, requests that run may take so long.
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -131,7 +134,10 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, server: Arc<Server
     let certificate: Option<Arc<[u8]>> =
         stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).map(|first| first.as_ref().into());
     let stop = server.stop.clone();
+    let asked = Arc::new(AtomicBool::new(false));
+    let has_asked = asked.clone();
     let service = service_fn(move |request| {
+        has_asked.store(true, Ordering::Relaxed);
         let (server, certificate) = (server.clone(), certificate.clone());
         async move { Ok::<_, Infallible>(answer(server, certificate, request).await) }
     });
@@ -142,6 +148,7 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, server: Arc<Server
     tokio::pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,
+        () = silence(&asked, FIRST_REQUEST) => return tracing::debug!("a client said nothing"),
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
@@ -149,6 +156,14 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, server: Arc<Server
     };
     if let Err(error) = result {
         tracing::debug!(%error, "a connection ended early");
+    }
+}
+
+/// Ends when nothing was asked in time; never once something was.
+async fn silence(asked: &AtomicBool, limit: Duration) {
+    tokio::time::sleep(limit).await;
+    if asked.load(Ordering::Relaxed) {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -171,6 +186,7 @@ async fn handle(
     request: Request<Incoming>,
 ) -> Result<Answer, StatusError> {
     let user = authenticate(server, certificate, request.headers()).await?;
+    let user = impersonate::acting(server.authorizer.as_ref(), user, request.headers()).await?;
     let (parts, body) = request.into_parts();
     let raw_query = parts.uri.query().unwrap_or_default().to_owned();
     let asked = Asked {
@@ -187,16 +203,20 @@ async fn handle(
     match server.authorizer.authorize(&attributes).await {
         Decision::Allow(_) => {}
         Decision::Deny(reason) | Decision::NoOpinion(reason) => {
-            let message = forbidden_message(&attributes, &reason);
-            let mut error = StatusError::forbidden_named(&attributes.group, &attributes.resource, &attributes.name, "");
-            error.message = message;
-            return Err(error);
+            return Err(refused(&attributes, &reason));
         }
     }
     match route {
         Some(route) => verbs::dispatch(server, route, asked).await,
         None => paths::dispatch(server, asked).await,
     }
+}
+
+/// The 403 of a request that nothing allows.
+pub(super) fn refused(asked: &Attributes, reason: &str) -> StatusError {
+    let mut error = StatusError::forbidden_named(&asked.group, &asked.resource, &asked.name, "");
+    error.message = forbidden_message(asked, reason);
+    error
 }
 
 async fn authenticate(

@@ -14,6 +14,7 @@ use crate::resources::{self, ResourceInfo};
 
 const DEFAULT_TOKEN_SECONDS: i64 = 3600;
 const MIN_TOKEN_SECONDS: i64 = 600;
+const MAX_TOKEN_SECONDS: i64 = 1 << 32;
 
 fn pods() -> &'static ResourceInfo {
     resources::find("", "pods").expect("`resources::core` has pods")
@@ -193,8 +194,12 @@ impl Core {
             self.find(accounts, namespace, name).await?.ok_or_else(|| StatusError::not_found(accounts, name))?;
         let spec = &request["spec"];
         let seconds = spec["expirationSeconds"].as_i64().unwrap_or(DEFAULT_TOKEN_SECONDS);
-        if seconds < MIN_TOKEN_SECONDS {
-            let detail = "may not specify a duration less than 10 minutes";
+        if !(MIN_TOKEN_SECONDS..=MAX_TOKEN_SECONDS).contains(&seconds) {
+            let detail = if seconds < MIN_TOKEN_SECONDS {
+                "may not specify a duration less than 10 minutes"
+            } else {
+                "may not specify a duration larger than 2^32 seconds"
+            };
             let error = FieldError::invalid("spec.expirationSeconds", seconds, detail);
             return Err(StatusError::invalid_kind("authentication.k8s.io", "TokenRequest", "", &[error]));
         }

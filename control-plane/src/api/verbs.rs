@@ -25,10 +25,17 @@ use crate::resources::{self, ResourceInfo};
 
 /// A watch that does not say how long lasts at least so long, and at most twice.
 const WATCH_SECONDS: u64 = 1800;
+/// A watch that says how long lasts at most a year: clocks have an end.
+const LONGEST_WATCH_SECONDS: u64 = 365 * 24 * 3600;
 
 pub(super) async fn dispatch(server: &Arc<Server>, route: Route, asked: Asked) -> Result<Answer, StatusError> {
     let info =
         resources::find_version(&route.group, &route.version, &route.resource).ok_or_else(StatusError::no_such_path)?;
+    // Access was decided for the namespace in the path. What is in no namespace must not be reached by way of one.
+    let is_namespace_itself = info.group.is_empty() && info.plural == "namespaces" && route.namespace == route.name;
+    if !info.namespaced && !route.namespace.is_empty() && !is_namespace_itself {
+        return Err(StatusError::no_such_path());
+    }
     // The namespace in a namespace's own path is for authorization only.
     let namespace = if info.namespaced { route.namespace.clone() } else { String::new() };
     if !route.subresource.is_empty() && info.subresource(&route.subresource).is_none() {
@@ -220,6 +227,7 @@ async fn watch(server: &Server, place: &Place, asked: &Asked) -> Result<Answer, 
     let request = asked.query.watch(&place.namespace)?;
     let spread = u64::from(uuid::Uuid::new_v4().as_bytes()[0]) * WATCH_SECONDS / 256;
     let seconds = asked.query.timeout()?.filter(|seconds| *seconds > 0).unwrap_or(WATCH_SECONDS + spread);
+    let seconds = seconds.min(LONGEST_WATCH_SECONDS);
     let bookmarks = request.bookmarks;
     let running = watching::start(&server.cluster.core.store, info, &request).await?;
     let include = shape.include;

@@ -160,10 +160,10 @@ impl Core {
         }
         let mut errors = Vec::new();
         let mut allocation = None;
+        admission::admit_update(self, info, subresource, &new, old, &writer.user).await?;
+        errors.extend(meta::validate(info, &new));
+        errors.extend(meta::check_finalizers(&new, old));
         if subresource != "status" {
-            admission::admit_update(self, info, subresource, &mut new, old, &writer.user).await?;
-            errors.extend(meta::validate(info, &new));
-            errors.extend(meta::check_finalizers(&new, old));
             if subresource.is_empty() {
                 errors.extend((info.strategy.validate_update)(&new, old));
             }

@@ -17,6 +17,7 @@ mod token;
 
 pub use authenticate::ClusterAuthenticator;
 pub use authorize::{ClusterAuthorizer, forbidden_message};
+pub use node_rules::references;
 pub use pki::{CertifiedPem, Pki, PkiConfig, PkiError};
 pub use token::{BoundTo, Claims, Grant, KubernetesClaims, TokenError, Tokens};
 

@@ -116,8 +116,12 @@ async fn referenced(node: &str, asked: &Attributes, lookup: &dyn Lookup) -> Resu
         return Ok(Decision::NoOpinion("can only read a namespaced object of this type by its name".to_owned()));
     }
     let pods = lookup.list("", "pods", Some(&asked.namespace)).await?;
+    // A node makes its mirror pods itself: what they mention gives it no right.
+    let is_its = |pod: &&Value| {
+        pod["spec"]["nodeName"] == node && pod["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_null()
+    };
     let found =
-        pods.iter().filter(|pod| pod["spec"]["nodeName"] == node).any(|pod| refers(pod, asked.resource.as_str(), name));
+        pods.iter().filter(is_its).flat_map(references).any(|(kind, its)| kind == asked.resource && its == name);
     Ok(if found {
         Decision::Allow(String::new())
     } else {
@@ -125,59 +129,51 @@ async fn referenced(node: &str, asked: &Attributes, lookup: &dyn Lookup) -> Resu
     })
 }
 
-/// Whether `pod` mentions the object of that kind and name, anywhere that a node follows.
-fn refers(pod: &Value, resource: &str, name: &str) -> bool {
+/// The objects that `pod` mentions anywhere that a node follows, as plural and name.
+pub fn references(pod: &Value) -> Vec<(&'static str, String)> {
     let spec = &pod["spec"];
     let items = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    let volumes = items(&spec["volumes"]);
-    match resource {
-        "serviceaccounts" => {
-            let account = spec["serviceAccountName"].as_str().unwrap_or("default");
-            account == name
+    let mut all = Vec::new();
+    let mut add = |kind: &'static str, name: &Value| {
+        if let Some(name) = name.as_str().filter(|name| !name.is_empty()) {
+            all.push((kind, name.to_owned()));
         }
-        "persistentvolumeclaims" => volumes.iter().any(|v| {
-            let ephemeral = v["ephemeral"].is_object()
-                && format!(
-                    "{}-{}",
-                    pod["metadata"]["name"].as_str().unwrap_or_default(),
-                    v["name"].as_str().unwrap_or_default()
-                ) == name;
-            v["persistentVolumeClaim"]["claimName"] == name || ephemeral
-        }),
-        "secrets" | "configmaps" => {
-            let is_secret = resource == "secrets";
-            let (key_ref, env_from, projection) = if is_secret {
-                ("secretKeyRef", "secretRef", "secret")
-            } else {
-                ("configMapKeyRef", "configMapRef", "configMap")
-            };
-            let by_volume = volumes.iter().any(|v| {
-                let direct = if is_secret { &v["secret"]["secretName"] } else { &v["configMap"]["name"] };
-                *direct == name || items(&v["projected"]["sources"]).iter().any(|s| s[projection]["name"] == name)
-            });
-            let by_other = is_secret
-                && (items(&spec["imagePullSecrets"]).iter().any(|s| s["name"] == name)
-                    || volumes.iter().any(names_secret_of_driver(name)));
-            let containers = ["containers", "initContainers", "ephemeralContainers"];
-            let by_environment = containers.iter().flat_map(|key| items(&spec[*key])).any(|container| {
-                items(&container["env"]).iter().any(|e| e["valueFrom"][key_ref]["name"] == name)
-                    || items(&container["envFrom"]).iter().any(|e| e[env_from]["name"] == name)
-            });
-            by_volume || by_other || by_environment
+    };
+    add("serviceaccounts", &spec["serviceAccountName"]);
+    for secret in items(&spec["imagePullSecrets"]) {
+        add("secrets", &secret["name"]);
+    }
+    for volume in items(&spec["volumes"]) {
+        add("secrets", &volume["secret"]["secretName"]);
+        add("configmaps", &volume["configMap"]["name"]);
+        for source in items(&volume["projected"]["sources"]) {
+            add("secrets", &source["secret"]["name"]);
+            add("configmaps", &source["configMap"]["name"]);
         }
-        _ => false,
+        add("persistentvolumeclaims", &volume["persistentVolumeClaim"]["claimName"]);
+        if volume["ephemeral"].is_object() {
+            let part = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let claim = format!("{}-{}", part(&pod["metadata"]["name"]), part(&volume["name"]));
+            add("persistentvolumeclaims", &claim.into());
+        }
+        // Secrets that volume drivers name with a reference.
+        for driver in ["flexVolume", "cephfs", "rbd", "scaleIO", "iscsi", "storageos"] {
+            add("secrets", &volume[driver]["secretRef"]["name"]);
+        }
+        add("secrets", &volume["csi"]["nodePublishSecretRef"]["name"]);
+        add("secrets", &volume["azureFile"]["secretName"]);
     }
-}
-
-/// Secrets that volume drivers name with a reference.
-fn names_secret_of_driver(name: &str) -> impl Fn(&Value) -> bool {
-    move |volume| {
-        ["flexVolume", "cephfs", "rbd", "scaleIO", "iscsi", "storageos"]
-            .iter()
-            .any(|driver| volume[*driver]["secretRef"]["name"] == name)
-            || volume["csi"]["nodePublishSecretRef"]["name"] == name
-            || volume["azureFile"]["secretName"] == name
+    for container in ["containers", "initContainers", "ephemeralContainers"].iter().flat_map(|key| items(&spec[*key])) {
+        for variable in items(&container["env"]) {
+            add("secrets", &variable["valueFrom"]["secretKeyRef"]["name"]);
+            add("configmaps", &variable["valueFrom"]["configMapKeyRef"]["name"]);
+        }
+        for source in items(&container["envFrom"]) {
+            add("secrets", &source["secretRef"]["name"]);
+            add("configmaps", &source["configMapRef"]["name"]);
+        }
     }
+    all
 }
 
 fn selected<'a>(selector: &'a str, field: &str) -> Option<&'a str> {

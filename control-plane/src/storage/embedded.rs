@@ -47,6 +47,10 @@ impl Embedded {
     pub fn open(path: &Path) -> Result<Arc<Self>, StoreError> {
         let failed = |error: &dyn std::fmt::Display| fail(path, error);
         let database = Database::builder().set_cache_size(CACHE_BYTES).create(path).map_err(|e| failed(&e))?;
+        // The file's own name must survive a power cut, too.
+        if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+            std::fs::File::open(directory).and_then(|opened| opened.sync_all()).map_err(|e| failed(&e))?;
+        }
         let start = {
             let transaction = database.begin_write().map_err(|e| failed(&e))?;
             let start = {

@@ -81,6 +81,10 @@ fn push_index(path: &mut String, at: usize) {
     let _ = write!(path, "[{at}]");
 }
 
+/// The most that a body may say: one for each value, and each byte of text. JSON of the largest size that is taken
+/// stays far below, and so does YAML that does not repeat itself; an alias of an alias multiplies.
+const LARGEST: usize = 8 << 20;
+
 /// An object as it was sent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Decoded {
@@ -121,11 +125,18 @@ pub fn decode_yaml(bytes: &[u8]) -> Result<Decoded, DecodeError> {
 struct Reader {
     path: String,
     duplicates: Vec<String>,
+    size: usize,
 }
 
 impl Reader {
     fn seed(&mut self) -> Seed<'_> {
         Seed(self)
+    }
+
+    /// Counts a value.
+    fn count<E: serde::de::Error>(&mut self, bytes: usize) -> Result<(), E> {
+        self.size += 1 + bytes;
+        if self.size > LARGEST { Err(E::custom("document contains excessive aliasing")) } else { Ok(()) }
     }
 
     fn finish(self, value: Value) -> Decoded {
@@ -150,35 +161,43 @@ impl<'de> Visitor<'de> for Seed<'_> {
         f.write_str("a JSON value")
     }
 
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+    fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<Value, E> {
+        self.0.count(0)?;
         Ok(Value::Bool(value))
     }
 
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+    fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<Value, E> {
+        self.0.count(0)?;
         Ok(value.into())
     }
 
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+    fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<Value, E> {
+        self.0.count(0)?;
         Ok(value.into())
     }
 
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
+        self.0.count(0)?;
         Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("numbers must be finite"))
     }
 
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+    fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Value, E> {
+        self.0.count(value.len())?;
         Ok(Value::String(value.to_owned()))
     }
 
-    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+    fn visit_string<E: serde::de::Error>(self, value: String) -> Result<Value, E> {
+        self.0.count(value.len())?;
         Ok(Value::String(value))
     }
 
-    fn visit_unit<E>(self) -> Result<Value, E> {
+    fn visit_unit<E: serde::de::Error>(self) -> Result<Value, E> {
+        self.0.count(0)?;
         Ok(Value::Null)
     }
 
-    fn visit_none<E>(self) -> Result<Value, E> {
+    fn visit_none<E: serde::de::Error>(self) -> Result<Value, E> {
+        self.0.count(0)?;
         Ok(Value::Null)
     }
 
@@ -188,6 +207,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let reader = self.0;
+        reader.count(0)?;
         let mut list = Vec::new();
         let end = reader.path.len();
         loop {
@@ -203,6 +223,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let reader = self.0;
+        reader.count(0)?;
         let mut object = Map::new();
         let end = reader.path.len();
         while let Some(name) = entries.next_key_seed(Seed(&mut Reader::default()))? {
@@ -211,6 +232,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
                 Value::Number(_) | Value::Bool(_) => name.to_string(),
                 _ => return Err(A::Error::custom("keys must be strings")),
             };
+            reader.count(name.len())?;
             push_field(&mut reader.path, &name);
             let value = entries.next_value_seed(reader.seed())?;
             if object.contains_key(&name) && reader.duplicates.len() < MOST {
@@ -263,5 +285,15 @@ mod tests {
         assert_eq!(decoded.value, json!({"spec": {"replicas": 2, "5": "x"}}));
         assert_eq!(decoded.duplicates, ["duplicate field \"spec.replicas\""]);
         assert!(decode_json(b"{\"a\":1} x").is_err());
+    }
+
+    #[test]
+    fn a_short_document_cannot_fill_the_memory() {
+        let long = "x".repeat(1 << 20);
+        let aliases = "*a,".repeat(100);
+        assert!(decode_yaml(format!("[&a {long},{aliases}]").as_bytes()).is_err());
+        assert!(decode_yaml(b"[&a x, *a, *a]").is_ok());
+        let large = format!("[{}0]", "0,".repeat((3 << 20) / 2 - 2));
+        assert!(decode_json(large.as_bytes()).is_ok());
     }
 }

@@ -5,12 +5,18 @@ pub mod apply;
 mod fieldset;
 mod strategic;
 
+use json_patch::PatchOperation;
 use serde_json::Value;
 
 use super::openapi::types::{Type, Types};
 
 /// The most operations that a JSON patch may have (C3.10).
 const MAX_JSON_PATCH_OPERATIONS: usize = 10_000;
+/// The most values that the operations of one JSON patch may move and copy in all, and the most bytes of text in them.
+/// Each copy of a copy is twice as large, so that a short patch could fill any memory.
+const MAX_COPIED: usize = 3 << 20;
+/// Nothing nests deeper; what does could not be read again, since a stack has an end.
+const MAX_DEPTH: usize = 100;
 
 /// Why a patch cannot be applied. The texts are those of the upstream API server, since clients print them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,7 +52,48 @@ pub fn json(document: &mut Value, operations: Value) -> Result<(), PatchError> {
     }
     let patch: json_patch::Patch = serde_json::from_value(operations)
         .map_err(|error| PatchError::Malformed(format!("error decoding patch: {error}")))?;
-    json_patch::patch(document, &patch).map_err(|error| PatchError::Rejected(error.to_string()))
+    let mut patched = document.clone();
+    let mut left = MAX_COPIED;
+    for operation in patch.iter() {
+        check_size(&patched, operation, &mut left)?;
+        json_patch::patch_unsafe(&mut patched, std::slice::from_ref(operation))
+            .map_err(|error| PatchError::Rejected(error.to_string()))?;
+    }
+    *document = patched;
+    Ok(())
+}
+
+/// Whether an operation makes the document deeper than it may be, or has moved and copied too much.
+fn check_size(document: &Value, operation: &PatchOperation, left: &mut usize) -> Result<(), PatchError> {
+    let (value, path) = match operation {
+        PatchOperation::Add(add) => (Some(&add.value), &add.path),
+        PatchOperation::Replace(replace) => (Some(&replace.value), &replace.path),
+        PatchOperation::Move(moved) => (document.pointer(moved.from.as_str()), &moved.path),
+        PatchOperation::Copy(copied) => (document.pointer(copied.from.as_str()), &copied.path),
+        PatchOperation::Remove(_) | PatchOperation::Test(_) => return Ok(()),
+    };
+    // Without a value the operation fails by itself.
+    let Some(value) = value else { return Ok(()) };
+    let allowed = MAX_DEPTH.saturating_sub(path.count());
+    fits(value, allowed, left)
+        .then_some(())
+        .ok_or_else(|| PatchError::Rejected(format!("{path}: the patch makes the object too large or too deep")))
+}
+
+/// Whether a value nests no deeper than `depth` and is no larger than what is left, which it takes.
+fn fits(value: &Value, depth: usize, left: &mut usize) -> bool {
+    let size = 1 + value.as_str().map_or(0, str::len);
+    let Some(rest) = left.checked_sub(size) else { return false };
+    *left = rest;
+    let Some(depth) = depth.checked_sub(1) else { return false };
+    match value {
+        Value::Array(items) => items.iter().all(|item| fits(item, depth, left)),
+        Value::Object(fields) => fields.iter().all(|(name, value)| {
+            *left = left.saturating_sub(name.len());
+            fits(value, depth, left)
+        }),
+        _ => true,
+    }
 }
 
 /// Applies a JSON merge patch (RFC 7386).
@@ -63,4 +110,32 @@ pub fn merge(document: &mut Value, patch: &Value) -> Result<(), PatchError> {
 /// What the type does not know is merged as JSON: whether unknown fields are an error is decided by the field check.
 pub fn strategic(document: &mut Value, patch: Value, types: &Types, root: &Type) -> Result<(), PatchError> {
     strategic::merge(document, patch, types, root)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_short_json_patch_cannot_fill_the_memory_or_the_stack() {
+        // C3.10
+        let before = json!({"data": {"a": "x".repeat(1000)}});
+        let copy = |at: usize| json!({"op": "copy", "from": "/data", "path": format!("/data/b{at}")});
+        let mut document = before.clone();
+        let error = json(&mut document, (0..60).map(copy).collect()).unwrap_err();
+        assert_eq!(error.code(), 422);
+        assert_eq!(document, before);
+        let down = [
+            json!({"op": "add", "path": "/x", "value": {}}),
+            json!({"op": "move", "from": "/a", "path": "/x/a"}),
+            json!({"op": "move", "from": "/x", "path": "/a"}),
+        ];
+        let mut document = json!({"a": {}});
+        let operations = down.iter().cycle().take(9999).cloned().collect();
+        assert_eq!(json(&mut document, Value::Array(operations)).unwrap_err().code(), 422);
+        let operations = down.iter().cycle().take(90).cloned().collect();
+        json(&mut document, Value::Array(operations)).unwrap();
+    }
 }
