@@ -233,8 +233,9 @@ async fn pods_are_listed() {
 async fn logs_of_a_real_container() {
     let node = Node::start().await;
     let long = "x".repeat(40_000);
-    let id =
-        node.runs("p", &format!("echo one; sleep 0.2; echo two >&2; sleep 1.5; echo three; printf {long}; echo; sleep 60")).await;
+    let id = node
+        .runs("p", &format!("echo one; sleep 0.2; echo two >&2; sleep 1.5; echo three; printf {long}; echo; sleep 60"))
+        .await;
     let path = "/containerLogs/default/p/main";
 
     // A18.7: what a follower gets, he gets when it is written.
