@@ -1,6 +1,8 @@
 //! Holds the house rules that neither rustc nor clippy can see: the table of rooms in ARCHITECTURE.md, the pure files, the
-//! promises of SPECIFICATION.md, and how a file opens and is called.
+//! promises of SPECIFICATION.md, the states of docs/compatibility.md, and how a file opens and is called.
 
+#[path = "house/compatibility.rs"]
+mod compatibility;
 #[path = "house/rules.rs"]
 mod rules;
 #[path = "house/source.rs"]
@@ -10,6 +12,7 @@ mod tables;
 
 use std::path::{Path, PathBuf};
 
+use compatibility::{CONTRACT, check_states};
 use rules::{check_circles, check_name, check_opening, check_purity, check_rooms};
 use source::Source;
 use tables::{Rooms, promises, pure_files, rooms};
@@ -135,6 +138,12 @@ fn every_promise_names_a_test_that_exists() {
         }
     }
     none(violations);
+}
+
+#[test]
+fn every_row_of_the_contract_has_a_state_that_is_true() {
+    let text_of = |path: &str| std::fs::read_to_string(root().join(path)).ok();
+    none(check_states(&text_of("docs/compatibility.md").unwrap_or_default(), CONTRACT, text_of));
 }
 
 #[test]
