@@ -20,8 +20,9 @@ test: ## everything that must hold; the last line counts
 test-vm: deb ## the packages in an emulated Debian machine
 	tests/vm/smoke
 
-bench: setup ## the benches
-	cargo bench --locked --workspace
+bench: build ## the benches (as root)
+	make/images
+	cargo bench --locked -p stoker --bench services --bench pod_start
 
 deny: ## licenses, bans and sources of the dependencies
 	PATH="$$(make/tools cargo-deny):$$PATH" cargo deny --workspace --locked check bans licenses sources

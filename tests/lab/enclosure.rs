@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -110,6 +111,13 @@ impl Enclosure {
         command.args(["--target", &self.init.to_string(), "--mount", "--net", "--pid", "--cgroup", "--uts", "--"]);
         command.arg(program).stdin(Stdio::null());
         command
+    }
+
+    /// Moves the calling thread into the network namespace.
+    pub(crate) fn enter_network(&self) {
+        let network = fs::File::open(format!("/proc/{}/ns/net", self.init)).expect("the first process inside runs");
+        rustix::thread::move_into_link_name_space(network.as_fd(), Some(rustix::thread::LinkNameSpaceType::Network))
+            .expect("root may");
     }
 }
 

@@ -202,7 +202,23 @@ impl Lab {
         assert!(!self.try_kubectl("get nodes").success, "something answers in the control plane's place");
     }
 
-    fn kubeconfig(&self) -> PathBuf {
+    /// The agent's process, by its pid outside.
+    pub(crate) fn agent_pid(&self) -> u32 {
+        self.agent.pid_outside()
+    }
+
+    /// The control plane's process, by its pid outside.
+    pub(crate) fn control_plane_pid(&self) -> u32 {
+        self.control_plane.pid_outside()
+    }
+
+    /// Moves the calling thread, and those that it starts from now on, into the node's network.
+    pub(crate) fn enter_network(&self) {
+        self.enclosure.enter_network();
+    }
+
+    /// The file with the administrator's access.
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.enclosure.dir.join("control-plane/admin.kubeconfig")
     }
 
@@ -350,6 +366,13 @@ impl Part {
         command.args(["-c", "echo $$ > \"$0\"; exec \"$@\""]).arg(pid_file).args(&self.command);
         command.stdout(log.try_clone().expect("a file")).stderr(log);
         self.process = Some(command.spawn().expect("nsenter starts"));
+    }
+
+    /// nsenter waits for the one child that it has.
+    fn pid_outside(&self) -> u32 {
+        let nsenter = self.process.as_ref().expect("it was started").id();
+        let children = fs::read_to_string(format!("/proc/{nsenter}/task/{nsenter}/children")).expect("nsenter runs");
+        children.trim().parse().expect("nsenter has one child")
     }
 
     fn kill(&mut self, enclosure: &Enclosure) {
