@@ -82,7 +82,9 @@ async fn measure(lab: &Lab) -> Result<(), Failure> {
         let ours = Spread::of(times.into_iter());
         let added = ours.median.saturating_sub(raw.median);
         let verdict = if added <= BAR { "met" } else { "missed" };
-        println!("create to Running, {what}: {ours}; raw + {:.1} ms", milliseconds(added));
+        let added_at_least = milliseconds(ours.least.saturating_sub(raw.least));
+        println!("create to Running, {what}: {ours}");
+        println!("medians: raw + {:.1} ms; least: raw + {added_at_least:.1} ms", milliseconds(added));
         println!("bar: raw + {} ms: {verdict}", BAR.as_millis());
     }
     let pods = u32::try_from((ROUNDS - 1) * 2)?;
@@ -91,8 +93,9 @@ async fn measure(lab: &Lab) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Median and ninth decile of some times.
+/// Least, median and ninth decile of some times. The least is what other work on the machine disturbs least.
 struct Spread {
+    least: Duration,
     median: Duration,
     p90: Duration,
 }
@@ -101,13 +104,14 @@ impl Spread {
     fn of(times: impl Iterator<Item = Duration>) -> Self {
         let mut times: Vec<Duration> = times.collect();
         times.sort_unstable();
-        Self { median: times[times.len() / 2], p90: times[times.len() * 9 / 10] }
+        Self { least: times[0], median: times[times.len() / 2], p90: times[times.len() * 9 / 10] }
     }
 }
 
 impl std::fmt::Display for Spread {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "median {:.1} ms, p90 {:.1} ms", milliseconds(self.median), milliseconds(self.p90))
+        let [least, median, p90] = [self.least, self.median, self.p90].map(milliseconds);
+        write!(f, "least {least:.1} ms, median {median:.1} ms, p90 {p90:.1} ms")
     }
 }
 
