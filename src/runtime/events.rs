@@ -208,7 +208,8 @@ impl Listener {
                 let status = answer.status.unwrap_or_default();
                 match kind {
                     EventKind::OutOfMemory => status.reason == "OOMKilled",
-                    _ => status.state() != ContainerState::ContainerRunning,
+                    // "Created" is no end: a process can be gone before CRI has even noted that it was started.
+                    _ => matches!(status.state(), ContainerState::ContainerExited | ContainerState::ContainerUnknown),
                 }
             }
             Err(error) if error.is_not_found() && kind == EventKind::Stopped => {
