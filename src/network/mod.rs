@@ -1,0 +1,1 @@
+//! The pod network for nodes without a third-party CNI: the CNI plugin, routes or VXLAN through rtnetlink, NetworkPolicy.
