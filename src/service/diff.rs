@@ -7,6 +7,7 @@
 //! takes slot N, and the last one moves into the hole that another leaves.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::net::IpAddr;
 
 use stoker_model::service::NamespacedName;
@@ -53,6 +54,26 @@ impl Key {
     }
 }
 
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Route(at) => write!(f, "route of {at}"),
+            Self::Everywhere(at) => write!(f, "route of {at} for this node's own traffic"),
+            Self::Local(at) => write!(f, "route of {at} for traffic from outside"),
+            Self::Refusal(at) => write!(f, "refusal of {at}"),
+            Self::Slot(at, slot) | Self::StickySlot(slot, at) if *slot >= LOCAL_SLOTS => {
+                write!(f, "local slot {} of {at}", slot - LOCAL_SLOTS)
+            }
+            Self::Slot(at, slot) => write!(f, "slot {slot} of {at}"),
+            Self::StickySlot(slot, at) => write!(f, "slot {slot} of {at}"),
+            Self::ClusterIp(ip) => write!(f, "cluster IP {ip}"),
+            Self::Hairpin(ip) => write!(f, "local endpoint {ip}"),
+            Self::Guarded(at) => write!(f, "guard of {at}"),
+            Self::Allowed(at, range) => write!(f, "source {range} of {at}"),
+        }
+    }
+}
+
 /// What an element says.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum Value {
@@ -88,6 +109,24 @@ pub struct Balance {
     pub masquerade: bool,
     /// Ask first where the client went before.
     pub affinity_seconds: Option<u32>,
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Present => f.write_str("present"),
+            Self::Backend(backend) => backend.fmt(f),
+            Self::Verdict(Verdict::ExternalLocal) => f.write_str("by origin"),
+            Self::Verdict(Verdict::Reject) => f.write_str("reject"),
+            Self::Verdict(Verdict::Drop) => f.write_str("drop"),
+            Self::Verdict(Verdict::Balance(balance)) => {
+                write!(f, "one of {}", balance.count)?;
+                f.write_str(if balance.local { " on this node" } else { "" })?;
+                f.write_str(if balance.masquerade { ", masqueraded" } else { "" })?;
+                balance.affinity_seconds.map_or(Ok(()), |seconds| write!(f, ", kept for {seconds} s"))
+            }
+        }
+    }
 }
 
 /// What to do to the clients that session affinity binds to a slot.

@@ -187,17 +187,3 @@ pub struct ServiceRoutes {
     /// Health-check port and the number of local ready endpoints (B1.14).
     pub health_check: Option<(u16, usize)>,
 }
-
-impl ServiceRoutes {
-    /// Balances without session affinity.
-    pub fn forget_affinity(&mut self) {
-        for path in &mut self.paths {
-            match &mut path.route {
-                Route::Reject | Route::Drop => {}
-                Route::Balance { affinity_seconds, .. } | Route::LocalOnly { affinity_seconds, .. } => {
-                    *affinity_seconds = None;
-                }
-            }
-        }
-    }
-}

@@ -353,9 +353,7 @@ impl Programmer {
         doubt: Doubt,
     ) -> Result<Operations, ServiceError> {
         let mut batch = if doubt == Doubt::None { Batch::default() } else { Batch::before_reconciling() };
-        for (name, mut routes) in compiled {
-            // Sticky chains are not written yet: such Services are balanced like others rather than not at all.
-            routes.forget_affinity();
+        for (name, routes) in compiled {
             self.table.set(&name, routes, &mut batch);
         }
         let operations = if doubt == Doubt::None {
