@@ -20,4 +20,4 @@ pub mod nftables;
 mod owner;
 
 pub use config::{Cidr, LocalTraffic, ServiceConfig};
-pub use owner::{Health, HealthCheck, HealthChecks, ServiceError, ServiceProxy, cleanup, spawn};
+pub use owner::{Health, HealthCheck, HealthChecks, Problems, ServiceError, ServiceProxy, cleanup, spawn};

@@ -4,6 +4,7 @@
 //! reads them and writes the difference.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use super::config::ServiceConfig;
 use super::conntrack::Conntrack;
 use super::data_path::{DataPath, Doubt, Listener};
 use super::diff::{Batch, Operations, Table};
-use super::frontend::ServiceRoutes;
+use super::frontend::{Problem, ServiceRoutes};
 use super::model::Model;
 use super::nftables::{Kernel, NftError};
 use crate::clock::{Clock, Now};
@@ -42,6 +43,9 @@ pub struct Health {
 
 /// The health-check ports of Services with `externalTrafficPolicy: Local` (B1.14).
 pub type HealthChecks = Arc<BTreeMap<NamespacedName, HealthCheck>>;
+
+/// What of which Service could not be done; the rest of it was.
+pub type Problems = Arc<BTreeMap<NamespacedName, Vec<Problem>>>;
 
 /// What the health-check port of one Service has to answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,6 +71,8 @@ pub struct ServiceProxy {
     pub health: watch::Receiver<Health>,
     /// Newest wins: what the load balancers' health checks are to be told.
     pub health_checks: watch::Receiver<HealthChecks>,
+    /// Newest wins: what of which Service could not be done.
+    pub problems: watch::Receiver<Problems>,
     /// Ends when the sender of changes is dropped; the tables stay.
     pub task: tokio::task::JoinHandle<()>,
 }
@@ -83,12 +89,19 @@ pub fn spawn(
     let conntrack = Conntrack::open(&config.families).map_err(NftError::Open)?;
     let (sender, health) = watch::channel(Health::default());
     let (checks, health_checks) = watch::channel(HealthChecks::default());
+    let (trouble, problems) = watch::channel(Problems::default());
     let model = Model::new(Arc::clone(&node.borrow()));
     let owner = Owner {
         changes,
         model,
         node,
-        programmer: Some(Programmer { path, conntrack, table: Table::default() }),
+        programmer: Some(Programmer {
+            path,
+            conntrack,
+            table: Table::default(),
+            local: Vec::new(),
+            problems: Vec::new(),
+        }),
         listener: None,
         doubt: Doubt::Elements,
         retry: None,
@@ -97,9 +110,10 @@ pub fn spawn(
         clock,
         health: sender,
         checks,
+        problems: trouble,
     };
     let task = tokio::spawn(owner.run().instrument(tracing::info_span!("service")));
-    Ok(ServiceProxy { health, health_checks, task })
+    Ok(ServiceProxy { health, health_checks, problems, task })
 }
 
 /// The data path that the operator chose.
@@ -136,6 +150,10 @@ struct Programmer {
     path: Box<dyn DataPath>,
     conntrack: Conntrack,
     table: Table,
+    /// The node's own addresses.
+    local: Vec<IpAddr>,
+    /// Of the Services that the last write concerned.
+    problems: Vec<(NamespacedName, Vec<Problem>)>,
 }
 
 #[derive(Debug)]
@@ -156,6 +174,7 @@ struct Owner {
     clock: Clock,
     health: watch::Sender<Health>,
     checks: watch::Sender<HealthChecks>,
+    problems: watch::Sender<Problems>,
 }
 
 enum Wake {
@@ -254,6 +273,7 @@ impl Owner {
             false
         });
         let Some(mut programmer) = self.programmer.take() else { return };
+        programmer.local.clone_from(&self.model.node().ips);
         let compiled: Vec<(NamespacedName, ServiceRoutes)> =
             dirty.iter().map(|name| (name.clone(), self.model.routes(name))).collect();
         self.note_checks(&compiled);
@@ -272,7 +292,10 @@ impl Owner {
             Ok(written) => written,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         };
-        let transactions = self.programmer.insert(programmer).path.transactions();
+        let programmer = self.programmer.insert(programmer);
+        let transactions = programmer.path.transactions();
+        let problems = std::mem::take(&mut programmer.problems);
+        self.note_problems(problems);
         self.finish(result, dirty.len(), transactions);
     }
 
@@ -313,6 +336,26 @@ impl Owner {
             self.doubt = missed;
             self.retry = Some(Duration::ZERO);
         }
+    }
+
+    /// Publishes what could not be done, and logs what is new of it.
+    fn note_problems(&self, reported: Vec<(NamespacedName, Vec<Problem>)>) {
+        self.problems.send_if_modified(|all| {
+            let mut modified = false;
+            for (name, problems) in reported {
+                let before = all.get(&name).map_or(&[][..], Vec::as_slice);
+                if before == problems {
+                    continue;
+                }
+                for problem in problems.iter().filter(|problem| !before.contains(problem)) {
+                    warn!(service = %format_args!("{}/{}", name.namespace, name.name), %problem, "not all of it is done");
+                }
+                let all = Arc::make_mut(all);
+                if problems.is_empty() { all.remove(&name) } else { all.insert(name, problems) };
+                modified = true;
+            }
+            modified
+        });
     }
 
     /// Publishes the health-check ports, if any of them changed (B1.14).
@@ -356,6 +399,8 @@ impl Programmer {
         for (name, routes) in compiled {
             self.table.set(&name, routes, &mut batch);
         }
+        let problems = batch.take_reported().into_iter().map(|name| (self.table.problems(&name), name));
+        self.problems = problems.map(|(problems, name)| (name, problems)).collect();
         let operations = if doubt == Doubt::None {
             let operations = batch.into_operations();
             self.path.apply(&self.table, &operations)?;
@@ -364,7 +409,7 @@ impl Programmer {
             self.path.reconcile(&mut self.table, doubt)?
         };
         // After a restart nobody knows what went while we were away.
-        if operations.stale_udp || doubt != Doubt::None {
+        if operations.stale_flows || doubt != Doubt::None {
             self.forget_stale_flows();
         }
         Ok(operations)
@@ -382,10 +427,10 @@ impl Programmer {
 
     /// Failing here costs some clients a wait for the kernel's own time-out, no more, so the next change tries again.
     fn forget_stale_flows(&mut self) {
-        match self.conntrack.forget_stale(&self.table.udp_frontends()) {
+        match self.conntrack.forget_stale(&self.table.flow_frontends(), &self.local) {
             Ok(0) => {}
-            Ok(flows) => debug!(flows, "stale UDP flows deleted"),
-            Err(error) => warn!(error = &error as &dyn std::error::Error, "stale UDP flows may remain"),
+            Ok(flows) => debug!(flows, "stale flows deleted"),
+            Err(error) => warn!(error = &error as &dyn std::error::Error, "stale flows may remain"),
         }
     }
 }

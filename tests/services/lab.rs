@@ -194,7 +194,8 @@ impl Lab {
         let thread = self.within("node", move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let topology = NodeTopology { name: "node".into(), zone: Some("zone-a".into()) };
+                let ips = vec![NODE.parse().unwrap(), NODE6.parse().unwrap()];
+                let topology = NodeTopology { name: "node".into(), zone: Some("zone-a".into()), ips };
                 let (_keep, facts) = watch::channel(Arc::new(topology));
                 let proxy = stoker::service::spawn(receiver, facts, config, Clock).unwrap();
                 answer.send(proxy.health).unwrap();
