@@ -13,6 +13,7 @@ pub mod config;
 mod conntrack;
 pub mod data_path;
 pub mod diff;
+pub mod explain;
 pub mod frontend;
 pub mod model;
 mod netlink;

@@ -434,6 +434,11 @@ impl Kernel {
     }
 }
 
+/// The table family and the set or map that holds an element.
+pub(super) fn set_of(key: &Key, value: &Value) -> (&'static str, String) {
+    (layout::words(elements::family_of(key)).table, elements::set_of(key, value).into_owned())
+}
+
 /// The balances that new elements lead to.
 fn balances(operations: &Operations) -> impl Iterator<Item = (Frontend, Balance)> + '_ {
     operations.add.iter().filter_map(|(key, value)| match (key.frontend(), *value) {
