@@ -27,6 +27,7 @@ pub(in crate::service) enum Kind {
     GetElements = 13,
     DelElements = 14,
     NewGeneration = 15,
+    GetGeneration = 16,
 }
 
 /// `NFPROTO_IPV4` and `NFPROTO_IPV6`.

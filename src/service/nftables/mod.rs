@@ -9,12 +9,15 @@ use std::collections::{HashMap, HashSet};
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::config::ServiceConfig;
-use super::diff::{Key, Operations, Value, Verdict};
+use super::data_path::{DataPath, Doubt, Listener};
+use super::diff::{Key, Operations, Table, Value, Verdict};
 use super::frontend::{Family, Place};
 use super::netlink::message::{self, CREATE, DUMP, Kind, Messages, Received, family_number};
 use super::netlink::socket::{self, Dumped, Socket};
+use super::owner::ServiceError;
 
 mod chains;
 mod elements;
@@ -76,14 +79,25 @@ pub struct Kernel {
     config: ServiceConfig,
     chains: HashSet<(Family, String)>,
     /// Netlink ports of the nft processes that loaded the fixed part last: what they did is no foreign change.
-    loaders: Vec<u32>,
+    loaders: Arc<Mutex<Vec<u32>>>,
+    /// Our transactions since `first_generation`.
+    own_transactions: u32,
+    /// The kernel's count before the last reconciliation.
+    first_generation: Option<u32>,
 }
 
 impl Kernel {
     /// Connects to the kernel of the calling thread's network namespace; changes nothing.
     pub fn open(config: ServiceConfig) -> Result<Self, NftError> {
         let socket = Socket::open().map_err(NftError::Open)?;
-        Ok(Self { socket, config, chains: HashSet::new(), loaders: Vec::new() })
+        Ok(Self {
+            socket,
+            config,
+            chains: HashSet::new(),
+            loaders: Arc::default(),
+            own_transactions: 0,
+            first_generation: None,
+        })
     }
 
     /// Transactions sent so far.
@@ -91,15 +105,19 @@ impl Kernel {
         self.socket.batches_sent()
     }
 
-    /// Opens the socket that hears of changes to any table.
-    pub fn listen(&self) -> Result<Listener, NftError> {
-        let own_port = self.socket.port().map_err(NftError::Open)?;
-        Ok(Listener { fd: socket::listen().map_err(NftError::Open)?, own_port })
-    }
-
-    /// Netlink ports of the processes that loaded the fixed part since the last call.
-    pub fn take_loaders(&mut self) -> Vec<u32> {
-        std::mem::take(&mut self.loaders)
+    /// The kernel's count of nftables transactions in this namespace, ours and others'.
+    fn generation(&mut self) -> Result<u32, NftError> {
+        const GENERATION_ID: u16 = 1;
+        let failed = |source| NftError::Netlink { what: "read the generation", source };
+        let mut request = self.socket.messages();
+        request.message(Kind::GetGeneration, message::ACK, 0, |_| {});
+        let mut id = None;
+        self.socket
+            .dump(&request, |answer| {
+                id = answer.attributes().get(GENERATION_ID).and_then(|id| Some(u32::from_be_bytes(*id.first_chunk()?)));
+            })
+            .map_err(failed)?;
+        id.ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))
     }
 
     /// Makes sure that the fixed part is there, and learns which chains are. A table of another layout is replaced as a whole,
@@ -113,7 +131,9 @@ impl Kernel {
                 self.chains.extend(chains.into_iter().map(|chain| (family, chain)));
             } else {
                 let text = layout::text(family, &self.config, &stamp);
-                self.loaders.push(run_nft(&self.config, family, &text)?);
+                let loader = run_nft(&self.config, family, &text)?;
+                self.own_transactions = self.own_transactions.wrapping_add(1);
+                self.loaders.lock().unwrap_or_else(PoisonError::into_inner).push(loader);
                 let chains = self.names(family, Kind::GetChain, Kind::NewChain, CHAIN_NAME)?;
                 self.chains.extend(chains.into_iter().map(|chain| (family, chain)));
             }
@@ -233,6 +253,7 @@ impl Kernel {
                 named.remove(&sequence).unwrap_or_else(|| "begin the transaction or make a chain in it".to_owned());
             return Err(NftError::Rejected { what, source });
         }
+        self.own_transactions = self.own_transactions.wrapping_add(1);
         self.chains.extend(chains);
         Ok(())
     }
@@ -336,44 +357,70 @@ fn run_nft(config: &ServiceConfig, family: Family, text: &str) -> Result<u32, Nf
     Err(NftError::Refused { family, message: String::from_utf8_lossy(&output.stderr).trim().to_owned() })
 }
 
-/// Hears what others do to our tables.
-#[derive(Debug)]
-pub struct Listener {
-    fd: OwnedFd,
-    own_port: u32,
+impl DataPath for Kernel {
+    fn apply(&mut self, _table: &Table, operations: &Operations) -> Result<(), ServiceError> {
+        Ok(Kernel::apply(self, operations)?)
+    }
+
+    fn reconcile(&mut self, table: &mut Table, doubt: Doubt) -> Result<Operations, ServiceError> {
+        self.loaders.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.first_generation = Some(self.generation()?);
+        self.own_transactions = 0;
+        self.prepare(doubt == Doubt::Rules)?;
+        let operations = table.reconcile(self.read()?);
+        Kernel::apply(self, &operations)?;
+        Ok(operations)
+    }
+
+    /// Only after the first write, whose echo would be large: the kernel's count of transactions tells whether somebody else
+    /// came in between.
+    fn listen(&mut self) -> Result<Option<(Box<dyn Listener>, Doubt)>, ServiceError> {
+        let own_port = self.socket.port().map_err(NftError::Open)?;
+        let fd = socket::listen().map_err(NftError::Open)?;
+        let expected = self.first_generation.map(|first| first.wrapping_add(self.own_transactions));
+        let missed = if expected == Some(self.generation()?) { Doubt::None } else { Doubt::Elements };
+        Ok(Some((Box::new(TableListener { fd, own_port, loaders: Arc::clone(&self.loaders) }), missed)))
+    }
+
+    fn transactions(&self) -> u64 {
+        self.batches_sent()
+    }
+
+    fn remove(&mut self) -> Result<(), ServiceError> {
+        Ok(Kernel::remove(self)?)
+    }
 }
 
-impl std::os::fd::AsRawFd for Listener {
+/// Hears what others do to our tables.
+#[derive(Debug)]
+struct TableListener {
+    fd: OwnedFd,
+    own_port: u32,
+    loaders: Arc<Mutex<Vec<u32>>>,
+}
+
+impl std::os::fd::AsRawFd for TableListener {
     fn as_raw_fd(&self) -> std::os::fd::RawFd {
         std::os::fd::AsRawFd::as_raw_fd(&self.fd)
     }
 }
 
-/// What others did to our tables, worst last.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Heard {
-    /// Nothing.
-    Nothing,
-    /// They wrote elements, or so much happened that some of it was lost.
-    Elements,
-    /// They changed chains, rules, sets or the table itself.
-    Rules,
-}
-
-impl Listener {
-    /// Reads all that is queued, but for what our own sockets and these others did.
-    pub fn foreign_changes(&self, own_loaders: &[u32]) -> io::Result<Heard> {
+impl Listener for TableListener {
+    /// Reads all that is queued, but for what our own sockets and nft processes did.
+    fn foreign_changes(&self) -> io::Result<Doubt> {
         let mut buffer = vec![0; 32 * 1024];
-        let mut heard = Heard::Nothing;
+        let mut heard = Doubt::None;
         loop {
             match rustix::net::recv(&self.fd, &mut buffer[..], rustix::net::RecvFlags::DONTWAIT) {
                 Ok((bytes, _)) => {
+                    let loaders = self.loaders.lock().unwrap_or_else(PoisonError::into_inner);
                     let foreign = message::received(&buffer[..bytes])
-                        .filter(|m| m.port != self.own_port && !own_loaders.contains(&m.port));
-                    heard = foreign.map(|m| judge(&m)).fold(heard, Heard::max);
+                        .filter(|m| m.port != self.own_port && !loaders.contains(&m.port));
+                    heard = foreign.map(|m| judge(&m)).fold(heard, Doubt::max);
                 }
                 Err(rustix::io::Errno::AGAIN) => return Ok(heard),
-                Err(rustix::io::Errno::NOBUFS) => heard = heard.max(Heard::Elements),
+                // So much happened that some of it was lost.
+                Err(rustix::io::Errno::NOBUFS) => heard = heard.max(Doubt::Elements),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -381,12 +428,12 @@ impl Listener {
     }
 }
 
-fn judge(message: &Received<'_>) -> Heard {
+fn judge(message: &Received<'_>) -> Doubt {
     if message.is(Kind::NewGeneration) || message.attributes().text(TABLE) != Some(layout::TABLE) {
-        Heard::Nothing
+        Doubt::None
     } else if message.is(Kind::NewElements) || message.is(Kind::DelElements) {
-        Heard::Elements
+        Doubt::Elements
     } else {
-        Heard::Rules
+        Doubt::Rules
     }
 }
