@@ -14,10 +14,11 @@ mod conntrack;
 pub mod data_path;
 pub mod diff;
 pub mod frontend;
+pub mod ipvs;
 pub mod model;
 mod netlink;
 pub mod nftables;
 mod owner;
 
-pub use config::{Cidr, LocalTraffic, ServiceConfig};
+pub use config::{Cidr, IpvsConfig, LocalTraffic, Mode, ServiceConfig};
 pub use owner::{Health, HealthCheck, HealthChecks, ServiceError, ServiceProxy, cleanup, spawn};

@@ -15,11 +15,12 @@ use tracing::{Instrument as _, debug, info, warn};
 
 use stoker_model::service::{NamespacedName, NodeFacts, ServiceChange};
 
-use super::config::ServiceConfig;
+use super::config::{Mode, ServiceConfig};
 use super::conntrack::Conntrack;
 use super::data_path::{DataPath, Doubt, Listener};
 use super::diff::{Batch, Operations, Table};
 use super::frontend::ServiceRoutes;
+use super::ipvs::{IpvsError, IpvsPath};
 use super::model::Model;
 use super::nftables::{Kernel, NftError};
 use crate::clock::{Clock, Now};
@@ -58,6 +59,9 @@ pub enum ServiceError {
     /// The tables.
     #[error(transparent)]
     Nftables(#[from] NftError),
+    /// The virtual servers.
+    #[error(transparent)]
+    Ipvs(#[from] IpvsError),
 }
 
 /// The running data path.
@@ -79,7 +83,7 @@ pub fn spawn(
     config: ServiceConfig,
     clock: Clock,
 ) -> Result<ServiceProxy, ServiceError> {
-    let path = open(&config)?;
+    let path = open(&config, clock)?;
     let conntrack = Conntrack::open(&config.families).map_err(NftError::Open)?;
     let (sender, health) = watch::channel(Health::default());
     let (checks, health_checks) = watch::channel(HealthChecks::default());
@@ -103,13 +107,16 @@ pub fn spawn(
 }
 
 /// The data path that the operator chose.
-fn open(config: &ServiceConfig) -> Result<Box<dyn DataPath>, ServiceError> {
-    Ok(Box::new(Kernel::open(config.clone())?))
+fn open(config: &ServiceConfig, clock: Clock) -> Result<Box<dyn DataPath>, ServiceError> {
+    Ok(match config.mode {
+        Mode::Nftables => Box::new(Kernel::open(config.clone())?),
+        Mode::Ipvs => Box::new(IpvsPath::open(config.clone(), clock)?),
+    })
 }
 
 /// Removes our tables from the calling thread's network namespace; none there is success.
 pub fn cleanup(config: &ServiceConfig) -> Result<(), ServiceError> {
-    open(config)?.remove()
+    Ok(Kernel::open(config.clone())?.remove()?)
 }
 
 /// What a write brought.

@@ -40,8 +40,8 @@ pub(super) fn words(family: Family) -> Words {
 }
 
 /// The chain whose name tells which fixed part is loaded; another text, another name.
-pub(super) fn stamp(family: Family, config: &ServiceConfig) -> String {
-    let digest = Sha256::digest(text(family, config, "").as_bytes());
+pub(super) fn stamp(text: &str) -> String {
+    let digest = Sha256::digest(text.as_bytes());
     format!("layout-{}", hex::encode(&digest[..8]))
 }
 
@@ -202,7 +202,7 @@ pub(super) fn text(family: Family, config: &ServiceConfig, stamp: &str) -> Strin
 }
 
 /// The match that recognises traffic of this node's pods.
-fn local_match(family: Family, config: &ServiceConfig) -> Option<String> {
+pub(super) fn local_match(family: Family, config: &ServiceConfig) -> Option<String> {
     let header = words(family).header;
     match &config.local_traffic {
         LocalTraffic::Unknown => None,
@@ -217,7 +217,7 @@ fn local_match(family: Family, config: &ServiceConfig) -> Option<String> {
 }
 
 /// The match of packets to addresses that accept NodePorts (B1.4).
-fn node_port_match(family: Family, config: &ServiceConfig, loopback: &str) -> String {
+pub(super) fn node_port_match(family: Family, config: &ServiceConfig, loopback: &str) -> String {
     let header = words(family).header;
     let ranges: Vec<String> =
         config.node_port_addresses.iter().filter(|range| range.family() == family).map(Cidr::to_string).collect();
