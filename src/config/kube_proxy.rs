@@ -193,7 +193,9 @@ fn says_something(value: &Value) -> bool {
         Value::Null => false,
         Value::Bool(value) => *value,
         Value::Number(number) => number.as_f64() != Some(0.0),
-        Value::String(text) => !text.is_empty() && !text.parse::<GoDuration>().is_ok_and(|duration| duration.0.is_zero()),
+        Value::String(text) => {
+            !text.is_empty() && !text.parse::<GoDuration>().is_ok_and(|duration| duration.0.is_zero())
+        }
         Value::Array(list) => !list.is_empty(),
         Value::Object(fields) => fields.values().any(says_something),
     }

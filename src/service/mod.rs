@@ -14,11 +14,14 @@ mod conntrack;
 pub mod data_path;
 pub mod diff;
 pub mod frontend;
+mod health;
+pub mod http;
 pub mod ipvs;
+pub mod metrics;
 pub mod model;
 mod netlink;
 pub mod nftables;
 mod owner;
 
 pub use config::{Cidr, IpvsConfig, LocalTraffic, Mode, ServiceConfig};
-pub use owner::{Health, HealthCheck, HealthChecks, ServiceError, ServiceProxy, cleanup, spawn};
+pub use owner::{Health, HealthCheck, HealthChecks, Problems, ServiceError, ServiceProxy, cleanup, spawn};

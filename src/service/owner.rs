@@ -4,6 +4,7 @@
 //! reads them and writes the difference.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,8 +20,9 @@ use super::config::{Mode, ServiceConfig};
 use super::conntrack::Conntrack;
 use super::data_path::{DataPath, Doubt, Listener};
 use super::diff::{Batch, Operations, Table};
-use super::frontend::ServiceRoutes;
+use super::frontend::{Problem, ServiceRoutes};
 use super::ipvs::{IpvsError, IpvsPath};
+use super::metrics::{Extent, Metrics};
 use super::model::Model;
 use super::nftables::{Kernel, NftError};
 use crate::clock::{Clock, Now};
@@ -43,6 +45,9 @@ pub struct Health {
 
 /// The health-check ports of Services with `externalTrafficPolicy: Local` (B1.14).
 pub type HealthChecks = Arc<BTreeMap<NamespacedName, HealthCheck>>;
+
+/// What of which Service could not be done; the rest of it was.
+pub type Problems = Arc<BTreeMap<NamespacedName, Vec<Problem>>>;
 
 /// What the health-check port of one Service has to answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,6 +76,10 @@ pub struct ServiceProxy {
     pub health: watch::Receiver<Health>,
     /// Newest wins: what the load balancers' health checks are to be told.
     pub health_checks: watch::Receiver<HealthChecks>,
+    /// Newest wins: what of which Service could not be done.
+    pub problems: watch::Receiver<Problems>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
     /// Ends when the sender of changes is dropped; the tables stay.
     pub task: tokio::task::JoinHandle<()>,
 }
@@ -87,12 +96,22 @@ pub fn spawn(
     let conntrack = Conntrack::open(&config.families).map_err(NftError::Open)?;
     let (sender, health) = watch::channel(Health::default());
     let (checks, health_checks) = watch::channel(HealthChecks::default());
+    let (trouble, problems) = watch::channel(Problems::default());
+    let metrics = Arc::new(Metrics::new(config.families.clone(), clock.now()));
     let model = Model::new(Arc::clone(&node.borrow()));
     let owner = Owner {
         changes,
         model,
         node,
-        programmer: Some(Programmer { path, conntrack, table: Table::default() }),
+        programmer: Some(Programmer {
+            path,
+            conntrack,
+            table: Table::default(),
+            local: Vec::new(),
+            problems: Vec::new(),
+            metrics: Arc::clone(&metrics),
+            clock,
+        }),
         listener: None,
         doubt: Doubt::Elements,
         retry: None,
@@ -101,9 +120,11 @@ pub fn spawn(
         clock,
         health: sender,
         checks,
+        problems: trouble,
+        metrics: Arc::clone(&metrics),
     };
     let task = tokio::spawn(owner.run().instrument(tracing::info_span!("service")));
-    Ok(ServiceProxy { health, health_checks, task })
+    Ok(ServiceProxy { health, health_checks, problems, metrics, task })
 }
 
 /// The data path that the operator chose.
@@ -143,6 +164,12 @@ struct Programmer {
     path: Box<dyn DataPath>,
     conntrack: Conntrack,
     table: Table,
+    /// The node's own addresses.
+    local: Vec<IpAddr>,
+    /// Of the Services that the last write concerned.
+    problems: Vec<(NamespacedName, Vec<Problem>)>,
+    metrics: Arc<Metrics>,
+    clock: Clock,
 }
 
 #[derive(Debug)]
@@ -163,6 +190,8 @@ struct Owner {
     clock: Clock,
     health: watch::Sender<Health>,
     checks: watch::Sender<HealthChecks>,
+    problems: watch::Sender<Problems>,
+    metrics: Arc<Metrics>,
 }
 
 enum Wake {
@@ -218,9 +247,12 @@ impl Owner {
 
     /// Takes in a change and whatever else is queued behind it.
     fn take(&mut self, change: ServiceChange) {
+        let now = self.clock.now();
+        self.metrics.changed(&change, now);
         self.model.apply(change);
         for _ in 0..CHANGES_AT_ONCE {
             let Ok(change) = self.changes.try_recv() else { break };
+            self.metrics.changed(&change, now);
             self.model.apply(change);
         }
     }
@@ -261,9 +293,11 @@ impl Owner {
             false
         });
         let Some(mut programmer) = self.programmer.take() else { return };
+        programmer.local.clone_from(&self.model.node().ips);
         let compiled: Vec<(NamespacedName, ServiceRoutes)> =
             dirty.iter().map(|name| (name.clone(), self.model.routes(name))).collect();
         self.note_checks(&compiled);
+        compiled.iter().for_each(|(name, routes)| self.metrics.compiled(name, routes));
         let doubt = self.doubt;
         let listens = self.listener.is_some();
         let written = tokio::task::spawn_blocking(move || {
@@ -279,8 +313,24 @@ impl Owner {
             Ok(written) => written,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         };
-        let transactions = self.programmer.insert(programmer).path.transactions();
+        let programmer = self.programmer.insert(programmer);
+        let transactions = programmer.path.transactions();
+        let problems = std::mem::take(&mut programmer.problems);
+        self.note_problems(problems);
+        // Where nothing was to be written, it was only time to tend what waits.
+        if !dirty.is_empty() || doubt != Doubt::None {
+            self.count(&result, doubt, now);
+        }
         self.finish(result, dirty.len(), transactions);
+    }
+
+    fn count(&self, result: &Result<Written, ServiceError>, doubt: Doubt, begun: Now) {
+        let now = self.clock.now();
+        let extent = if doubt == Doubt::None { Extent::Partial } else { Extent::Full };
+        match result {
+            Ok(_) => self.metrics.written(extent, now.monotonic.saturating_sub(begun.monotonic), now),
+            Err(_) => self.metrics.failed(),
+        }
     }
 
     fn finish(&mut self, result: Result<Written, ServiceError>, services: usize, transactions: u64) {
@@ -322,6 +372,26 @@ impl Owner {
         }
     }
 
+    /// Publishes what could not be done, and logs what is new of it.
+    fn note_problems(&self, reported: Vec<(NamespacedName, Vec<Problem>)>) {
+        self.problems.send_if_modified(|all| {
+            let mut modified = false;
+            for (name, problems) in reported {
+                let before = all.get(&name).map_or(&[][..], Vec::as_slice);
+                if before == problems {
+                    continue;
+                }
+                for problem in problems.iter().filter(|problem| !before.contains(problem)) {
+                    warn!(service = %format_args!("{}/{}", name.namespace, name.name), %problem, "not all of it is done");
+                }
+                let all = Arc::make_mut(all);
+                if problems.is_empty() { all.remove(&name) } else { all.insert(name, problems) };
+                modified = true;
+            }
+            modified
+        });
+    }
+
     /// Publishes the health-check ports, if any of them changed (B1.14).
     fn note_checks(&self, compiled: &[(NamespacedName, ServiceRoutes)]) {
         self.checks.send_if_modified(|checks| {
@@ -360,11 +430,11 @@ impl Programmer {
         doubt: Doubt,
     ) -> Result<Operations, ServiceError> {
         let mut batch = if doubt == Doubt::None { Batch::default() } else { Batch::before_reconciling() };
-        for (name, mut routes) in compiled {
-            // Sticky chains are not written yet: such Services are balanced like others rather than not at all.
-            routes.forget_affinity();
+        for (name, routes) in compiled {
             self.table.set(&name, routes, &mut batch);
         }
+        let problems = batch.take_reported().into_iter().map(|name| (self.table.problems(&name), name));
+        self.problems = problems.map(|(problems, name)| (name, problems)).collect();
         let operations = if doubt == Doubt::None {
             let operations = batch.into_operations();
             self.path.apply(&self.table, &operations)?;
@@ -373,7 +443,7 @@ impl Programmer {
             self.path.reconcile(&mut self.table, doubt)?
         };
         // After a restart nobody knows what went while we were away.
-        if operations.stale_udp || doubt != Doubt::None {
+        if operations.stale_flows || doubt != Doubt::None {
             self.forget_stale_flows();
         }
         Ok(operations)
@@ -391,10 +461,14 @@ impl Programmer {
 
     /// Failing here costs some clients a wait for the kernel's own time-out, no more, so the next change tries again.
     fn forget_stale_flows(&mut self) {
-        match self.conntrack.forget_stale(&self.table.udp_frontends()) {
+        let begun = self.clock.now();
+        let forgotten = self.conntrack.forget_stale(&self.table.flow_frontends(), &self.local);
+        let took = self.clock.now().monotonic.saturating_sub(begun.monotonic);
+        self.metrics.searched(*forgotten.as_ref().unwrap_or(&0), took);
+        match forgotten {
             Ok(0) => {}
-            Ok(flows) => debug!(flows, "stale UDP flows deleted"),
-            Err(error) => warn!(error = &error as &dyn std::error::Error, "stale UDP flows may remain"),
+            Ok(flows) => debug!(flows, "stale flows deleted"),
+            Err(error) => warn!(error = &error as &dyn std::error::Error, "stale flows may remain"),
         }
     }
 }

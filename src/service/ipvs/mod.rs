@@ -352,7 +352,7 @@ impl DataPath for IpvsPath {
     }
 
     fn reconcile(&mut self, table: &mut Table, doubt: Doubt) -> Result<Operations, ServiceError> {
-        let mut operations = self.rules.reconcile_beside_ipvs(table, doubt)?;
+        let operations = self.rules.reconcile_beside_ipvs(table, doubt)?;
         let failed = |source| IpvsError::Interface { what: "make", source };
         self.links.ensure_dummy().map_err(failed)?;
         self.read_addresses()?;
@@ -375,7 +375,6 @@ impl DataPath for IpvsPath {
         self.cluster_ips = cluster_ips;
         self.take_routes(table, frontends.into_iter());
         self.write_everything()?;
-        operations.stale_udp = true;
         Ok(operations)
     }
 

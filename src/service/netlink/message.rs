@@ -21,6 +21,7 @@ pub(in crate::service) enum Kind {
     NewChain = 3,
     GetChain = 4,
     NewRule = 6,
+    GetRule = 7,
     NewSet = 9,
     GetSet = 10,
     NewElements = 12,
