@@ -153,6 +153,7 @@ const OWN: &[(&str, Shape, &str)] = &[
     ("lock-file", Shape::Text, "Only one agent holds it [default: stoker.lock in --root-dir]"),
     ("exit-on-lock-contention", Shape::Bool, "End when another agent wants --lock-file"),
     ("stoker-config", Shape::Text, "StokerConfiguration file [default: /etc/stoker/stoker.yaml]"),
+    ("proxy-config", Shape::Text, "KubeProxyConfiguration v1alpha1 file: how Services are served"),
     ("v", Shape::Number, "How much to log: 0 to 10"),
     ("vmodule", Shape::Text, "Accepted for compatibility"),
     ("log-flush-frequency", Shape::Text, "Accepted for compatibility"),
@@ -260,6 +261,8 @@ pub struct Flags {
     pub lock_file: PathBuf,
     /// `--stoker-config`
     pub stoker_config: Option<PathBuf>,
+    /// `--proxy-config`
+    pub proxy_config: Option<PathBuf>,
     /// `--v`
     pub verbosity: i64,
     /// Fields of KubeletConfiguration that flags set.
@@ -347,6 +350,7 @@ pub fn read_flags(matches: &ArgMatches) -> Result<Flags, FlagError> {
         lock_file: path("lock-file").unwrap_or_else(|| root_dir.join("stoker.lock")),
         root_dir,
         stoker_config: path("stoker-config"),
+        proxy_config: path("proxy-config"),
         verbosity,
         overrides,
         warnings: gone.map(|(name, _)| format!("--{name} does nothing any more and is ignored")).collect(),

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::kubelet::{KubeletAsWritten, KubeletConfig, default_eviction_hard};
@@ -81,7 +82,7 @@ pub fn load(
     for path in files {
         let path: PathBuf = path?;
         let text = std::fs::read_to_string(&path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
-        lay_over(&mut layers, read(&path, &text, &mut warnings)?);
+        lay_over(&mut layers, read::<KubeletConfig>(&path, &text, KIND, &mut warnings)?);
     }
     if file.is_none() && drop_ins.is_none() && insecure_without_file {
         layers = json!({
@@ -113,7 +114,12 @@ fn drop_in_files(dir: Option<&Path>) -> Result<Vec<PathBuf>, ConfigError> {
 
 /// Reads strictly; where only unknown or repeated fields are in the way, reads again without them and warns, as
 /// upstream does for v1beta1.
-fn read(path: &Path, text: &str, warnings: &mut Vec<String>) -> Result<Value, ConfigError> {
+pub(super) fn read<R: Resolved<Written: DeserializeOwned>>(
+    path: &Path,
+    text: &str,
+    kind: &'static str,
+    warnings: &mut Vec<String>,
+) -> Result<Value, ConfigError> {
     let decode = |source, place| ConfigError::Decode { path: path.to_path_buf(), source, place };
     // serde_json's map takes the last of repeated keys where YAML's own value would refuse them.
     let Some(fields) =
@@ -123,17 +129,17 @@ fn read(path: &Path, text: &str, warnings: &mut Vec<String>) -> Result<Value, Co
     };
     let said =
         ["apiVersion", "kind"].map(|name| fields.get(name).and_then(Value::as_str).unwrap_or("missing")).join(" ");
-    if said != KIND {
-        return Err(ConfigError::WrongKind { path: path.to_path_buf(), found: said, expected: KIND });
+    if said != kind {
+        return Err(ConfigError::WrongKind { path: path.to_path_buf(), found: said, expected: kind });
     }
-    let strict = serde_yaml_ng::from_str::<KubeletAsWritten>(text).err();
+    let strict = serde_yaml_ng::from_str::<R::Written>(text).err();
     let mut fields = Value::Object(fields);
     let mut unknown = Vec::new();
-    keep_known(&mut fields, KubeletConfig::KEYS, "", &mut unknown);
+    keep_known(&mut fields, R::KEYS, "", &mut unknown);
     if let Some(reason) = strict {
         // It has a location for every error, and shows it for some.
-        let place = if reason.to_string().contains("line ") { String::new() } else { place(&fields, text) };
-        if serde_json::from_value::<KubeletAsWritten>(fields.clone()).is_err() {
+        let place = if reason.to_string().contains("line ") { String::new() } else { place::<R>(&fields, text) };
+        if serde_json::from_value::<R::Written>(fields.clone()).is_err() {
             return Err(decode(reason, place));
         }
         let fields = if unknown.is_empty() { String::new() } else { format!(" (ignored: {})", unknown.join(", ")) };
@@ -143,14 +149,14 @@ fn read(path: &Path, text: &str, warnings: &mut Vec<String>) -> Result<Value, Co
 }
 
 /// Where the mistake is, for errors that do not tell: the first field that is there twice or cannot be read alone.
-fn place(fields: &Value, text: &str) -> String {
+fn place<R: Resolved<Written: DeserializeOwned>>(fields: &Value, text: &str) -> String {
     let lines = |name: &str| -> Vec<usize> {
         let begins = |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.trim_start().starts_with(':'));
         text.lines().enumerate().filter(|(_, line)| begins(line)).map(|(index, _)| index + 1).collect()
     };
     for (name, value) in fields.as_object().into_iter().flatten() {
         let found = lines(name);
-        let unreadable = serde_json::from_value::<KubeletAsWritten>(json!({ name: value })).is_err();
+        let unreadable = serde_json::from_value::<R::Written>(json!({ name: value })).is_err();
         if let Some(line) = found.last().filter(|_| unreadable || found.len() > 1) {
             return format!(" (field {name} at line {line})");
         }

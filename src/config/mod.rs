@@ -6,6 +6,7 @@
 
 mod duration;
 mod flags;
+mod kube_proxy;
 mod kubeconfig;
 mod kubelet;
 mod load;
@@ -18,6 +19,7 @@ mod validate;
 
 pub use duration::GoDuration;
 pub use flags::{FlagError, Flags, arguments, read_flags, with_pflag_names};
+pub use kube_proxy::{Conntrack, DetectLocal, KubeProxyConfig, LoadedProxy, ProxyMode, load_proxy_config};
 pub use kubeconfig::{Credentials, KubeconfigError, read_kubeconfig};
 pub use kubelet::KubeletConfig;
 pub use load::{ConfigError, Loaded, load};

@@ -15,7 +15,7 @@ pub struct Invalid {
     must: String,
 }
 
-fn invalid(field: &'static str, value: impl ToString, must: impl Into<String>) -> Invalid {
+pub(super) fn invalid(field: &'static str, value: impl ToString, must: impl Into<String>) -> Invalid {
     Invalid { field, value: value.to_string(), must: must.into() }
 }
 

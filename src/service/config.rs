@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::time::Duration;
 
 use super::frontend::Family;
 
@@ -120,9 +121,53 @@ pub enum LocalTraffic {
     InterfacePrefix(String),
 }
 
+/// What balances connections.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Mode {
+    /// Maps of nftables.
+    #[default]
+    Nftables,
+    /// Virtual servers of IPVS.
+    Ipvs,
+}
+
+/// Settings of mode `ipvs`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct IpvsConfig {
+    /// The kernel's name of the scheduler: `rr`, `wrr`, `lc`, …
+    pub scheduler: String,
+    /// Virtual servers at these addresses are somebody else's and stay.
+    pub exclude_cidrs: Vec<Cidr>,
+    /// This machine answers no ARP requests for service IPs.
+    pub strict_arp: bool,
+    /// Idle TCP connections are forgotten after this; zero leaves the kernel's value.
+    pub tcp_timeout: Duration,
+    /// The same after a FIN.
+    pub tcp_fin_timeout: Duration,
+    /// The same for UDP.
+    pub udp_timeout: Duration,
+}
+
+impl Default for IpvsConfig {
+    fn default() -> Self {
+        Self {
+            scheduler: "rr".to_owned(),
+            exclude_cidrs: Vec::new(),
+            strict_arp: false,
+            tcp_timeout: Duration::ZERO,
+            tcp_fin_timeout: Duration::ZERO,
+            udp_timeout: Duration::ZERO,
+        }
+    }
+}
+
 /// Settings of the service data path. `Default` is what kube-proxy's nftables mode does without a cluster CIDR.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServiceConfig {
+    /// What balances connections.
+    pub mode: Mode,
+    /// Settings of mode `ipvs`.
+    pub ipvs: IpvsConfig,
     /// Address families to program.
     pub families: Vec<Family>,
     /// How traffic of this node's pods is recognised.
@@ -136,7 +181,7 @@ pub struct ServiceConfig {
     /// Ranges that service IPs come from: traffic to an unallocated one is dropped.
     pub service_cidrs: Vec<Cidr>,
     /// Queued updates older than twice this make the proxy unhealthy (B2.1).
-    pub sync_period: std::time::Duration,
+    pub sync_period: Duration,
     /// The `nft` program, which loads the fixed part of our tables.
     pub nft: std::path::PathBuf,
 }
@@ -144,13 +189,15 @@ pub struct ServiceConfig {
 impl Default for ServiceConfig {
     fn default() -> Self {
         Self {
+            mode: Mode::Nftables,
+            ipvs: IpvsConfig::default(),
             families: vec![Family::Ipv4, Family::Ipv6],
             local_traffic: LocalTraffic::Unknown,
             masquerade_all: false,
             masquerade_bit: 14,
             node_port_addresses: Vec::new(),
             service_cidrs: Vec::new(),
-            sync_period: std::time::Duration::from_secs(30),
+            sync_period: Duration::from_secs(30),
             nft: "nft".into(),
         }
     }

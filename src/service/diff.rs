@@ -170,6 +170,14 @@ impl Operations {
     pub fn is_empty(&self) -> bool {
         self.delete.is_empty() && self.add.is_empty() && self.sticky.is_empty()
     }
+
+    /// Leaves out elements that are deleted and added again as they were.
+    pub fn drop_unchanged(&mut self) {
+        let deleted: HashSet<(Key, Value)> = self.delete.iter().copied().collect();
+        let again: HashSet<(Key, Value)> = self.add.iter().copied().filter(|one| deleted.contains(one)).collect();
+        self.delete.retain(|one| !again.contains(one));
+        self.add.retain(|one| !again.contains(one));
+    }
 }
 
 impl Batch {

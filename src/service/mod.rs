@@ -15,10 +15,14 @@ pub mod data_path;
 pub mod diff;
 pub mod explain;
 pub mod frontend;
+mod health;
+pub mod http;
+pub mod ipvs;
+pub mod metrics;
 pub mod model;
 mod netlink;
 pub mod nftables;
 mod owner;
 
-pub use config::{Cidr, LocalTraffic, ServiceConfig};
+pub use config::{Cidr, IpvsConfig, LocalTraffic, Mode, ServiceConfig};
 pub use owner::{Health, HealthCheck, HealthChecks, Problems, ServiceError, ServiceProxy, cleanup, spawn};

@@ -16,11 +16,13 @@ use tracing::{Instrument as _, debug, info, warn};
 
 use stoker_model::service::{NamespacedName, NodeFacts, ServiceChange};
 
-use super::config::ServiceConfig;
+use super::config::{Mode, ServiceConfig};
 use super::conntrack::Conntrack;
 use super::data_path::{DataPath, Doubt, Listener};
 use super::diff::{Batch, Operations, Table};
 use super::frontend::{Problem, ServiceRoutes};
+use super::ipvs::{IpvsError, IpvsPath};
+use super::metrics::{Extent, Metrics};
 use super::model::Model;
 use super::nftables::{Kernel, NftError};
 use crate::clock::{Clock, Now};
@@ -62,6 +64,9 @@ pub enum ServiceError {
     /// The tables.
     #[error(transparent)]
     Nftables(#[from] NftError),
+    /// The virtual servers.
+    #[error(transparent)]
+    Ipvs(#[from] IpvsError),
 }
 
 /// The running data path.
@@ -73,6 +78,8 @@ pub struct ServiceProxy {
     pub health_checks: watch::Receiver<HealthChecks>,
     /// Newest wins: what of which Service could not be done.
     pub problems: watch::Receiver<Problems>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
     /// Ends when the sender of changes is dropped; the tables stay.
     pub task: tokio::task::JoinHandle<()>,
 }
@@ -85,11 +92,12 @@ pub fn spawn(
     config: ServiceConfig,
     clock: Clock,
 ) -> Result<ServiceProxy, ServiceError> {
-    let path = open(&config)?;
+    let path = open(&config, clock)?;
     let conntrack = Conntrack::open(&config.families).map_err(NftError::Open)?;
     let (sender, health) = watch::channel(Health::default());
     let (checks, health_checks) = watch::channel(HealthChecks::default());
     let (trouble, problems) = watch::channel(Problems::default());
+    let metrics = Arc::new(Metrics::new(config.families.clone(), clock.now()));
     let model = Model::new(Arc::clone(&node.borrow()));
     let owner = Owner {
         changes,
@@ -101,6 +109,8 @@ pub fn spawn(
             table: Table::default(),
             local: Vec::new(),
             problems: Vec::new(),
+            metrics: Arc::clone(&metrics),
+            clock,
         }),
         listener: None,
         doubt: Doubt::Elements,
@@ -111,19 +121,23 @@ pub fn spawn(
         health: sender,
         checks,
         problems: trouble,
+        metrics: Arc::clone(&metrics),
     };
     let task = tokio::spawn(owner.run().instrument(tracing::info_span!("service")));
-    Ok(ServiceProxy { health, health_checks, problems, task })
+    Ok(ServiceProxy { health, health_checks, problems, metrics, task })
 }
 
 /// The data path that the operator chose.
-fn open(config: &ServiceConfig) -> Result<Box<dyn DataPath>, ServiceError> {
-    Ok(Box::new(Kernel::open(config.clone())?))
+fn open(config: &ServiceConfig, clock: Clock) -> Result<Box<dyn DataPath>, ServiceError> {
+    Ok(match config.mode {
+        Mode::Nftables => Box::new(Kernel::open(config.clone())?),
+        Mode::Ipvs => Box::new(IpvsPath::open(config.clone(), clock)?),
+    })
 }
 
 /// Removes our tables from the calling thread's network namespace; none there is success.
 pub fn cleanup(config: &ServiceConfig) -> Result<(), ServiceError> {
-    open(config)?.remove()
+    Ok(Kernel::open(config.clone())?.remove()?)
 }
 
 /// What a write brought.
@@ -154,6 +168,8 @@ struct Programmer {
     local: Vec<IpAddr>,
     /// Of the Services that the last write concerned.
     problems: Vec<(NamespacedName, Vec<Problem>)>,
+    metrics: Arc<Metrics>,
+    clock: Clock,
 }
 
 #[derive(Debug)]
@@ -175,6 +191,7 @@ struct Owner {
     health: watch::Sender<Health>,
     checks: watch::Sender<HealthChecks>,
     problems: watch::Sender<Problems>,
+    metrics: Arc<Metrics>,
 }
 
 enum Wake {
@@ -230,9 +247,12 @@ impl Owner {
 
     /// Takes in a change and whatever else is queued behind it.
     fn take(&mut self, change: ServiceChange) {
+        let now = self.clock.now();
+        self.metrics.changed(&change, now);
         self.model.apply(change);
         for _ in 0..CHANGES_AT_ONCE {
             let Ok(change) = self.changes.try_recv() else { break };
+            self.metrics.changed(&change, now);
             self.model.apply(change);
         }
     }
@@ -277,6 +297,7 @@ impl Owner {
         let compiled: Vec<(NamespacedName, ServiceRoutes)> =
             dirty.iter().map(|name| (name.clone(), self.model.routes(name))).collect();
         self.note_checks(&compiled);
+        compiled.iter().for_each(|(name, routes)| self.metrics.compiled(name, routes));
         let doubt = self.doubt;
         let listens = self.listener.is_some();
         let written = tokio::task::spawn_blocking(move || {
@@ -296,7 +317,20 @@ impl Owner {
         let transactions = programmer.path.transactions();
         let problems = std::mem::take(&mut programmer.problems);
         self.note_problems(problems);
+        // Where nothing was to be written, it was only time to tend what waits.
+        if !dirty.is_empty() || doubt != Doubt::None {
+            self.count(&result, doubt, now);
+        }
         self.finish(result, dirty.len(), transactions);
+    }
+
+    fn count(&self, result: &Result<Written, ServiceError>, doubt: Doubt, begun: Now) {
+        let now = self.clock.now();
+        let extent = if doubt == Doubt::None { Extent::Partial } else { Extent::Full };
+        match result {
+            Ok(_) => self.metrics.written(extent, now.monotonic.saturating_sub(begun.monotonic), now),
+            Err(_) => self.metrics.failed(),
+        }
     }
 
     fn finish(&mut self, result: Result<Written, ServiceError>, services: usize, transactions: u64) {
@@ -427,7 +461,11 @@ impl Programmer {
 
     /// Failing here costs some clients a wait for the kernel's own time-out, no more, so the next change tries again.
     fn forget_stale_flows(&mut self) {
-        match self.conntrack.forget_stale(&self.table.flow_frontends(), &self.local) {
+        let begun = self.clock.now();
+        let forgotten = self.conntrack.forget_stale(&self.table.flow_frontends(), &self.local);
+        let took = self.clock.now().monotonic.saturating_sub(begun.monotonic);
+        self.metrics.searched(*forgotten.as_ref().unwrap_or(&0), took);
+        match forgotten {
             Ok(0) => {}
             Ok(flows) => debug!(flows, "stale flows deleted"),
             Err(error) => warn!(error = &error as &dyn std::error::Error, "stale flows may remain"),

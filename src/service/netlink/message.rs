@@ -86,6 +86,18 @@ impl Messages {
         resource: u16,
         body: impl FnOnce(&mut Self),
     ) -> u32 {
+        let [high, low] = resource.to_be_bytes();
+        self.framed(kind, flags, &[family, 0, high, low], body)
+    }
+
+    /// Writes one message of any netlink protocol; `header` is what the protocol puts before the attributes.
+    pub(in crate::service) fn framed(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        header: &[u8],
+        body: impl FnOnce(&mut Self),
+    ) -> u32 {
         let start = self.bytes.len();
         self.last_start = start;
         let sequence = self.next_sequence;
@@ -95,8 +107,8 @@ impl Messages {
         self.bytes.extend_from_slice(&flags.to_ne_bytes());
         self.bytes.extend_from_slice(&sequence.to_ne_bytes());
         self.bytes.extend_from_slice(&[0; 4]);
-        self.bytes.extend_from_slice(&[family, 0]);
-        self.bytes.extend_from_slice(&resource.to_be_bytes());
+        self.bytes.extend_from_slice(header);
+        self.pad();
         body(self);
         let length = u32::try_from(self.bytes.len() - start).expect("a message holds at most a few 64 KB attributes");
         self.bytes[start..start + 4].copy_from_slice(&length.to_ne_bytes());
@@ -175,7 +187,12 @@ impl<'a> Received<'a> {
         self.kind == (SUBSYSTEM << 8) | kind as u16
     }
 
-    /// The attributes after the nfnetlink header.
+    /// What follows netlink's own header: the protocol's header, then its attributes.
+    pub(in crate::service) fn body(&self) -> &'a [u8] {
+        self.body
+    }
+
+    /// The attributes after the header of nfnetlink or generic netlink, 4 bytes both.
     pub(in crate::service) fn attributes(&self) -> Attributes<'a> {
         Attributes(self.body.get(4..).unwrap_or_default())
     }

@@ -8,7 +8,7 @@ use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::sockopt::{
     Timeout, set_socket_recv_buffer_size_force, set_socket_send_buffer_size_force, set_socket_timeout,
 };
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 use super::message::{Messages, Received, received};
 
@@ -30,9 +30,24 @@ pub(in crate::service) struct Socket {
 }
 
 impl Socket {
-    /// Opens a socket in the network namespace of the calling thread.
+    /// Opens a socket to netfilter in the network namespace of the calling thread.
     pub(in crate::service) fn open() -> io::Result<Self> {
-        let fd = socket(SocketFlags::CLOEXEC, 0)?;
+        Self::open_to(Some(netlink::NETFILTER))
+    }
+
+    /// Opens a socket to generic netlink, by which IPVS is told.
+    pub(in crate::service) fn open_generic() -> io::Result<Self> {
+        Self::open_to(Some(netlink::GENERIC))
+    }
+
+    /// Opens a socket to the part of the kernel that keeps links and addresses.
+    pub(in crate::service) fn open_route() -> io::Result<Self> {
+        // Its protocol number is 0.
+        Self::open_to(None)
+    }
+
+    fn open_to(protocol: Option<Protocol>) -> io::Result<Self> {
+        let fd = socket(protocol, SocketFlags::CLOEXEC, 0)?;
         set_socket_timeout(&fd, Timeout::Recv, Some(PATIENCE))?;
         Ok(Self { fd, buffer: vec![0; RECEIVE_BYTES], sequence: 1, sent: 0 })
     }
@@ -137,13 +152,13 @@ pub(in crate::service) enum Dumped {
 /// Opens the socket that hears of every change to any nftables table of the namespace.
 pub(in crate::service) fn listen() -> io::Result<OwnedFd> {
     // NFNLGRP_NFTABLES is group 7; the mask counts from bit 0.
-    let fd = socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, 1 << 6)?;
+    let fd = socket(Some(netlink::NETFILTER), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, 1 << 6)?;
     set_socket_recv_buffer_size_force(&fd, 256 * 1024)?;
     Ok(fd)
 }
 
-fn socket(flags: SocketFlags, groups: u32) -> io::Result<OwnedFd> {
-    let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::NETFILTER))?;
+fn socket(protocol: Option<Protocol>, flags: SocketFlags, groups: u32) -> io::Result<OwnedFd> {
+    let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?;
     rustix::net::bind(&fd, &SocketAddrNetlink::new(0, groups))?;
     Ok(fd)
 }

@@ -41,10 +41,10 @@ pub(super) fn words(family: Family) -> Words {
 }
 
 /// The chain whose name tells which fixed part is loaded; another text, another name.
-pub(super) fn stamp(family: Family, config: &ServiceConfig) -> String {
+pub(super) fn stamp(family: Family, text: &str) -> String {
     // The chains of affinity are no part of the fixed text, but another way to write them needs another table too.
     let balance = Balance { count: 2, local: false, masquerade: true, affinity_seconds: Some(1) };
-    let mut all = text(family, config, "");
+    let mut all = text.to_owned();
     all.push_str(&super::sticky::text(family, balance, false, &mut BTreeSet::new(), &mut BTreeSet::new()));
     let digest = Sha256::digest(all.as_bytes());
     format!("layout-{}", hex::encode(&digest[..8]))
@@ -235,7 +235,7 @@ pub(super) fn rules_made(chain: &str) -> Option<usize> {
 }
 
 /// The match that recognises traffic of this node's pods.
-fn local_match(family: Family, config: &ServiceConfig) -> Option<String> {
+pub(super) fn local_match(family: Family, config: &ServiceConfig) -> Option<String> {
     let header = words(family).header;
     match &config.local_traffic {
         LocalTraffic::Unknown => None,
@@ -250,7 +250,7 @@ fn local_match(family: Family, config: &ServiceConfig) -> Option<String> {
 }
 
 /// The match of packets to addresses that accept NodePorts (B1.4).
-fn node_port_match(family: Family, config: &ServiceConfig, loopback: &str) -> String {
+pub(super) fn node_port_match(family: Family, config: &ServiceConfig, loopback: &str) -> String {
     let header = words(family).header;
     let ranges: Vec<String> =
         config.node_port_addresses.iter().filter(|range| range.family() == family).map(Cidr::to_string).collect();

@@ -19,6 +19,7 @@ use super::netlink::message::{self, CREATE, DUMP, Kind, Messages, Received, fami
 use super::netlink::socket::{self, Dumped, Socket};
 use super::owner::ServiceError;
 
+mod beside_ipvs;
 mod chains;
 mod elements;
 mod layout;
@@ -83,6 +84,8 @@ pub enum NftError {
 pub struct Kernel {
     socket: Socket,
     config: ServiceConfig,
+    /// Makes the nft text of one family's fixed part, with a stamp.
+    fixed_part: fn(Family, &ServiceConfig, &str) -> String,
     chains: BTreeMap<Family, BTreeSet<String>>,
     sets: BTreeMap<Family, BTreeSet<String>>,
     /// Netlink ports of the nft processes that loaded the fixed part last: what they did is no foreign change.
@@ -96,10 +99,20 @@ pub struct Kernel {
 impl Kernel {
     /// Connects to the kernel of the calling thread's network namespace; changes nothing.
     pub fn open(config: ServiceConfig) -> Result<Self, NftError> {
+        Self::with(config, layout::text)
+    }
+
+    /// As [`Kernel::open`], for the rules that IPVS needs beside it: marks, refusals and source ranges.
+    pub fn open_beside_ipvs(config: ServiceConfig) -> Result<Self, NftError> {
+        Self::with(config, beside_ipvs::text)
+    }
+
+    fn with(config: ServiceConfig, fixed_part: fn(Family, &ServiceConfig, &str) -> String) -> Result<Self, NftError> {
         let socket = Socket::open().map_err(NftError::Open)?;
         Ok(Self {
             socket,
             config,
+            fixed_part,
             chains: BTreeMap::new(),
             sets: BTreeMap::new(),
             loaders: Arc::default(),
@@ -132,8 +145,8 @@ impl Kernel {
     /// whole, and so is one whose rules somebody else has touched.
     pub fn prepare(&mut self, rules_touched: bool) -> Result<(), NftError> {
         for family in self.config.families.clone() {
-            let stamp = layout::stamp(family, &self.config);
-            let text = layout::text(family, &self.config, &stamp);
+            let stamp = layout::stamp(family, &(self.fixed_part)(family, &self.config, ""));
+            let text = (self.fixed_part)(family, &self.config, &stamp);
             if rules_touched || !self.has_rules(family, &stamp, &text)? {
                 self.load(family, &text)?;
             }
@@ -517,15 +530,57 @@ fn run_nft(config: &ServiceConfig, family: Family, text: &str) -> Result<u32, Nf
     Err(NftError::Refused { family, message: String::from_utf8_lossy(&output.stderr).trim().to_owned() })
 }
 
+/// Where IPVS balances: our rules stand beside it.
+impl Kernel {
+    /// As [`DataPath::apply`].
+    pub(in crate::service) fn apply_beside_ipvs(&mut self, operations: &Operations) -> Result<(), NftError> {
+        let beside =
+            |list: &[(Key, Value)]| list.iter().filter_map(|&(key, value)| beside_ipvs::element(key, value)).collect();
+        let mut beside =
+            Operations { delete: beside(&operations.delete), add: beside(&operations.add), ..Operations::default() };
+        beside.drop_unchanged();
+        self.apply(&beside)
+    }
+
+    /// As [`DataPath::reconcile`].
+    pub(in crate::service) fn reconcile_beside_ipvs(
+        &mut self,
+        table: &Table,
+        doubt: Doubt,
+    ) -> Result<Operations, NftError> {
+        self.begin_reconciling(doubt)?;
+        let mut there = self.read()?;
+        let mut operations = Operations::default();
+        table.elements(|key, value| {
+            let Some((key, value)) = beside_ipvs::element(key, value) else { return };
+            match there.remove(&key) {
+                Some(old) if old == value => {}
+                old => {
+                    operations.delete.extend(old.map(|old| (key, old)));
+                    operations.add.push((key, value));
+                }
+            }
+        });
+        operations.delete.extend(there);
+        self.apply(&operations)?;
+        Ok(operations)
+    }
+
+    /// What comes before the elements are read.
+    fn begin_reconciling(&mut self, doubt: Doubt) -> Result<(), NftError> {
+        self.first_generation = Some(self.generation()?);
+        self.own_transactions = 0;
+        self.prepare(doubt == Doubt::Rules)
+    }
+}
+
 impl DataPath for Kernel {
     fn apply(&mut self, _table: &Table, operations: &Operations) -> Result<(), ServiceError> {
         Ok(Kernel::apply(self, operations)?)
     }
 
     fn reconcile(&mut self, table: &mut Table, doubt: Doubt) -> Result<Operations, ServiceError> {
-        self.first_generation = Some(self.generation()?);
-        self.own_transactions = 0;
-        self.prepare(doubt == Doubt::Rules)?;
+        self.begin_reconciling(doubt)?;
         let operations = table.reconcile(self.read()?);
         Kernel::apply(self, &operations)?;
         Ok(operations)
