@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use tokio::sync::watch;
 
 use crate::pod::{PodRef, PodUid};
+use crate::service::NamespacedName;
 
 /// The pods that the API server wants on this node, newest wins. `None` until the first list was complete: until then
 /// nothing may be cleaned up (A1.2).
@@ -111,6 +112,13 @@ pub enum EventSubject {
     },
     /// This node.
     Node,
+    /// A Service.
+    Service {
+        /// Namespace and name.
+        service: NamespacedName,
+        /// UID.
+        uid: Arc<str>,
+    },
 }
 
 /// Publishes events; never blocks, and may drop when the API server is away.

@@ -207,6 +207,7 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
     match stoker.service_proxy.mode {
         ServiceMode::Nftables => {
             let proxy = service::spawn(queue, observer.facts, service_config(stoker)?, *clock)?;
+            spawn(tasks, "service events", super::service::tell_problems(proxy.problems, events.clone()));
             spawn(tasks, "service data path", async move {
                 if let Err(error) = proxy.task.await {
                     tracing::error!(%error, "the service data path died");

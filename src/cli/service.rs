@@ -1,16 +1,18 @@
 //! `stoker service explain`.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use stoker_model::handle::ApiError;
+use stoker_model::handle::{ApiError, EventSink, EventSubject, EventType};
 use stoker_model::service::NamespacedName;
+use tokio::sync::watch;
 
 use crate::config::{Credentials, KubeconfigError, read_kubeconfig};
 use crate::node::{MachineError, node_name};
-use crate::service::ServiceConfig;
 use crate::service::explain::explain;
 use crate::service::nftables::{Kernel, NftError};
+use crate::service::{Problems, ServiceConfig, Troubled};
 use crate::upstream::{self, ApiServer, ConnectError};
 
 /// Where kubeadm puts the node's kubeconfig.
@@ -103,4 +105,22 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), ExplainError> {
         print!("{explanation}");
     }
     if explanation.is_as_expected() { Ok(()) } else { Err(ExplainError::Differs) }
+}
+
+/// Publishes an event on a Service for each thing of it that cannot be done.
+pub(super) async fn tell_problems(mut problems: watch::Receiver<Problems>, events: Arc<dyn EventSink>) {
+    let mut told = Problems::default();
+    while problems.changed().await.is_ok() {
+        let now = problems.borrow_and_update().clone();
+        for (name, Troubled { uid, problems }) in now.iter() {
+            let known = told.get(name).map_or(&[][..], |troubled| troubled.problems.as_slice());
+            for problem in problems.iter().filter(|problem| !known.contains(problem)) {
+                let subject = EventSubject::Service { service: name.clone(), uid: uid.clone() };
+                events.publish(subject, EventType::Warning, "ServiceNotProgrammed", problem.to_string());
+            }
+        }
+        told = now;
+    }
+    // The data path ended, and says so itself.
+    std::future::pending().await
 }

@@ -24,5 +24,8 @@ mod netlink;
 pub mod nftables;
 mod owner;
 
+#[cfg(test)]
+mod properties;
+
 pub use config::{Cidr, IpvsConfig, LocalTraffic, Mode, ServiceConfig};
-pub use owner::{Health, HealthCheck, HealthChecks, Problems, ServiceError, ServiceProxy, cleanup, spawn};
+pub use owner::{Health, HealthCheck, HealthChecks, Problems, ServiceError, ServiceProxy, Troubled, cleanup, spawn};

@@ -6,3 +6,4 @@ mod affinity;
 mod policies;
 mod reach;
 mod restart;
+mod robust;
