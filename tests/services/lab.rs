@@ -136,6 +136,13 @@ impl Lab {
         self.within(from, move || Connection::open(to)).join().unwrap()
     }
 
+    /// Whether a TCP connection is made within a moment; a packet that comes too soon is lost, and sent again only after 1 s.
+    pub(crate) fn answers_at_once(&self, from: &str, to: &str) -> bool {
+        let to: SocketAddr = to.parse().unwrap();
+        let connect = move || TcpStream::connect_timeout(&to, Duration::from_millis(20)).is_ok();
+        self.within(from, connect).join().unwrap()
+    }
+
     /// Which pod answers a TCP connection.
     #[track_caller]
     pub(crate) fn served_by(&self, from: &str, to: &str) -> String {

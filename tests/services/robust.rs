@@ -115,7 +115,7 @@ fn large_services_and_new_ones() {
             let begun = Instant::now();
             daemon.tell(other(&name, json!({"clusterIP": ip, "clusterIPs": [ip]})));
             daemon.tell(slice(&name, &name, &json!([{"addresses": ["10.244.1.2"]}]), &ports));
-            eventually("the new Service answers", || lab.connect("client", &format!("{ip}:80")).is_ok());
+            eventually("the new Service answers", || lab.answers_at_once("client", &format!("{ip}:80")));
             begun.elapsed()
         })
         .collect();
