@@ -133,6 +133,7 @@ fn topology(snapshot: &NodeSnapshot) -> NodeTopology {
     NodeTopology {
         name: snapshot.name.as_str().into(),
         zone: snapshot.labels.get(ZONE).filter(|zone| !zone.is_empty()).map(|zone| zone.as_str().into()),
+        ips: snapshot.ips.clone(),
     }
 }
 
