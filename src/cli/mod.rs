@@ -10,6 +10,7 @@ mod cleanup;
 mod logging;
 mod preflight;
 mod run;
+mod services;
 mod standalone;
 mod systemd;
 mod wiring;
