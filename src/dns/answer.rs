@@ -412,3 +412,113 @@ enum Local {
 fn encode(message: &Message) -> Option<Encoded> {
     Encoded::new(message.to_vec().ok()?, false).map(|(encoded, _)| encoded)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::forward::Upstream;
+    use super::*;
+
+    fn answerer() -> Arc<Answerer> {
+        let metrics = Arc::new(Metrics::new());
+        let answerer = Answerer::new(Parts {
+            domain: Name::from_ascii("cluster.local.").unwrap(),
+            addresses: vec!["10.96.0.10".parse().unwrap()],
+            ttl: 5,
+            cache_entries: 100,
+            forwarder: Arc::new(Forwarder::new(Upstream::None, Vec::new(), Clock, metrics.clone())),
+            metrics,
+            clock: Clock,
+        });
+        let service = |text: &str| ServiceChange::Service(Arc::new(serde_json::from_str(text).unwrap()));
+        answerer.apply([
+            service(r#"{"metadata":{"namespace":"a","name":"b"},"spec":{"clusterIP":"10.96.1.1"}}"#),
+            service(r#"{"metadata":{"namespace":"a","name":"l"},"spec":{"type":"ExternalName","externalName":"l.a.svc.cluster.local"}}"#),
+            ServiceChange::Complete,
+        ]);
+        Arc::new(answerer)
+    }
+
+    fn ask(answerer: &Arc<Answerer>, packet: &[u8]) -> Option<Vec<u8>> {
+        let mut out = Vec::new();
+        match answerer.answer(packet, Transport::Udp, &mut Key::new(), &mut out) {
+            Step::Reply => Some(out),
+            Step::Ignore => None,
+            Step::Ask(pending) => {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(answerer.finish(pending, Transport::Udp))
+            }
+        }
+    }
+
+    #[test]
+    fn an_alias_of_itself_ends() {
+        let packet = b"\x00\x01\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01l\x01a\x03svc\x07cluster\x05local\x00\x00\x01\x00\x01";
+        let answer = ask(&answerer(), packet).unwrap();
+        let message = Message::from_vec(&answer).unwrap();
+        assert_eq!(message.metadata.response_code, ResponseCode::ServFail);
+    }
+
+    #[test]
+    fn an_alias_that_nobody_knows_is_told_alone() {
+        let answerer = answerer();
+        let out =
+            r#"{"metadata":{"namespace":"a","name":"l"},"spec":{"type":"ExternalName","externalName":"example.org"}}"#;
+        answerer.apply([ServiceChange::Service(Arc::new(serde_json::from_str(out).unwrap()))]);
+        let packet = b"\x00\x01\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01l\x01a\x03svc\x07cluster\x05local\x00\x00\x01\x00\x01";
+        let message = Message::from_vec(&ask(&answerer, packet).unwrap()).unwrap();
+        assert_eq!(message.metadata.response_code, ResponseCode::NoError);
+        assert_eq!(message.answers.len(), 1);
+        assert_eq!(message.answers[0].record_type(), RecordType::CNAME);
+    }
+
+    /// Labels that are likely to lead somewhere.
+    fn label() -> impl Strategy<Value = Vec<u8>> {
+        let known =
+            ["a", "b", "l", "svc", "pod", "cluster", "local", "_tcp", "_http", "in-addr", "ip6", "arpa", "10-0-0-1"];
+        prop_oneof![
+            4 => prop::sample::select(known.to_vec()).prop_map(|label| label.as_bytes().to_vec()),
+            1 => prop::collection::vec(any::<u8>(), 1..64),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn no_question_panics_and_answers_are_bounded(
+            name in prop::collection::vec(label(), 0..10),
+            tail in prop::collection::vec(any::<u8>(), 4),
+            internet in any::<bool>(),
+            flags in any::<[u8; 2]>(),
+            payload in prop::option::of(any::<[u8; 2]>()),
+        ) {
+            let mut packet = vec![1, 2, flags[0] & 0x07, flags[1], 0, 1, 0, 0, 0, 0, 0, u8::from(payload.is_some())];
+            for label in &name {
+                packet.push(label.len() as u8);
+                packet.extend(label);
+            }
+            packet.push(0);
+            packet.extend(if internet { [0, tail[0], 0, 1] } else { [tail[0], tail[1], tail[2], tail[3]] });
+            if let Some([high, low]) = payload {
+                packet.extend([0, 0, 41, high, low, 0, 0, 0, 0, 0, 0]);
+            }
+            let answerer = answerer();
+            // The second time from the cache, alike.
+            for _ in 0..2 {
+                let answer = ask(&answerer, &packet);
+                if packet.len() > 12 + 255 + 4 + 11 {
+                    prop_assert!(answer.is_some_and(|answer| answer.len() == wire::HEADER));
+                    continue;
+                }
+                let answer = answer.unwrap();
+                let limit = payload.map_or(512, |payload| usize::from(u16::from_be_bytes(payload)).clamp(512, 1232));
+                prop_assert!(answer.len() <= limit);
+                if answer.len() > wire::HEADER {
+                    let message = Message::from_vec(&answer);
+                    prop_assert!(message.is_ok(), "{message:?}");
+                    prop_assert_eq!(message.unwrap().metadata.id, 0x0102);
+                }
+            }
+        }
+    }
+}
