@@ -21,14 +21,15 @@ const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// Watches Services and EndpointSlices (B1.1) and sends what changes; ends when the receiver is gone.
 ///
 /// Services with the label of another proxy come too, since environment variables need them: the data path leaves
-/// them out. Services without a cluster IP and their slices do not come.
-pub async fn watch_services(api: ApiServer, store: ServiceStore, changes: mpsc::Sender<ServiceChange>) {
+/// them out. Services without a cluster IP and their slices come when somebody needs `headless` ones.
+pub async fn watch_services(api: ApiServer, store: ServiceStore, changes: mpsc::Sender<ServiceChange>, headless: bool) {
+    let unless_headless = |text: &str| if headless { String::new() } else { text.to_owned() };
     let services =
-        Watched { path: "/api/v1/services", fields: "spec.clusterIP!=None".to_owned(), labels: String::new() };
+        Watched { path: "/api/v1/services", fields: unless_headless("spec.clusterIP!=None"), labels: String::new() };
     let slices = Watched {
         path: "/apis/discovery.k8s.io/v1/endpointslices",
         fields: String::new(),
-        labels: format!("!{SERVICE_HEADLESS}"),
+        labels: unless_headless(&format!("!{SERVICE_HEADLESS}")),
     };
     let lists = Lists::default();
     if changes.send(ServiceChange::Restarting).await.is_err() {
