@@ -31,25 +31,7 @@ impl Environment {
 
     /// Replaces `$(VAR)`, and `$$` by `$`; what is not defined stays as it is (A8.2).
     pub(super) fn expand(&self, text: &str) -> String {
-        let (mut out, mut rest) = (String::with_capacity(text.len()), text);
-        while let Some(place) = rest.find('$') {
-            out.push_str(&rest[..place]);
-            rest = &rest[place + 1..];
-            if let Some(after) = rest.strip_prefix('$') {
-                out.push('$');
-                rest = after;
-            } else if let Some((name, after)) = rest.strip_prefix('(').and_then(|inner| inner.split_once(')')) {
-                match self.get(name) {
-                    Some(value) => out.push_str(value),
-                    None => out.push_str(&format!("$({name})")),
-                }
-                rest = after;
-            } else {
-                out.push('$');
-            }
-        }
-        out.push_str(rest);
-        out
+        stoker_model::expand::expand(text, |name| self.get(name))
     }
 
     /// Names and values.

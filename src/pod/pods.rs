@@ -16,11 +16,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::admission;
+use super::commands::Commands;
 use super::observed::{Cause, DesiredPod};
 use super::shared::{Directory, PodHandles, PodsConfig, Shared};
 use super::worker::Worker;
 use crate::cgroup::cpu_shares;
 use crate::clock::Clock;
+use crate::probe::Prober;
 use crate::runtime::RuntimeError;
 use crate::runtime::events::RuntimeEvent;
 
@@ -56,7 +58,10 @@ impl Pods {
         let directory = Directory::default();
         let PodHandles { runtime, images, events, pods, node, api, objects, services, sink, cgroups, volumes } =
             handles;
+        let commands = Arc::new(Commands(runtime.clone()));
+        let prober = Prober::spawn(commands, sink.clone(), stop.clone());
         let shared = Shared {
+            prober,
             config,
             runtime,
             images,
