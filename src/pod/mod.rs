@@ -19,6 +19,7 @@ mod resources;
 mod sandbox;
 mod security;
 mod shared;
+mod sources;
 mod status;
 mod steps;
 mod worker;
@@ -26,3 +27,4 @@ mod writer;
 
 pub use pods::Pods;
 pub use shared::{PodHandles, PodsConfig};
+pub use sources::StaticSources;
