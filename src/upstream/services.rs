@@ -176,7 +176,7 @@ impl ServiceSink {
             }
             Change::Unreadable { meta, gone: false } => {
                 let key = NamespacedName { namespace: meta.namespace.as_str().into(), name: meta.name.as_str().into() };
-                self.seen.iter_mut().for_each(|seen| drop(seen.insert(key.clone())));
+                self.seen.iter_mut().for_each(|seen| seen.extend([key.clone()]));
                 Vec::new()
             }
             Change::Unreadable { meta, gone: true } => {
@@ -256,7 +256,7 @@ impl SliceSink {
                     self.known.remove(&key);
                     return vec![ServiceChange::SliceGone(key.0, key.1)];
                 }
-                self.seen.iter_mut().for_each(|seen| drop(seen.insert(key.clone())));
+                self.seen.iter_mut().for_each(|seen| seen.extend([key.clone()]));
                 Vec::new()
             }
             Change::Gone(slice) => {

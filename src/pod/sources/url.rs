@@ -27,9 +27,10 @@ pub(super) async fn run(
     let mut period = tokio::time::interval(every.max(Duration::from_millis(100)));
     loop {
         period.tick().await;
+        let before = out.borrow().clone();
         let problem = match fetch(&url, &headers).await {
             Ok(content) if last.as_ref() == Some(&content) => continue,
-            Ok(content) => match take(&content, &url, &node, out.borrow().as_deref()) {
+            Ok(content) => match take(&content, &url, &node, before.as_deref()) {
                 Ok(found) => {
                     tracing::info!(pods = found.len(), "static pods came from staticPodURL");
                     last = Some(content);

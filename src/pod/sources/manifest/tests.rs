@@ -98,7 +98,7 @@ fn the_first_document_counts() {
 fn what_cannot_run_is_refused_with_its_reason() {
     // A7.1
     for (text, expected) in [
-        ("", "EOF"),
+        ("", "write one object"),
         ("\t{", "neither YAML nor JSON"),
         ("just words", "write one object"),
         ("kind: Pod\napiVersion: v2", "write one object"),
