@@ -6,7 +6,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use stoker_model::handle::{Authorizer, EventSink, NodeFeed, ObjectApi, PodApi, PodFeed, ServiceLinks};
+use stoker_model::handle::{Authorizer, EventSink, MirrorApi, NodeFeed, ObjectApi, PodApi, PodFeed, ServiceLinks};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -154,6 +154,7 @@ struct NodeHandles {
     node: NodeFeed,
     pods: PodFeed,
     api: Arc<dyn PodApi>,
+    mirrors: Arc<dyn MirrorApi>,
     objects: Arc<dyn ObjectApi>,
     services: Arc<dyn ServiceLinks>,
     events: Arc<dyn EventSink>,
@@ -193,6 +194,7 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
             node: observer.snapshots,
             pods: watch::channel(Some(Arc::default())).1,
             api: offline.clone(),
+            mirrors: offline.clone(),
             objects: offline.clone(),
             services: offline.clone(),
             events,
@@ -248,6 +250,7 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
         node: observer.snapshots,
         pods,
         api: Arc::new(PodWriter::new(api.clone())),
+        mirrors: Arc::new(PodWriter::new(api.clone())),
         objects: Arc::new(Objects::new(api, *clock)),
         services: Arc::new(store),
         events,
@@ -282,6 +285,7 @@ async fn wire_pods(
             pods: handles.pods,
             node: handles.node,
             api: handles.api,
+            mirrors: handles.mirrors,
             volumes: Volumes::new(&flags.root_dir, handles.objects.clone()),
             objects: handles.objects,
             services: handles.services,

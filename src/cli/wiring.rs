@@ -11,7 +11,7 @@ use crate::cgroup::{CgroupConfig, CgroupDriver};
 use crate::config::{Flags, KubeletConfig, LabelError, StokerConfig, parse_node_labels};
 use crate::dns::{DnsConfig, Upstream};
 use crate::node::{AddressError, MachineError, NodeSettings, choose_addresses, node_name};
-use crate::pod::PodsConfig;
+use crate::pod::{PodsConfig, StaticSources};
 use crate::server::{ServerConfig, ServingCertificate};
 use crate::service::{Cidr, LocalTraffic, ServiceConfig};
 
@@ -90,6 +90,13 @@ pub(super) fn pods_config(config: &KubeletConfig, root_dir: &Path) -> Result<Pod
         cluster_domain: config.cluster_domain.clone(),
         resolv_conf: Some(PathBuf::from(&config.resolv_conf)).filter(|path| !path.as_os_str().is_empty()),
         seccomp_default: config.seccomp_default,
+        static_sources: StaticSources {
+            path: Some(PathBuf::from(&config.static_pod_path)).filter(|path| !path.as_os_str().is_empty()),
+            path_every: config.file_check_frequency.0,
+            url: Some(config.static_pod_url.clone()).filter(|url| !url.is_empty()),
+            url_headers: config.static_pod_url_header.clone(),
+            url_every: config.http_check_frequency.0,
+        },
         single_process_oom_kill: config.single_process_oom_kill,
         ..PodsConfig::default()
     })

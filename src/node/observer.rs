@@ -196,6 +196,7 @@ impl Eye {
         let pressures = seen.verdicts.iter().filter(|verdict| verdict.kind != "Ready" && verdict.holds);
         NodeSnapshot {
             name: self.settings.name.clone(),
+            uid: node.filter(|n| n.metadata.deletion_timestamp.is_none()).and_then(|n| n.metadata.uid.clone()),
             ips: self.settings.addresses.clone(),
             labels,
             taints,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Container, EnvVar, EnvVarSource, Pod};
 use stoker_model::handle::{NodeSnapshot, ObjectApi, ServiceLinks};
 
+use super::sources::is_static;
 use crate::volume::fields;
 
 /// Why an environment cannot be made: the text of `CreateContainerConfigError`.
@@ -68,9 +69,15 @@ impl EnvSources<'_> {
             }
         }
         let links = self.pod.spec.as_ref().and_then(|s| s.enable_service_links).unwrap_or(true);
-        let services = self.services.environment(self.namespace(), links).ok_or_else(|| {
-            EnvError("services have not yet been read at least once, cannot construct envvars".to_owned())
-        })?;
+        let services = match self.services.environment(self.namespace(), links) {
+            Some(services) => services,
+            // The API server may be one of them (A8.6).
+            None if is_static(self.pod) => BTreeMap::new(),
+            None => {
+                let text = "services have not yet been read at least once, cannot construct envvars";
+                return Err(EnvError(text.to_owned()));
+            }
+        };
         for (name, value) in services {
             if environment.get(&name).is_none() {
                 environment.set(&name, value);

@@ -21,6 +21,7 @@ mod resources;
 mod sandbox;
 mod security;
 mod shared;
+mod sources;
 mod status;
 mod steps;
 mod worker;
@@ -28,3 +29,4 @@ mod writer;
 
 pub use pods::Pods;
 pub use shared::{PodHandles, PodsConfig};
+pub use sources::StaticSources;

@@ -204,6 +204,16 @@ impl ServiceSink {
                 });
                 vec![ServiceChange::Service(service)]
             }
+            Change::Unreadable { meta, gone: false } => {
+                let key = NamespacedName { namespace: meta.namespace.as_str().into(), name: meta.name.as_str().into() };
+                self.seen.iter_mut().for_each(|seen| seen.extend([key.clone()]));
+                Vec::new()
+            }
+            Change::Unreadable { meta, gone: true } => {
+                let key = NamespacedName { namespace: meta.namespace.as_str().into(), name: meta.name.as_str().into() };
+                self.store.write(|stored| drop(stored.services.remove(&key)));
+                vec![ServiceChange::ServiceGone(key)]
+            }
             Change::Gone(service) => {
                 let key = key_of(&service.metadata);
                 self.store.write(|stored| {
@@ -268,6 +278,16 @@ impl SliceSink {
                 }
                 self.known.insert(key);
                 vec![ServiceChange::Slice(Arc::new(slice))]
+            }
+            Change::Unreadable { meta, gone } => {
+                let same = |(service, name): &&SliceKey| *service.namespace == *meta.namespace && **name == *meta.name;
+                let Some(key) = self.known.iter().find(same).cloned() else { return Vec::new() };
+                if gone {
+                    self.known.remove(&key);
+                    return vec![ServiceChange::SliceGone(key.0, key.1)];
+                }
+                self.seen.iter_mut().for_each(|seen| seen.extend([key.clone()]));
+                Vec::new()
             }
             Change::Gone(slice) => {
                 let Some(key) = slice_key(&slice) else { return Vec::new() };
