@@ -6,7 +6,9 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use stoker_model::handle::{Authorizer, EventSink, MirrorApi, NodeFeed, ObjectApi, PodApi, PodFeed, ServiceLinks};
+use stoker_model::handle::{
+    Authorizer, EventSink, MirrorApi, NodeFeed, ObjectApi, PodApi, PodFeed, ServiceLinks, StorageApi,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -32,9 +34,10 @@ use crate::runtime::{Images, Runtime, RuntimeError, events as runtime_events, pa
 use crate::server;
 use crate::service::{self, ServiceError};
 use crate::upstream::{
-    self, AccessReviews, ApiServer, Backoff, ConnectError, NodeApi, Objects, PodWriter, ServiceStore,
+    self, AccessReviews, ApiServer, Backoff, ConnectError, NodeApi, Objects, PodWriter, ServiceStore, Storage,
 };
 use crate::volume::Volumes;
+use crate::volume::csi::{Drivers, watch_plugins};
 
 /// Changes of services that may wait for the data path.
 const SERVICE_QUEUE: usize = 1024;
@@ -156,6 +159,8 @@ struct NodeHandles {
     api: Arc<dyn PodApi>,
     mirrors: Arc<dyn MirrorApi>,
     objects: Arc<dyn ObjectApi>,
+    /// `None`: without an API server there are no claims.
+    storage: Option<Arc<dyn StorageApi>>,
     services: Arc<dyn ServiceLinks>,
     events: Arc<dyn EventSink>,
     authorizer: Arc<dyn Authorizer>,
@@ -196,6 +201,7 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
             api: offline.clone(),
             mirrors: offline.clone(),
             objects: offline.clone(),
+            storage: None,
             services: offline.clone(),
             events,
             authorizer: offline,
@@ -251,7 +257,8 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
         pods,
         api: Arc::new(PodWriter::new(api.clone())),
         mirrors: Arc::new(PodWriter::new(api.clone())),
-        objects: Arc::new(Objects::new(api, *clock)),
+        objects: Arc::new(Objects::new(api.clone(), *clock)),
+        storage: Some(Arc::new(Storage::new(api, node.name.clone()))),
         services: Arc::new(store),
         events,
         authorizer,
@@ -276,6 +283,14 @@ async fn wire_pods(
         // The runtime pulls it, or pods say what is missing.
         Err(error) => tracing::warn!(%error, "sandbox image not ensured"),
     }
+    let mut volumes = Volumes::new(&flags.root_dir, handles.objects.clone());
+    if let Some(storage) = handles.storage {
+        let drivers = Drivers::default();
+        volumes = volumes.with_storage(storage.clone(), drivers.clone());
+        let plugins = watch_plugins(flags.root_dir.join("plugins_registry"), drivers, storage, stop.clone());
+        // It ends with the agent.
+        tokio::spawn(plugins);
+    }
     let pods = Pods::spawn(
         pods_config(kubelet, &flags.root_dir)?,
         PodHandles {
@@ -286,7 +301,7 @@ async fn wire_pods(
             node: handles.node,
             api: handles.api,
             mirrors: handles.mirrors,
-            volumes: Volumes::new(&flags.root_dir, handles.objects.clone()),
+            volumes,
             objects: handles.objects,
             services: handles.services,
             sink: handles.events,

@@ -35,6 +35,28 @@ impl Environment {
         stoker_model::expand::expand(text, |name| self.get(name))
     }
 
+    #[cfg(test)]
+    pub(super) fn of(pairs: &[(&str, &str)]) -> Self {
+        Self(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
+    }
+
+    /// The names that a text refers to and that have no value, sorted (A9.14).
+    pub(super) fn missing(&self, text: &str) -> Vec<String> {
+        let (mut found, mut rest) = (std::collections::BTreeSet::new(), text);
+        while let Some(place) = rest.find('$') {
+            rest = &rest[place + 1..];
+            if let Some(after) = rest.strip_prefix('$') {
+                rest = after;
+            } else if let Some((name, after)) = rest.strip_prefix('(').and_then(|inner| inner.split_once(')')) {
+                if self.get(name).is_none_or(str::is_empty) {
+                    found.insert(name.to_owned());
+                }
+                rest = after;
+            }
+        }
+        found.into_iter().collect()
+    }
+
     /// Names and values.
     pub(super) fn into_vec(self) -> Vec<(String, String)> {
         self.0

@@ -30,9 +30,9 @@ const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
 /// What to watch.
 #[derive(Clone, Debug)]
-pub(super) struct Watched {
+pub(super) struct Watched<P: AsRef<str> = &'static str> {
     /// Like `/api/v1/pods`.
-    pub(super) path: &'static str,
+    pub(super) path: P,
     /// `fieldSelector`, or empty.
     pub(super) fields: String,
     /// `labelSelector`, or empty.
@@ -97,7 +97,8 @@ enum End {
 }
 
 /// Watches until the sink has enough.
-pub(super) async fn run<T: Watchable>(api: &ApiServer, watched: &Watched, sink: &mut impl Sink<T>) {
+pub(super) async fn run<T: Watchable, P: AsRef<str>>(api: &ApiServer, watched: &Watched<P>, sink: &mut impl Sink<T>) {
+    let path = watched.path.as_ref();
     let mut backoff = Backoff::new(Duration::from_millis(800), Duration::from_secs(30));
     let mut watcher = Watcher { api, watched, version: None, streamed_lists: true, progress: false };
     let mut told = false;
@@ -113,19 +114,19 @@ pub(super) async fn run<T: Watchable>(api: &ApiServer, watched: &Watched, sink: 
             End::Closed if watcher.progress => continue,
             End::Closed => {}
             End::Expired => {
-                tracing::info!(path = watched.path, "watch fell too far behind: listing again");
+                tracing::info!(path, "watch fell too far behind: listing again");
                 watcher.version = None;
                 // The tries before met a server that was away; this one answers.
                 backoff.reset();
             }
             End::NoStreamedList(reason) => {
-                tracing::debug!(path = watched.path, reason, "server does not stream lists: using pages");
+                tracing::debug!(path, reason, "server does not stream lists: using pages");
                 watcher.streamed_lists = false;
                 continue;
             }
-            End::Lost(reason) if told => tracing::debug!(path = watched.path, reason, "watch still interrupted"),
+            End::Lost(reason) if told => tracing::debug!(path, reason, "watch still interrupted"),
             End::Lost(reason) => {
-                tracing::warn!(path = watched.path, reason, "watch interrupted: trying again until it works");
+                tracing::warn!(path, reason, "watch interrupted: trying again until it works");
                 told = true;
             }
         }
@@ -133,9 +134,9 @@ pub(super) async fn run<T: Watchable>(api: &ApiServer, watched: &Watched, sink: 
     }
 }
 
-struct Watcher<'a> {
+struct Watcher<'a, P: AsRef<str>> {
     api: &'a ApiServer,
-    watched: &'a Watched,
+    watched: &'a Watched<P>,
     /// Where we are; `None` until a list was complete.
     version: Option<String>,
     streamed_lists: bool,
@@ -143,7 +144,7 @@ struct Watcher<'a> {
     progress: bool,
 }
 
-impl Watcher<'_> {
+impl<P: AsRef<str>> Watcher<'_, P> {
     async fn round<T: Watchable>(&mut self, sink: &mut impl Sink<T>) -> End {
         if self.version.is_none()
             && !self.streamed_lists
@@ -170,7 +171,7 @@ impl Watcher<'_> {
         }
         let mut next = String::new();
         loop {
-            let path = format!("{}?limit={PAGE}{}{next}", self.watched.path, self.query());
+            let path = format!("{}?limit={PAGE}{}{next}", self.watched.path.as_ref(), self.query());
             let page: Page = self.api.get(&path).await.map_err(|e| End::Lost(e.to_string()))?;
             self.progress = true;
             for object in page.items {
@@ -200,7 +201,7 @@ impl Watcher<'_> {
         };
         let path = format!(
             "{}?watch=true&allowWatchBookmarks=true&timeoutSeconds={}&{start}{}",
-            self.watched.path,
+            self.watched.path.as_ref(),
             lifetime.as_secs(),
             self.query()
         );
