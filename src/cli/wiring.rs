@@ -66,11 +66,18 @@ pub(super) fn node_settings(config: &KubeletConfig, flags: &Flags) -> Result<Arc
         max_images: config.node_status_max_images,
         root_dir: flags.root_dir.clone(),
         controller_attach_detach: config.enable_controller_attach_detach,
+        declared_features: declared_features(config),
         reserved,
         name,
         hostname,
         addresses,
     }))
+}
+
+/// Upstream's features that this node has and an API server wants to know of; a feature gate takes one out.
+fn declared_features(config: &KubeletConfig) -> Vec<String> {
+    let wanted = |feature: &&str| config.feature_gates.get(*feature).copied().unwrap_or(true);
+    ["ExtendWebSocketsToKubelet"].into_iter().filter(wanted).map(str::to_owned).collect()
 }
 
 /// Settings of the room `pod`.

@@ -7,3 +7,4 @@ mod dns;
 mod enclosure;
 mod faults;
 mod hello;
+mod streams;
