@@ -354,7 +354,7 @@ impl Worker {
             address,
             self.desired.clone(),
         );
-        let work = async move { Report { hand: false, effects: vec![hook.await] } };
+        let work = async move { Report::of(vec![hook.await]) };
         self.tasks.spawn(work.in_current_span());
     }
 

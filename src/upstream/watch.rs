@@ -283,7 +283,7 @@ impl<P: AsRef<str>> Watcher<'_, P> {
             return Err(End::Lost(format!("what came is no event: {error}")));
         };
         if !matches!(raw.kind.as_str(), "ADDED" | "MODIFIED" | "DELETED") {
-            tracing::warn!(path = self.watched.path, kind = raw.kind, %error, "an event of this kind means nothing here");
+            tracing::warn!(path = self.watched.path.as_ref(), kind = raw.kind, %error, "an event of this kind means nothing here");
             return Ok(());
         }
         let change: Change<T> = self.unreadable(raw.object.get(), raw.kind == "DELETED", error)?;
@@ -295,7 +295,7 @@ impl<P: AsRef<str>> Watcher<'_, P> {
 
     /// An object of which only the metadata can be read; without a name nothing can be said of it, and the list counts for nothing.
     fn unreadable<T>(&self, object: &str, gone: bool, error: &serde_json::Error) -> Result<Change<T>, End> {
-        let path = self.watched.path;
+        let path = self.watched.path.as_ref();
         match serde_json::from_str::<OnlyMetadata>(object) {
             Ok(OnlyMetadata { metadata: meta }) if !meta.name.is_empty() => {
                 let (namespace, name) = (&meta.namespace, &meta.name);
