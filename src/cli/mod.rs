@@ -11,6 +11,7 @@ mod logging;
 mod preflight;
 mod run;
 mod service;
+mod service_wiring;
 mod standalone;
 mod systemd;
 mod wiring;

@@ -9,11 +9,13 @@ mod backoff;
 mod client;
 mod connect;
 mod events;
+mod followed;
 mod node_api;
 mod objects;
 mod pod_api;
 mod pods;
 mod services;
+mod storage;
 mod watch;
 
 pub use authorize::AccessReviews;
@@ -25,3 +27,4 @@ pub use objects::Objects;
 pub use pod_api::PodWriter;
 pub use pods::watch_pods;
 pub use services::{ServiceStore, fetch_service, fetch_topology, watch_services};
+pub use storage::Storage;

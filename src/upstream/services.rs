@@ -21,14 +21,15 @@ const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// Watches Services and EndpointSlices (B1.1) and sends what changes; ends when the receiver is gone.
 ///
 /// Services with the label of another proxy come too, since environment variables need them: the data path leaves
-/// them out. Services without a cluster IP and their slices do not come.
-pub async fn watch_services(api: ApiServer, store: ServiceStore, changes: mpsc::Sender<ServiceChange>) {
+/// them out. Services without a cluster IP and their slices come when somebody needs `headless` ones.
+pub async fn watch_services(api: ApiServer, store: ServiceStore, changes: mpsc::Sender<ServiceChange>, headless: bool) {
+    let unless_headless = |text: &str| if headless { String::new() } else { text.to_owned() };
     let services =
-        Watched { path: "/api/v1/services", fields: "spec.clusterIP!=None".to_owned(), labels: String::new() };
+        Watched { path: "/api/v1/services", fields: unless_headless("spec.clusterIP!=None"), labels: String::new() };
     let slices = Watched {
         path: "/apis/discovery.k8s.io/v1/endpointslices",
         fields: String::new(),
-        labels: format!("!{SERVICE_HEADLESS}"),
+        labels: unless_headless(&format!("!{SERVICE_HEADLESS}")),
     };
     let lists = Lists::default();
     if changes.send(ServiceChange::Restarting).await.is_err() {
@@ -203,6 +204,16 @@ impl ServiceSink {
                 });
                 vec![ServiceChange::Service(service)]
             }
+            Change::Unreadable { meta, gone: false } => {
+                let key = NamespacedName { namespace: meta.namespace.as_str().into(), name: meta.name.as_str().into() };
+                self.seen.iter_mut().for_each(|seen| seen.extend([key.clone()]));
+                Vec::new()
+            }
+            Change::Unreadable { meta, gone: true } => {
+                let key = NamespacedName { namespace: meta.namespace.as_str().into(), name: meta.name.as_str().into() };
+                self.store.write(|stored| drop(stored.services.remove(&key)));
+                vec![ServiceChange::ServiceGone(key)]
+            }
             Change::Gone(service) => {
                 let key = key_of(&service.metadata);
                 self.store.write(|stored| {
@@ -267,6 +278,16 @@ impl SliceSink {
                 }
                 self.known.insert(key);
                 vec![ServiceChange::Slice(Arc::new(slice))]
+            }
+            Change::Unreadable { meta, gone } => {
+                let same = |(service, name): &&SliceKey| *service.namespace == *meta.namespace && **name == *meta.name;
+                let Some(key) = self.known.iter().find(same).cloned() else { return Vec::new() };
+                if gone {
+                    self.known.remove(&key);
+                    return vec![ServiceChange::SliceGone(key.0, key.1)];
+                }
+                self.seen.iter_mut().for_each(|seen| seen.extend([key.clone()]));
+                Vec::new()
             }
             Change::Gone(slice) => {
                 let Some(key) = slice_key(&slice) else { return Vec::new() };
