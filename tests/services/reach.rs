@@ -116,7 +116,7 @@ fn unused_ports_are_refused_and_unused_addresses_dropped() {
     assert_eq!(nobody.unwrap_err().kind(), ErrorKind::TimedOut);
 }
 
-/// B1.19: one port number over TCP and UDP.
+/// B1.3, B1.19: one port number over TCP and UDP.
 #[test]
 fn tcp_and_udp_share_a_port_number() {
     let lab = Lab::with_pods(2);
