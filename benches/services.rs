@@ -158,7 +158,8 @@ fn bench(report: &mut Report, count: u32, seconds: u32) {
     report.add(format!("{count} x 2: restart reads and compares"), reading, "");
     report.promise("nothing to write", same);
 
-    let mut singles: Vec<_> = (count..count + 200).map(|n| path.change(kube_proxy::changes(n, &addresses(n, 2)))).collect();
+    let mut singles: Vec<_> =
+        (count..count + 200).map(|n| path.change(kube_proxy::changes(n, &addresses(n, 2)))).collect();
     singles.sort_unstable_by_key(|(_, writing)| *writing);
     let theirs = kube_proxy::one_more(count, 2);
     report.add(format!("one more at {count}: netlink commit p50"), singles[100].1, format!("{theirs:.3?}"));
@@ -167,7 +168,11 @@ fn bench(report: &mut Report, count: u32, seconds: u32) {
     report.add(format!("one more at {count}: deciding, beside it"), singles[100].0, "");
 
     let (cpu, lost) = churn(&mut path, count, seconds);
-    report.add(format!("1 000 endpoint changes a second for {seconds} s: of a core"), format!("{:.1} %", cpu * 100.0), "");
+    report.add(
+        format!("1 000 endpoint changes a second for {seconds} s: of a core"),
+        format!("{:.1} %", cpu * 100.0),
+        "",
+    );
     report.promise("10 %, none lost", cpu <= 0.1 && !lost);
 
     let many = connect_time(&mut path, count + 1000);

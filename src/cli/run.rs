@@ -236,6 +236,7 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
     match stoker.service_proxy.mode {
         ServiceMode::Nftables => {
             let proxy = service::spawn(queue, observer.facts, service_config(stoker)?, *clock)?;
+            spawn(tasks, "service ranges", watch_ranges(api.clone(), proxy.service_ranges));
             spawn(tasks, "service events", super::service::tell_problems(proxy.problems, events.clone()));
             spawn(tasks, "service data path", async move {
                 if let Err(error) = proxy.task.await {
@@ -318,6 +319,12 @@ async fn wire_pods(
         spawn(tasks, "server", bound.run(stop.clone()));
     }
     Ok(pods)
+}
+
+/// Ends only with the agent, as every task does.
+async fn watch_ranges(api: ApiServer, ranges: watch::Sender<Arc<std::collections::BTreeSet<String>>>) {
+    upstream::watch_service_ranges(api, ranges).await;
+    std::future::pending().await
 }
 
 /// Environment variables need the services even where another program routes them.

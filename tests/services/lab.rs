@@ -1,6 +1,7 @@
 //! A node, its pods and somebody outside, as network namespaces joined by veth pairs; and the data path under test in the
 //! node's namespace.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -238,12 +239,12 @@ impl Lab {
                 let topology = NodeTopology { name: "node".into(), zone: Some("zone-a".into()), ips };
                 let (_keep, facts) = watch::channel(Arc::new(topology));
                 let proxy = stoker::service::spawn(receiver, facts, config, Clock).unwrap();
-                answer.send((proxy.health, proxy.problems)).unwrap();
+                answer.send((proxy.health, proxy.problems, proxy.service_ranges)).unwrap();
                 proxy.task.await.unwrap();
             });
         });
-        let (health, problems) = started.recv().unwrap();
-        Daemon { changes: Some(changes), health, problems, thread: Some(thread) }
+        let (health, problems, ranges) = started.recv().unwrap();
+        Daemon { changes: Some(changes), health, problems, ranges, thread: Some(thread) }
     }
 
     /// Removes our tables from the node.
@@ -321,6 +322,7 @@ pub(crate) struct Daemon {
     changes: Option<mpsc::Sender<ServiceChange>>,
     health: watch::Receiver<Health>,
     problems: watch::Receiver<Problems>,
+    ranges: watch::Sender<Arc<BTreeSet<String>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -357,6 +359,11 @@ impl Daemon {
     /// Transactions written since its start.
     pub(crate) fn transactions(&self) -> u64 {
         self.health.borrow().transactions
+    }
+
+    /// Tells it the ranges of all ServiceCIDRs.
+    pub(crate) fn service_ranges(&self, ranges: &[&str]) {
+        self.ranges.send_replace(Arc::new(ranges.iter().map(ToString::to_string).collect()));
     }
 
     /// What could not be done, each with its Service.
