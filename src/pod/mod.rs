@@ -17,6 +17,8 @@ mod observe;
 mod observed;
 mod plan;
 mod pods;
+mod policy;
+mod resize;
 mod resources;
 mod sandbox;
 mod security;

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod};
 use stoker_model::resources::is_sidecar;
 
 use super::backoff::Backoff;
+use super::resize::Resize;
 pub(super) use crate::probe::Verdict as ProbeVerdict;
 
 /// What its sources want of a pod.
@@ -42,6 +43,13 @@ impl DesiredPod {
         list.iter().map(as_container).collect()
     }
 
+    /// The container whose processes an ephemeral container sees (A3.7).
+    pub(super) fn target_of(&self, name: &str) -> Option<&str> {
+        let list = self.pod.spec.as_ref().and_then(|s| s.ephemeral_containers.as_deref()).unwrap_or_default();
+        let target = list.iter().find(|e| e.name == name)?.target_container_name.as_deref();
+        target.filter(|target| !target.is_empty())
+    }
+
     /// The container of that name, of whatever kind.
     pub(super) fn container(&self, name: &str) -> Option<(Kind, Container)> {
         let regular = self.containers().iter().map(|c| (Kind::Regular, c));
@@ -65,6 +73,11 @@ impl DesiredPod {
     /// Whether somebody asked for the pod's deletion.
     pub(super) fn deleted(&self) -> bool {
         self.pod.metadata.deletion_timestamp.is_some()
+    }
+
+    /// Whether the container has resources of its own: an ephemeral one has none.
+    pub(super) fn target_kind(&self, name: &str) -> bool {
+        self.containers().iter().chain(self.init_containers()).any(|c| c.name == name)
     }
 
     /// Whether the container is a sidecar of this pod (A3.3).
@@ -237,6 +250,8 @@ pub(super) struct Memory {
     pub(super) hook_failed: BTreeSet<String>,
     /// What probes say, by container name; a container without an entry has no probe.
     pub(super) probes: BTreeMap<String, ProbeVerdict>,
+    /// What the pod was given, and whether it asks for something else.
+    pub(super) resize: Resize,
     /// Volumes and control group are gone.
     pub(super) torn_down: bool,
     /// The end was reported: the API object is gone, or somebody else's to delete.

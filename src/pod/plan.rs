@@ -11,9 +11,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Container;
 
 pub(super) use running::{container_hash, pod_text, pod_text_of};
 
+use super::policy::restarts_after;
 use super::observed::{Cause, DesiredPod, ImageKey, InstanceState, Observed, Stage};
 use crate::clock::Now;
 
@@ -59,7 +61,14 @@ pub(super) enum Step {
     /// Look for the image, and pull it where the policy says so.
     FindImage(ImageKey),
     /// Make a container. `restarts`: the end of the instance that it follows, which counts for the back-off.
-    CreateContainer { name: String, image: ImageKey, restart_count: u32, restarts: Option<Timestamp> },
+    CreateContainer {
+        name: String,
+        image: ImageKey,
+        restart_count: u32,
+        restarts: Option<Timestamp>,
+        /// The container whose processes it sees (A3.7).
+        target: Option<String>,
+    },
     /// Start the container that the step before made, or the one with this ID; then run its postStart hook.
     StartContainer { name: String, id: Option<String> },
     /// Run the preStop hook, and leave the stop signal for later (A3.4).
@@ -68,6 +77,8 @@ pub(super) enum Step {
     StopContainer(StopContainer),
     /// A stop under way has less time than it thought (A1.13).
     ShortenGrace { id: String, deadline: Duration },
+    /// Write new limits of running containers, by name and ID (A15.1).
+    Resize { running: Vec<(String, String)> },
     /// Remove a dead container and its log.
     RemoveContainer { id: String },
     /// Remove a dead sandbox.
@@ -211,22 +222,20 @@ fn active_deadline(desired: &DesiredPod, seen: &Observed) -> Option<Timestamp> {
 
 /// Whether the containers have done what they had to, or may not be tried again.
 fn completed(desired: &DesiredPod, seen: &Observed) -> bool {
-    let policy = desired.restart_policy();
-    if policy == "Always" {
-        return false;
-    }
-    if policy == "Never" {
+    if desired.restart_policy() == "Never" {
         let lost_sandbox = !seen.sandboxes.is_empty() && !seen.sandboxes.iter().any(|s| s.ready);
         if lost_sandbox && !seen.containers.is_empty() && seen.running().next().is_none() {
             return true;
         }
-        let initialized = desired.containers().iter().any(|c| seen.newest(&c.name).is_some());
-        let failed =
-            |name: &str| seen.newest(name).is_some_and(|i| i.state == InstanceState::Exited && i.exit_code != 0);
-        let plain = desired.init_containers().iter().filter(|c| !desired.is_sidecar(&c.name));
-        if !initialized && plain.into_iter().any(|c| failed(&c.name)) {
-            return true;
-        }
+    }
+    let initialized = desired.containers().iter().any(|c| seen.newest(&c.name).is_some());
+    let failed = |c: &Container| {
+        let last = seen.newest(&c.name).filter(|i| i.state == InstanceState::Exited && i.exit_code != 0);
+        last.is_some_and(|i| !restarts_after(desired.restart_policy(), c, i.exit_code))
+    };
+    let mut plain = desired.init_containers().iter().filter(|c| !desired.is_sidecar(&c.name));
+    if !initialized && plain.any(failed) {
+        return true;
     }
     !desired.containers().is_empty()
         && desired.containers().iter().all(|c| {

@@ -173,6 +173,8 @@ impl Supervisor {
             Ok(reference) => {
                 self.workers.remove(&reference.uid);
                 self.shared.directory.forget(&reference.uid);
+                // What it had may be what another one waits for.
+                self.wake_deferred();
             }
             Err(error) => {
                 warn!(%error, "a pod's worker ended badly; it is started anew");
@@ -191,6 +193,17 @@ impl Supervisor {
                 if let Some(handle) = owner.and_then(|uid| self.workers.get(&uid)) {
                     handle.wake.notify_one();
                 }
+            }
+        }
+    }
+
+    /// Wakes the pods whose resize waits for room.
+    fn wake_deferred(&self) {
+        for (uid, handle) in &self.workers {
+            let shown = self.shared.directory.get(uid);
+            let conditions = shown.iter().filter_map(|pod| pod.status.as_ref()?.conditions.as_ref()).flatten();
+            if conditions.into_iter().any(|c| c.type_ == "PodResizePending") {
+                handle.wake.notify_one();
             }
         }
     }
@@ -281,6 +294,8 @@ impl Supervisor {
     fn admitted(&self) -> Vec<Arc<Pod>> {
         let admitted = self.workers.values().filter(|handle| handle.admitted);
         let pods = admitted.map(|handle| handle.desired.borrow().pod.clone());
+        // What a pod was given counts, not what it asks for (A1.18).
+        let pods = pods.map(|pod| self.shared.directory.get(&PodRef::of(&pod).uid).unwrap_or(pod));
         pods.filter(|pod| {
             let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
             !matches!(phase, Some("Succeeded" | "Failed"))

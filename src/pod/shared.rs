@@ -161,6 +161,27 @@ impl Directory {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.clone(), pod);
     }
 
+    /// Puts a pod in place of its former version if `admits` finds room for it among the others: at most one pod at a time is
+    /// given something.
+    pub(super) fn replace_if<E>(&self, pod: &Pod, admits: impl FnOnce(&[Arc<Pod>]) -> Result<(), E>) -> Result<(), E> {
+        let uid = PodRef::of(pod).uid;
+        let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        let active = |pod: &Arc<Pod>| {
+            let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+            !matches!(phase, Some("Succeeded" | "Failed"))
+        };
+        let others: Vec<Arc<Pod>> =
+            pods.iter().filter(|(other, pod)| **other != uid && active(pod)).map(|(_, pod)| pod.clone()).collect();
+        admits(&others)?;
+        pods.insert(uid, Arc::new(pod.clone()));
+        Ok(())
+    }
+
+    /// A pod as its worker showed it last: with the resources that it was given.
+    pub(super) fn get(&self, uid: &PodUid) -> Option<Arc<Pod>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
+    }
+
     pub(super) fn owner(&self, id: &str) -> Option<PodUid> {
         self.ids.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }

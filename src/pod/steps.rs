@@ -4,6 +4,7 @@ mod containers;
 mod hooks;
 mod images;
 mod mounts;
+mod resize;
 mod sandboxes;
 mod stops;
 mod teardown;
@@ -71,6 +72,13 @@ pub(super) enum Effect {
         name: String,
         id: String,
         failed: Option<String>,
+    },
+    /// A running container has the resources that the pod was given.
+    Resized {
+        name: String,
+    },
+    ResizeFailed {
+        message: String,
     },
     /// A stop came to its end, well or not.
     StopEnded {
@@ -154,8 +162,8 @@ impl Hand {
             Step::ReportNetworkNotReady => self.report_network_not_ready(),
             Step::RunSandbox { attempt, changed } => self.run_sandbox(attempt, changed).await,
             Step::StopSandbox { id } => self.stop_sandbox(&id).await,
-            Step::CreateContainer { name, image, restart_count, restarts } => {
-                match self.create_container(&name, &image, restart_count).await {
+            Step::CreateContainer { name, image, restart_count, restarts, target } => {
+                match self.create_container(&name, &image, restart_count, target.as_deref()).await {
                     Ok(id) => {
                         self.effects.push(Effect::Created { name: name.clone(), image, ended: restarts });
                         *made = Some((name, id));
@@ -171,6 +179,7 @@ impl Hand {
                     None => Outcome::Skip(name),
                 }
             }
+            Step::Resize { running } => self.resize(running).await,
             Step::RemoveContainer { id } => self.remove_container(&id).await,
             Step::RemoveSandbox { id } => self.remove_sandbox(&id).await,
             Step::TearDown => self.tear_down().await,

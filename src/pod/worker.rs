@@ -23,7 +23,9 @@ use super::observed::{
     DesiredPod, Failure, ImageState, Instance, InstanceState, Kind, Memory, Observed, ProbeVerdict, Sandbox, Stage,
     Stop, VolumesState,
 };
+use super::admission;
 use super::plan::{Plan, Step, StopContainer, Waiting, plan, pod_text};
+use super::resize::{self, Allocation, Change, Failed, Pending};
 use super::security::ImageUser;
 use super::shared::Shared;
 use super::status::{Facts, differs, status};
@@ -236,11 +238,13 @@ impl Worker {
             None => self.observer.look(runtime, &self.reference.uid, directory).await?,
         };
         let desired = self.desired.borrow_and_update().clone();
+        let desired = self.allocate(desired);
         self.sandbox = sandboxes.first().cloned();
         let network_ready = self.shared.node().network_ready;
         let memory = std::mem::take(&mut self.memory);
         let mut seen = Observed { sandboxes, containers, network_ready, memory };
         seen.memory.probes = self.probe(&desired, &seen);
+        self.finish_resize(&desired, &mut seen);
         let now = self.shared.clock.now();
         let mut plan = plan(&desired, &seen, self.shared.config.longest_backoff, now);
         debug!(stage = ?plan.stage, steps = plan.steps.len(), wake_at = ?plan.wake_at, "planned");
@@ -252,6 +256,80 @@ impl Worker {
         self.memory = seen.memory;
         self.waiting = plan.waiting.clone();
         Ok(self.begin(&desired, plan))
+    }
+
+    /// The pod with the resources that it was given. Where it asks for others, it is given them if they are to be had (A15.1).
+    fn allocate(&mut self, desired: DesiredPod) -> DesiredPod {
+        let Some(spec) = desired.pod.spec.as_ref().filter(|_| !desired.gone) else { return desired };
+        let running = self.memory.stage == Stage::Running && !desired.deleted();
+        if self.memory.resize.allocation.allocated.is_empty() {
+            let kept = Allocation::load(&self.resources_file());
+            self.memory.resize.allocation = kept.unwrap_or_else(|| Allocation::of(spec));
+        }
+        let Some(applied) = self.memory.resize.allocation.applied(&desired.pod) else {
+            self.memory.resize.pending = None;
+            return desired;
+        };
+        if running && self.admit_resize(&desired) {
+            return desired;
+        }
+        DesiredPod { pod: Arc::new(applied), gone: false }
+    }
+
+    /// Gives the pod what it asks for, if the node has it.
+    fn admit_resize(&mut self, desired: &DesiredPod) -> bool {
+        let generation = desired.pod.metadata.generation;
+        let spec = desired.pod.spec.clone().unwrap_or_default();
+        let admitted = self.shared.directory.replace_if(&desired.pod, |others| {
+            admission::admit(&desired.pod, others, &self.shared.node()).map_err(|rejection| rejection.text)
+        });
+        match admitted {
+            Ok(()) => {
+                let resize = &mut self.memory.resize;
+                resize.allocation.allocated = Allocation::of(&spec).allocated;
+                (resize.pending, resize.error, resize.under_way) = (None, None, true);
+                resize.generation = generation;
+                self.keep_resources();
+                let text = resize::text("started", &spec, generation, "");
+                self.shared.tell(&self.reference, EventType::Normal, "ResizeStarted", text);
+                true
+            }
+            Err(message) => {
+                let pending = Pending { reason: "Deferred", message: message.clone(), generation };
+                if self.memory.resize.pending.as_ref() != Some(&pending) {
+                    let text = resize::text("Deferred", &spec, generation, &message);
+                    self.shared.tell(&self.reference, EventType::Warning, "ResizeDeferred", text);
+                    self.memory.resize.pending = Some(pending);
+                }
+                false
+            }
+        }
+    }
+
+    /// Tells that every running container has what the pod was given.
+    fn finish_resize(&mut self, desired: &DesiredPod, seen: &mut Observed) {
+        let resize = &mut seen.memory.resize;
+        let waits = |c: &k8s_openapi::api::core::v1::Container| resize.allocation.change(c) != Change::None;
+        let all = desired.containers().iter().chain(desired.init_containers());
+        if !resize.under_way || all.into_iter().any(waits) {
+            return;
+        }
+        resize.under_way = false;
+        resize.error = None;
+        let spec = desired.pod.spec.clone().unwrap_or_default();
+        let text = resize::text("completed", &spec, resize.generation, "");
+        self.shared.tell(&self.reference, EventType::Normal, "ResizeCompleted", text);
+    }
+
+    fn resources_file(&self) -> std::path::PathBuf {
+        self.shared.volumes.dirs(&self.reference.uid).root().join("resources")
+    }
+
+    /// Keeps what the pod was given, and what its containers run with.
+    fn keep_resources(&self) {
+        if let Err(error) = self.memory.resize.allocation.save(&self.resources_file()) {
+            warn!(%error, "cannot keep the pod's resources: a resize during a restart of the agent may be missed");
+        }
     }
 
     /// Has the containers that run probed, and asks what their probes say.
@@ -470,6 +548,8 @@ impl Worker {
         request.message = stop.message;
         request.hook_under_way = self.hooks.remove(&stop.id);
         if stop.recreate {
+            // Another image or other resources: what went wrong before counts no more (A3.9).
+            self.memory.restarts.remove(&stop.name);
             self.memory.recreate.insert(stop.name);
         }
         self.memory.stops.insert(stop.id, Stop { deadline: stop.deadline, hook_only: false });
@@ -558,7 +638,32 @@ impl Worker {
                 if let Some(ended) = ended {
                     let longest = self.shared.config.longest_backoff;
                     let grown = Backoff::grown(memory.restarts.get(&name), ended, now.wall, longest);
-                    memory.restarts.insert(name, grown);
+                    memory.restarts.insert(name.clone(), grown);
+                }
+                let allocation = &mut memory.resize.allocation;
+                let given = allocation.allocated.get(&name).cloned().unwrap_or_default();
+                let counts = given.requests.is_some() || given.limits.is_some();
+                if counts && allocation.actuated.get(&name) != Some(&given) {
+                    allocation.actuated.insert(name, given);
+                    self.keep_resources();
+                }
+            }
+            Effect::Resized { name } => {
+                let allocation = &mut memory.resize.allocation;
+                let given = allocation.allocated.get(&name).cloned().unwrap_or_default();
+                allocation.actuated.insert(name, given);
+                memory.resize.error = None;
+                self.keep_resources();
+            }
+            Effect::ResizeFailed { message } => {
+                let told = memory.resize.error.as_ref().is_some_and(|failed| failed.message == message);
+                let retry_at = now.monotonic + CONTAINER_RETRY;
+                memory.resize.error = Some(Failed { message: message.clone(), retry_at });
+                let generation = memory.resize.generation;
+                if !told {
+                    let spec = self.desired.borrow().pod.spec.clone().unwrap_or_default();
+                    let text = resize::text("error", &spec, generation, &message);
+                    self.shared.tell(&self.reference, EventType::Warning, "ResizeError", text);
                 }
             }
             Effect::Started { name, id } => {

@@ -7,6 +7,8 @@ use stoker_model::resources::is_sidecar;
 
 use super::{Planner, Step, StopContainer, active_deadline, go_seconds};
 use crate::pod::backoff::Backoff;
+use crate::pod::policy::restarts_after;
+use crate::pod::resize::Change;
 use crate::pod::observed::{DesiredPod, ImageKey, ImageState, Instance, InstanceState, Observed, VolumesState};
 
 /// Whether the containers after one may go on.
@@ -40,6 +42,7 @@ impl Planner<'_> {
             self.ephemeral_containers(&sandbox);
             self.regular_containers(&sandbox);
         }
+        self.resize(&sandbox);
         if self.plan.steps.is_empty() {
             self.remove_dead();
         }
@@ -167,7 +170,9 @@ impl Planner<'_> {
             Some(lost) if lost.state == InstanceState::Unknown => {
                 self.stop(lost, format!("Stopping container {}", container.name), true);
             }
-            Some(failed) if failed.state == InstanceState::Exited && self.desired.restart_policy() == "Never" => {}
+            Some(failed)
+                if failed.state == InstanceState::Exited
+                    && !restarts_after(self.desired.restart_policy(), container, failed.exit_code) => {}
             other => {
                 self.start(container, other);
             }
@@ -194,8 +199,10 @@ impl Planner<'_> {
                 {
                     Flow::On
                 }
-                None if desired.restart_policy() == "OnFailure"
-                    && seen.newest(&container.name).is_some_and(Instance::succeeded) =>
+                // In a new sandbox what was to run once does not run again.
+                None if seen
+                    .newest(&container.name)
+                    .is_some_and(|i| i.state == InstanceState::Exited && !restarts(desired, seen, container, i)) =>
                 {
                     Flow::On
                 }
@@ -257,6 +264,8 @@ impl Planner<'_> {
             self.stop_within(running, format!("{called} {name} failed {kind} probe{again}"), false, grace);
         } else if self.seen.memory.hook_failed.contains(name) {
             self.stop(running, "FailedPostStartHook".to_owned(), false);
+        } else if self.seen.memory.resize.allocation.change(container) == Change::Restart {
+            self.stop(running, format!("Container {name} resize requires restart"), true);
         }
     }
 
@@ -301,13 +310,23 @@ impl Planner<'_> {
         if self.waits_for_backoff(container) {
             return Flow::On;
         }
+        let target = match self.desired.target_of(name) {
+            None => None,
+            Some(target) => match self.seen.newest(target) {
+                Some(instance) => Some(instance.id.clone()),
+                None => {
+                    self.waits(name, "CreateContainerConfigError", format!("unable to find target container {target}"));
+                    return Flow::On;
+                }
+            },
+        };
         let image = ImageKey::of(container);
         match memory.images.get(&image) {
             Some(ImageState::Ready { .. }) => {
                 let last = self.seen.newest(name).filter(|i| i.state == InstanceState::Exited);
                 let restarts = last.map(|i| i.finished_at.unwrap_or(i.created_at));
                 let restart_count = next_restart_count(self.desired, self.seen, name);
-                self.step(Step::CreateContainer { name: name.clone(), image, restart_count, restarts });
+                self.step(Step::CreateContainer { name: name.clone(), image, restart_count, restarts, target });
                 self.step(Step::StartContainer { name: name.clone(), id: None });
                 flow
             }
@@ -367,6 +386,27 @@ impl Planner<'_> {
         }
     }
 
+    /// Gives running containers the resources that the pod was given (A15.1).
+    fn resize(&mut self, sandbox: &str) {
+        let (desired, seen) = (self.desired, self.seen);
+        let resize = &seen.memory.resize;
+        if let Some(failed) = &resize.error
+            && self.now.monotonic < failed.retry_at
+        {
+            return self.wake_at(failed.retry_at);
+        }
+        let all = desired.containers().iter().chain(desired.init_containers());
+        let changed = all.filter(|c| resize.allocation.change(c) == Change::InPlace);
+        let running = changed.filter_map(|c| {
+            let instance = seen.newest_in(sandbox, &c.name).filter(|i| i.state == InstanceState::Running)?;
+            (!seen.memory.stops.contains_key(&instance.id)).then(|| (c.name.clone(), instance.id.clone()))
+        });
+        let running: Vec<(String, String)> = running.collect();
+        if !running.is_empty() {
+            self.step(Step::Resize { running });
+        }
+    }
+
     /// One dead instance of each container is kept, for its log and its last state (A14.9).
     fn remove_dead(&mut self) {
         let seen = self.seen;
@@ -392,12 +432,13 @@ pub(super) fn restarts(desired: &DesiredPod, seen: &Observed, container: &Contai
     if seen.memory.recreate.contains(&container.name) || is_sidecar(container) {
         return true;
     }
-    match desired.restart_policy() {
-        "Never" => false,
-        "OnFailure" => !ended.succeeded(),
-        _ => true,
-    }
+    // What still runs, or got lost, is judged as if it had been killed.
+    let code = if ended.state == InstanceState::Exited { ended.exit_code } else { KILLED };
+    restarts_after(desired.restart_policy(), container, code)
 }
+
+/// Exit code of what SIGKILL ended.
+const KILLED: i32 = 137;
 
 /// The same, of a container that its probes gave up on: it will be killed, whatever code it exits with.
 fn restarts_after_probe(desired: &DesiredPod, container: &Container) -> bool {
@@ -413,8 +454,12 @@ fn next_restart_count(desired: &DesiredPod, seen: &Observed, name: &str) -> u32 
         lists.into_iter().flatten().flatten()
     });
     let reported = reported
-        .filter(|c| c.name == name && c.container_id.as_ref().is_some_and(|id| !id.is_empty()))
-        .map(|c| u32::try_from(c.restart_count).unwrap_or_default() + u32::from(seen_count.is_none()))
+        .filter(|c| c.name == name)
+        .map(|c| {
+            // One without an ID is not there any more: it has been counted already.
+            let counts = seen_count.is_none() && c.container_id.as_ref().is_some_and(|id| !id.is_empty());
+            u32::try_from(c.restart_count).unwrap_or_default() + u32::from(counts)
+        })
         .max();
     seen_count.max(reported).unwrap_or_default()
 }

@@ -42,12 +42,41 @@ impl Conditions<'_> {
             self.condition("ContainersReady", containers_ready),
             self.condition("PodScheduled", Verdict::YES),
         ];
+        all.extend(self.resize());
         if let Some((_, message, true)) = killed {
             let message = Some(message.clone());
             let disrupted = Verdict { holds: true, reason: Some("TerminationByKubelet"), message };
             all.push(self.condition("DisruptionTarget", disrupted));
         }
         all
+    }
+
+    /// A resize that waits, and one under way (A15.1).
+    fn resize(&self) -> Vec<PodCondition> {
+        let resize = &self.facts.seen.memory.resize;
+        if matches!(self.phase, "Succeeded" | "Failed") {
+            return Vec::new();
+        }
+        let pending = resize.pending.as_ref().map(|pending| PodCondition {
+            observed_generation: pending.generation,
+            ..self.condition(
+                "PodResizePending",
+                Verdict { holds: true, reason: Some(pending.reason), message: Some(pending.message.clone()) },
+            )
+        });
+        let under_way = resize.under_way.then(|| {
+            let error = resize.error.as_ref();
+            let verdict = Verdict {
+                holds: true,
+                reason: error.map(|_| "Error"),
+                message: error.map(|failed| failed.message.clone()),
+            };
+            PodCondition {
+                observed_generation: resize.generation,
+                ..self.condition("PodResizeInProgress", verdict)
+            }
+        });
+        pending.into_iter().chain(under_way).collect()
     }
 
     fn condition(&self, kind: &str, verdict: Verdict) -> PodCondition {

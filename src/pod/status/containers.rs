@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
+    ResourceRequirements, VolumeMount, VolumeMountStatus,
 };
 use stoker_model::resources::is_sidecar;
 
@@ -113,7 +114,30 @@ fn container_status(facts: Facts<'_>, container: &Container, previous: Option<&C
     let started = running && !hook_failed && !hook_runs && probe.is_none_or(|p| p.started);
     status.started = Some(started);
     status.ready = started && probe.is_none_or(|p| p.ready);
+    if newest.is_some() && facts.desired.target_kind(name) {
+        let allocation = &facts.seen.memory.resize.allocation;
+        let given = allocation.allocated.get(name).or(container.resources.as_ref()).cloned().unwrap_or_default();
+        status.allocated_resources = given.requests.clone();
+        let actual = allocation.actuated.get(name).filter(|_| running).cloned();
+        status.resources = Some(ResourceRequirements { claims: None, ..actual.unwrap_or(given) });
+    }
+    status.volume_mounts = volume_mounts(container);
     status
+}
+
+/// Mounts as the runtime was asked for them (A2.18).
+fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
+    let of = |mount: &VolumeMount| {
+        let read_only = mount.read_only.unwrap_or_default();
+        VolumeMountStatus {
+            name: mount.name.clone(),
+            mount_path: mount.mount_path.clone(),
+            read_only: mount.read_only.filter(|read_only| *read_only),
+            recursive_read_only: read_only.then(|| "Disabled".to_owned()),
+            volume_status: None,
+        }
+    };
+    container.volume_mounts.as_ref().map(|mounts| mounts.iter().map(of).collect())
 }
 
 fn of_instance(container: &Container, instance: &Instance) -> ContainerStatus {

@@ -8,7 +8,7 @@ use super::mounts::{Refusal, config_error, link_log};
 use super::{Effect, Hand, Outcome};
 use crate::pod::container::{self, ContainerParts, log_path};
 use crate::pod::env::EnvSources;
-use crate::pod::observed::ImageKey;
+use crate::pod::observed::{DesiredPod, ImageKey};
 use crate::pod::resources::{self, NodeResources};
 use crate::pod::security::{self, NodeSecurity};
 use crate::runtime::cri;
@@ -20,10 +20,11 @@ impl Hand {
         name: &str,
         image: &ImageKey,
         restart_count: u32,
+        target: Option<&str>,
     ) -> Result<String, Refusal> {
-        let (_, spec) = self
-            .desired
-            .borrow()
+        // With the resources that it was given, which may not be those that the newest spec asks for.
+        let given = DesiredPod { pod: self.pod.clone(), gone: false };
+        let (_, spec) = given
             .container(name)
             .ok_or_else(|| config_error("the container is no longer in the pod's spec"))?;
         let sandbox = self.sandbox.clone().ok_or_else(|| config_error("the pod has no sandbox"))?;
@@ -41,7 +42,7 @@ impl Hand {
         };
         let environment = sources.environment(&spec).await.map_err(config_error)?;
         let mounts = self.mounts(&spec, &environment, &pod_ips)?;
-        let linux = self.linux(&spec, &user, &node)?;
+        let linux = self.linux(&spec, &user, &node, target)?;
         let parts = ContainerParts { restart_count, image: image_id, environment, mounts, linux };
         let config = container::config(&self.pod, &spec, parts);
         let sandbox_config = self.sandbox_config(sandbox.attempt, false).map_err(config_error)?;
@@ -65,11 +66,12 @@ impl Hand {
         spec: &Container,
         user: &security::ImageUser,
         node: &stoker_model::handle::NodeSnapshot,
+        target: Option<&str>,
     ) -> Result<cri::LinuxContainerConfig, Refusal> {
         let shared = &self.shared;
         let seccomp_dir = shared.config.root_dir.join("seccomp");
         let of_node = NodeSecurity { seccomp_default: shared.config.seccomp_default, seccomp_dir: &seccomp_dir };
-        let context = security::of_container(&self.pod, spec, user, of_node, None).map_err(config_error)?;
+        let context = security::of_container(&self.pod, spec, user, of_node, target).map_err(config_error)?;
         let resources = NodeResources {
             memory_bytes: node.capacity.get("memory").map_or(0, |memory| Milli::of(memory).units()),
             cgroup_v2: shared.cgroups.is_v2(),
