@@ -216,7 +216,8 @@ impl Cgroups {
             return None;
         }
         let group = self.pod_path(qos, uid);
-        let number = |controller: &str, file: &str| -> Option<i64> { self.read(controller, &group, file)?.parse().ok() };
+        let number =
+            |controller: &str, file: &str| -> Option<i64> { self.read(controller, &group, file)?.parse().ok() };
         let (quota, period, memory) = if self.is_v2() {
             let max = self.read("cpu", &group, "cpu.max")?;
             let (quota, period) = max.split_once(' ')?;

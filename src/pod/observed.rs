@@ -244,6 +244,8 @@ pub(super) struct Memory {
     pub(super) stops: BTreeMap<String, Stop>,
     /// Containers that were stopped to be made anew, whatever the restart policy says (A3.13).
     pub(super) recreate: BTreeSet<String>,
+    /// Everything in the pod is taken away, to start over (A3.12).
+    pub(super) restarting_all: bool,
     /// Containers whose postStart hook runs, with their IDs: they have not started yet (A4.1).
     pub(super) post_start: BTreeMap<String, String>,
     /// Containers whose postStart hook failed: they are stopped and wait (A4.1).

@@ -15,8 +15,8 @@ use k8s_openapi::api::core::v1::Container;
 
 pub(super) use running::{container_hash, pod_text, pod_text_of};
 
-use super::policy::restarts_after;
 use super::observed::{Cause, DesiredPod, ImageKey, InstanceState, Observed, Stage};
+use super::policy::restarts_after;
 use crate::clock::Now;
 
 /// At least so long remains for the stop signal, whatever the hooks took (A4.5).
@@ -33,6 +33,8 @@ pub(super) struct Plan {
     pub(super) steps: Vec<Step>,
     /// Containers that do not run now and are meant to, and why they wait.
     pub(super) waiting: BTreeMap<String, Waiting>,
+    /// Everything in the pod is taken away, to start over (A3.12).
+    pub(super) restarting_all: bool,
     /// Monotonic time at which to look again though nothing happens: the nearest back-off, grace period or deadline.
     pub(super) wake_at: Option<Duration>,
 }
@@ -79,8 +81,8 @@ pub(super) enum Step {
     ShortenGrace { id: String, deadline: Duration },
     /// Write new limits of running containers, by name and ID (A15.1).
     Resize { running: Vec<(String, String)> },
-    /// Remove a dead container and its log.
-    RemoveContainer { id: String },
+    /// Remove a dead container, and its log unless it is kept.
+    RemoveContainer { id: String, keep_log: bool },
     /// Remove a dead sandbox.
     RemoveSandbox { id: String },
     /// Unmount the volumes and remove the control group.
@@ -108,7 +110,7 @@ pub(super) struct StopContainer {
 /// Decides. See the module.
 pub(super) fn plan(desired: &DesiredPod, seen: &Observed, longest_backoff: Duration, now: Now) -> Plan {
     let stage = next_stage(desired, seen, now);
-    let plan = Plan { stage, steps: Vec::new(), waiting: BTreeMap::new(), wake_at: None };
+    let plan = Plan { stage, steps: Vec::new(), waiting: BTreeMap::new(), restarting_all: false, wake_at: None };
     let mut planner = Planner { desired, seen, now, longest_backoff, plan };
     match planner.plan.stage.clone() {
         Stage::Running => planner.running(),

@@ -143,7 +143,10 @@ fn resources_of(spec: &PodSpec) -> Resources {
 /// Text of an event about a resize: `Pod resize started: {"containers":[...],"generation":2}`.
 pub(super) fn text(prefix: &str, spec: &PodSpec, generation: Option<i64>, error: &str) -> String {
     let list = |containers: &[Container]| -> Vec<Value> {
-        containers.iter().map(|c| json!({ "name": c.name, "resources": c.resources.clone().unwrap_or_default() })).collect()
+        containers
+            .iter()
+            .map(|c| json!({ "name": c.name, "resources": c.resources.clone().unwrap_or_default() }))
+            .collect()
     };
     let part = |name: &str, list: Vec<Value>| {
         if list.is_empty() { String::new() } else { format!("\"{name}\":{},", Value::Array(list)) }
@@ -225,6 +228,8 @@ mod tests {
             text("started", &spec("100m", "100"), Some(2), ""),
             r#"Pod resize started: {"containers":[{"name":"c","resources":{"limits":{"cpu":"100m","memory":"100"},"requests":{"cpu":"100m","memory":"100"}}}],"generation":2}"#
         );
-        assert!(text("error", &spec("1", "1"), Some(3), "no \"x\"").ends_with(r#","generation":3,"error":"no \"x\""}"#));
+        assert!(
+            text("error", &spec("1", "1"), Some(3), "no \"x\"").ends_with(r#","generation":3,"error":"no \"x\""}"#)
+        );
     }
 }

@@ -180,7 +180,7 @@ impl Hand {
                 }
             }
             Step::Resize { running } => self.resize(running).await,
-            Step::RemoveContainer { id } => self.remove_container(&id).await,
+            Step::RemoveContainer { id, keep_log } => self.remove_container(&id, keep_log).await,
             Step::RemoveSandbox { id } => self.remove_sandbox(&id).await,
             Step::TearDown => self.tear_down().await,
             Step::Report => self.report().await,

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, warn};
 
+use super::admission;
 use super::adopted::Adopted;
 use super::backoff::{Backoff, backoffs};
 use super::observe::Observer;
@@ -23,7 +24,6 @@ use super::observed::{
     DesiredPod, Failure, ImageState, Instance, InstanceState, Kind, Memory, Observed, ProbeVerdict, Sandbox, Stage,
     Stop, VolumesState,
 };
-use super::admission;
 use super::plan::{Plan, Step, StopContainer, Waiting, plan, pod_text};
 use super::resize::{self, Allocation, Change, Failed, Pending};
 use super::security::ImageUser;
@@ -249,6 +249,7 @@ impl Worker {
         let mut plan = plan(&desired, &seen, self.shared.config.longest_backoff, now);
         debug!(stage = ?plan.stage, steps = plan.steps.len(), wake_at = ?plan.wake_at, "planned");
         seen.memory.stage = plan.stage.clone();
+        seen.memory.restarting_all = plan.restarting_all;
         self.tell_of_backoffs(&desired, &plan);
         if let Some(repair_at) = self.report(&desired, &seen, &plan.waiting) {
             plan.wake_at = Some(plan.wake_at.map_or(repair_at, |at| at.min(repair_at)));

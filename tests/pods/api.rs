@@ -60,6 +60,15 @@ impl Api {
         self.0.pods.borrow().as_ref()?.get(uid).cloned()
     }
 
+    /// Changes the spec of a pod.
+    pub fn change(&self, uid: &PodUid, change: impl FnOnce(&mut Pod)) {
+        self.edit(|pods| {
+            let pod = Arc::make_mut(pods.get_mut(uid).expect("the pod is there"));
+            change(pod);
+            pod.metadata.generation = pod.metadata.generation.map(|generation| generation + 1);
+        });
+    }
+
     /// Asks for a graceful deletion.
     pub fn delete(&self, uid: &PodUid, grace: i64) {
         #[expect(clippy::disallowed_methods, reason = "this plays the API server")]

@@ -9,4 +9,5 @@ mod lab;
 mod lifecycle;
 mod node;
 mod probes;
+mod resize;
 mod restarts;

@@ -32,6 +32,16 @@ impl Node {
         assert_eq!(answer.exit_code, 0, "{answer:?}");
     }
 
+    async fn until_told(&self, wanted: &str) {
+        for _ in 0..200 {
+            if self.told(wanted) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("{wanted} was not told: {:#?}", self.api.events());
+    }
+
     fn told(&self, wanted: &str) -> bool {
         self.api.events().iter().any(|e| e.starts_with(wanted))
     }
@@ -51,18 +61,13 @@ async fn probes_start_ready_and_kill_a_container() {
     let uid = node.api.create(built.0);
     let runs = node.api.until(&uid, "running", |p| status(p, "main").state.is_some_and(|s| s.running.is_some())).await;
     assert_eq!((status(&runs, "main").started, status(&runs, "main").ready), (Some(false), false));
+    node.until_told("p spec.containers{main} Unhealthy: Startup probe failed: ").await;
     node.exec(&uid, "main", "touch /tmp/up").await;
     let started = node.api.until(&uid, "started", |p| status(p, "main").started == Some(true)).await;
     assert!(!status(&started, "main").ready && !condition(&started, "Ready"));
+    node.until_told("p spec.containers{main} Unhealthy: Readiness probe failed: not yet").await;
     node.exec(&uid, "main", "touch /tmp/ready").await;
     node.api.until(&uid, "ready", |p| condition(p, "Ready")).await;
-    assert!(node.told("p spec.containers{main} Unhealthy: Startup probe failed: "), "{:#?}", node.api.events());
-    assert!(
-        node.told("p spec.containers{main} Unhealthy: Readiness probe failed: not yet"),
-        "{:#?}",
-        node.api.events()
-    );
-
     node.stop_agent().await;
     node.start_agent();
     for _ in 0..20 {
@@ -113,17 +118,7 @@ async fn probes_over_the_network_and_slow_commands() {
             "web spec.containers{main} Unhealthy: Readiness probe failed: HTTP probe failed with statuscode: 404"
         )
     );
-    for _ in 0..100 {
-        if node.told("slow spec.containers{main} Unhealthy: Readiness probe failed: command timed out") {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    assert!(
-        node.told("slow spec.containers{main} Unhealthy: Readiness probe failed: command timed out"),
-        "{:#?}",
-        node.api.events()
-    );
+    node.until_told("slow spec.containers{main} Unhealthy: Readiness probe failed: command timed out").await;
     for uid in [web, slow] {
         node.api.delete(&uid, 2);
         node.api.until_gone(&uid).await;

@@ -7,9 +7,9 @@ use stoker_model::resources::is_sidecar;
 
 use super::{Planner, Step, StopContainer, active_deadline, go_seconds};
 use crate::pod::backoff::Backoff;
-use crate::pod::policy::restarts_after;
-use crate::pod::resize::Change;
 use crate::pod::observed::{DesiredPod, ImageKey, ImageState, Instance, InstanceState, Observed, VolumesState};
+use crate::pod::policy::{restarts_after, restarts_all_after};
+use crate::pod::resize::Change;
 
 /// Whether the containers after one may go on.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -36,6 +36,9 @@ impl Planner<'_> {
         }
         let Some(sandbox) = self.sandbox() else { return };
         if !self.plan.steps.is_empty() {
+            return;
+        }
+        if self.restart_all(&sandbox) {
             return;
         }
         if self.init_containers(&sandbox) {
@@ -110,6 +113,43 @@ impl Planner<'_> {
                 self.step(Step::StopSandbox { id: sandbox.id.clone() });
             }
         }
+    }
+
+    /// Takes every container away when one has ended whose rule wants that, so that all of them start over. The one that ended goes
+    /// last: as long as it is there, the next look, also that of another agent, finds out what is under way (A3.12).
+    fn restart_all(&mut self, sandbox: &str) -> bool {
+        let (desired, seen) = (self.desired, self.seen);
+        let all: Vec<&Container> = desired.containers().iter().chain(desired.init_containers()).collect();
+        let spec_of = |i: &Instance| all.iter().find(|c| c.name == i.name);
+        let wants = |i: &Instance| {
+            i.state == InstanceState::Exited && spec_of(i).is_some_and(|c| restarts_all_after(c, i.exit_code))
+        };
+        if !all.iter().any(|c| seen.newest_in(sandbox, &c.name).is_some_and(wants)) {
+            return false;
+        }
+        self.plan.restarting_all = true;
+        let alive: Vec<&Instance> = seen.running().filter(|i| spec_of(i).is_some()).collect();
+        for instance in &alive {
+            if !seen.memory.stops.contains_key(&instance.id) {
+                self.step(Step::StopContainer(StopContainer {
+                    id: instance.id.clone(),
+                    name: instance.name.clone(),
+                    deadline: self.now.monotonic,
+                    hook: false,
+                    message: format!("Stopping container {}", instance.name),
+                    recreate: false,
+                }));
+            }
+        }
+        if alive.is_empty() {
+            let mut dead: Vec<&Instance> = seen.containers.iter().filter(|i| spec_of(i).is_some()).collect();
+            let is_init = |i: &Instance| desired.init_containers().iter().any(|c| c.name == i.name);
+            dead.sort_by_key(|i| (wants(i), is_init(i)));
+            for instance in dead {
+                self.step(Step::RemoveContainer { id: instance.id.clone(), keep_log: true });
+            }
+        }
+        true
     }
 
     /// Starts init containers in their order, and keeps sidecars running (A3.1, A3.3). Whether the regular containers
@@ -414,7 +454,7 @@ impl Planner<'_> {
         for instance in &seen.containers {
             let dead = instance.state == InstanceState::Exited;
             if dead && kept.contains(&instance.name.as_str()) {
-                self.step(Step::RemoveContainer { id: instance.id.clone() });
+                self.step(Step::RemoveContainer { id: instance.id.clone(), keep_log: false });
             } else if dead {
                 kept.push(&instance.name);
             }

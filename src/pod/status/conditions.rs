@@ -5,6 +5,10 @@ use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition};
 use super::{Facts, stamp};
 use crate::clock::Now;
 use crate::pod::observed::VolumesState;
+use crate::pod::policy::may_restart_all;
+
+/// The condition of a pod that starts over as a whole (A3.12).
+pub(super) const RESTARTING_ALL: &str = "AllContainersRestarting";
 
 pub(super) struct Conditions<'a> {
     pub(super) facts: Facts<'a>,
@@ -43,12 +47,32 @@ impl Conditions<'_> {
             self.condition("PodScheduled", Verdict::YES),
         ];
         all.extend(self.resize());
+        all.extend(self.restarting_all());
         if let Some((_, message, true)) = killed {
             let message = Some(message.clone());
             let disrupted = Verdict { holds: true, reason: Some("TerminationByKubelet"), message };
             all.push(self.condition("DisruptionTarget", disrupted));
         }
         all
+    }
+
+    /// Only pods that have such a rule (A3.12).
+    fn restarting_all(&self) -> Option<PodCondition> {
+        let desired = self.facts.desired;
+        let mut all = desired.containers().iter().chain(desired.init_containers());
+        if !all.any(may_restart_all) {
+            return None;
+        }
+        let verdict = match (self.phase, self.facts.seen.memory.restarting_all) {
+            ("Succeeded", _) => Verdict::no("PodCompleted", None),
+            ("Failed", _) => Verdict::no("PodFailed", None),
+            (_, true) => {
+                let message = Some("container exited with restart policy rule".to_owned());
+                Verdict { holds: true, reason: Some("RestartAllContainersStarted"), message }
+            }
+            (_, false) => Verdict { holds: false, reason: None, message: None },
+        };
+        Some(self.condition(RESTARTING_ALL, verdict))
     }
 
     /// A resize that waits, and one under way (A15.1).
@@ -71,10 +95,7 @@ impl Conditions<'_> {
                 reason: error.map(|_| "Error"),
                 message: error.map(|failed| failed.message.clone()),
             };
-            PodCondition {
-                observed_generation: resize.generation,
-                ..self.condition("PodResizeInProgress", verdict)
-            }
+            PodCondition { observed_generation: resize.generation, ..self.condition("PodResizeInProgress", verdict) }
         });
         pending.into_iter().chain(under_way).collect()
     }

@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{
 };
 use stoker_model::resources::is_sidecar;
 
+use super::conditions::RESTARTING_ALL;
 use super::{Facts, reported, stamp};
 use crate::pod::observed::{DesiredPod, Instance, InstanceState};
 
@@ -172,6 +173,13 @@ fn of_instance(container: &Container, instance: &Instance) -> ContainerStatus {
     }
 }
 
+/// Whether the pod starts over as a whole, or did when it was reported last (A3.12).
+fn restarting_all(facts: Facts<'_>) -> bool {
+    let conditions = facts.previous.conditions.iter().flatten();
+    let reported = conditions.into_iter().any(|c| c.type_ == RESTARTING_ALL && c.status == "True");
+    reported || facts.seen.memory.restarting_all
+}
+
 /// The runtime has nothing of this container: it never was, or it got lost (A2.15).
 fn of_nothing(facts: Facts<'_>, container: &Container, previous: Option<&ContainerStatus>) -> ContainerStatus {
     let has_init = !facts.desired.init_containers().is_empty();
@@ -183,6 +191,16 @@ fn of_nothing(facts: Facts<'_>, container: &Container, previous: Option<&Contain
         ..ContainerStatus::default()
     };
     let Some(previous) = previous else { return status };
+    if restarting_all(facts) && previous.state.as_ref().is_some_and(|s| s.running.is_some() || s.terminated.is_some()) {
+        status.last_state = Some(ended(ContainerStateTerminated {
+            reason: Some("RestartingAllContainers".into()),
+            message: Some("The container is removed because RestartAllContainers in place".into()),
+            exit_code: UNKNOWN_EXIT_CODE,
+            ..ContainerStateTerminated::default()
+        }));
+        status.restart_count = previous.restart_count + 1;
+        return status;
+    }
     if let Some(end) = terminated(previous) {
         status.state = Some(ended(end.clone()));
         (status.container_id, status.image_id) = (previous.container_id.clone(), previous.image_id.clone());

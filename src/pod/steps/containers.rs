@@ -24,9 +24,8 @@ impl Hand {
     ) -> Result<String, Refusal> {
         // With the resources that it was given, which may not be those that the newest spec asks for.
         let given = DesiredPod { pod: self.pod.clone(), gone: false };
-        let (_, spec) = given
-            .container(name)
-            .ok_or_else(|| config_error("the container is no longer in the pod's spec"))?;
+        let (_, spec) =
+            given.container(name).ok_or_else(|| config_error("the container is no longer in the pod's spec"))?;
         let sandbox = self.sandbox.clone().ok_or_else(|| config_error("the pod has no sandbox"))?;
         let found = self.images.iter().find(|(key, ..)| key == image).cloned();
         let (_, image_id, user) = found.ok_or_else(|| config_error("the image was not found"))?;
@@ -96,8 +95,8 @@ impl Hand {
         Outcome::Done
     }
 
-    /// Removes a dead container with its log.
-    pub(super) async fn remove_container(&mut self, id: &str) -> Outcome {
+    /// Removes a dead container, and its log unless it is kept.
+    pub(super) async fn remove_container(&mut self, id: &str, keep_log: bool) -> Outcome {
         let status = self.shared.runtime.container_status(id, false).await.ok().and_then(|answer| answer.status);
         if let Err(error) = self.shared.runtime.remove_container(id).await
             && !error.is_not_found()
@@ -106,7 +105,7 @@ impl Hand {
             self.effects.push(Effect::Stuck);
             return Outcome::Stop;
         }
-        if let Some(status) = status {
+        if let Some(status) = status.filter(|_| !keep_log) {
             let name = status.metadata.map(|m| m.name).unwrap_or_default();
             let link = format!("{}_{}_{name}-{id}.log", self.reference.name, self.reference.namespace);
             for path in [status.log_path.into(), self.shared.config.link_dir.join(link)] {
