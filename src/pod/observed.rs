@@ -211,6 +211,8 @@ pub(super) struct Instance {
     pub(super) image: String,
     /// The image's digest reference.
     pub(super) image_ref: String,
+    /// User, group and further groups of its first process, where the runtime tells (A2.18).
+    pub(super) user: Option<(i64, i64, Vec<i64>)>,
     /// The preStop hook and the ports that it was made with, as JSON: for an agent that has lost the spec (A1.15).
     pub(super) pre_stop: Option<String>,
     pub(super) ports: Option<String>,

@@ -62,6 +62,8 @@ pub(super) enum Step {
     StopSandbox { id: String },
     /// Look for the image, and pull it where the policy says so.
     FindImage(ImageKey),
+    /// Look for the image while the sandbox is made: it is pulled, if need be, only when that has its network (A2.20).
+    LookForImage(ImageKey),
     /// Make a container. `restarts`: the end of the instance that it follows, which counts for the back-off.
     CreateContainer {
         name: String,

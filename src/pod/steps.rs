@@ -19,7 +19,7 @@ use stoker_model::pod::PodRef;
 use tokio::sync::watch;
 
 pub(super) use hooks::run_post_start;
-pub(super) use images::find_image;
+pub(super) use images::{find_image, look_for_image};
 pub(super) use stops::{StopRequest, run_pre_stop, stop_container};
 
 use super::observed::{DesiredPod, ImageKey, PullFailure, Sandbox};
@@ -45,6 +45,10 @@ pub(super) enum Effect {
         id: String,
         uid: Option<i64>,
         username: String,
+    },
+    /// It is not there; nothing was pulled yet.
+    ImageAbsent {
+        key: ImageKey,
     },
     ImageMissing {
         key: ImageKey,
@@ -186,9 +190,11 @@ impl Hand {
             Step::Report => self.report().await,
             Step::RemoveEverything => self.remove_everything().await,
             // These run beside the others: the worker starts them itself.
-            Step::FindImage(_) | Step::RunPreStop { .. } | Step::StopContainer(_) | Step::ShortenGrace { .. } => {
-                Outcome::Done
-            }
+            Step::FindImage(_)
+            | Step::LookForImage(_)
+            | Step::RunPreStop { .. }
+            | Step::StopContainer(_)
+            | Step::ShortenGrace { .. } => Outcome::Done,
         }
     }
 

@@ -29,7 +29,9 @@ use super::resize::{self, Allocation, Change, Failed, Pending};
 use super::security::ImageUser;
 use super::shared::Shared;
 use super::status::{Facts, differs, status};
-use super::steps::{Effect, Hand, StopRequest, find_image, pull_failure, run_post_start, run_pre_stop, stop_container};
+use super::steps::{
+    Effect, Hand, StopRequest, find_image, look_for_image, pull_failure, run_post_start, run_pre_stop, stop_container,
+};
 use super::writer::StatusWriter;
 use crate::probe::{Target, View};
 
@@ -450,7 +452,8 @@ impl Worker {
         let mut for_hand = Vec::new();
         for step in plan.steps {
             match step {
-                Step::FindImage(key) => self.find_image(desired, key),
+                Step::FindImage(key) => self.find_image(desired, key, true),
+                Step::LookForImage(key) => self.find_image(desired, key, false),
                 Step::StopContainer(stop) => self.stop_container(desired, stop),
                 Step::RunPreStop { id, name, deadline } => self.run_pre_stop(desired, id, name, deadline),
                 Step::ShortenGrace { id, deadline } => self.shorten(&id, deadline),
@@ -500,7 +503,7 @@ impl Worker {
         }
     }
 
-    fn find_image(&mut self, desired: &DesiredPod, key: super::observed::ImageKey) {
+    fn find_image(&mut self, desired: &DesiredPod, key: super::observed::ImageKey, pulls: bool) {
         let last = match self.memory.images.remove(&key) {
             Some(ImageState::Failed(last)) => Some(last),
             _ => None,
@@ -511,7 +514,13 @@ impl Worker {
         let init = || desired.init_containers().iter().find(wants).map(|c| (Kind::Init, c.name.clone()));
         let container = regular.or_else(init).unwrap_or((Kind::Ephemeral, String::new()));
         let (shared, pod) = (self.shared.clone(), self.reference.clone());
-        let work = async move { Report { hand: false, effects: vec![find_image(shared, pod, container, key).await] } };
+        let work = async move {
+            let effect = match pulls {
+                true => find_image(shared, pod, container, key).await,
+                false => look_for_image(shared, pod, container, key).await,
+            };
+            Report { hand: false, effects: vec![effect] }
+        };
         self.tasks.spawn(work.in_current_span());
     }
 
@@ -622,6 +631,9 @@ impl Worker {
             }
             Effect::ImageFound { key, id, uid, username } => {
                 memory.images.insert(key, ImageState::Ready { id, uid, username });
+            }
+            Effect::ImageAbsent { key } => {
+                memory.images.remove(&key);
             }
             Effect::ImageMissing { key, reason, message, pulled } => {
                 let last = match memory.images.get(&key) {

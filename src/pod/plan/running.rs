@@ -7,7 +7,9 @@ use stoker_model::resources::is_sidecar;
 
 use super::{Planner, Step, StopContainer, active_deadline, go_seconds};
 use crate::pod::backoff::Backoff;
-use crate::pod::observed::{DesiredPod, ImageKey, ImageState, Instance, InstanceState, Observed, VolumesState};
+use crate::pod::observed::{
+    DesiredPod, ImageKey, ImageState, Instance, InstanceState, Observed, PullPolicy, VolumesState,
+};
 use crate::pod::policy::{restarts_after, restarts_all_after};
 use crate::pod::resize::Change;
 
@@ -95,10 +97,24 @@ impl Planner<'_> {
         if seen.network_ready || host_network {
             let attempt = newest.map_or(0, |s| s.attempt + 1);
             self.step(Step::RunSandbox { attempt, changed: newest.is_some() });
+            self.look_for_images();
         } else {
             self.step(Step::ReportNetworkNotReady);
         }
         None
+    }
+
+    /// What is there already need not be looked for later.
+    fn look_for_images(&mut self) {
+        let desired = self.desired;
+        for container in desired.init_containers().iter().chain(desired.containers()) {
+            let image = ImageKey::of(container);
+            let look = Step::LookForImage(image.clone());
+            let known = self.seen.memory.images.contains_key(&image);
+            if image.policy != PullPolicy::Always && !known && !self.plan.steps.contains(&look) {
+                self.step(look);
+            }
+        }
     }
 
     /// Older sandboxes that still run beside the newest one.

@@ -137,6 +137,7 @@ fn short(plan: &Plan) -> String {
         Step::RunSandbox { attempt, changed } => format!("sandbox-{attempt}{}", if *changed { "-changed" } else { "" }),
         Step::StopSandbox { id } => format!("stop-sandbox-{id}"),
         Step::FindImage(key) => format!("find-{}", key.image),
+        Step::LookForImage(key) => format!("look-{}", key.image),
         Step::CreateContainer { name, restart_count, .. } => format!("create-{name}-{restart_count}"),
         Step::StartContainer { name, id } => {
             format!("start-{name}{}", id.as_ref().map(|id| format!("-{id}")).unwrap_or_default())
@@ -163,11 +164,14 @@ fn check(row: &str, case: Case, expected: &str) -> Plan {
 
 #[test]
 fn a_new_pod_is_set_up_in_order() {
-    // A1.8
+    // A1.8, A2.20
     let fresh = pod(&["a"]).seen(|s| s.sandboxes.clear()).memory(|m| {
         (m.cgroup_ready, m.volumes) = (false, VolumesState::Unknown);
     });
-    check("A1.8", fresh, "cgroup volumes sandbox-0");
+    check("A1.8", fresh.clone(), "cgroup volumes sandbox-0");
+    check("A1.8", fresh.clone().memory(|m| m.images.clear()), "cgroup volumes sandbox-0 look-img:1");
+    let always = |s: &mut PodSpec| s.containers[0].image_pull_policy = Some("Always".into());
+    check("A2.20", fresh.spec(always).memory(|m| m.images.clear()), "cgroup volumes sandbox-0");
     check("A1.8", pod(&["a", "b"]), "create-a-0 start-a create-b-0 start-b");
     let no_image = pod(&["a"]).memory(|m| m.images.clear());
     check("A1.8", no_image, "find-img:1");
@@ -258,7 +262,9 @@ fn stopped(row: &str, case: Case) -> (String, u64, bool) {
 }
 
 fn dead(name: &str, started: bool) -> impl FnOnce(&mut Memory) {
-    move |m| drop(m.probes.insert(name.into(), ProbeVerdict { started, ready: false, dead: true }))
+    move |m| {
+        m.probes.insert(name.into(), ProbeVerdict { started, ready: false, dead: true });
+    }
 }
 
 #[test]
@@ -669,7 +675,7 @@ fn act(case: &mut Case, plan: &Plan, fails: bool) {
             Step::StopSandbox { id } => {
                 case.seen.sandboxes.iter_mut().filter(|s| s.id == *id).for_each(|s| s.ready = false);
             }
-            Step::FindImage(key) => {
+            Step::FindImage(key) | Step::LookForImage(key) => {
                 let state = ImageState::Ready { id: "sha".into(), uid: None, username: String::new() };
                 memory.images.insert(key.clone(), state);
             }

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-    ResourceRequirements, VolumeMount, VolumeMountStatus,
+    ContainerUser, LinuxContainerUser, ResourceRequirements, VolumeMount, VolumeMountStatus,
 };
 use stoker_model::resources::is_sidecar;
 
@@ -55,6 +55,21 @@ pub(super) fn ephemeral_statuses(facts: Facts<'_>) -> Vec<ContainerStatus> {
         status
     });
     statuses.collect()
+}
+
+/// Last words of all containers of a pod together (A4.8).
+const ALL_LAST_WORDS: usize = 12 << 10;
+
+/// Gives the last words of each container its share of what a pod may say.
+pub(super) fn bound_messages(lists: [&mut Vec<ContainerStatus>; 3]) {
+    let share = ALL_LAST_WORDS / lists.iter().map(|list| list.len()).sum::<usize>().max(1);
+    for status in lists.into_iter().flatten() {
+        for state in [&mut status.state, &mut status.last_state].into_iter().flatten() {
+            if let Some(message) = state.terminated.as_mut().and_then(|t| t.message.as_mut()) {
+                message.truncate(message.floor_char_boundary(share));
+            }
+        }
+    }
 }
 
 /// At the end of a pod every container that had its turn has ended, whether or not anybody saw it (A1.20).
@@ -169,6 +184,9 @@ fn of_instance(container: &Container, instance: &Instance) -> ContainerStatus {
         container_id: Some(container_id(instance)),
         restart_count: i32::try_from(instance.restart_count).unwrap_or(i32::MAX),
         state: Some(state),
+        user: instance.user.clone().map(|(uid, gid, groups)| ContainerUser {
+            linux: Some(LinuxContainerUser { uid, gid, supplemental_groups: Some(groups) }),
+        }),
         ..ContainerStatus::default()
     }
 }

@@ -438,3 +438,89 @@ fn a_resize_is_told_in_conditions() {
     case.seen.memory.resize.error = Some(Failed { message: "no".into(), retry_at: Default::default() });
     assert_eq!(find(&case, "PodResizeInProgress"), Some(("True".into(), text("Error"), text("no"), Some(3))));
 }
+
+#[test]
+fn what_every_pod_shows() {
+    // A1.19, A2.4, A2.17
+    let case = pod(&["b", "a"]).init("z", None).init("y", None);
+    let facts = Facts {
+        desired: &case.desired,
+        seen: &case.seen,
+        waiting: &case.waiting,
+        node_ips: &[],
+        previous: &case.previous,
+    };
+    let status = status(facts, now(1));
+    let conditions = status.conditions.unwrap();
+    let mut kinds: Vec<&str> = conditions.iter().map(|c| c.type_.as_str()).collect();
+    kinds.sort_unstable();
+    assert_eq!(kinds, ["ContainersReady", "Initialized", "PodReadyToStartContainers", "PodScheduled", "Ready"]);
+    assert!(conditions.iter().all(|c| c.observed_generation == Some(3)) && status.observed_generation == Some(3));
+    let names =
+        |list: Option<Vec<ContainerStatus>>| -> Vec<String> { list.unwrap().into_iter().map(|c| c.name).collect() };
+    assert_eq!(names(status.container_statuses), ["a", "b"]);
+    assert_eq!(names(status.init_container_statuses), ["z", "y"]);
+}
+
+#[test]
+fn last_words_of_a_pod_are_bounded() {
+    // A4.8
+    let mut case = pod(&["a", "b", "c", "d"]);
+    case.seen.containers = ["a", "b", "c", "d"]
+        .map(|name| Instance {
+            id: name.into(),
+            name: name.into(),
+            sandbox_id: "s".into(),
+            state: InstanceState::Exited,
+            message: "é".repeat(2048),
+            ..Instance::default()
+        })
+        .into();
+    let facts = Facts {
+        desired: &case.desired,
+        seen: &case.seen,
+        waiting: &case.waiting,
+        node_ips: &[],
+        previous: &case.previous,
+    };
+    let statuses = status(facts, now(1)).container_statuses.unwrap();
+    let said =
+        statuses.iter().map(|c| c.state.as_ref().unwrap().terminated.as_ref().unwrap().message.as_ref().unwrap());
+    assert_eq!(said.map(String::len).collect::<Vec<_>>(), [3072; 4]);
+}
+
+#[test]
+fn a_container_tells_its_user_and_mounts() {
+    // A2.18
+    let mut case = pod(&["a"]).spec(|s| {
+        let mount = |name: &str, read_only| k8s_openapi::api::core::v1::VolumeMount {
+            name: name.into(),
+            mount_path: format!("/{name}"),
+            read_only,
+            ..Default::default()
+        };
+        s.containers[0].volume_mounts = Some(vec![mount("v", None), mount("w", Some(true))]);
+    });
+    let instance = Instance {
+        id: "a".into(),
+        name: "a".into(),
+        sandbox_id: "s".into(),
+        state: InstanceState::Running,
+        user: Some((1000, 2000, vec![2000, 3000])),
+        ..Instance::default()
+    };
+    case.seen.containers = vec![instance];
+    let facts = Facts {
+        desired: &case.desired,
+        seen: &case.seen,
+        waiting: &case.waiting,
+        node_ips: &[],
+        previous: &case.previous,
+    };
+    let a = status(facts, now(1)).container_statuses.unwrap().remove(0);
+    let linux = a.user.unwrap().linux.unwrap();
+    assert_eq!((linux.uid, linux.gid, linux.supplemental_groups), (1000, 2000, Some(vec![2000, 3000])));
+    let mounts: Vec<_> =
+        a.volume_mounts.unwrap().into_iter().map(|m| (m.name, m.read_only, m.recursive_read_only)).collect();
+    assert_eq!(mounts, [("v".into(), None, None), ("w".into(), Some(true), Some("Disabled".into()))]);
+}
