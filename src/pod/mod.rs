@@ -23,6 +23,7 @@ mod resources;
 mod sandbox;
 mod security;
 mod shared;
+mod sources;
 mod status;
 mod steps;
 mod worker;
@@ -30,3 +31,4 @@ mod writer;
 
 pub use pods::Pods;
 pub use shared::{PodHandles, PodsConfig};
+pub use sources::StaticSources;

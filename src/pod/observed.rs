@@ -234,6 +234,8 @@ pub(super) struct Memory {
     /// The pod's control group is there.
     pub(super) cgroup_ready: bool,
     pub(super) volumes: VolumesState,
+    /// The runtime can make mounts read-only with all below them.
+    pub(super) recursive_read_only: bool,
     /// The last attempt to make a sandbox failed.
     pub(super) sandbox_failure: Option<Failure>,
     /// Images by reference and pull policy.

@@ -4,6 +4,8 @@
 //! younger than the last step. Stops and pulls run beside it and are remembered as under way. No call to the runtime is ever
 //! dropped half way: it has a task of its own, and reports back.
 
+mod refresh;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +17,8 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, warn};
+
+use refresh::{PodFields, Refresh};
 
 use super::admission;
 use super::adopted::Adopted;
@@ -52,7 +56,24 @@ const REPEAT_DELAY: (Duration, Duration) = (Duration::from_millis(50), Duration:
 struct Report {
     /// It was the hand.
     hand: bool,
+    /// It brought volumes up to date.
+    refresh: bool,
     effects: Vec<Effect>,
+}
+
+impl Report {
+    const fn of(effects: Vec<Effect>) -> Self {
+        Self { hand: false, refresh: false, effects }
+    }
+}
+
+/// Why a worker woke.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Wake {
+    Look,
+    /// Only time has passed.
+    Resync,
+    VolumesChanged,
 }
 
 pub(super) struct Worker {
@@ -77,6 +98,11 @@ pub(super) struct Worker {
     /// The waiting containers of the last plan: an event is due when one starts to wait for a back-off.
     waiting: BTreeMap<String, Waiting>,
     mount_failures: u32,
+    /// Notified when an object has changed that a volume shows (A9.8).
+    volumes_changed: Arc<Notify>,
+    refresh: Refresh,
+    /// The pod's labels and annotations as its volumes were last given them.
+    shown_fields: PodFields,
     /// Steps of the last hand, and how often they came again.
     repeated: (Vec<Step>, u32),
     sandbox: Option<Sandbox>,
@@ -126,6 +152,9 @@ impl Worker {
             hooks: HashMap::new(),
             waiting: BTreeMap::new(),
             mount_failures: 0,
+            volumes_changed: Arc::default(),
+            refresh: Refresh::Idle,
+            shown_fields: (pod.metadata.labels.clone(), pod.metadata.annotations.clone()),
             repeated: (Vec::new(), 0),
             sandbox: None,
             looked: None,
@@ -158,11 +187,15 @@ impl Worker {
                         }
                     };
                 }
-                if self.next_wake(wake_at, resync_at).await {
-                    self.refresh_volumes();
-                    // Should the pod still be there, it is asked again to go.
-                    self.memory.reported = false;
-                    resync_at = self.next_resync();
+                match self.next_wake(wake_at, resync_at).await {
+                    Wake::Look => {}
+                    Wake::VolumesChanged => self.volumes_changed(),
+                    Wake::Resync => {
+                        self.refresh_volumes();
+                        // Should the pod still be there, it is asked again to go.
+                        self.memory.reported = false;
+                        resync_at = self.next_resync();
+                    }
                 }
             }
         }
@@ -178,8 +211,8 @@ impl Worker {
         self.shared.clock.now().monotonic + self.shared.config.sync_frequency.mul_f64(1.0 + f64::from(spread) / 200.0)
     }
 
-    /// Waits until there is a reason to look; whether it is only that time has passed.
-    async fn next_wake(&mut self, wake_at: Option<Duration>, resync_at: Duration) -> bool {
+    /// Waits until there is a reason to look.
+    async fn next_wake(&mut self, wake_at: Option<Duration>, resync_at: Duration) -> Wake {
         let now = self.shared.clock.now().monotonic;
         let wake_at = wake_at.filter(|_| !self.hand_busy);
         let until = |at: Duration| tokio::time::sleep(at.saturating_sub(now));
@@ -192,17 +225,27 @@ impl Worker {
                 if changed.is_err() {
                     self.stop.cancel();
                 }
+                if self.shows_pod_fields() {
+                    return Wake::VolumesChanged;
+                }
             }
             () = self.wake.notified() => {}
-            () = until(wake_at.unwrap_or(resync_at).min(resync_at)) => return now + Duration::from_millis(1) >= resync_at || wake_at.is_none_or(|at| at >= resync_at),
+            () = self.volumes_changed.notified() => return Wake::VolumesChanged,
+            () = until(wake_at.unwrap_or(resync_at).min(resync_at)) => {
+                let is_resync = now + Duration::from_millis(1) >= resync_at || wake_at.is_none_or(|at| at >= resync_at);
+                return if is_resync { Wake::Resync } else { Wake::Look };
+            }
         }
-        false
+        Wake::Look
     }
 
     fn take(&mut self, report: Result<Report, tokio::task::JoinError>) {
         match report {
             Ok(report) => {
                 self.hand_busy &= !report.hand;
+                if report.refresh && std::mem::replace(&mut self.refresh, Refresh::Idle) == Refresh::Again {
+                    self.refresh_volumes();
+                }
                 for effect in report.effects {
                     self.remember(effect);
                 }
@@ -211,6 +254,7 @@ impl Worker {
                 // A panic in a step is a defect; the pod is looked at again and the step tried again.
                 warn!(%error, "a step ended badly");
                 self.hand_busy = false;
+                self.refresh = Refresh::Idle;
             }
         }
     }
@@ -242,8 +286,10 @@ impl Worker {
         let desired = self.desired.borrow_and_update().clone();
         let desired = self.allocate(desired);
         self.sandbox = sandboxes.first().cloned();
-        let network_ready = self.shared.node().network_ready;
-        let memory = std::mem::take(&mut self.memory);
+        let node = self.shared.node();
+        let network_ready = node.network_ready;
+        let mut memory = std::mem::take(&mut self.memory);
+        memory.recursive_read_only = node.recursive_read_only;
         let mut seen = Observed { sandboxes, containers, network_ready, memory };
         seen.memory.probes = self.probe(&desired, &seen);
         self.finish_resize(&desired, &mut seen);
@@ -389,7 +435,7 @@ impl Worker {
             address,
             self.desired.clone(),
         );
-        let work = async move { Report { hand: false, effects: vec![hook.await] } };
+        let work = async move { Report::of(vec![hook.await]) };
         self.tasks.spawn(work.in_current_span());
     }
 
@@ -467,7 +513,7 @@ impl Worker {
         let pause = self.pause_before(&for_hand);
         let hand = self.hand(desired);
         self.hand_busy = true;
-        let work = async move { Report { hand: true, effects: hand.run(for_hand, pause).await } };
+        let work = async move { Report { hand: true, refresh: false, effects: hand.run(for_hand, pause).await } };
         self.tasks.spawn(work.in_current_span());
         None
     }
@@ -498,6 +544,7 @@ impl Worker {
             desired: self.desired.clone(),
             sandbox: self.sandbox.clone(),
             images: images.collect(),
+            volumes_changed: self.volumes_changed.clone(),
             flushed: Box::pin(self.writer.flushed()),
             effects: Vec::new(),
         }
@@ -519,7 +566,7 @@ impl Worker {
                 true => find_image(shared, pod, container, key).await,
                 false => look_for_image(shared, pod, container, key).await,
             };
-            Report { hand: false, effects: vec![effect] }
+            Report::of(vec![effect])
         };
         self.tasks.spawn(work.in_current_span());
     }
@@ -563,7 +610,7 @@ impl Worker {
             self.memory.recreate.insert(stop.name);
         }
         self.memory.stops.insert(stop.id, Stop { deadline: stop.deadline, hook_only: false });
-        let work = async move { Report { hand: false, effects: vec![stop_container(request).await] } };
+        let work = async move { Report::of(vec![stop_container(request).await]) };
         self.tasks.spawn(work.in_current_span());
     }
 
@@ -574,7 +621,7 @@ impl Worker {
         self.memory.stops.insert(id, Stop { deadline, hook_only: true });
         let work = async move {
             run_pre_stop(request, done).await;
-            Report { hand: false, effects: Vec::new() }
+            Report::of(Vec::new())
         };
         self.tasks.spawn(work.in_current_span());
     }
@@ -586,26 +633,6 @@ impl Worker {
         if let Some(stop) = self.memory.stops.get_mut(id) {
             stop.deadline = deadline;
         }
-    }
-
-    /// Brings the content of volumes up to date, beside everything else (A9.8).
-    fn refresh_volumes(&mut self) {
-        let desired = self.desired.borrow().clone();
-        if self.memory.volumes != VolumesState::Mounted || self.memory.stage != Stage::Running || desired.gone {
-            return;
-        }
-        let (shared, pod) = (self.shared.clone(), self.reference.clone());
-        let work = async move {
-            let now = shared.clock.now();
-            for (volume, error) in
-                shared.volumes.mount(&desired.pod, &shared.node(), now).await.err().into_iter().flatten()
-            {
-                let message = format!("MountVolume.SetUp failed for volume \"{volume}\" : {error}");
-                shared.tell(&pod, EventType::Warning, "FailedMount", message);
-            }
-            Report { hand: false, effects: Vec::new() }
-        };
-        self.tasks.spawn(work.in_current_span());
     }
 
     /// Takes over what a step did.

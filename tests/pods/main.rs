@@ -11,3 +11,4 @@ mod node;
 mod probes;
 mod resize;
 mod restarts;
+mod sources;

@@ -8,6 +8,7 @@ use stoker_model::resources::is_sidecar;
 
 use super::conditions::RESTARTING_ALL;
 use super::{Facts, reported, stamp};
+use crate::pod::container::recursive_read_only;
 use crate::pod::observed::{DesiredPod, Instance, InstanceState};
 
 /// Exit code of what nobody saw end: as if killed.
@@ -104,6 +105,7 @@ fn container_status(facts: Facts<'_>, container: &Container, previous: Option<&C
         Some(instance) => of_instance(container, instance),
         None => of_nothing(facts, container, previous),
     };
+    status.volume_mounts = volume_mounts(container, facts.seen.memory.recursive_read_only);
     if status.last_state.is_none() {
         let remembered = || previous.and_then(|p| p.last_state.clone()).filter(|s| *s != ContainerState::default());
         status.last_state = before.map(|i| ended(end_of(i))).or_else(remembered);
@@ -141,19 +143,21 @@ fn container_status(facts: Facts<'_>, container: &Container, previous: Option<&C
     status
 }
 
-/// Mounts as the runtime was asked for them (A2.18).
-fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
-    let of = |mount: &VolumeMount| {
+/// What became of the wishes for read-only mounts (A9.24).
+fn volume_mounts(container: &Container, supported: bool) -> Option<Vec<VolumeMountStatus>> {
+    let mounts = container.volume_mounts.as_deref().filter(|mounts| !mounts.is_empty())?;
+    let of_mount = |mount: &VolumeMount| {
         let read_only = mount.read_only.unwrap_or_default();
+        let recursive = recursive_read_only(mount, supported).unwrap_or_default();
         VolumeMountStatus {
             name: mount.name.clone(),
             mount_path: mount.mount_path.clone(),
-            read_only: mount.read_only.filter(|read_only| *read_only),
-            recursive_read_only: read_only.then(|| "Disabled".to_owned()),
-            volume_status: None,
+            read_only: read_only.then_some(true),
+            recursive_read_only: read_only.then(|| if recursive { "Enabled" } else { "Disabled" }.to_owned()),
+            ..VolumeMountStatus::default()
         }
     };
-    container.volume_mounts.as_ref().map(|mounts| mounts.iter().map(of).collect())
+    Some(mounts.iter().map(of_mount).collect())
 }
 
 fn of_instance(container: &Container, instance: &Instance) -> ContainerStatus {
