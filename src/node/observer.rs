@@ -77,6 +77,7 @@ pub fn observe(
         images: Vec::new(),
         images_read: None,
         imagefs: None,
+        supplemental_groups_policy: false,
         settings,
     };
     let first = eye.look(RuntimeHealth::Unknown);
@@ -160,6 +161,8 @@ struct Eye {
     images: Vec<ContainerImage>,
     images_read: Option<Now>,
     imagefs: Option<String>,
+    /// The runtime's status says so.
+    supplemental_groups_policy: bool,
 }
 
 impl Eye {
@@ -202,6 +205,7 @@ impl Eye {
             allocatable: quantities(&seen.allocatable),
             capacity: quantities(&seen.capacity),
             network_ready,
+            supplemental_groups_policy: self.supplemental_groups_policy,
             pressures: pressures.map(|verdict| verdict.kind.to_owned()).collect(),
         }
     }
@@ -218,6 +222,7 @@ impl Eye {
             let text = format!("{}://{}", version.runtime_name, version.runtime_version);
             self.info = Some(system_info(text));
         }
+        self.supplemental_groups_policy = answer.features.is_some_and(|features| features.supplemental_groups_policy);
         runtime_health(answer.status.as_ref())
     }
 

@@ -10,6 +10,7 @@ mod backoff;
 mod container;
 mod dns;
 mod env;
+mod env_file;
 mod hosts;
 mod observe;
 mod observed;
@@ -25,6 +26,7 @@ mod steps;
 mod worker;
 mod writer;
 
+pub use admission::{SysctlError, SysctlRules};
 pub use pods::Pods;
 pub use shared::{PodHandles, PodsConfig};
 pub use sources::StaticSources;

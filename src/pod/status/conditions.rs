@@ -42,8 +42,12 @@ impl Conditions<'_> {
             self.condition("ContainersReady", containers_ready),
             self.condition("PodScheduled", Verdict::YES),
         ];
-        if let Some((_, message, true)) = killed {
-            let message = Some(message.clone());
+        if let Some((reason, message, true)) = killed {
+            let message = match reason.as_str() {
+                "Preempting" => "Pod was preempted by Kubelet to accommodate a critical pod.".to_owned(),
+                _ => message.clone(),
+            };
+            let message = Some(message);
             let disrupted = Verdict { holds: true, reason: Some("TerminationByKubelet"), message };
             all.push(self.condition("DisruptionTarget", disrupted));
         }
