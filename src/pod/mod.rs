@@ -12,6 +12,7 @@ mod commands;
 mod container;
 mod dns;
 mod env;
+mod env_file;
 mod hosts;
 mod observe;
 mod observed;
@@ -29,6 +30,7 @@ mod steps;
 mod worker;
 mod writer;
 
+pub use admission::{SysctlError, SysctlRules};
 pub use pods::Pods;
 pub use shared::{PodHandles, PodsConfig};
 pub use sources::StaticSources;

@@ -19,6 +19,8 @@ pub(super) struct DesiredPod {
     pub(super) pod: Arc<Pod>,
     /// No source has it any more: it was deleted by force, or while the agent was down (A1.12, A1.14).
     pub(super) gone: bool,
+    /// The node ends it.
+    pub(super) ended: Option<Cause>,
 }
 
 impl DesiredPod {

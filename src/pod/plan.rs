@@ -204,6 +204,9 @@ fn end_of(desired: &DesiredPod, seen: &Observed, now: Now) -> Option<(Duration, 
     if let Some(grace) = deletion_grace(desired) {
         return Some((grace, Cause::Deleted));
     }
+    if let Some(cause) = &desired.ended {
+        return Some((desired.spec_grace(), cause.clone()));
+    }
     let phase = desired.pod.status.as_ref().and_then(|s| s.phase.as_deref());
     if matches!(phase, Some("Succeeded" | "Failed")) || completed(desired, seen) {
         return Some((desired.spec_grace(), Cause::Completed));

@@ -13,6 +13,7 @@ use stoker_model::handle::{
 use stoker_model::pod::{PodRef, PodUid};
 use tokio::sync::mpsc;
 
+use super::admission::SysctlRules;
 use super::observed::Kind;
 use super::sources::StaticSources;
 use crate::cgroup::Cgroups;
@@ -43,6 +44,8 @@ pub struct PodsConfig {
     pub resolv_conf: Option<PathBuf>,
     /// Where static pods come from.
     pub static_sources: StaticSources,
+    /// Which kernel settings pods may change: kubelet's `allowedUnsafeSysctls` besides the safe ones.
+    pub sysctls: SysctlRules,
     /// kubelet's `seccompDefault`.
     pub seccomp_default: bool,
     /// kubelet's `singleProcessOOMKill`.
@@ -63,6 +66,7 @@ impl Default for PodsConfig {
             cluster_domain: "cluster.local".into(),
             resolv_conf: Some("/etc/resolv.conf".into()),
             static_sources: StaticSources::default(),
+            sysctls: SysctlRules::default(),
             seccomp_default: false,
             single_process_oom_kill: false,
             runtime_handler: String::new(),

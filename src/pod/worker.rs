@@ -20,7 +20,7 @@ use tracing::{Instrument, debug, warn};
 
 use refresh::{PodFields, Refresh};
 
-use super::admission;
+use super::admission::{self, Rules, Verdict};
 use super::adopted::Adopted;
 use super::backoff::{Backoff, backoffs};
 use super::observe::Observer;
@@ -29,6 +29,7 @@ use super::observed::{
     Stop, VolumesState,
 };
 use super::plan::{Plan, Step, StopContainer, Waiting, plan, pod_text};
+use super::pods::app_armor_enabled;
 use super::resize::{self, Allocation, Change, Failed, Pending};
 use super::security::ImageUser;
 use super::shared::Shared;
@@ -322,7 +323,7 @@ impl Worker {
         if running && self.admit_resize(&desired) {
             return desired;
         }
-        DesiredPod { pod: Arc::new(applied), gone: false }
+        DesiredPod { pod: Arc::new(applied), ..desired }
     }
 
     /// Gives the pod what it asks for, if the node has it.
@@ -330,7 +331,12 @@ impl Worker {
         let generation = desired.pod.metadata.generation;
         let spec = desired.pod.spec.clone().unwrap_or_default();
         let admitted = self.shared.directory.replace_if(&desired.pod, |others| {
-            admission::admit(&desired.pod, others, &self.shared.node()).map_err(|rejection| rejection.text)
+            let rules = Rules { sysctls: &self.shared.config.sysctls, app_armor: app_armor_enabled() };
+            match admission::admit(&desired.pod, others, &[], &self.shared.node(), rules) {
+                Verdict::Admitted => Ok(()),
+                Verdict::Rejected(rejection) => Err(rejection.text),
+                Verdict::Preempts(_) => Err("no other pod ends for a resize".to_owned()),
+            }
         });
         match admitted {
             Ok(()) => {

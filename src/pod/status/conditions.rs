@@ -48,8 +48,12 @@ impl Conditions<'_> {
         ];
         all.extend(self.resize());
         all.extend(self.restarting_all());
-        if let Some((_, message, true)) = killed {
-            let message = Some(message.clone());
+        if let Some((reason, message, true)) = killed {
+            let message = match reason.as_str() {
+                "Preempting" => "Pod was preempted by Kubelet to accommodate a critical pod.".to_owned(),
+                _ => message.clone(),
+            };
+            let message = Some(message);
             let disrupted = Verdict { holds: true, reason: Some("TerminationByKubelet"), message };
             all.push(self.condition("DisruptionTarget", disrupted));
         }

@@ -139,7 +139,6 @@ fn container_status(facts: Facts<'_>, container: &Container, previous: Option<&C
         let actual = allocation.actuated.get(name).filter(|_| running).cloned();
         status.resources = Some(ResourceRequirements { claims: None, ..actual.unwrap_or(given) });
     }
-    status.volume_mounts = volume_mounts(container);
     status
 }
 

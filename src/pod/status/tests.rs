@@ -36,7 +36,7 @@ fn pod(containers: &[&str]) -> Case {
     seen.memory.volumes = VolumesState::Mounted;
     seen.memory.started_at = Some(at(0));
     Case {
-        desired: DesiredPod { pod: pod.into(), gone: false },
+        desired: DesiredPod { pod: pod.into(), gone: false, ended: None },
         seen,
         waiting: BTreeMap::new(),
         previous: PodStatus::default(),

@@ -1,5 +1,7 @@
 //! Makes, starts and removes containers.
 
+use std::path::Path;
+
 use k8s_openapi::api::core::v1::Container;
 use stoker_model::handle::EventType;
 use stoker_model::quantity::Milli;
@@ -13,6 +15,9 @@ use crate::pod::resources::{self, NodeResources};
 use crate::pod::security::{self, NodeSecurity};
 use crate::runtime::cri;
 
+/// Where a pod's emptyDir volumes lie in its directory.
+const EMPTY_DIRS: &str = "volumes/kubernetes.io~empty-dir";
+
 impl Hand {
     /// Makes a container; its ID.
     pub(super) async fn create_container(
@@ -23,7 +28,7 @@ impl Hand {
         target: Option<&str>,
     ) -> Result<String, Refusal> {
         // With the resources that it was given, which may not be those that the newest spec asks for.
-        let given = DesiredPod { pod: self.pod.clone(), gone: false };
+        let given = DesiredPod { pod: self.pod.clone(), gone: false, ended: None };
         let (_, spec) =
             given.container(name).ok_or_else(|| config_error("the container is no longer in the pod's spec"))?;
         let sandbox = self.sandbox.clone().ok_or_else(|| config_error("the pod has no sandbox"))?;
@@ -32,12 +37,14 @@ impl Hand {
         let node = self.shared.node();
         let pod_ips =
             if sandbox.host_network { node.ips.iter().map(ToString::to_string).collect() } else { sandbox.ips.clone() };
+        let volumes = self.shared.volumes.dirs(&self.reference.uid).root().join(EMPTY_DIRS);
         let sources = EnvSources {
             pod: &self.pod,
             node: &node,
             pod_ips: &pod_ips,
             objects: &*self.shared.objects,
             services: &*self.shared.services,
+            volumes: &volumes,
         };
         let environment = sources.environment(&spec).await.map_err(config_error)?;
         let mounts = self.mounts(&spec, &environment, &pod_ips)?;
@@ -69,7 +76,12 @@ impl Hand {
     ) -> Result<cri::LinuxContainerConfig, Refusal> {
         let shared = &self.shared;
         let seccomp_dir = shared.config.root_dir.join("seccomp");
-        let of_node = NodeSecurity { seccomp_default: shared.config.seccomp_default, seccomp_dir: &seccomp_dir };
+        let throttles = security::thermal_throttles(Path::new("/sys/devices/system/cpu"));
+        let of_node = NodeSecurity {
+            seccomp_default: shared.config.seccomp_default,
+            seccomp_dir: &seccomp_dir,
+            more_masked: &throttles,
+        };
         let context = security::of_container(&self.pod, spec, user, of_node, target).map_err(config_error)?;
         let resources = NodeResources {
             memory_bytes: node.capacity.get("memory").map_or(0, |memory| Milli::of(memory).units()),

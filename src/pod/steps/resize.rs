@@ -53,7 +53,7 @@ impl Hand {
     }
 
     fn update_of(&self, name: &str, id: &str) -> cri::UpdateContainerResourcesRequest {
-        let desired = DesiredPod { pod: self.pod.clone(), gone: false };
+        let desired = DesiredPod { pod: self.pod.clone(), gone: false, ended: None };
         let spec = self.pod.spec.clone().unwrap_or_default();
         let container = desired.container(name).map(|(_, container)| container).unwrap_or_default();
         let all = resources::of_container(&spec, &container, self.node_resources());
@@ -70,7 +70,7 @@ impl Hand {
 
     /// Memory limits below what is in use would only end the containers.
     fn refuse_too_little(&self, running: &[Running]) -> Result<(), String> {
-        let desired = DesiredPod { pod: self.pod.clone(), gone: false };
+        let desired = DesiredPod { pod: self.pod.clone(), gone: false, ended: None };
         let spec = self.pod.spec.clone().unwrap_or_default();
         let (qos, uid) = (qos_class(&spec), self.reference.uid.as_str());
         let cgroups = &self.shared.cgroups;
