@@ -3,9 +3,11 @@
 #![expect(unreachable_pub, reason = "a test has no public face")]
 
 mod api;
+mod csi;
 #[expect(dead_code, reason = "the lab serves another test, too, which needs more of it")]
 #[path = "../runtime/lab.rs"]
 mod lab;
 mod lifecycle;
 mod node;
 mod restarts;
+mod volumes;
