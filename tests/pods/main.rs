@@ -3,6 +3,7 @@
 #![expect(unreachable_pub, reason = "a test has no public face")]
 
 mod api;
+mod csi;
 #[expect(dead_code, reason = "the lab serves another test, too, which needs more of it")]
 #[path = "../runtime/lab.rs"]
 mod lab;
@@ -12,3 +13,4 @@ mod probes;
 mod resize;
 mod restarts;
 mod sources;
+mod volumes;
