@@ -167,6 +167,7 @@ impl Directory {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
+    /// A pod as its worker showed it last: with the resources that it was given.
     pub(super) fn get(&self, uid: &PodUid) -> Option<Arc<Pod>> {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
     }
@@ -189,11 +190,6 @@ impl Directory {
         admits(&others)?;
         pods.insert(uid, Arc::new(pod.clone()));
         Ok(())
-    }
-
-    /// A pod as its worker showed it last: with the resources that it was given.
-    pub(super) fn get(&self, uid: &PodUid) -> Option<Arc<Pod>> {
-        self.pods.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
     }
 
     pub(super) fn owner(&self, id: &str) -> Option<PodUid> {
