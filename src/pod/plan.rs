@@ -6,6 +6,7 @@
 
 mod running;
 mod terminating;
+mod upkeep;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -4,7 +4,9 @@
 //! younger than the last step. Stops and pulls run beside it and are remembered as under way. No call to the runtime is ever
 //! dropped half way: it has a task of its own, and reports back.
 
+mod probing;
 mod refresh;
+mod resizing;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -20,25 +22,19 @@ use tracing::{Instrument, debug, warn};
 
 use refresh::{PodFields, Refresh};
 
-use super::admission::{self, Rules, Verdict};
 use super::adopted::Adopted;
 use super::backoff::{Backoff, backoffs};
 use super::observe::Observer;
 use super::observed::{
-    DesiredPod, Failure, ImageState, Instance, InstanceState, Kind, Memory, Observed, ProbeVerdict, Sandbox, Stage,
-    Stop, VolumesState,
+    DesiredPod, Failure, ImageState, Instance, Kind, Memory, Observed, Sandbox, Stage, Stop, VolumesState,
 };
 use super::plan::{Plan, Step, StopContainer, Waiting, plan, pod_text};
-use super::pods::app_armor_enabled;
-use super::resize::{self, Allocation, Change, Failed, Pending};
+use super::resize::{self, Failed};
 use super::security::ImageUser;
 use super::shared::Shared;
 use super::status::{Facts, differs, status};
-use super::steps::{
-    Effect, Hand, StopRequest, find_image, look_for_image, pull_failure, run_post_start, run_pre_stop, stop_container,
-};
+use super::steps::{Effect, Hand, StopRequest, find_image, look_for_image, pull_failure, run_pre_stop, stop_container};
 use super::writer::StatusWriter;
-use crate::probe::{Target, View};
 
 /// kubelet's back-off after a sync that failed (A1.5).
 const CONTAINER_RETRY: Duration = Duration::from_secs(10);
@@ -306,143 +302,6 @@ impl Worker {
         self.memory = seen.memory;
         self.waiting = plan.waiting.clone();
         Ok(self.begin(&desired, plan))
-    }
-
-    /// The pod with the resources that it was given. Where it asks for others, it is given them if they are to be had (A15.1).
-    fn allocate(&mut self, desired: DesiredPod) -> DesiredPod {
-        let Some(spec) = desired.pod.spec.as_ref().filter(|_| !desired.gone) else { return desired };
-        let running = self.memory.stage == Stage::Running && !desired.deleted();
-        if self.memory.resize.allocation.allocated.is_empty() {
-            let kept = Allocation::load(&self.resources_file());
-            self.memory.resize.allocation = kept.unwrap_or_else(|| Allocation::of(spec));
-        }
-        let Some(applied) = self.memory.resize.allocation.applied(&desired.pod) else {
-            self.memory.resize.pending = None;
-            return desired;
-        };
-        if running && self.admit_resize(&desired) {
-            return desired;
-        }
-        DesiredPod { pod: Arc::new(applied), ..desired }
-    }
-
-    /// Gives the pod what it asks for, if the node has it.
-    fn admit_resize(&mut self, desired: &DesiredPod) -> bool {
-        let generation = desired.pod.metadata.generation;
-        let spec = desired.pod.spec.clone().unwrap_or_default();
-        let admitted = self.shared.directory.replace_if(&desired.pod, |others| {
-            let rules = Rules { sysctls: &self.shared.config.sysctls, app_armor: app_armor_enabled() };
-            match admission::admit(&desired.pod, others, &[], &self.shared.node(), rules) {
-                Verdict::Admitted => Ok(()),
-                Verdict::Rejected(rejection) => Err(rejection.text),
-                Verdict::Preempts(_) => Err("no other pod ends for a resize".to_owned()),
-            }
-        });
-        match admitted {
-            Ok(()) => {
-                let resize = &mut self.memory.resize;
-                resize.allocation.allocated = Allocation::of(&spec).allocated;
-                (resize.pending, resize.error, resize.under_way) = (None, None, true);
-                resize.generation = generation;
-                self.keep_resources();
-                let text = resize::text("started", &spec, generation, "");
-                self.shared.tell(&self.reference, EventType::Normal, "ResizeStarted", text);
-                true
-            }
-            Err(message) => {
-                let pending = Pending { reason: "Deferred", message: message.clone(), generation };
-                if self.memory.resize.pending.as_ref() != Some(&pending) {
-                    let text = resize::text("Deferred", &spec, generation, &message);
-                    self.shared.tell(&self.reference, EventType::Warning, "ResizeDeferred", text);
-                    self.memory.resize.pending = Some(pending);
-                }
-                false
-            }
-        }
-    }
-
-    /// Tells that every running container has what the pod was given.
-    fn finish_resize(&mut self, desired: &DesiredPod, seen: &mut Observed) {
-        let resize = &mut seen.memory.resize;
-        let waits = |c: &k8s_openapi::api::core::v1::Container| resize.allocation.change(c) != Change::None;
-        let all = desired.containers().iter().chain(desired.init_containers());
-        if !resize.under_way || all.into_iter().any(waits) {
-            return;
-        }
-        resize.under_way = false;
-        resize.error = None;
-        let spec = desired.pod.spec.clone().unwrap_or_default();
-        let text = resize::text("completed", &spec, resize.generation, "");
-        self.shared.tell(&self.reference, EventType::Normal, "ResizeCompleted", text);
-    }
-
-    fn resources_file(&self) -> std::path::PathBuf {
-        self.shared.volumes.dirs(&self.reference.uid).root().join("resources")
-    }
-
-    /// Keeps what the pod was given, and what its containers run with.
-    fn keep_resources(&self) {
-        if let Err(error) = self.memory.resize.allocation.save(&self.resources_file()) {
-            warn!(%error, "cannot keep the pod's resources: a resize during a restart of the agent may be missed");
-        }
-    }
-
-    /// Has the containers that run probed, and asks what their probes say.
-    fn probe(&self, desired: &DesiredPod, seen: &Observed) -> BTreeMap<String, ProbeVerdict> {
-        let address = self.address(desired);
-        let ending = seen.memory.stage != Stage::Running || desired.gone || desired.deleted();
-        let sidecars = desired.init_containers().iter().filter(|c| desired.is_sidecar(&c.name));
-        let probed = desired.containers().iter().map(|c| (Kind::Regular, c)).chain(sidecars.map(|c| (Kind::Init, c)));
-        let running = probed.filter_map(|(kind, spec)| {
-            let instance = seen.newest(&spec.name).filter(|i| i.state == InstanceState::Running)?;
-            // Until its hook has returned it has not started (A4.1).
-            let hooked = seen.memory.post_start.contains_key(&spec.name);
-            (!hooked).then(|| (kind.field_path(&spec.name), spec, instance))
-        });
-        let running: Vec<_> = running.collect();
-        let targets: Vec<Target<'_>> = running
-            .iter()
-            .map(|(field_path, spec, instance)| Target {
-                id: &instance.id,
-                spec,
-                field_path,
-                running_since: instance.started_at.unwrap_or(instance.created_at),
-                reported: self.adopted.reported.get(&instance.id).copied(),
-            })
-            .collect();
-        let view = View { pod: &self.reference, address: &address, ending, containers: &targets };
-        self.shared.prober.keep(view, &self.wake)
-    }
-
-    /// The pod's primary address.
-    fn address(&self, desired: &DesiredPod) -> String {
-        let ips = &self.shared.node().ips;
-        if desired.host_network() {
-            return ips.first().map(ToString::to_string).unwrap_or_default();
-        }
-        let primary_is_v6 = ips.first().is_some_and(std::net::IpAddr::is_ipv6);
-        let of_sandbox = self.sandbox.iter().flat_map(|s| &s.ips);
-        of_sandbox.min_by_key(|ip| ip.contains(':') != primary_is_v6).cloned().unwrap_or_default()
-    }
-
-    /// Runs the postStart hook of a container that was just started, if it has one.
-    fn run_post_start(&mut self, name: String, id: String) {
-        let desired = self.desired.borrow().clone();
-        let Some((kind, container)) = desired.container(&name) else { return };
-        if container.lifecycle.as_ref().is_none_or(|l| l.post_start.is_none()) {
-            return;
-        }
-        self.memory.post_start.insert(name, id.clone());
-        let address = self.address(&desired);
-        let hook = run_post_start(
-            self.shared.clone(),
-            self.reference.clone(),
-            (kind, container, id),
-            address,
-            self.desired.clone(),
-        );
-        let work = async move { Report::of(vec![hook.await]) };
-        self.tasks.spawn(work.in_current_span());
     }
 
     /// Computes the status and has it written if it changed, or if the API server lost it. When to compare again, if that is still

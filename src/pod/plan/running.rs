@@ -7,10 +7,8 @@ use stoker_model::resources::is_sidecar;
 
 use super::{Planner, Step, StopContainer, active_deadline, go_seconds};
 use crate::pod::backoff::Backoff;
-use crate::pod::observed::{
-    DesiredPod, ImageKey, ImageState, Instance, InstanceState, Observed, PullPolicy, VolumesState,
-};
-use crate::pod::policy::{restarts_after, restarts_all_after};
+use crate::pod::observed::{DesiredPod, ImageKey, ImageState, Instance, InstanceState, Observed, VolumesState};
+use crate::pod::policy::restarts_after;
 use crate::pod::resize::Change;
 
 /// Whether the containers after one may go on.
@@ -104,19 +102,6 @@ impl Planner<'_> {
         None
     }
 
-    /// What is there already need not be looked for later.
-    fn look_for_images(&mut self) {
-        let desired = self.desired;
-        for container in desired.init_containers().iter().chain(desired.containers()) {
-            let image = ImageKey::of(container);
-            let look = Step::LookForImage(image.clone());
-            let known = self.seen.memory.images.contains_key(&image);
-            if image.policy != PullPolicy::Always && !known && !self.plan.steps.contains(&look) {
-                self.step(look);
-            }
-        }
-    }
-
     /// Older sandboxes that still run beside the newest one.
     fn stop_strays(&mut self, current: &str) {
         let seen = self.seen;
@@ -129,43 +114,6 @@ impl Planner<'_> {
                 self.step(Step::StopSandbox { id: sandbox.id.clone() });
             }
         }
-    }
-
-    /// Takes every container away when one has ended whose rule wants that, so that all of them start over. The one that ended goes
-    /// last: as long as it is there, the next look, also that of another agent, finds out what is under way (A3.12).
-    fn restart_all(&mut self, sandbox: &str) -> bool {
-        let (desired, seen) = (self.desired, self.seen);
-        let all: Vec<&Container> = desired.containers().iter().chain(desired.init_containers()).collect();
-        let spec_of = |i: &Instance| all.iter().find(|c| c.name == i.name);
-        let wants = |i: &Instance| {
-            i.state == InstanceState::Exited && spec_of(i).is_some_and(|c| restarts_all_after(c, i.exit_code))
-        };
-        if !all.iter().any(|c| seen.newest_in(sandbox, &c.name).is_some_and(wants)) {
-            return false;
-        }
-        self.plan.restarting_all = true;
-        let alive: Vec<&Instance> = seen.running().filter(|i| spec_of(i).is_some()).collect();
-        for instance in &alive {
-            if !seen.memory.stops.contains_key(&instance.id) {
-                self.step(Step::StopContainer(StopContainer {
-                    id: instance.id.clone(),
-                    name: instance.name.clone(),
-                    deadline: self.now.monotonic,
-                    hook: false,
-                    message: format!("Stopping container {}", instance.name),
-                    recreate: false,
-                }));
-            }
-        }
-        if alive.is_empty() {
-            let mut dead: Vec<&Instance> = seen.containers.iter().filter(|i| spec_of(i).is_some()).collect();
-            let is_init = |i: &Instance| desired.init_containers().iter().any(|c| c.name == i.name);
-            dead.sort_by_key(|i| (wants(i), is_init(i)));
-            for instance in dead {
-                self.step(Step::RemoveContainer { id: instance.id.clone(), keep_log: true });
-            }
-        }
-        true
     }
 
     /// Starts init containers in their order, and keeps sidecars running (A3.1, A3.3). Whether the regular containers
@@ -379,6 +327,10 @@ impl Planner<'_> {
         let image = ImageKey::of(container);
         match memory.images.get(&image) {
             Some(ImageState::Ready { .. }) => {
+                if memory.resize.allocation.change(container) != Change::None {
+                    // It was stopped for its new resources: the pod as a whole gets them first.
+                    self.step(Step::Resize { running: Vec::new() });
+                }
                 let last = self.seen.newest(name).filter(|i| i.state == InstanceState::Exited);
                 let restarts = last.map(|i| i.finished_at.unwrap_or(i.created_at));
                 let restart_count = next_restart_count(self.desired, self.seen, name);
@@ -438,46 +390,6 @@ impl Planner<'_> {
                 self.waits(name, "CrashLoopBackOff", message);
                 self.wake_at_wall(until);
                 true
-            }
-        }
-    }
-
-    /// Gives running containers the resources that the pod was given (A15.1).
-    fn resize(&mut self, sandbox: &str) {
-        let (desired, seen) = (self.desired, self.seen);
-        let resize = &seen.memory.resize;
-        if let Some(failed) = &resize.error
-            && self.now.monotonic < failed.retry_at
-        {
-            return self.wake_at(failed.retry_at);
-        }
-        let all = desired.containers().iter().chain(desired.init_containers());
-        let changed = all.filter(|c| resize.allocation.change(c) == Change::InPlace);
-        let running = changed.filter_map(|c| {
-            let instance = seen.newest_in(sandbox, &c.name).filter(|i| i.state == InstanceState::Running)?;
-            (!seen.memory.stops.contains_key(&instance.id)).then(|| (c.name.clone(), instance.id.clone()))
-        });
-        let running: Vec<(String, String)> = running.collect();
-        if !running.is_empty() {
-            self.step(Step::Resize { running });
-        }
-    }
-
-    /// One dead instance of each container is kept, for its log and its last state (A14.9).
-    fn remove_dead(&mut self) {
-        let seen = self.seen;
-        let mut kept: Vec<&str> = Vec::new();
-        for instance in &seen.containers {
-            let dead = instance.state == InstanceState::Exited;
-            if dead && kept.contains(&instance.name.as_str()) {
-                self.step(Step::RemoveContainer { id: instance.id.clone(), keep_log: false });
-            } else if dead {
-                kept.push(&instance.name);
-            }
-        }
-        for sandbox in seen.sandboxes.iter().skip(1).filter(|s| !s.ready) {
-            if !seen.containers.iter().any(|c| c.sandbox_id == sandbox.id) {
-                self.step(Step::RemoveSandbox { id: sandbox.id.clone() });
             }
         }
     }

@@ -145,7 +145,9 @@ fn short(plan: &Plan) -> String {
         Step::RunPreStop { name, .. } => format!("hook-{name}"),
         Step::StopContainer(stop) => format!("stop-{}", stop.name),
         Step::ShortenGrace { id, .. } => format!("shorten-{id}"),
-        Step::Resize { running } => running.iter().map(|(name, _)| format!("resize-{name}")).collect(),
+        Step::Resize { running } => {
+            format!("resize{}", running.iter().map(|(name, _)| format!("-{name}")).collect::<String>())
+        }
         Step::RemoveContainer { id, .. } => format!("remove-{id}"),
         Step::RemoveSandbox { id } => format!("remove-sandbox-{id}"),
         Step::TearDown => "tear-down".into(),
@@ -413,7 +415,7 @@ fn new_resources_reach_running_containers() {
     );
     let restart = stopped("A15.1", case("RestartContainer").runs("a"));
     assert_eq!(restart, ("Container a resize requires restart".into(), 30, true));
-    check("A15.1", case("RestartContainer"), "create-a-0 start-a");
+    check("A15.1", case("RestartContainer"), "resize create-a-0 start-a");
 }
 
 #[test]
