@@ -4,6 +4,7 @@
 
 mod api;
 mod csi;
+mod faults;
 #[expect(dead_code, reason = "the lab serves another test, too, which needs more of it")]
 #[path = "../runtime/lab.rs"]
 mod lab;
