@@ -225,6 +225,8 @@ pub struct NodeSnapshot {
     pub capacity: BTreeMap<String, Quantity>,
     /// The runtime reports that its network is ready.
     pub network_ready: bool,
+    /// The runtime honours `supplementalGroupsPolicy` (A10.2).
+    pub supplemental_groups_policy: bool,
     /// Active pressure conditions: `MemoryPressure`, `DiskPressure`, `PIDPressure`.
     pub pressures: Vec<String>,
     /// The runtime makes mounts read-only together with what is mounted below them (A9.24).

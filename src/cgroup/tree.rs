@@ -183,25 +183,92 @@ impl Cgroups {
         if !self.make(&group)? && self.has_containers(&group) {
             return Ok(());
         }
-        self.write_shares(&group, limits.shares)?;
-        let period = self.config.cpu_cfs_period;
-        if let Some(milli) = limits.milli_cpu.filter(|_| self.config.cpu_cfs_quota) {
-            let (quota, period_us) = (cpu_quota_us(milli, period), period.as_micros());
-            if self.is_v2() {
-                self.write("cpu", &group, "cpu.max", format!("{quota} {period_us}"))?;
-            } else {
-                self.write("cpu", &group, "cpu.cfs_period_us", period_us.to_string())?;
-                self.write("cpu", &group, "cpu.cfs_quota_us", quota.to_string())?;
-            }
-        }
-        if let Some(bytes) = limits.memory_bytes {
-            let file = if self.is_v2() { "memory.max" } else { "memory.limit_in_bytes" };
-            self.write("memory", &group, file, bytes.to_string())?;
-        }
+        self.write_limits(&group, limits)?;
         match self.config.pod_pids_limit {
             Some(limit) => self.write("pids", &group, "pids.max", limit.to_string()),
             None => Ok(()),
         }
+    }
+
+    /// Limits the group of a pod whose containers run (A15.1). What has no limit any more gets none.
+    pub fn limit_pod(&self, uid: &str, limits: &PodLimits) -> Result<(), CgroupError> {
+        if self.config.driver == CgroupDriver::Systemd {
+            return Ok(());
+        }
+        let group = self.pod_path(limits.qos, uid);
+        self.write_limits(&group, limits)?;
+        if limits.milli_cpu.is_none() && self.config.cpu_cfs_quota {
+            match self.is_v2() {
+                true => self.write("cpu", &group, "cpu.max", "max".to_owned())?,
+                false => self.write("cpu", &group, "cpu.cfs_quota_us", "-1".to_owned())?,
+            }
+        }
+        match (limits.memory_bytes, self.is_v2()) {
+            (Some(_), _) => Ok(()),
+            (None, true) => self.write("memory", &group, "memory.max", "max".to_owned()),
+            (None, false) => self.write("memory", &group, "memory.limit_in_bytes", "-1".to_owned()),
+        }
+    }
+
+    /// The limits that a pod's group has now; `None` where it cannot be read.
+    pub fn pod_limits(&self, qos: QosClass, uid: &str) -> Option<PodLimits> {
+        if self.config.driver == CgroupDriver::Systemd {
+            return None;
+        }
+        let group = self.pod_path(qos, uid);
+        let number =
+            |controller: &str, file: &str| -> Option<i64> { self.read(controller, &group, file)?.parse().ok() };
+        let (quota, period, memory) = if self.is_v2() {
+            let max = self.read("cpu", &group, "cpu.max")?;
+            let (quota, period) = max.split_once(' ')?;
+            (quota.parse().ok(), period.parse().ok()?, number("memory", "memory.max"))
+        } else {
+            let quota = number("cpu", "cpu.cfs_quota_us").filter(|quota| *quota > 0);
+            (quota, number("cpu", "cpu.cfs_period_us")?, number("memory", "memory.limit_in_bytes"))
+        };
+        // The kernel of cgroup v1 shows no limit as the largest number of whole pages.
+        let memory_bytes = memory.filter(|bytes| *bytes < i64::MAX - (1 << 20));
+        let milli_cpu = quota.map(|quota: i64| i128::from(quota) * 1000 / i128::from(period.max(1)));
+        // Shares only weigh: they need no care when they change.
+        Some(PodLimits { qos, shares: 0, milli_cpu, memory_bytes })
+    }
+
+    /// Memory in use by a pod, or by one container of it; `None` where it cannot be read.
+    pub fn memory_in_use(&self, qos: QosClass, uid: &str, container: Option<&str>) -> Option<u64> {
+        if self.config.driver == CgroupDriver::Systemd {
+            return None;
+        }
+        let pod = self.pod_path(qos, uid);
+        let group = container.map_or(pod.clone(), |id| format!("{pod}/{id}"));
+        let file = if self.is_v2() { "memory.current" } else { "memory.usage_in_bytes" };
+        self.read("memory", &group, file)?.parse().ok()
+    }
+
+    fn read(&self, controller: &str, group: &str, file: &str) -> Option<String> {
+        let tree = match &self.hierarchy {
+            Hierarchy::V1 { controllers, .. } => controllers.get(controller)?,
+            Hierarchy::V2(root) => root,
+        };
+        Some(fs::read_to_string(tree.join(group).join(file)).ok()?.trim().to_owned())
+    }
+
+    fn write_limits(&self, group: &str, limits: &PodLimits) -> Result<(), CgroupError> {
+        self.write_shares(group, limits.shares)?;
+        let period = self.config.cpu_cfs_period;
+        if let Some(milli) = limits.milli_cpu.filter(|_| self.config.cpu_cfs_quota) {
+            let (quota, period_us) = (cpu_quota_us(milli, period), period.as_micros());
+            if self.is_v2() {
+                self.write("cpu", group, "cpu.max", format!("{quota} {period_us}"))?;
+            } else {
+                self.write("cpu", group, "cpu.cfs_period_us", period_us.to_string())?;
+                self.write("cpu", group, "cpu.cfs_quota_us", quota.to_string())?;
+            }
+        }
+        if let Some(bytes) = limits.memory_bytes {
+            let file = if self.is_v2() { "memory.max" } else { "memory.limit_in_bytes" };
+            self.write("memory", group, file, bytes.to_string())?;
+        }
+        Ok(())
     }
 
     /// Removes the group of a pod, and what its containers left in it, from every tree. Gone already is success.

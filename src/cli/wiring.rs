@@ -11,7 +11,7 @@ use crate::cgroup::{CgroupConfig, CgroupDriver};
 use crate::config::{Flags, KubeletConfig, LabelError, StokerConfig, parse_node_labels};
 use crate::dns::{DnsConfig, Upstream};
 use crate::node::{AddressError, MachineError, NodeSettings, choose_addresses, node_name};
-use crate::pod::{PodsConfig, StaticSources};
+use crate::pod::{PodsConfig, StaticSources, SysctlError, SysctlRules};
 use crate::server::{ServerConfig, ServingCertificate};
 use crate::service::{Cidr, LocalTraffic, ServiceConfig};
 
@@ -26,6 +26,8 @@ pub(super) enum WiringError {
     Label(#[from] LabelError),
     #[error(transparent)]
     Quantity(#[from] QuantityError),
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
     #[error("{field}: {value:?} is not an IP address")]
     NotAnAddress { field: &'static str, value: String },
     #[error(
@@ -96,6 +98,7 @@ pub(super) fn pods_config(config: &KubeletConfig, root_dir: &Path) -> Result<Pod
         cluster_dns: config.cluster_dns.iter().map(address).collect::<Result<_, _>>()?,
         cluster_domain: config.cluster_domain.clone(),
         resolv_conf: Some(PathBuf::from(&config.resolv_conf)).filter(|path| !path.as_os_str().is_empty()),
+        sysctls: SysctlRules::new(&config.allowed_unsafe_sysctls)?,
         seccomp_default: config.seccomp_default,
         static_sources: StaticSources {
             path: Some(PathBuf::from(&config.static_pod_path)).filter(|path| !path.as_os_str().is_empty()),

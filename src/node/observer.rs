@@ -78,6 +78,7 @@ pub fn observe(
         images_read: None,
         imagefs: None,
         recursive_read_only: false,
+        supplemental_groups_policy: false,
         settings,
     };
     let first = eye.look(RuntimeHealth::Unknown);
@@ -164,6 +165,8 @@ struct Eye {
     imagefs: Option<String>,
     /// The runtime's handler can do it.
     recursive_read_only: bool,
+    /// The runtime's status says so.
+    supplemental_groups_policy: bool,
 }
 
 impl Eye {
@@ -206,6 +209,7 @@ impl Eye {
             allocatable: quantities(&seen.allocatable),
             capacity: quantities(&seen.capacity),
             network_ready,
+            supplemental_groups_policy: self.supplemental_groups_policy,
             pressures: pressures.map(|verdict| verdict.kind.to_owned()).collect(),
             recursive_read_only: self.recursive_read_only,
             runtime_version: self.info.as_ref().map(|i| i.container_runtime_version.clone()).unwrap_or_default(),
@@ -227,6 +231,7 @@ impl Eye {
         let default = answer.runtime_handlers.iter().find(|handler| handler.name.is_empty());
         self.recursive_read_only =
             default.and_then(|handler| handler.features.as_ref()).is_some_and(|f| f.recursive_read_only_mounts);
+        self.supplemental_groups_policy = answer.features.is_some_and(|features| features.supplemental_groups_policy);
         runtime_health(answer.status.as_ref())
     }
 

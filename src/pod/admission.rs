@@ -4,11 +4,41 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Taint, Toleration};
 use stoker_model::handle::NodeSnapshot;
+use stoker_model::pod::PodUid;
 use stoker_model::quantity::Milli;
 use stoker_model::resources::{Amounts, QosClass, pod_requests, qos_class};
 
+mod preempt;
+mod sysctl;
+
+pub use sysctl::{SysctlError, SysctlRules};
+
+use super::sources::is_static;
+
 /// The priority from which on a pod is critical for its node.
 const CRITICAL_PRIORITY: i32 = 2_000_000_000;
+
+/// Whether a pod is critical for its node: static, or of that priority (A6.5).
+pub(super) fn is_critical(pod: &Pod) -> bool {
+    is_static(pod) || pod.spec.as_ref().and_then(|s| s.priority).is_some_and(|p| p >= CRITICAL_PRIORITY)
+}
+
+/// What the host and its operator allow.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rules<'a> {
+    pub(super) sysctls: &'a SysctlRules,
+    /// The kernel enforces AppArmor profiles.
+    pub(super) app_armor: bool,
+}
+
+/// What becomes of a pod that wants to run here.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) enum Verdict {
+    Admitted,
+    Rejected(Rejection),
+    /// It is critical, and has a place when these pods have ended (A6.6).
+    Preempts(Vec<PodUid>),
+}
 
 /// Why a pod may not run here.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -29,19 +59,110 @@ impl Rejection {
     }
 }
 
-/// Decides. `others`: the pods that have been admitted and have not ended. The first failing check is reported (A6.1).
-pub(super) fn admit(pod: &Pod, others: &[Arc<Pod>], node: &NodeSnapshot) -> Result<(), Rejection> {
+/// What the node is short of.
+#[derive(Clone, PartialEq, Debug)]
+struct Shortage {
+    name: String,
+    requested: Milli,
+    used: Milli,
+    capacity: Milli,
+}
+
+impl Shortage {
+    /// How much has to become free.
+    fn missing(&self) -> Milli {
+        self.requested + self.used - self.capacity
+    }
+
+    fn rejection(&self) -> Rejection {
+        let show = |amount: Milli| match self.name.as_str() {
+            "cpu" => amount.milli().to_string(),
+            _ => amount.units().to_string(),
+        };
+        let text = format!(
+            "Node didn't have enough resource: {}, requested: {}, used: {}, capacity: {}",
+            self.name,
+            show(self.requested),
+            show(self.used),
+            show(self.capacity)
+        );
+        Rejection::new(format!("OutOf{}", self.name), text)
+    }
+}
+
+/// Decides. `others`: the pods that have been admitted and have not ended; `leaving`: those of them that end already. The first
+/// failing check is reported (A6.1); a critical pod is never refused for want of resources.
+pub(super) fn admit(
+    pod: &Pod,
+    others: &[Arc<Pod>],
+    leaving: &[PodUid],
+    node: &NodeSnapshot,
+    rules: Rules<'_>,
+) -> Verdict {
+    match check(pod, others, node, rules) {
+        Err(rejection) => Verdict::Rejected(rejection),
+        Ok(short) if short.is_empty() => Verdict::Admitted,
+        Ok(short) if is_critical(pod) => match preempt::victims(pod, others, leaving, &short) {
+            Ok(victims) => Verdict::Preempts(victims),
+            Err(text) => Verdict::Rejected(Rejection::new(
+                "UnexpectedAdmissionError",
+                format!("Unexpected error while attempting to recover from admission failure: {text}"),
+            )),
+        },
+        Ok(short) => Verdict::Rejected(short[0].rejection()),
+    }
+}
+
+/// The first check that fails for good; else what the node is short of. Resources come first where both are the case, unless the pod
+/// is critical: then they do not count (A6.6).
+fn check(pod: &Pod, others: &[Arc<Pod>], node: &NodeSnapshot, rules: Rules<'_>) -> Result<Vec<Shortage>, Rejection> {
     let default = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&default);
+    pressure(pod, spec, node)?;
+    rules.sysctls.check(spec)?;
     operating_system(pod, spec)?;
-    pressure(spec, node)?;
-    resources(spec, others, node)?;
+    let strict = spec.security_context.as_ref().and_then(|s| s.supplemental_groups_policy.as_deref()) == Some("Strict");
+    if strict && !node.supplemental_groups_policy {
+        let text = "SupplementalGroupsPolicy=Strict is not supported in this node";
+        return Err(Rejection::new("SupplementalGroupsPolicyNotSupported", text));
+    }
+    let short = shortages(spec, others, node);
+    if let Some(first) = short.first().filter(|_| !is_critical(pod)) {
+        return Err(first.rejection());
+    }
     node_affinity(spec, node)?;
     if spec.node_name.as_deref().is_some_and(|name| !name.is_empty() && name != node.name) {
         return Err(Rejection::predicate("NodeName", "node(s) didn't match the requested node name"));
     }
     ports(spec, others)?;
-    taints(spec, node)
+    if !is_static(pod) {
+        taints(spec, node)?;
+    }
+    app_armor(pod, spec, rules)?;
+    Ok(short)
+}
+
+/// A6.4.
+fn app_armor(pod: &Pod, spec: &PodSpec, rules: Rules<'_>) -> Result<(), Rejection> {
+    let refused = |text: &str| Err(Rejection::new("AppArmor", format!("Cannot enforce AppArmor: {text}")));
+    let of_pod = spec.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref());
+    let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+    let own = containers.filter_map(|c| c.security_context.as_ref()?.app_armor_profile.as_ref());
+    let profiles: Vec<_> = of_pod.into_iter().chain(own).collect();
+    let by_annotation = pod.metadata.annotations.iter().flatten().any(|(key, value)| {
+        key.starts_with("container.apparmor.security.beta.kubernetes.io/") && value != "unconfined"
+    });
+    if !by_annotation && profiles.iter().all(|profile| profile.type_ == "Unconfined") {
+        return Ok(());
+    }
+    if !rules.app_armor {
+        return refused("AppArmor is not enabled on the host");
+    }
+    let empty = |name: &Option<String>| name.as_deref().unwrap_or_default().trim().is_empty();
+    if profiles.iter().any(|profile| profile.type_ == "Localhost" && empty(&profile.localhost_profile)) {
+        return refused("invalid empty AppArmor profile name: \"\"");
+    }
+    Ok(())
 }
 
 fn operating_system(pod: &Pod, spec: &PodSpec) -> Result<(), Rejection> {
@@ -59,8 +180,8 @@ fn operating_system(pod: &Pod, spec: &PodSpec) -> Result<(), Rejection> {
 }
 
 /// A6.5.
-fn pressure(spec: &PodSpec, node: &NodeSnapshot) -> Result<(), Rejection> {
-    if node.pressures.is_empty() || spec.priority.is_some_and(|p| p >= CRITICAL_PRIORITY) {
+fn pressure(pod: &Pod, spec: &PodSpec, node: &NodeSnapshot) -> Result<(), Rejection> {
+    if node.pressures.is_empty() || is_critical(pod) {
         return Ok(());
     }
     let only_memory = node.pressures.iter().all(|p| p == "MemoryPressure");
@@ -74,18 +195,18 @@ fn pressure(spec: &PodSpec, node: &NodeSnapshot) -> Result<(), Rejection> {
     Err(Rejection::new("Evicted", format!("The node had condition: [{}]. ", node.pressures.join(" "))))
 }
 
-fn resources(spec: &PodSpec, others: &[Arc<Pod>], node: &NodeSnapshot) -> Result<(), Rejection> {
-    let short = |name: &str, requested: String, used: String, capacity: String| {
-        let text = format!(
-            "Node didn't have enough resource: {name}, requested: {requested}, used: {used}, capacity: {capacity}"
-        );
-        Err(Rejection::new(format!("OutOf{name}"), text))
+/// What the node is short of for this pod, in the order in which it is told.
+fn shortages(spec: &PodSpec, others: &[Arc<Pod>], node: &NodeSnapshot) -> Vec<Shortage> {
+    let mut short = Vec::new();
+    let mut note = |name: &str, requested: Milli, used: Milli| {
+        // What the node does not know of is somebody else's to count (A6.7).
+        let Some(capacity) = node.allocatable.get(name).map(Milli::of) else { return };
+        if requested + used > capacity {
+            short.push(Shortage { name: name.to_owned(), requested, used, capacity });
+        }
     };
-    let allocatable = |name: &str| node.allocatable.get(name).map(Milli::of);
     let count = i64::try_from(others.len()).unwrap_or(i64::MAX);
-    if let Some(pods) = allocatable("pods").filter(|pods| count + 1 > pods.units()) {
-        return short("pods", "1".into(), count.to_string(), pods.units().to_string());
-    }
+    note("pods", Milli::from_units(1), Milli::from_units(count));
     let mut used = Amounts::new();
     for other in others.iter().filter_map(|p| p.spec.as_ref()) {
         for (name, amount) in pod_requests(other) {
@@ -101,16 +222,9 @@ fn resources(spec: &PodSpec, others: &[Arc<Pod>], node: &NodeSnapshot) -> Result
     let mut requests: Vec<(String, Milli)> = pod_requests(spec).into_iter().collect();
     requests.sort_by_key(|(name, _)| (in_order(name), name.clone()));
     for (name, requested) in requests.into_iter().filter(|(_, amount)| !amount.is_zero()) {
-        // What the node does not know of is somebody else's to count (A6.7).
-        let Some(capacity) = allocatable(&name) else { continue };
-        let used = used.get(&name).copied().unwrap_or_default();
-        if requested + used > capacity {
-            let show =
-                |amount: Milli| if name == "cpu" { amount.milli().to_string() } else { amount.units().to_string() };
-            return short(&name, show(requested), show(used), show(capacity));
-        }
+        note(&name, requested, used.get(&name).copied().unwrap_or_default());
     }
-    Ok(())
+    short
 }
 
 fn node_affinity(spec: &PodSpec, node: &NodeSnapshot) -> Result<(), Rejection> {

@@ -1,10 +1,13 @@
 //! The environment of a container, and `$(VAR)` in its command and arguments (A8).
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
-use k8s_openapi::api::core::v1::{Container, EnvVar, EnvVarSource, Pod};
+use k8s_openapi::api::core::v1::{Container, EnvVar, EnvVarSource, FileKeySelector, Pod};
 use stoker_model::handle::{NodeSnapshot, ObjectApi, ServiceLinks};
+use stoker_model::pod::PodRef;
 
+use super::env_file;
 use super::sources::is_static;
 use crate::volume::fields;
 
@@ -71,6 +74,8 @@ pub(super) struct EnvSources<'a> {
     pub(super) pod_ips: &'a [String],
     pub(super) objects: &'a dyn ObjectApi,
     pub(super) services: &'a dyn ServiceLinks,
+    /// The directory with the pod's emptyDir volumes.
+    pub(super) volumes: &'a Path,
 }
 
 impl EnvSources<'_> {
@@ -132,6 +137,9 @@ impl EnvSources<'_> {
 
     async fn value_from(&self, container: &Container, source: &EnvVarSource) -> Result<Option<String>, EnvError> {
         let namespace = self.namespace();
+        if let Some(from) = &source.file_key_ref {
+            return self.of_file(from);
+        }
         if let Some(field) = &source.field_ref {
             return self.field(&field.field_path).map(Some);
         }
@@ -152,6 +160,30 @@ impl EnvSources<'_> {
             Some(value) => Ok(Some(value)),
             None if optional => Ok(None),
             None => Err(EnvError(format!("couldn't find key {key} in {kind} {namespace}/{name}"))),
+        }
+    }
+
+    /// A variable of a file that another container of the pod wrote (A8.7).
+    fn of_file(&self, from: &FileKeySelector) -> Result<Option<String>, EnvError> {
+        let spec = self.pod.spec.as_ref();
+        let mut volumes = spec.into_iter().flat_map(|s| s.volumes.iter().flatten());
+        if !volumes.any(|v| v.name == from.volume_name && v.empty_dir.is_some()) {
+            return Err(EnvError(format!("cannot find the volume \"{}\" referenced by FileKeyRef", from.volume_name)));
+        }
+        let volume = self.volumes.join(&from.volume_name);
+        let value = env_file::read(&volume, &from.path, &from.key).map_err(|problem| {
+            tracing::info!(pod = %PodRef::of(self.pod), problem, "a file with variables cannot be used");
+            EnvError("couldn't parse env file".to_owned())
+        })?;
+        match value.as_str() {
+            "" if from.optional.unwrap_or_default() => Ok(None),
+            "" => {
+                let file = volume.join(&from.path);
+                let text =
+                    format!("environment variable key \"{}\" not found in file \"{}\"", from.key, file.display());
+                Err(EnvError(text))
+            }
+            _ => Ok(Some(value)),
         }
     }
 

@@ -138,6 +138,11 @@ fn of_status(status: &cri::ContainerStatus, sandbox_id: &str) -> Instance {
         message: status.message.clone(),
         image: if spec.user_specified_image.is_empty() { spec.image } else { spec.user_specified_image },
         image_ref: status.image_ref.clone(),
+        user: status
+            .user
+            .as_ref()
+            .and_then(|user| user.linux.as_ref())
+            .map(|l| (l.uid, l.gid, l.supplemental_groups.clone())),
         pre_stop: status.annotations.get(PRE_STOP_HANDLER).cloned(),
         ports: status.annotations.get(names::CONTAINER_PORTS).cloned(),
     }

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod};
 use stoker_model::resources::is_sidecar;
 
 use super::backoff::Backoff;
+use super::resize::Resize;
 pub(super) use crate::probe::Verdict as ProbeVerdict;
 
 /// What its sources want of a pod.
@@ -18,6 +19,8 @@ pub(super) struct DesiredPod {
     pub(super) pod: Arc<Pod>,
     /// No source has it any more: it was deleted by force, or while the agent was down (A1.12, A1.14).
     pub(super) gone: bool,
+    /// The node ends it.
+    pub(super) ended: Option<Cause>,
 }
 
 impl DesiredPod {
@@ -40,6 +43,13 @@ impl DesiredPod {
     pub(super) fn ephemeral_containers(&self) -> Vec<Container> {
         let list = self.pod.spec.as_ref().and_then(|s| s.ephemeral_containers.as_deref()).unwrap_or_default();
         list.iter().map(as_container).collect()
+    }
+
+    /// The container whose processes an ephemeral container sees (A3.7).
+    pub(super) fn target_of(&self, name: &str) -> Option<&str> {
+        let list = self.pod.spec.as_ref().and_then(|s| s.ephemeral_containers.as_deref()).unwrap_or_default();
+        let target = list.iter().find(|e| e.name == name)?.target_container_name.as_deref();
+        target.filter(|target| !target.is_empty())
     }
 
     /// The container of that name, of whatever kind.
@@ -65,6 +75,11 @@ impl DesiredPod {
     /// Whether somebody asked for the pod's deletion.
     pub(super) fn deleted(&self) -> bool {
         self.pod.metadata.deletion_timestamp.is_some()
+    }
+
+    /// Whether the container has resources of its own: an ephemeral one has none.
+    pub(super) fn target_kind(&self, name: &str) -> bool {
+        self.containers().iter().chain(self.init_containers()).any(|c| c.name == name)
     }
 
     /// Whether the container is a sidecar of this pod (A3.3).
@@ -198,6 +213,8 @@ pub(super) struct Instance {
     pub(super) image: String,
     /// The image's digest reference.
     pub(super) image_ref: String,
+    /// User, group and further groups of its first process, where the runtime tells (A2.18).
+    pub(super) user: Option<(i64, i64, Vec<i64>)>,
     /// The preStop hook and the ports that it was made with, as JSON: for an agent that has lost the spec (A1.15).
     pub(super) pre_stop: Option<String>,
     pub(super) ports: Option<String>,
@@ -233,12 +250,16 @@ pub(super) struct Memory {
     pub(super) stops: BTreeMap<String, Stop>,
     /// Containers that were stopped to be made anew, whatever the restart policy says (A3.13).
     pub(super) recreate: BTreeSet<String>,
+    /// Everything in the pod is taken away, to start over (A3.12).
+    pub(super) restarting_all: bool,
     /// Containers whose postStart hook runs, with their IDs: they have not started yet (A4.1).
     pub(super) post_start: BTreeMap<String, String>,
     /// Containers whose postStart hook failed: they are stopped and wait (A4.1).
     pub(super) hook_failed: BTreeSet<String>,
     /// What probes say, by container name; a container without an entry has no probe.
     pub(super) probes: BTreeMap<String, ProbeVerdict>,
+    /// What the pod was given, and whether it asks for something else.
+    pub(super) resize: Resize,
     /// Volumes and control group are gone.
     pub(super) torn_down: bool,
     /// The end was reported: the API object is gone, or somebody else's to delete.

@@ -6,15 +6,18 @@
 
 mod running;
 mod terminating;
+mod upkeep;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Container;
 
 pub(super) use running::{container_hash, pod_text, pod_text_of};
 
 use super::observed::{Cause, DesiredPod, ImageKey, InstanceState, Observed, Stage};
+use super::policy::restarts_after;
 use super::sources::is_static;
 use crate::clock::Now;
 
@@ -32,6 +35,8 @@ pub(super) struct Plan {
     pub(super) steps: Vec<Step>,
     /// Containers that do not run now and are meant to, and why they wait.
     pub(super) waiting: BTreeMap<String, Waiting>,
+    /// Everything in the pod is taken away, to start over (A3.12).
+    pub(super) restarting_all: bool,
     /// Monotonic time at which to look again though nothing happens: the nearest back-off, grace period or deadline.
     pub(super) wake_at: Option<Duration>,
 }
@@ -59,8 +64,17 @@ pub(super) enum Step {
     StopSandbox { id: String },
     /// Look for the image, and pull it where the policy says so.
     FindImage(ImageKey),
+    /// Look for the image while the sandbox is made: it is pulled, if need be, only when that has its network (A2.20).
+    LookForImage(ImageKey),
     /// Make a container. `restarts`: the end of the instance that it follows, which counts for the back-off.
-    CreateContainer { name: String, image: ImageKey, restart_count: u32, restarts: Option<Timestamp> },
+    CreateContainer {
+        name: String,
+        image: ImageKey,
+        restart_count: u32,
+        restarts: Option<Timestamp>,
+        /// The container whose processes it sees (A3.7).
+        target: Option<String>,
+    },
     /// Start the container that the step before made, or the one with this ID; then run its postStart hook.
     StartContainer { name: String, id: Option<String> },
     /// Run the preStop hook, and leave the stop signal for later (A3.4).
@@ -69,8 +83,10 @@ pub(super) enum Step {
     StopContainer(StopContainer),
     /// A stop under way has less time than it thought (A1.13).
     ShortenGrace { id: String, deadline: Duration },
-    /// Remove a dead container and its log.
-    RemoveContainer { id: String },
+    /// Write new limits of running containers, by name and ID (A15.1).
+    Resize { running: Vec<(String, String)> },
+    /// Remove a dead container, and its log unless it is kept.
+    RemoveContainer { id: String, keep_log: bool },
     /// Remove a dead sandbox.
     RemoveSandbox { id: String },
     /// Unmount the volumes and remove the control group.
@@ -98,7 +114,7 @@ pub(super) struct StopContainer {
 /// Decides. See the module.
 pub(super) fn plan(desired: &DesiredPod, seen: &Observed, longest_backoff: Duration, now: Now) -> Plan {
     let stage = next_stage(desired, seen, now);
-    let plan = Plan { stage, steps: Vec::new(), waiting: BTreeMap::new(), wake_at: None };
+    let plan = Plan { stage, steps: Vec::new(), waiting: BTreeMap::new(), restarting_all: false, wake_at: None };
     let mut planner = Planner { desired, seen, now, longest_backoff, plan };
     match planner.plan.stage.clone() {
         Stage::Running => planner.running(),
@@ -189,6 +205,9 @@ fn end_of(desired: &DesiredPod, seen: &Observed, now: Now) -> Option<(Duration, 
     if let Some(grace) = deletion_grace(desired) {
         return Some((grace, Cause::Deleted));
     }
+    if let Some(cause) = &desired.ended {
+        return Some((desired.spec_grace(), cause.clone()));
+    }
     let phase = desired.pod.status.as_ref().and_then(|s| s.phase.as_deref());
     if matches!(phase, Some("Succeeded" | "Failed")) || completed(desired, seen) {
         return Some((desired.spec_grace(), Cause::Completed));
@@ -213,22 +232,20 @@ fn active_deadline(desired: &DesiredPod, seen: &Observed) -> Option<Timestamp> {
 
 /// Whether the containers have done what they had to, or may not be tried again.
 fn completed(desired: &DesiredPod, seen: &Observed) -> bool {
-    let policy = desired.restart_policy();
-    if policy == "Always" {
-        return false;
-    }
-    if policy == "Never" {
+    if desired.restart_policy() == "Never" {
         let lost_sandbox = !seen.sandboxes.is_empty() && !seen.sandboxes.iter().any(|s| s.ready);
         if lost_sandbox && !seen.containers.is_empty() && seen.running().next().is_none() {
             return true;
         }
-        let initialized = desired.containers().iter().any(|c| seen.newest(&c.name).is_some());
-        let failed =
-            |name: &str| seen.newest(name).is_some_and(|i| i.state == InstanceState::Exited && i.exit_code != 0);
-        let plain = desired.init_containers().iter().filter(|c| !desired.is_sidecar(&c.name));
-        if !initialized && plain.into_iter().any(|c| failed(&c.name)) {
-            return true;
-        }
+    }
+    let initialized = desired.containers().iter().any(|c| seen.newest(&c.name).is_some());
+    let failed = |c: &Container| {
+        let last = seen.newest(&c.name).filter(|i| i.state == InstanceState::Exited && i.exit_code != 0);
+        last.is_some_and(|i| !restarts_after(desired.restart_policy(), c, i.exit_code))
+    };
+    let mut plain = desired.init_containers().iter().filter(|c| !desired.is_sidecar(&c.name));
+    if !initialized && plain.any(failed) {
+        return true;
     }
     !desired.containers().is_empty()
         && desired.containers().iter().all(|c| {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
-use stoker_model::handle::{EventType, PodDirectory};
+use stoker_model::handle::{EventType, NodeSnapshot, PodDirectory};
 use stoker_model::names;
 use stoker_model::pod::{PodRef, PodUid};
 use stoker_model::resources::{QosClass, pod_requests, qos_class};
@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::admission;
+use super::admission::{self, Rules, Verdict};
 use super::commands::Commands;
 use super::observed::{Cause, DesiredPod};
 use super::shared::{Directory, PodHandles, PodsConfig, Shared};
@@ -33,6 +33,8 @@ const ORPHANS_RETRY: Duration = Duration::from_secs(5);
 const ORPHANS_LIMIT: Duration = Duration::from_secs(10);
 /// So often the supervisor shows that it lives, when it has nothing else to do.
 const BEAT: Duration = Duration::from_secs(5);
+/// What a pod is told that ends in favour of a critical one.
+const PREEMPTED: &str = "Preempted in order to admit critical pod";
 /// After so long without a beat it hangs: twice what it may wait for the runtime.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -180,6 +182,8 @@ impl Supervisor {
             Ok(reference) => {
                 self.workers.remove(&reference.uid);
                 self.shared.directory.forget(&reference.uid);
+                // What it had may be what another one waits for.
+                self.wake_deferred();
             }
             Err(error) => {
                 warn!(%error, "a pod's worker ended badly; it is started anew");
@@ -198,6 +202,17 @@ impl Supervisor {
                 if let Some(handle) = owner.and_then(|uid| self.workers.get(&uid)) {
                     handle.wake.notify_one();
                 }
+            }
+        }
+    }
+
+    /// Wakes the pods whose resize waits for room.
+    fn wake_deferred(&self) {
+        for (uid, handle) in &self.workers {
+            let shown = self.shared.directory.get(uid);
+            let conditions = shown.iter().filter_map(|pod| pod.status.as_ref()?.conditions.as_ref()).flatten();
+            if conditions.into_iter().any(|c| c.type_ == "PodResizePending") {
+                handle.wake.notify_one();
             }
         }
     }
@@ -272,13 +287,40 @@ impl Supervisor {
             let decided = matches!(phase, "Running" | "Succeeded" | "Failed")
                 || pod.metadata.deletion_timestamp.is_some()
                 || has_directory;
-            let rejected = if decided { None } else { admission::admit(pod, &self.admitted(), &node).err() };
-            let rejected = rejected.map(|rejection| {
-                let reference = PodRef::of(pod);
-                self.shared.tell(&reference, EventType::Warning, &rejection.reason, rejection.text.clone());
-                Cause::Rejected { reason: rejection.reason, message: format!("Pod was rejected: {}", rejection.text) }
-            });
+            let verdict = if decided { Verdict::Admitted } else { self.judge(pod, &node) };
+            let rejected = match verdict {
+                Verdict::Admitted => None,
+                Verdict::Rejected(rejection) => {
+                    let reference = PodRef::of(pod);
+                    self.shared.tell(&reference, EventType::Warning, &rejection.reason, rejection.text.clone());
+                    let message = format!("Pod was rejected: {}", rejection.text);
+                    Some(Cause::Rejected { reason: rejection.reason, message })
+                }
+                Verdict::Preempts(victims) => {
+                    self.preempt(pod, &victims);
+                    // Its turn comes when they have ended.
+                    continue;
+                }
+            };
             self.start(pod.clone(), false, rejected);
+        }
+    }
+
+    fn judge(&self, pod: &Pod, node: &NodeSnapshot) -> Verdict {
+        let leaving: Vec<PodUid> =
+            self.workers.iter().filter(|(_, h)| h.desired.borrow().ended.is_some()).map(|(u, _)| u.clone()).collect();
+        let rules = Rules { sysctls: &self.shared.config.sysctls, app_armor: app_armor_enabled() };
+        admission::admit(pod, &self.admitted(), &leaving, node, rules)
+    }
+
+    /// Ends pods in favour of a critical one (A6.6).
+    fn preempt(&self, pod: &Pod, victims: &[PodUid]) {
+        for (uid, handle) in victims.iter().filter_map(|uid| Some((uid, self.workers.get(uid)?))) {
+            let victim = PodRef::of(&handle.desired.borrow().pod);
+            info!(pod = %victim, %uid, "it ends in favour of the critical pod {}", PodRef::of(pod));
+            self.shared.tell(&victim, EventType::Warning, "Preempting", PREEMPTED);
+            let cause = Cause::Killed { reason: "Preempting".into(), message: PREEMPTED.into(), disruption: true };
+            handle.desired.send_modify(|desired| desired.ended = Some(cause));
         }
     }
 
@@ -302,6 +344,8 @@ impl Supervisor {
     fn admitted(&self) -> Vec<Arc<Pod>> {
         let admitted = self.workers.values().filter(|handle| handle.admitted);
         let pods = admitted.map(|handle| handle.desired.borrow().pod.clone());
+        // What a pod was given counts, not what it asks for (A1.18).
+        let pods = pods.map(|pod| self.shared.directory.get(&PodRef::of(&pod).uid).unwrap_or(pod));
         pods.filter(|pod| {
             let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
             !matches!(phase, Some("Succeeded" | "Failed"))
@@ -311,7 +355,7 @@ impl Supervisor {
 
     fn start(&mut self, pod: Arc<Pod>, gone: bool, rejected: Option<Cause>) {
         let uid = PodRef::of(&pod).uid;
-        let (desired, receiver) = watch::channel(DesiredPod { pod: pod.clone(), gone });
+        let (desired, receiver) = watch::channel(DesiredPod { pod: pod.clone(), gone, ended: None });
         let wake = Arc::new(Notify::new());
         let admitted = rejected.is_none() && !gone;
         if !gone {
@@ -342,6 +386,12 @@ impl Supervisor {
         }
         Ok(orphans.into_values().collect())
     }
+}
+
+/// Whether the kernel enforces AppArmor profiles.
+pub(super) fn app_armor_enabled() -> bool {
+    let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
+    enabled.is_ok_and(|text| text.starts_with('Y'))
 }
 
 /// A pod of which only the runtime's labels are known.

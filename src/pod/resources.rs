@@ -9,8 +9,8 @@ use stoker_model::resources::{Amounts, QosClass, amounts, is_sidecar, qos_class,
 use crate::cgroup::{cpu_quota_us, cpu_shares};
 use crate::runtime::cri;
 
-/// The priority from which on a pod is critical for its node.
-const CRITICAL_PRIORITY: i32 = 2_000_000_000;
+/// The class of pods that the kernel shall kill last (A12.8).
+const NODE_CRITICAL: &str = "system-node-critical";
 
 /// What the node decides.
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +57,7 @@ pub(super) fn of_container(spec: &PodSpec, container: &Container, node: NodeReso
 
 /// Whom the kernel kills first when memory runs out (A12.8).
 pub(super) fn oom_score_adj(spec: &PodSpec, container: &Container, node_memory_bytes: i64) -> i64 {
-    if spec.priority.is_some_and(|priority| priority >= CRITICAL_PRIORITY) {
+    if spec.priority_class_name.as_deref() == Some(NODE_CRITICAL) {
         return -997;
     }
     match qos_class(spec) {
@@ -73,10 +73,23 @@ pub(super) fn oom_score_adj(spec: &PodSpec, container: &Container, node_memory_b
                 let smallest = spec.containers.iter().map(request).min().unwrap_or_default();
                 memory = memory.max(smallest);
             }
+            memory += share_of_pod_level(spec, request);
             let share = i128::from(memory) * 1000 / i128::from(node_memory_bytes.max(1));
             i64::try_from(1000 - share).unwrap_or_default().clamp(3, 999)
         }
     }
+}
+
+/// What the pod asks for beyond its containers, in equal parts for each of them (A12.8).
+fn share_of_pod_level(spec: &PodSpec, request: impl Fn(&Container) -> i64) -> i64 {
+    let Some(pod_level) = spec.resources.as_ref().map(requests_of).filter(|requests| !requests.is_empty()) else {
+        return 0;
+    };
+    let sidecars = spec.init_containers.iter().flatten().filter(|c| is_sidecar(c));
+    let lasting: Vec<i64> = spec.containers.iter().chain(sidecars).map(request).collect();
+    let asked = pod_level.get("memory").map_or(0, |memory| memory.units());
+    let rest = (asked - lasting.iter().sum::<i64>()).max(0);
+    rest / i64::try_from(lasting.len().max(1)).unwrap_or(1)
 }
 
 #[cfg(test)]
@@ -135,7 +148,14 @@ mod tests {
         ] {
             assert_eq!(oom_score_adj(&spec(std::slice::from_ref(&c)), &c, 4 << 30), score, "{c:?}");
         }
-        let critical = PodSpec { priority: Some(CRITICAL_PRIORITY), ..spec(&[container(&[], &[])]) };
+        let with_more = PodSpec {
+            resources: Some(ResourceRequirements { requests: list(&[("memory", "3Gi")]), ..Default::default() }),
+            ..spec(&[container(&[("memory", "1Gi")], &[]), container(&[], &[])])
+        };
+        assert_eq!(oom_score_adj(&with_more, &with_more.containers[0], 4 << 30), 500);
+        assert_eq!(oom_score_adj(&with_more, &with_more.containers[1], 4 << 30), 750);
+        let class = Some(NODE_CRITICAL.to_owned());
+        let critical = PodSpec { priority_class_name: class, ..spec(&[container(&[], &[])]) };
         assert_eq!(oom_score_adj(&critical, &critical.containers[0], 4 << 30), -997);
     }
 }

@@ -40,6 +40,20 @@ pub(super) struct NodeSecurity<'a> {
     pub(super) seccomp_default: bool,
     /// Where profiles of type Localhost lie: `<root>/seccomp`.
     pub(super) seccomp_dir: &'a Path,
+    /// Paths that a container does not see on this machine besides the usual ones.
+    pub(super) more_masked: &'a [String],
+}
+
+/// What tells the heat of each CPU, and with it what others compute (A10.8).
+pub(super) fn thermal_throttles(cpus: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(cpus).into_iter().flatten().flatten();
+    let of_cpu =
+        |name: &str| name.strip_prefix("cpu").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
+    let named = entries.filter(|entry| entry.file_name().to_str().is_some_and(of_cpu));
+    let paths = named.map(|entry| entry.path().join("thermal_throttle")).filter(|path| path.exists());
+    let mut all: Vec<String> = paths.map(|path| path.to_string_lossy().into_owned()).collect();
+    all.sort();
+    all
 }
 
 /// The namespaces that a pod, or an ephemeral container with its target, lives in (A11.1).
@@ -110,9 +124,11 @@ pub(super) fn of_container(
     }
     let value = |value: i64| cri::Int64Value { value };
     let uid = run_as_user.or(user.uid);
+    let app_armor = apparmor(pod, &container.name, &own, &of_pod)?;
     let privileged = own.privileged.unwrap_or_default();
     let unmasked = own.proc_mount.as_deref() == Some("Unmasked");
     let paths = |list: &[&str]| if unmasked { Vec::new() } else { list.iter().map(|p| (*p).to_owned()).collect() };
+    #[expect(deprecated, reason = "runtimes before containerd 1.6 and CRI-O 1.23 know only the old form")]
     Ok(cri::LinuxContainerSecurityContext {
         capabilities: own.capabilities.as_ref().map(|c| cri::Capability {
             add_capabilities: c.add.clone().unwrap_or_default(),
@@ -129,10 +145,15 @@ pub(super) fn of_container(
         supplemental_groups: groups(&of_pod),
         supplemental_groups_policy: groups_policy(&of_pod),
         no_new_privs: own.allow_privilege_escalation == Some(false),
-        masked_paths: paths(&MASKED_PATHS),
+        masked_paths: {
+            let mut masked = paths(&MASKED_PATHS);
+            masked.extend(node.more_masked.iter().filter(|_| !unmasked).cloned());
+            masked
+        },
         readonly_paths: paths(&READONLY_PATHS),
         seccomp: Some(seccomp(&own, &of_pod, privileged, node)?),
-        apparmor: apparmor(&own, &of_pod),
+        apparmor_profile: app_armor.as_ref().map_or_else(String::new, old_form),
+        apparmor: app_armor,
         ..Default::default()
     })
 }
@@ -184,13 +205,42 @@ fn seccomp(
     })
 }
 
-fn apparmor(own: &SecurityContext, of_pod: &PodSecurityContext) -> Option<cri::SecurityProfile> {
-    let asked = own.app_armor_profile.as_ref().or(of_pod.app_armor_profile.as_ref())?;
-    Some(match asked.type_.as_str() {
-        "Unconfined" => profile(ProfileType::Unconfined, ""),
-        "Localhost" => profile(ProfileType::Localhost, asked.localhost_profile.as_deref().unwrap_or_default()),
-        _ => profile(ProfileType::RuntimeDefault, ""),
-    })
+/// The container's own profile, else that of the annotation, else the pod's (A10.6).
+fn apparmor(
+    pod: &Pod,
+    container: &str,
+    own: &SecurityContext,
+    of_pod: &PodSecurityContext,
+) -> Result<Option<cri::SecurityProfile>, String> {
+    let key = format!("container.apparmor.security.beta.kubernetes.io/{container}");
+    let annotation = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(&key));
+    if let (None, Some(text)) = (&own.app_armor_profile, annotation) {
+        let by_name = match text.as_str() {
+            "runtime/default" => Some(profile(ProfileType::RuntimeDefault, "")),
+            "unconfined" => Some(profile(ProfileType::Unconfined, "")),
+            other => other.strip_prefix("localhost/").map(|name| profile(ProfileType::Localhost, name)),
+        };
+        if by_name.is_some() {
+            return Ok(by_name);
+        }
+    }
+    let Some(asked) = own.app_armor_profile.as_ref().or(of_pod.app_armor_profile.as_ref()) else { return Ok(None) };
+    Ok(Some(match (asked.type_.as_str(), &asked.localhost_profile) {
+        ("RuntimeDefault", _) => profile(ProfileType::RuntimeDefault, ""),
+        ("Unconfined", _) => profile(ProfileType::Unconfined, ""),
+        ("Localhost", Some(name)) => profile(ProfileType::Localhost, name),
+        ("Localhost", None) => return Err("missing localhost apparmor profile name".into()),
+        (other, _) => return Err(format!("unknown apparmor profile type: \"{other}\"")),
+    }))
+}
+
+/// A profile of AppArmor in the form of the annotation.
+fn old_form(profile: &cri::SecurityProfile) -> String {
+    match profile.profile_type() {
+        ProfileType::RuntimeDefault => "runtime/default".to_owned(),
+        ProfileType::Unconfined => "unconfined".to_owned(),
+        ProfileType::Localhost => format!("localhost/{}", profile.localhost_ref),
+    }
 }
 
 fn profile(kind: ProfileType, reference: &str) -> cri::SecurityProfile {
@@ -212,7 +262,7 @@ mod tests {
     use super::*;
 
     fn node() -> NodeSecurity<'static> {
-        NodeSecurity { seccomp_default: false, seccomp_dir: Path::new("/s") }
+        NodeSecurity { seccomp_default: false, seccomp_dir: Path::new("/s"), more_masked: &[] }
     }
 
     fn pod(context: PodSecurityContext) -> Pod {
@@ -296,5 +346,51 @@ mod tests {
         });
         assert!(tight.no_new_privs && tight.readonly_rootfs && tight.masked_paths.is_empty());
         assert_eq!(tight.seccomp.unwrap().localhost_ref, "/s/a.json");
+    }
+
+    #[test]
+    fn what_tells_the_heat_is_masked() {
+        // A10.8
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["cpu0/thermal_throttle", "cpu1", "cpu12/thermal_throttle", "cpufreq/thermal_throttle"] {
+            std::fs::create_dir_all(dir.path().join(name)).unwrap();
+        }
+        let found = thermal_throttles(dir.path());
+        let at = |cpu: &str| dir.path().join(cpu).join("thermal_throttle").to_string_lossy().into_owned();
+        assert_eq!(found, [at("cpu0"), at("cpu12")]);
+        let pod = pod(PodSecurityContext::default());
+        let node = NodeSecurity { more_masked: &found, ..node() };
+        let of = |context| of_container(&pod, &container(context), &ImageUser::default(), node, None).unwrap();
+        assert!(of(SecurityContext::default()).masked_paths.contains(&found[0]));
+        let open = of(SecurityContext { proc_mount: Some("Unmasked".into()), ..Default::default() });
+        assert!(open.masked_paths.is_empty() && open.readonly_paths.is_empty());
+    }
+
+    #[test]
+    fn app_armor_comes_from_the_container_the_annotation_or_the_pod() {
+        // A10.6
+        use k8s_openapi::api::core::v1::AppArmorProfile;
+        let profile = |kind: &str, name: Option<&str>| {
+            Some(AppArmorProfile { type_: kind.into(), localhost_profile: name.map(str::to_owned) })
+        };
+        let told = |own: Option<AppArmorProfile>, annotation: Option<&str>, of_pod: Option<AppArmorProfile>| {
+            let mut pod = pod(PodSecurityContext { app_armor_profile: of_pod, ..Default::default() });
+            let key = "container.apparmor.security.beta.kubernetes.io/c".to_owned();
+            pod.metadata.annotations = annotation.map(|text| [(key, text.to_owned())].into());
+            let container = container(SecurityContext { app_armor_profile: own, ..Default::default() });
+            #[expect(deprecated, reason = "the old form is what is looked at")]
+            of_container(&pod, &container, &ImageUser::default(), node(), None).map(|cri| cri.apparmor_profile)
+        };
+        let local = || profile("Localhost", Some("mine"));
+        for (own, annotation, of_pod, expected) in [
+            (None, None, None, ""),
+            (None, None, local(), "localhost/mine"),
+            (None, Some("unconfined"), local(), "unconfined"),
+            (None, Some("localhost/old"), None, "localhost/old"),
+            (profile("RuntimeDefault", None), Some("unconfined"), local(), "runtime/default"),
+        ] {
+            assert_eq!(told(own, annotation, of_pod), Ok(expected.to_owned()));
+        }
+        assert_eq!(told(profile("Localhost", None), None, None), Err("missing localhost apparmor profile name".into()));
     }
 }

@@ -13,6 +13,7 @@ use stoker_model::handle::{
 use stoker_model::pod::{PodRef, PodUid};
 use tokio::sync::mpsc;
 
+use super::admission::SysctlRules;
 use super::observed::Kind;
 use super::sources::StaticSources;
 use crate::cgroup::Cgroups;
@@ -43,6 +44,8 @@ pub struct PodsConfig {
     pub resolv_conf: Option<PathBuf>,
     /// Where static pods come from.
     pub static_sources: StaticSources,
+    /// Which kernel settings pods may change: kubelet's `allowedUnsafeSysctls` besides the safe ones.
+    pub sysctls: SysctlRules,
     /// kubelet's `seccompDefault`.
     pub seccomp_default: bool,
     /// kubelet's `singleProcessOOMKill`.
@@ -63,6 +66,7 @@ impl Default for PodsConfig {
             cluster_domain: "cluster.local".into(),
             resolv_conf: Some("/etc/resolv.conf".into()),
             static_sources: StaticSources::default(),
+            sysctls: SysctlRules::default(),
             seccomp_default: false,
             single_process_oom_kill: false,
             runtime_handler: String::new(),
@@ -163,12 +167,29 @@ impl Directory {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
+    /// A pod as its worker showed it last: with the resources that it was given.
     pub(super) fn get(&self, uid: &PodUid) -> Option<Arc<Pod>> {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
     }
 
     pub(super) fn put(&self, uid: &PodUid, pod: Arc<Pod>) {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.clone(), pod);
+    }
+
+    /// Puts a pod in place of its former version if `admits` finds room for it among the others: at most one pod at a time is
+    /// given something.
+    pub(super) fn replace_if<E>(&self, pod: &Pod, admits: impl FnOnce(&[Arc<Pod>]) -> Result<(), E>) -> Result<(), E> {
+        let uid = PodRef::of(pod).uid;
+        let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        let active = |pod: &Arc<Pod>| {
+            let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+            !matches!(phase, Some("Succeeded" | "Failed"))
+        };
+        let others: Vec<Arc<Pod>> =
+            pods.iter().filter(|(other, pod)| **other != uid && active(pod)).map(|(_, pod)| pod.clone()).collect();
+        admits(&others)?;
+        pods.insert(uid, Arc::new(pod.clone()));
+        Ok(())
     }
 
     pub(super) fn owner(&self, id: &str) -> Option<PodUid> {

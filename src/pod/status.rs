@@ -40,10 +40,11 @@ pub(super) fn status(facts: Facts<'_>, now: Now) -> PodStatus {
     let ended = matches!(seen.memory.stage, Stage::CleaningUp { .. } | Stage::Finished { .. });
     let mut init = containers::init_statuses(facts);
     let mut regular = containers::regular_statuses(facts);
-    let ephemeral = containers::ephemeral_statuses(facts);
+    let mut ephemeral = containers::ephemeral_statuses(facts);
     if ended {
         containers::settle(desired, &mut init, &mut regular);
     }
+    containers::bound_messages([&mut init, &mut regular, &mut ephemeral]);
     let phase = phase::phase(facts, &init, &regular, ended);
     let killed = match seen.memory.stage.cause() {
         Some(Cause::Killed { reason, message, disruption }) => Some((reason, message, *disruption)),

@@ -4,6 +4,7 @@ mod containers;
 mod hooks;
 mod images;
 mod mounts;
+mod resize;
 mod sandboxes;
 mod stops;
 mod teardown;
@@ -18,7 +19,7 @@ use stoker_model::pod::PodRef;
 use tokio::sync::{Notify, watch};
 
 pub(super) use hooks::run_post_start;
-pub(super) use images::find_image;
+pub(super) use images::{find_image, look_for_image};
 pub(super) use stops::{StopRequest, run_pre_stop, stop_container};
 
 use super::observed::{DesiredPod, ImageKey, PullFailure, Sandbox};
@@ -44,6 +45,10 @@ pub(super) enum Effect {
         id: String,
         uid: Option<i64>,
         username: String,
+    },
+    /// It is not there; nothing was pulled yet.
+    ImageAbsent {
+        key: ImageKey,
     },
     ImageMissing {
         key: ImageKey,
@@ -71,6 +76,13 @@ pub(super) enum Effect {
         name: String,
         id: String,
         failed: Option<String>,
+    },
+    /// A running container has the resources that the pod was given.
+    Resized {
+        name: String,
+    },
+    ResizeFailed {
+        message: String,
     },
     /// A stop came to its end, well or not.
     StopEnded {
@@ -156,8 +168,8 @@ impl Hand {
             Step::ReportNetworkNotReady => self.report_network_not_ready(),
             Step::RunSandbox { attempt, changed } => self.run_sandbox(attempt, changed).await,
             Step::StopSandbox { id } => self.stop_sandbox(&id).await,
-            Step::CreateContainer { name, image, restart_count, restarts } => {
-                match self.create_container(&name, &image, restart_count).await {
+            Step::CreateContainer { name, image, restart_count, restarts, target } => {
+                match self.create_container(&name, &image, restart_count, target.as_deref()).await {
                     Ok(id) => {
                         self.effects.push(Effect::Created { name: name.clone(), image, ended: restarts });
                         *made = Some((name, id));
@@ -173,15 +185,18 @@ impl Hand {
                     None => Outcome::Skip(name),
                 }
             }
-            Step::RemoveContainer { id } => self.remove_container(&id).await,
+            Step::Resize { running } => self.resize(running).await,
+            Step::RemoveContainer { id, keep_log } => self.remove_container(&id, keep_log).await,
             Step::RemoveSandbox { id } => self.remove_sandbox(&id).await,
             Step::TearDown => self.tear_down().await,
             Step::Report => self.report().await,
             Step::RemoveEverything => self.remove_everything().await,
             // These run beside the others: the worker starts them itself.
-            Step::FindImage(_) | Step::RunPreStop { .. } | Step::StopContainer(_) | Step::ShortenGrace { .. } => {
-                Outcome::Done
-            }
+            Step::FindImage(_)
+            | Step::LookForImage(_)
+            | Step::RunPreStop { .. }
+            | Step::StopContainer(_)
+            | Step::ShortenGrace { .. } => Outcome::Done,
         }
     }
 

@@ -4,7 +4,9 @@
 //! younger than the last step. Stops and pulls run beside it and are remembered as under way. No call to the runtime is ever
 //! dropped half way: it has a task of its own, and reports back.
 
+mod probing;
 mod refresh;
+mod resizing;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -24,16 +26,15 @@ use super::adopted::Adopted;
 use super::backoff::{Backoff, backoffs};
 use super::observe::Observer;
 use super::observed::{
-    DesiredPod, Failure, ImageState, Instance, InstanceState, Kind, Memory, Observed, ProbeVerdict, Sandbox, Stage,
-    Stop, VolumesState,
+    DesiredPod, Failure, ImageState, Instance, Kind, Memory, Observed, Sandbox, Stage, Stop, VolumesState,
 };
 use super::plan::{Plan, Step, StopContainer, Waiting, plan, pod_text};
+use super::resize::{self, Failed};
 use super::security::ImageUser;
 use super::shared::Shared;
 use super::status::{Facts, differs, status};
-use super::steps::{Effect, Hand, StopRequest, find_image, pull_failure, run_post_start, run_pre_stop, stop_container};
+use super::steps::{Effect, Hand, StopRequest, find_image, look_for_image, pull_failure, run_pre_stop, stop_container};
 use super::writer::StatusWriter;
-use crate::probe::{Target, View};
 
 /// kubelet's back-off after a sync that failed (A1.5).
 const CONTAINER_RETRY: Duration = Duration::from_secs(10);
@@ -280,6 +281,7 @@ impl Worker {
             None => self.observer.look(runtime, &self.reference.uid, directory).await?,
         };
         let desired = self.desired.borrow_and_update().clone();
+        let desired = self.allocate(desired);
         self.sandbox = sandboxes.first().cloned();
         let node = self.shared.node();
         let network_ready = node.network_ready;
@@ -287,10 +289,12 @@ impl Worker {
         memory.recursive_read_only = node.recursive_read_only;
         let mut seen = Observed { sandboxes, containers, network_ready, memory };
         seen.memory.probes = self.probe(&desired, &seen);
+        self.finish_resize(&desired, &mut seen);
         let now = self.shared.clock.now();
         let mut plan = plan(&desired, &seen, self.shared.config.longest_backoff, now);
         debug!(stage = ?plan.stage, steps = plan.steps.len(), wake_at = ?plan.wake_at, "planned");
         seen.memory.stage = plan.stage.clone();
+        seen.memory.restarting_all = plan.restarting_all;
         self.tell_of_backoffs(&desired, &plan);
         if let Some(repair_at) = self.report(&desired, &seen, &plan.waiting) {
             plan.wake_at = Some(plan.wake_at.map_or(repair_at, |at| at.min(repair_at)));
@@ -298,64 +302,6 @@ impl Worker {
         self.memory = seen.memory;
         self.waiting = plan.waiting.clone();
         Ok(self.begin(&desired, plan))
-    }
-
-    /// Has the containers that run probed, and asks what their probes say.
-    fn probe(&self, desired: &DesiredPod, seen: &Observed) -> BTreeMap<String, ProbeVerdict> {
-        let address = self.address(desired);
-        let ending = seen.memory.stage != Stage::Running || desired.gone || desired.deleted();
-        let sidecars = desired.init_containers().iter().filter(|c| desired.is_sidecar(&c.name));
-        let probed = desired.containers().iter().map(|c| (Kind::Regular, c)).chain(sidecars.map(|c| (Kind::Init, c)));
-        let running = probed.filter_map(|(kind, spec)| {
-            let instance = seen.newest(&spec.name).filter(|i| i.state == InstanceState::Running)?;
-            // Until its hook has returned it has not started (A4.1).
-            let hooked = seen.memory.post_start.contains_key(&spec.name);
-            (!hooked).then(|| (kind.field_path(&spec.name), spec, instance))
-        });
-        let running: Vec<_> = running.collect();
-        let targets: Vec<Target<'_>> = running
-            .iter()
-            .map(|(field_path, spec, instance)| Target {
-                id: &instance.id,
-                spec,
-                field_path,
-                running_since: instance.started_at.unwrap_or(instance.created_at),
-                reported: self.adopted.reported.get(&instance.id).copied(),
-            })
-            .collect();
-        let view = View { pod: &self.reference, address: &address, ending, containers: &targets };
-        self.shared.prober.keep(view, &self.wake)
-    }
-
-    /// The pod's primary address.
-    fn address(&self, desired: &DesiredPod) -> String {
-        let ips = &self.shared.node().ips;
-        if desired.host_network() {
-            return ips.first().map(ToString::to_string).unwrap_or_default();
-        }
-        let primary_is_v6 = ips.first().is_some_and(std::net::IpAddr::is_ipv6);
-        let of_sandbox = self.sandbox.iter().flat_map(|s| &s.ips);
-        of_sandbox.min_by_key(|ip| ip.contains(':') != primary_is_v6).cloned().unwrap_or_default()
-    }
-
-    /// Runs the postStart hook of a container that was just started, if it has one.
-    fn run_post_start(&mut self, name: String, id: String) {
-        let desired = self.desired.borrow().clone();
-        let Some((kind, container)) = desired.container(&name) else { return };
-        if container.lifecycle.as_ref().is_none_or(|l| l.post_start.is_none()) {
-            return;
-        }
-        self.memory.post_start.insert(name, id.clone());
-        let address = self.address(&desired);
-        let hook = run_post_start(
-            self.shared.clone(),
-            self.reference.clone(),
-            (kind, container, id),
-            address,
-            self.desired.clone(),
-        );
-        let work = async move { Report::of(vec![hook.await]) };
-        self.tasks.spawn(work.in_current_span());
     }
 
     /// Computes the status and has it written if it changed, or if the API server lost it. When to compare again, if that is still
@@ -417,7 +363,8 @@ impl Worker {
         let mut for_hand = Vec::new();
         for step in plan.steps {
             match step {
-                Step::FindImage(key) => self.find_image(desired, key),
+                Step::FindImage(key) => self.find_image(desired, key, true),
+                Step::LookForImage(key) => self.find_image(desired, key, false),
                 Step::StopContainer(stop) => self.stop_container(desired, stop),
                 Step::RunPreStop { id, name, deadline } => self.run_pre_stop(desired, id, name, deadline),
                 Step::ShortenGrace { id, deadline } => self.shorten(&id, deadline),
@@ -468,7 +415,7 @@ impl Worker {
         }
     }
 
-    fn find_image(&mut self, desired: &DesiredPod, key: super::observed::ImageKey) {
+    fn find_image(&mut self, desired: &DesiredPod, key: super::observed::ImageKey, pulls: bool) {
         let last = match self.memory.images.remove(&key) {
             Some(ImageState::Failed(last)) => Some(last),
             _ => None,
@@ -479,7 +426,13 @@ impl Worker {
         let init = || desired.init_containers().iter().find(wants).map(|c| (Kind::Init, c.name.clone()));
         let container = regular.or_else(init).unwrap_or((Kind::Ephemeral, String::new()));
         let (shared, pod) = (self.shared.clone(), self.reference.clone());
-        let work = async move { Report::of(vec![find_image(shared, pod, container, key).await]) };
+        let work = async move {
+            let effect = match pulls {
+                true => find_image(shared, pod, container, key).await,
+                false => look_for_image(shared, pod, container, key).await,
+            };
+            Report::of(vec![effect])
+        };
         self.tasks.spawn(work.in_current_span());
     }
 
@@ -517,6 +470,8 @@ impl Worker {
         request.message = stop.message;
         request.hook_under_way = self.hooks.remove(&stop.id);
         if stop.recreate {
+            // Another image or other resources: what went wrong before counts no more (A3.9).
+            self.memory.restarts.remove(&stop.name);
             self.memory.recreate.insert(stop.name);
         }
         self.memory.stops.insert(stop.id, Stop { deadline: stop.deadline, hook_only: false });
@@ -569,6 +524,9 @@ impl Worker {
             Effect::ImageFound { key, id, uid, username } => {
                 memory.images.insert(key, ImageState::Ready { id, uid, username });
             }
+            Effect::ImageAbsent { key } => {
+                memory.images.remove(&key);
+            }
             Effect::ImageMissing { key, reason, message, pulled } => {
                 let last = match memory.images.get(&key) {
                     Some(ImageState::Pulling { last }) => last.as_ref(),
@@ -585,7 +543,32 @@ impl Worker {
                 if let Some(ended) = ended {
                     let longest = self.shared.config.longest_backoff;
                     let grown = Backoff::grown(memory.restarts.get(&name), ended, now.wall, longest);
-                    memory.restarts.insert(name, grown);
+                    memory.restarts.insert(name.clone(), grown);
+                }
+                let allocation = &mut memory.resize.allocation;
+                let given = allocation.allocated.get(&name).cloned().unwrap_or_default();
+                let counts = given.requests.is_some() || given.limits.is_some();
+                if counts && allocation.actuated.get(&name) != Some(&given) {
+                    allocation.actuated.insert(name, given);
+                    self.keep_resources();
+                }
+            }
+            Effect::Resized { name } => {
+                let allocation = &mut memory.resize.allocation;
+                let given = allocation.allocated.get(&name).cloned().unwrap_or_default();
+                allocation.actuated.insert(name, given);
+                memory.resize.error = None;
+                self.keep_resources();
+            }
+            Effect::ResizeFailed { message } => {
+                let told = memory.resize.error.as_ref().is_some_and(|failed| failed.message == message);
+                let retry_at = now.monotonic + CONTAINER_RETRY;
+                memory.resize.error = Some(Failed { message: message.clone(), retry_at });
+                let generation = memory.resize.generation;
+                if !told {
+                    let spec = self.desired.borrow().pod.spec.clone().unwrap_or_default();
+                    let text = resize::text("error", &spec, generation, &message);
+                    self.shared.tell(&self.reference, EventType::Warning, "ResizeError", text);
                 }
             }
             Effect::Started { name, id } => {

@@ -9,6 +9,9 @@ use stoker_model::pod::PodRef;
 
 use super::client::{ApiServer, PatchKind};
 
+/// Conditions of the node that a pod does not always have (A15.1).
+const PASSING_CONDITIONS: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
+
 /// The API server's side of [`PodApi`].
 #[derive(Clone, Debug)]
 pub struct PodWriter {
@@ -84,6 +87,14 @@ fn status_patch(pod: &PodRef, status: &PodStatus) -> Result<Value, ApiError> {
             if let Some(condition) = condition.as_object_mut() {
                 for name in ["reason", "message"] {
                     condition.entry(name).or_insert(Value::Null);
+                }
+            }
+        }
+        // And a condition that is only there at times goes by name.
+        if let Some(conditions) = fields.get_mut("conditions").and_then(Value::as_array_mut) {
+            for kind in PASSING_CONDITIONS {
+                if !conditions.iter().any(|condition| condition["type"] == kind) {
+                    conditions.push(json!({ "type": kind, "$patch": "delete" }));
                 }
             }
         }

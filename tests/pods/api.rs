@@ -6,14 +6,17 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodStatus, Secret};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, PodStatus, Secret};
+use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use stoker_model::handle::{
-    ApiError, BoundToken, DesiredPods, EventSink, EventSubject, EventType, MirrorApi, ObjectApi, PodApi, PodFeed,
-    ServiceLinks,
+    ApiError, BoundToken, CsiDriverInfo, DesiredPods, EventSink, EventSubject, EventType, MirrorApi, ObjectApi,
+    ObjectName, PodApi, PodFeed, ServiceLinks, StorageApi,
 };
 use stoker_model::pod::{PodRef, PodUid};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// Mirror pods made so far.
 static MIRRORS: AtomicU32 = AtomicU32::new(1);
@@ -25,6 +28,10 @@ struct Inner {
     pods: watch::Sender<Option<Arc<DesiredPods>>>,
     config_maps: Mutex<BTreeMap<String, Arc<ConfigMap>>>,
     secrets: Mutex<BTreeMap<String, Arc<Secret>>>,
+    /// Who wants to know of which object.
+    followers: Mutex<BTreeMap<PodUid, (BTreeSet<ObjectName>, Arc<Notify>)>>,
+    /// What persistent volumes are made of.
+    storage: Mutex<Storage>,
     events: Mutex<Vec<String>>,
     /// Pods whose status was Failed at some time.
     failed: Mutex<BTreeSet<PodUid>>,
@@ -36,6 +43,8 @@ impl Api {
             pods: watch::Sender::new(Some(Arc::default())),
             config_maps: Mutex::default(),
             secrets: Mutex::default(),
+            followers: Mutex::default(),
+            storage: Mutex::default(),
             events: Mutex::default(),
             failed: Mutex::default(),
         }))
@@ -82,6 +91,15 @@ impl Api {
         self.0.pods.borrow().as_ref()?.get(uid).cloned()
     }
 
+    /// Changes the spec of a pod.
+    pub fn change(&self, uid: &PodUid, change: impl FnOnce(&mut Pod)) {
+        self.edit(|pods| {
+            let pod = Arc::make_mut(pods.get_mut(uid).expect("the pod is there"));
+            change(pod);
+            pod.metadata.generation = pod.metadata.generation.map(|generation| generation + 1);
+        });
+    }
+
     /// Asks for a graceful deletion.
     pub fn delete(&self, uid: &PodUid, grace: i64) {
         #[expect(clippy::disallowed_methods, reason = "this plays the API server")]
@@ -111,6 +129,37 @@ impl Api {
         let data = data.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let object = ConfigMap { data: Some(data), ..ConfigMap::default() };
         self.0.config_maps.lock().unwrap().insert(name.to_owned(), Arc::new(object));
+        self.tell_followers(&ObjectName::ConfigMap("default".into(), name.into()));
+    }
+
+    pub fn put_secret(&self, name: &str, data: &[(&str, &str)]) {
+        let data = data.iter().map(|(k, v)| ((*k).to_owned(), ByteString(v.as_bytes().to_vec()))).collect();
+        let object = Secret { data: Some(data), ..Secret::default() };
+        self.0.secrets.lock().unwrap().insert(name.to_owned(), Arc::new(object));
+        self.tell_followers(&ObjectName::Secret("default".into(), name.into()));
+    }
+
+    fn tell_followers(&self, object: &ObjectName) {
+        for (objects, changed) in self.0.followers.lock().unwrap().values() {
+            if objects.contains(object) {
+                changed.notify_one();
+            }
+        }
+    }
+
+    /// The objects that a pod here uses.
+    pub fn followed(&self) -> BTreeSet<ObjectName> {
+        self.0.followers.lock().unwrap().values().flat_map(|(objects, _)| objects.clone()).collect()
+    }
+
+    /// Edits what persistent volumes are made of.
+    pub fn storage<T>(&self, change: impl FnOnce(&mut Storage) -> T) -> T {
+        change(&mut self.0.storage.lock().unwrap())
+    }
+
+    /// Changes the pod as a client does.
+    pub fn change_pod(&self, uid: &PodUid, change: impl FnOnce(&mut Pod)) {
+        self.edit(|pods| change(Arc::make_mut(pods.get_mut(uid).expect("the pod is there"))));
     }
 
     /// `reason: message` of every event, oldest first.
@@ -228,7 +277,69 @@ impl ObjectApi for Api {
     }
 
     async fn service_account_token(&self, _: &PodRef, _: &str, _: &[String], _: i64) -> Result<BoundToken, ApiError> {
-        Ok(BoundToken { token: "a.b.c".into(), expires: Timestamp::MAX })
+        Ok(BoundToken { token: "a.b.c".into(), expires: "2099-01-01T00:00:00Z".parse().expect("a time") })
+    }
+
+    fn follow(&self, pod: &PodUid, objects: BTreeSet<ObjectName>, changed: &Arc<Notify>) {
+        let mut followers = self.0.followers.lock().unwrap();
+        if objects.is_empty() {
+            followers.remove(pod);
+        } else {
+            followers.insert(pod.clone(), (objects, changed.clone()));
+        }
+    }
+}
+
+/// Objects of storage, by name.
+#[derive(Default)]
+pub struct Storage {
+    pub claims: BTreeMap<String, PersistentVolumeClaim>,
+    pub volumes: BTreeMap<String, PersistentVolume>,
+    pub drivers: BTreeMap<String, CSIDriver>,
+    pub attachments: BTreeMap<String, VolumeAttachment>,
+    /// What CSINode holds.
+    pub registered: BTreeMap<String, CsiDriverInfo>,
+}
+
+#[async_trait]
+impl StorageApi for Api {
+    async fn claim(&self, _: &str, name: &str) -> Result<Option<PersistentVolumeClaim>, ApiError> {
+        Ok(self.storage(|all| all.claims.get(name).cloned()))
+    }
+
+    async fn persistent_volume(&self, name: &str) -> Result<Option<PersistentVolume>, ApiError> {
+        Ok(self.storage(|all| all.volumes.get(name).cloned()))
+    }
+
+    async fn csi_driver(&self, name: &str) -> Result<Option<CSIDriver>, ApiError> {
+        Ok(self.storage(|all| all.drivers.get(name).cloned()))
+    }
+
+    async fn attachment(&self, name: &str) -> Result<Option<VolumeAttachment>, ApiError> {
+        Ok(self.storage(|all| all.attachments.get(name).cloned()))
+    }
+
+    async fn put_driver(&self, driver: &CsiDriverInfo) -> Result<(), ApiError> {
+        self.storage(|all| all.registered.insert(driver.name.clone(), driver.clone()));
+        Ok(())
+    }
+
+    async fn put_claim_capacity(
+        &self,
+        _: &str,
+        name: &str,
+        capacity: &BTreeMap<String, Quantity>,
+    ) -> Result<(), ApiError> {
+        self.storage(|all| {
+            let status = all.claims.get_mut(name).and_then(|claim| claim.status.as_mut()).expect("the claim is there");
+            status.capacity = Some(capacity.clone());
+        });
+        Ok(())
+    }
+
+    async fn remove_driver(&self, name: &str) -> Result<(), ApiError> {
+        self.storage(|all| all.registered.remove(name));
+        Ok(())
     }
 }
 

@@ -3,10 +3,15 @@
 #![expect(unreachable_pub, reason = "a test has no public face")]
 
 mod api;
+mod csi;
+mod faults;
 #[expect(dead_code, reason = "the lab serves another test, too, which needs more of it")]
 #[path = "../runtime/lab.rs"]
 mod lab;
 mod lifecycle;
 mod node;
+mod probes;
+mod resize;
 mod restarts;
 mod sources;
+mod volumes;

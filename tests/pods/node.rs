@@ -18,6 +18,7 @@ use stoker::cgroup::{CgroupConfig, Cgroups};
 use stoker::pod::{PodHandles, Pods, PodsConfig, StaticSources};
 use stoker::runtime::{Images, events};
 use stoker::volume::Volumes;
+use stoker::volume::csi::{Drivers, watch_plugins};
 use stoker_model::handle::NodeSnapshot;
 use stoker_model::pod::PodUid;
 use tokio::sync::watch;
@@ -92,6 +93,9 @@ impl Node {
             static_sources: StaticSources { path: self.static_path.clone(), ..StaticSources::default() },
             ..PodsConfig::default()
         };
+        let drivers = Drivers::default();
+        let plugins = self.path("kubelet/plugins_registry");
+        tokio::spawn(watch_plugins(plugins, drivers.clone(), api.clone(), stop.clone()));
         let handles = PodHandles {
             images: Images::new(runtime.clone(), NonZeroUsize::MIN),
             events: events::spawn(runtime.clone(), stop.clone()),
@@ -104,7 +108,7 @@ impl Node {
             services: api.clone(),
             sink: api.clone(),
             cgroups,
-            volumes: Volumes::new(&self.path("kubelet"), api),
+            volumes: Volumes::new(&self.path("kubelet"), api.clone()).with_storage(api, drivers),
         };
         self.agent = Some((stop.clone(), Pods::spawn(config, handles, stop)));
     }

@@ -186,12 +186,15 @@ pub(super) fn version_of(object: &Value) -> u64 {
 const WHOLE: &[(&str, &str)] = &[
     ("", "namespaces"),
     ("", "nodes"),
+    ("", "persistentvolumeclaims"),
+    ("", "persistentvolumes"),
     ("", "pods"),
     ("", "services"),
     ("apps", "deployments"),
     ("apps", "replicasets"),
     ("coordination.k8s.io", "leases"),
     ("discovery.k8s.io", "endpointslices"),
+    ("storage.k8s.io", "storageclasses"),
 ];
 
 /// An informer for each kind that is stored, but events.

@@ -19,6 +19,8 @@ mod replicaset;
 mod rollout;
 mod service_addresses;
 mod serviceaccount;
+mod volume_binder;
+mod volume_claims;
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -59,6 +61,8 @@ const CONTROLLERS: &[Register] = &[
     garbage::register,
     namespace::register,
     node_lifecycle::register,
+    volume_binder::register,
+    volume_claims::register,
 ];
 
 /// Starts all controllers; the handle ends when they have started or `stop` is cancelled.

@@ -113,14 +113,14 @@ pub(super) const TABLE: &[ResourceInfo] = &[
     .subresources(&[STATUS])
     .delete_returns_object()
     .defaults(object::default_claim)
-    .prepared(object::pending, |_, _| {}),
+    .prepared(object::prepare_claim, |_, _| {}),
     ResourceInfo::of::<api::PersistentVolume>("", "v1", "PersistentVolume", "persistentvolumes", "persistentvolume")
         .short(&["pv"])
         .with_status_only()
         .subresources(&[STATUS])
         .delete_returns_object()
         .defaults(object::default_volume)
-        .prepared(object::pending, |_, _| {}),
+        .prepared(object::prepare_volume, |_, _| {}),
     ResourceInfo::of::<api::Pod>("", "v1", "Pod", "pods", "pod")
         .namespaced()
         .short(&["po"])

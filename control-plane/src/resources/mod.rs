@@ -29,6 +29,7 @@ mod service;
 pub mod status;
 mod storage;
 pub mod tree;
+pub mod volume_match;
 mod workload;
 
 use serde_json::Value;

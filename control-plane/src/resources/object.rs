@@ -59,6 +59,27 @@ pub(super) fn pending(object: &mut Value) {
     object["status"] = json!({"phase": "Pending"});
 }
 
+/// Nobody takes a claim away while a pod uses it (StorageObjectInUseProtection).
+pub(super) fn prepare_claim(claim: &mut Value) {
+    pending(claim);
+    protect(claim, "kubernetes.io/pvc-protection");
+}
+
+/// Nobody takes a volume away while a claim has it (StorageObjectInUseProtection).
+pub(super) fn prepare_volume(volume: &mut Value) {
+    pending(volume);
+    protect(volume, "kubernetes.io/pv-protection");
+}
+
+fn protect(object: &mut Value, finalizer: &str) {
+    let finalizers = &mut object["metadata"]["finalizers"];
+    match finalizers.as_array_mut() {
+        Some(all) if all.iter().any(|name| name == finalizer) => {}
+        Some(all) => all.push(json!(finalizer)),
+        None => *finalizers = json!([finalizer]),
+    }
+}
+
 pub(super) fn default_secret(secret: &mut Value) {
     fill_text(secret, "type", "Opaque");
     // What was given as text is stored as bytes.

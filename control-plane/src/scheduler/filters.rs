@@ -14,7 +14,7 @@ pub(super) struct Refusal {
     pub(super) resolvable: bool,
 }
 
-fn refuse(reason: &str) -> Refusal {
+pub(super) fn refuse(reason: &str) -> Refusal {
     Refusal { reasons: vec![reason.to_owned()], resolvable: false }
 }
 
@@ -140,6 +140,12 @@ pub(super) fn message(refusals: &[Refusal]) -> String {
     }));
     let available = format!("0/{total} nodes are available");
     format!("{available}: {reasons}. preemption: {available}: {preemption}.")
+}
+
+/// The message of a pod that has no node for a reason of its own.
+pub(super) fn message_for_all(why: &str, nodes: usize) -> String {
+    let available = format!("0/{nodes} nodes are available");
+    format!("{available}: {why}. preemption: {available}: {nodes} Preemption is not helpful for scheduling.")
 }
 
 fn count<'a>(texts: impl Iterator<Item = &'a str>) -> String {

@@ -9,6 +9,7 @@ mod filters;
 mod nodes;
 mod queue;
 mod scores;
+mod volumes;
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -22,11 +23,13 @@ use tokio_util::sync::CancellationToken;
 
 use self::nodes::{Load, NodeState};
 use self::queue::Queue;
+use self::volumes::{VolumeObjects, Wishes};
 use crate::api::{Change, Cluster, ListOptions, Objects, PatchType, WriteOptions};
 use crate::clock;
 use crate::recorder::Recorder;
 use crate::resources::status::StatusError;
 use crate::resources::tree::{items, text};
+use crate::resources::volume_match::claims_of;
 
 /// The name that pods ask for.
 const NAME: &str = "default-scheduler";
@@ -39,9 +42,10 @@ const RETRY: Duration = Duration::from_millis(500);
 pub fn spawn(cluster: &Cluster, stop: CancellationToken) -> JoinHandle<()> {
     let recorder = Recorder::spawn(cluster.clone(), NAME);
     let (pods, nodes) = (cluster.objects("", "pods"), cluster.objects("", "nodes"));
+    let cluster = cluster.clone();
     tokio::spawn(async move {
         loop {
-            let scheduler = Scheduler::new(pods.clone(), nodes.clone(), recorder.clone());
+            let scheduler = Scheduler::new(pods.clone(), nodes.clone(), VolumeObjects::new(&cluster), recorder.clone());
             let result = tokio::select! {
                 () = stop.cancelled() => return,
                 result = scheduler.run() => result,
@@ -61,6 +65,8 @@ pub fn spawn(cluster: &Cluster, stop: CancellationToken) -> JoinHandle<()> {
 struct Pending {
     pod: Pod,
     load: Load,
+    /// The claims that its volumes name.
+    claims: Vec<String>,
     /// For events.
     reference: Value,
     /// The message of PodScheduled, as stored.
@@ -77,6 +83,7 @@ struct Bound {
 struct Scheduler {
     pods: Objects,
     node_objects: Objects,
+    volumes: VolumeObjects,
     recorder: Recorder,
     nodes: HashMap<String, NodeState>,
     /// Node of each pod that has one, or is about to.
@@ -87,10 +94,11 @@ struct Scheduler {
 }
 
 impl Scheduler {
-    fn new(pods: Objects, node_objects: Objects, recorder: Recorder) -> Self {
+    fn new(pods: Objects, node_objects: Objects, volumes: VolumeObjects, recorder: Recorder) -> Self {
         Self {
             pods,
             node_objects,
+            volumes,
             recorder,
             nodes: HashMap::new(),
             places: HashMap::new(),
@@ -208,7 +216,8 @@ impl Scheduler {
             "name": metadata["name"], "namespace": metadata["namespace"], "uid": uid,
             "resourceVersion": metadata["resourceVersion"]}});
         let load = Load::of(&pod);
-        self.pending.insert(uid.to_owned(), Pending { pod, load, reference, told });
+        let claims = claims_of(object);
+        self.pending.insert(uid.to_owned(), Pending { pod, load, claims, reference, told });
         if changed || !self.queue.contains(uid) {
             self.queue.add(uid, order);
         }
@@ -236,20 +245,52 @@ impl Scheduler {
             return;
         };
         let spec = pending.pod.spec.clone().unwrap_or_default();
+        let wishes = match self.wishes(pending).await {
+            Ok(Ok(wishes)) => wishes,
+            Ok(Err(why)) => {
+                let nodes = self.nodes.values().filter(|node| node.exists).count();
+                let message = filters::message_for_all(&why, nodes);
+                self.queue.retry(uid, clock::instant());
+                self.tell(uid, message).await;
+                return;
+            }
+            Err(error) => {
+                tracing::debug!(%error, pod = uid, "the pod's claims cannot be read");
+                self.queue.retry(uid, clock::instant());
+                return;
+            }
+        };
         let mut refusals = Vec::new();
         let mut possible = Vec::new();
         for node in self.nodes.values().filter(|node| node.exists) {
-            match filters::refusal(&spec, &pending.load, node) {
+            let of_volumes = || wishes.as_ref().and_then(|wishes| wishes.refusal(node)).map(filters::refuse);
+            match filters::refusal(&spec, &pending.load, node).or_else(of_volumes) {
                 None => possible.push(node),
                 Some(refusal) => refusals.push(refusal),
             }
         }
         let Some(node) = scores::best(&spec, &pending.load, &possible).map(|node| node.name.clone()) else {
             let message = filters::message(&refusals);
-            self.queue.failed(uid, clock::instant());
+            if wishes.is_some() {
+                // Claims and volumes are not watched: the pod is looked at again soon.
+                self.queue.retry(uid, clock::instant());
+            } else {
+                self.queue.failed(uid, clock::instant());
+            }
             self.tell(uid, message).await;
             return;
         };
+        if let Some(wishes) = &wishes {
+            match self.volumes.select(wishes, &node).await {
+                Ok(false) => {}
+                // The pod is bound when its volumes are; that takes a moment.
+                Ok(true) => return self.queue.retry(uid, clock::instant()),
+                Err(error) => {
+                    tracing::debug!(%error, pod = uid, "the node of the pod's claims was not written");
+                    return self.queue.retry(uid, clock::instant());
+                }
+            }
+        }
         let load = pending.load.clone();
         let metadata = pending.pod.metadata.clone();
         self.nodes.entry(node.clone()).or_default().add(uid, load);
@@ -260,6 +301,15 @@ impl Scheduler {
             let result = objects.bind(&namespace, &name, &uid, &node).await;
             Bound { uid, node, result }
         });
+    }
+
+    /// What the pod's claims ask of its node; `None`: it has none.
+    async fn wishes(&self, pending: &Pending) -> Result<Result<Option<Wishes>, String>, StatusError> {
+        if pending.claims.is_empty() {
+            return Ok(Ok(None));
+        }
+        let namespace = pending.pod.metadata.namespace.as_deref().unwrap_or_default();
+        Ok(self.volumes.wishes(namespace, &pending.claims).await?.map(Some))
     }
 
     fn bound(&mut self, bound: Bound) {

@@ -31,7 +31,12 @@ fn pod(requests: &[(&str, &str)], change: impl FnOnce(&mut PodSpec)) -> Pod {
 #[track_caller]
 fn check(row: &str, pod: &Pod, others: &[Pod], node: &NodeSnapshot, expected: &str) {
     let others: Vec<Arc<Pod>> = others.iter().cloned().map(Arc::new).collect();
-    let told = admit(pod, &others, node).err().map(|r| format!("{}: {}", r.reason, r.text)).unwrap_or_default();
+    let sysctls = SysctlRules::default();
+    let told = match admit(pod, &others, &[], node, Rules { sysctls: &sysctls, app_armor: false }) {
+        Verdict::Admitted => String::new(),
+        Verdict::Rejected(r) => format!("{}: {}", r.reason, r.text),
+        Verdict::Preempts(uids) => uids.iter().map(|uid| format!("preempts {uid}")).collect::<Vec<_>>().join(", "),
+    };
     assert_eq!(told, expected, "{row}");
 }
 
@@ -128,4 +133,65 @@ fn pressure_keeps_some_away() {
     let text = "Evicted: The node had condition: [DiskPressure]. ";
     check("A6.5", &pod(&[("cpu", "1m")], |_| {}), &[], &under("DiskPressure"), text);
     check("A6.5", &pod(&[], |s| s.priority = Some(CRITICAL_PRIORITY)), &[], &under("DiskPressure"), "");
+}
+
+#[test]
+fn what_the_host_cannot_do_is_refused() {
+    // A6.3, A6.4
+    use k8s_openapi::api::core::v1::{AppArmorProfile, PodSecurityContext};
+    let with = |context: PodSecurityContext| pod(&[], |spec| spec.security_context = Some(context));
+    let strict =
+        with(PodSecurityContext { supplemental_groups_policy: Some("Strict".into()), ..PodSecurityContext::default() });
+    let text = "SupplementalGroupsPolicyNotSupported: SupplementalGroupsPolicy=Strict is not supported in this node";
+    check("A6.3", &strict, &[], &node(), text);
+    check("A6.3", &strict, &[], &NodeSnapshot { supplemental_groups_policy: true, ..node() }, "");
+    let confined = |kind: &str| {
+        let profile = AppArmorProfile { type_: kind.into(), localhost_profile: None };
+        with(PodSecurityContext { app_armor_profile: Some(profile), ..PodSecurityContext::default() })
+    };
+    let text = "AppArmor: Cannot enforce AppArmor: AppArmor is not enabled on the host";
+    check("A6.4", &confined("RuntimeDefault"), &[], &node(), text);
+    check("A6.4", &confined("Unconfined"), &[], &node(), "");
+}
+
+/// A pod with a UID and a priority.
+fn ranked(uid: &str, requests: &[(&str, &str)], priority: i32) -> Pod {
+    let mut pod = pod(requests, |spec| spec.priority = Some(priority));
+    pod.metadata.uid = Some(uid.into());
+    pod
+}
+
+#[test]
+fn a_critical_pod_takes_the_place_of_as_few_others_as_possible() {
+    // A6.6
+    let critical = |cpu: &str| ranked("critical", &[("cpu", cpu)], CRITICAL_PRIORITY);
+    let node = NodeSnapshot { allocatable: amounts(&[("cpu", "2"), ("pods", "9")]), ..node() };
+    let others = [
+        ranked("half", &[("cpu", "500m")], 0),
+        ranked("one", &[("cpu", "1")], 0),
+        ranked("other-critical", &[("cpu", "500m")], CRITICAL_PRIORITY),
+        ranked("nothing", &[], 0),
+    ];
+    check("A6.6", &critical("500m"), &others, &node, "preempts half");
+    check("A6.6", &critical("1"), &others, &node, "preempts one");
+    check("A6.6", &critical("1500m"), &others, &node, "preempts one, preempts half");
+    let text = "UnexpectedAdmissionError: Unexpected error while attempting to recover from admission failure: preemption: error \
+                finding a set of pods to preempt: no set of running pods found to reclaim resources: [(res: cpu, q: 500), ]";
+    check("A6.6", &critical("2"), &others, &node, text);
+    check(
+        "A6.6",
+        &ranked("plain", &[("cpu", "1")], 5),
+        &others,
+        &node,
+        "OutOfcpu: Node didn't have enough resource: cpu, requested: 1000, used: 2000, capacity: 2000",
+    );
+    let full = NodeSnapshot { allocatable: amounts(&[("cpu", "9"), ("pods", "4")]), ..node.clone() };
+    check("A6.6", &critical("1"), &others, &full, "preempts nothing");
+    let elsewhere = || {
+        let mut pod = critical("2");
+        pod.spec.as_mut().unwrap().node_name = Some("other".into());
+        pod
+    };
+    let text = "NodeName: Predicate NodeName failed: node(s) didn't match the requested node name";
+    check("A6.6", &elsewhere(), &others, &node, text);
 }

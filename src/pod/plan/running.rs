@@ -8,6 +8,8 @@ use stoker_model::resources::is_sidecar;
 use super::{Planner, Step, StopContainer, active_deadline, go_seconds};
 use crate::pod::backoff::Backoff;
 use crate::pod::observed::{DesiredPod, ImageKey, ImageState, Instance, InstanceState, Observed, VolumesState};
+use crate::pod::policy::restarts_after;
+use crate::pod::resize::Change;
 
 /// Whether the containers after one may go on.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -36,10 +38,14 @@ impl Planner<'_> {
         if !self.plan.steps.is_empty() {
             return;
         }
+        if self.restart_all(&sandbox) {
+            return;
+        }
         if self.init_containers(&sandbox) {
             self.ephemeral_containers(&sandbox);
             self.regular_containers(&sandbox);
         }
+        self.resize(&sandbox);
         if self.plan.steps.is_empty() {
             self.remove_dead();
         }
@@ -89,6 +95,7 @@ impl Planner<'_> {
         if seen.network_ready || host_network {
             let attempt = newest.map_or(0, |s| s.attempt + 1);
             self.step(Step::RunSandbox { attempt, changed: newest.is_some() });
+            self.look_for_images();
         } else {
             self.step(Step::ReportNetworkNotReady);
         }
@@ -167,7 +174,9 @@ impl Planner<'_> {
             Some(lost) if lost.state == InstanceState::Unknown => {
                 self.stop(lost, format!("Stopping container {}", container.name), true);
             }
-            Some(failed) if failed.state == InstanceState::Exited && self.desired.restart_policy() == "Never" => {}
+            Some(failed)
+                if failed.state == InstanceState::Exited
+                    && !restarts_after(self.desired.restart_policy(), container, failed.exit_code) => {}
             other => {
                 self.start(container, other);
             }
@@ -194,8 +203,10 @@ impl Planner<'_> {
                 {
                     Flow::On
                 }
-                None if desired.restart_policy() == "OnFailure"
-                    && seen.newest(&container.name).is_some_and(Instance::succeeded) =>
+                // In a new sandbox what was to run once does not run again.
+                None if seen
+                    .newest(&container.name)
+                    .is_some_and(|i| i.state == InstanceState::Exited && !restarts(desired, seen, container, i)) =>
                 {
                     Flow::On
                 }
@@ -257,6 +268,8 @@ impl Planner<'_> {
             self.stop_within(running, format!("{called} {name} failed {kind} probe{again}"), false, grace);
         } else if self.seen.memory.hook_failed.contains(name) {
             self.stop(running, "FailedPostStartHook".to_owned(), false);
+        } else if self.seen.memory.resize.allocation.change(container) == Change::Restart {
+            self.stop(running, format!("Container {name} resize requires restart"), true);
         }
     }
 
@@ -301,13 +314,27 @@ impl Planner<'_> {
         if self.waits_for_backoff(container) {
             return Flow::On;
         }
+        let target = match self.desired.target_of(name) {
+            None => None,
+            Some(target) => match self.seen.newest(target) {
+                Some(instance) => Some(instance.id.clone()),
+                None => {
+                    self.waits(name, "CreateContainerConfigError", format!("unable to find target container {target}"));
+                    return Flow::On;
+                }
+            },
+        };
         let image = ImageKey::of(container);
         match memory.images.get(&image) {
             Some(ImageState::Ready { .. }) => {
+                if memory.resize.allocation.change(container) != Change::None {
+                    // It was stopped for its new resources: the pod as a whole gets them first.
+                    self.step(Step::Resize { running: Vec::new() });
+                }
                 let last = self.seen.newest(name).filter(|i| i.state == InstanceState::Exited);
                 let restarts = last.map(|i| i.finished_at.unwrap_or(i.created_at));
                 let restart_count = next_restart_count(self.desired, self.seen, name);
-                self.step(Step::CreateContainer { name: name.clone(), image, restart_count, restarts });
+                self.step(Step::CreateContainer { name: name.clone(), image, restart_count, restarts, target });
                 self.step(Step::StartContainer { name: name.clone(), id: None });
                 flow
             }
@@ -366,25 +393,6 @@ impl Planner<'_> {
             }
         }
     }
-
-    /// One dead instance of each container is kept, for its log and its last state (A14.9).
-    fn remove_dead(&mut self) {
-        let seen = self.seen;
-        let mut kept: Vec<&str> = Vec::new();
-        for instance in &seen.containers {
-            let dead = instance.state == InstanceState::Exited;
-            if dead && kept.contains(&instance.name.as_str()) {
-                self.step(Step::RemoveContainer { id: instance.id.clone() });
-            } else if dead {
-                kept.push(&instance.name);
-            }
-        }
-        for sandbox in seen.sandboxes.iter().skip(1).filter(|s| !s.ready) {
-            if !seen.containers.iter().any(|c| c.sandbox_id == sandbox.id) {
-                self.step(Step::RemoveSandbox { id: sandbox.id.clone() });
-            }
-        }
-    }
 }
 
 /// Whether a regular container or sidecar runs again after it ended (A3.8).
@@ -392,12 +400,13 @@ pub(super) fn restarts(desired: &DesiredPod, seen: &Observed, container: &Contai
     if seen.memory.recreate.contains(&container.name) || is_sidecar(container) {
         return true;
     }
-    match desired.restart_policy() {
-        "Never" => false,
-        "OnFailure" => !ended.succeeded(),
-        _ => true,
-    }
+    // What still runs, or got lost, is judged as if it had been killed.
+    let code = if ended.state == InstanceState::Exited { ended.exit_code } else { KILLED };
+    restarts_after(desired.restart_policy(), container, code)
 }
+
+/// Exit code of what SIGKILL ended.
+const KILLED: i32 = 137;
 
 /// The same, of a container that its probes gave up on: it will be killed, whatever code it exits with.
 fn restarts_after_probe(desired: &DesiredPod, container: &Container) -> bool {
@@ -413,8 +422,12 @@ fn next_restart_count(desired: &DesiredPod, seen: &Observed, name: &str) -> u32 
         lists.into_iter().flatten().flatten()
     });
     let reported = reported
-        .filter(|c| c.name == name && c.container_id.as_ref().is_some_and(|id| !id.is_empty()))
-        .map(|c| u32::try_from(c.restart_count).unwrap_or_default() + u32::from(seen_count.is_none()))
+        .filter(|c| c.name == name)
+        .map(|c| {
+            // One without an ID is not there any more: it has been counted already.
+            let counts = seen_count.is_none() && c.container_id.as_ref().is_some_and(|id| !id.is_empty());
+            u32::try_from(c.restart_count).unwrap_or_default() + u32::from(counts)
+        })
         .max();
     seen_count.max(reported).unwrap_or_default()
 }

@@ -50,7 +50,7 @@ fn pod(containers: &[&str]) -> Case {
     };
     let sandbox = Sandbox { id: "s0".into(), ready: true, ips: vec!["10.0.0.2".into()], ..Sandbox::default() };
     let seen = Observed { sandboxes: vec![sandbox], network_ready: true, memory, ..Observed::default() };
-    Case { desired: DesiredPod { pod: pod.into(), gone: false }, seen, at: 100 }
+    Case { desired: DesiredPod { pod: pod.into(), gone: false, ended: None }, seen, at: 100 }
 }
 
 impl Case {
@@ -137,6 +137,7 @@ fn short(plan: &Plan) -> String {
         Step::RunSandbox { attempt, changed } => format!("sandbox-{attempt}{}", if *changed { "-changed" } else { "" }),
         Step::StopSandbox { id } => format!("stop-sandbox-{id}"),
         Step::FindImage(key) => format!("find-{}", key.image),
+        Step::LookForImage(key) => format!("look-{}", key.image),
         Step::CreateContainer { name, restart_count, .. } => format!("create-{name}-{restart_count}"),
         Step::StartContainer { name, id } => {
             format!("start-{name}{}", id.as_ref().map(|id| format!("-{id}")).unwrap_or_default())
@@ -144,7 +145,10 @@ fn short(plan: &Plan) -> String {
         Step::RunPreStop { name, .. } => format!("hook-{name}"),
         Step::StopContainer(stop) => format!("stop-{}", stop.name),
         Step::ShortenGrace { id, .. } => format!("shorten-{id}"),
-        Step::RemoveContainer { id } => format!("remove-{id}"),
+        Step::Resize { running } => {
+            format!("resize{}", running.iter().map(|(name, _)| format!("-{name}")).collect::<String>())
+        }
+        Step::RemoveContainer { id, .. } => format!("remove-{id}"),
         Step::RemoveSandbox { id } => format!("remove-sandbox-{id}"),
         Step::TearDown => "tear-down".into(),
         Step::Report => "report".into(),
@@ -162,11 +166,14 @@ fn check(row: &str, case: Case, expected: &str) -> Plan {
 
 #[test]
 fn a_new_pod_is_set_up_in_order() {
-    // A1.8
+    // A1.8, A2.20
     let fresh = pod(&["a"]).seen(|s| s.sandboxes.clear()).memory(|m| {
         (m.cgroup_ready, m.volumes) = (false, VolumesState::Unknown);
     });
-    check("A1.8", fresh, "cgroup volumes sandbox-0");
+    check("A1.8", fresh.clone(), "cgroup volumes sandbox-0");
+    check("A1.8", fresh.clone().memory(|m| m.images.clear()), "cgroup volumes sandbox-0 look-img:1");
+    let always = |s: &mut PodSpec| s.containers[0].image_pull_policy = Some("Always".into());
+    check("A2.20", fresh.spec(always).memory(|m| m.images.clear()), "cgroup volumes sandbox-0");
     check("A1.8", pod(&["a", "b"]), "create-a-0 start-a create-b-0 start-b");
     let no_image = pod(&["a"]).memory(|m| m.images.clear());
     check("A1.8", no_image, "find-img:1");
@@ -240,6 +247,175 @@ fn a_removed_init_container_is_not_run_again() {
     // A3.2
     check("A3.2", pod(&["a"]).init("i").init("j").runs("j"), "");
     check("A3.2", pod(&["a"]).init("i").runs("a"), "");
+}
+
+/// The only stop of a plan: message, seconds of grace, whether the container is made anew whatever its policy says.
+#[track_caller]
+fn stopped(row: &str, case: Case) -> (String, u64, bool) {
+    let at = Duration::from_secs(case.at);
+    let plan = case.plan();
+    let stops = plan.steps.iter().filter_map(|step| match step {
+        Step::StopContainer(stop) => Some((stop.message.clone(), (stop.deadline - at).as_secs(), stop.recreate)),
+        _ => None,
+    });
+    let stops: Vec<_> = stops.collect();
+    assert_eq!(stops.len(), 1, "{row}: {plan:#?}");
+    stops[0].clone()
+}
+
+fn dead(name: &str, started: bool) -> impl FnOnce(&mut Memory) {
+    move |m| {
+        m.probes.insert(name.into(), ProbeVerdict { started, ready: false, dead: true });
+    }
+}
+
+#[test]
+fn a_container_that_its_probes_gave_up_on_is_stopped() {
+    // A4.9, A5.4, A5.5, A5.7
+    let probe = |grace| {
+        Some(k8s_openapi::api::core::v1::Probe { termination_grace_period_seconds: grace, ..Default::default() })
+    };
+    let with = |liveness, startup| {
+        pod(&["a"]).runs("a").spec(move |s| {
+            (s.containers[0].liveness_probe, s.containers[0].startup_probe) = (probe(liveness), probe(startup));
+        })
+    };
+    let again = |kind: &str| format!("Container a failed {kind} probe, will be restarted");
+    assert_eq!(stopped("A5.5", with(None, None).memory(dead("a", true))), (again("liveness"), 30, false));
+    assert_eq!(stopped("A5.4", with(None, None).memory(dead("a", false))), (again("startup"), 30, false));
+    assert_eq!(stopped("A5.7", with(Some(5), Some(9)).memory(dead("a", true))).1, 5);
+    assert_eq!(stopped("A5.7", with(Some(5), Some(9)).memory(dead("a", false))).1, 9);
+    let never = with(None, None).policy("Never").memory(dead("a", true));
+    assert_eq!(stopped("A4.9", never).0, "Container a failed liveness probe");
+    let sidecar = pod(&["a"]).sidecar("s").runs("s").runs("a").memory(dead("s", true));
+    assert_eq!(stopped("A4.9", sidecar).0, "Init container s failed liveness probe");
+}
+
+#[test]
+fn a_hook_after_the_start_holds_the_next_containers_back() {
+    // A4.1
+    let hooked = |c: &mut Container| {
+        let post_start = Some(k8s_openapi::api::core::v1::LifecycleHandler::default());
+        c.lifecycle = Some(k8s_openapi::api::core::v1::Lifecycle { post_start, ..Default::default() });
+    };
+    let two = || pod(&["a", "b"]).spec(|s| hooked(&mut s.containers[0]));
+    let under_way = |m: &mut Memory| drop(m.post_start.insert("a".into(), "a0".into()));
+    check("A4.1", two(), "create-a-0 start-a");
+    check("A4.1", two().runs("a").memory(under_way), "");
+    check("A4.1", two().runs("a"), "create-b-0 start-b");
+    let sidecar = || pod(&["b"]).sidecar("a").runs("a");
+    check("A4.1", sidecar().memory(under_way), "");
+    check("A4.1", sidecar(), "create-b-0 start-b");
+}
+
+#[test]
+fn containers_have_policies_of_their_own() {
+    // A3.10
+    let own = |policy: &str| {
+        let policy = policy.to_owned();
+        move |s: &mut PodSpec| s.containers[0].restart_policy = Some(policy)
+    };
+    check("A3.10", pod(&["a"]).policy("Never").spec(own("Always")).exited("a", 0), "create-a-1 start-a");
+    check("A3.10", pod(&["a", "b"]).spec(own("Never")).exited("a", 1).runs("b"), "");
+    check(
+        "A3.10",
+        pod(&["a"]).spec(own("OnFailure")).exited("a", 0).seen(|s| s.sandboxes[0].ready = false),
+        "tear-down",
+    );
+    check("A3.10", pod(&["a"]).spec(own("OnFailure")).exited("a", 1), "create-a-1 start-a");
+    let rules = |s: &mut PodSpec| {
+        use k8s_openapi::api::core::v1::{ContainerRestartRule, ContainerRestartRuleOnExitCodes};
+        let codes = ContainerRestartRuleOnExitCodes { operator: "In".into(), values: Some(vec![42]) };
+        let rule = ContainerRestartRule { action: "Restart".into(), exit_codes: Some(codes) };
+        s.containers[0].restart_policy = Some("Never".into());
+        s.containers[0].restart_policy_rules = Some(vec![rule]);
+    };
+    check("A3.10", pod(&["a", "b"]).spec(rules).exited("a", 42).runs("b"), "create-a-1 start-a");
+    check("A3.10", pod(&["a", "b"]).spec(rules).exited("a", 43).runs("b"), "");
+    let init = pod(&["a"]).init("i").spec(|s| {
+        s.init_containers.as_mut().unwrap()[0].restart_policy = Some("Never".into());
+    });
+    check("A3.10", init.exited("i", 1).seen(|s| s.sandboxes[0].ready = false), "tear-down");
+}
+
+#[test]
+fn one_exit_may_make_all_start_over() {
+    // A3.12
+    let rule = |s: &mut PodSpec| {
+        use k8s_openapi::api::core::v1::{ContainerRestartRule, ContainerRestartRuleOnExitCodes};
+        let codes = ContainerRestartRuleOnExitCodes { operator: "In".into(), values: Some(vec![42]) };
+        let rule = ContainerRestartRule { action: "RestartAllContainers".into(), exit_codes: Some(codes) };
+        s.containers[0].restart_policy = Some("Never".into());
+        s.containers[0].restart_policy_rules = Some(vec![rule]);
+    };
+    let case = || pod(&["a", "b"]).init("i").sidecar("s").spec(rule).exited("i", 0);
+    let ended = case().runs("s").runs("b").exited("a", 42);
+    let plan = check("A3.12", ended.clone(), "stop-b stop-s");
+    assert!(plan.restarting_all);
+    let without_grace =
+        |step: &Step| matches!(step, Step::StopContainer(s) if !s.hook && s.deadline == Duration::from_secs(100));
+    assert!(plan.steps.iter().all(without_grace), "{plan:#?}");
+    let all_dead = case().exited("s", 137).exited("b", 137).exited("a", 42);
+    check("A3.12", all_dead, "remove-b0 remove-s0 remove-i0 remove-a0");
+    check("A3.12", pod(&["a", "b"]).init("i").sidecar("s").spec(rule), "create-i-0 start-i");
+    check("A3.12", case().runs("s").runs("b").exited("a", 41), "");
+}
+
+#[test]
+fn an_ephemeral_container_sees_the_processes_of_its_target() {
+    // A3.7
+    let with = |target: Option<&str>| {
+        let ephemeral = k8s_openapi::api::core::v1::EphemeralContainer {
+            name: "e".into(),
+            image: Some("img:1".into()),
+            target_container_name: target.map(str::to_owned),
+            ..Default::default()
+        };
+        pod(&["a"]).spec(|s| s.ephemeral_containers = Some(vec![ephemeral]))
+    };
+    let target = |plan: &Plan| {
+        plan.steps.iter().find_map(|step| match step {
+            Step::CreateContainer { name, target, .. } if name == "e" => target.clone(),
+            _ => None,
+        })
+    };
+    assert_eq!(target(&check("A3.7", with(None).runs("a"), "create-e-0 start-e")), None);
+    assert_eq!(target(&check("A3.7", with(Some("a")).runs("a"), "create-e-0 start-e")), Some("a0".into()));
+    let missing = with(Some("a")).policy("Never").exited("a", 0).seen(|s| s.containers.clear()).plan();
+    assert_eq!(missing.waiting["e"].message, "unable to find target container a");
+    check("A3.7", with(None).runs("a").exited("e", 1), "");
+}
+
+#[test]
+fn new_resources_reach_running_containers() {
+    // A15.1
+    use k8s_openapi::api::core::v1::{ContainerResizePolicy, ResourceRequirements};
+    use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+    let resources = |cpu: &str| ResourceRequirements {
+        requests: Some([("cpu".to_owned(), Quantity(cpu.to_owned()))].into()),
+        ..ResourceRequirements::default()
+    };
+    let case = |policy: &str| {
+        let policy = ContainerResizePolicy { resource_name: "cpu".into(), restart_policy: policy.to_owned() };
+        pod(&["a"])
+            .spec(|s| {
+                s.containers[0].resources = Some(resources("2"));
+                s.containers[0].resize_policy = Some(vec![policy]);
+            })
+            .memory(|m| drop(m.resize.allocation.actuated.insert("a".into(), resources("1"))))
+    };
+    check("A15.1", case("NotRequired").runs("a"), "resize-a");
+    check(
+        "A15.1",
+        case("NotRequired").runs("a").memory(|m| {
+            let retry_at = Duration::from_secs(101);
+            m.resize.error = Some(crate::pod::resize::Failed { message: String::new(), retry_at });
+        }),
+        "",
+    );
+    let restart = stopped("A15.1", case("RestartContainer").runs("a"));
+    assert_eq!(restart, ("Container a resize requires restart".into(), 30, true));
+    check("A15.1", case("RestartContainer"), "resize create-a-0 start-a");
 }
 
 #[test]
@@ -501,11 +677,17 @@ fn act(case: &mut Case, plan: &Plan, fails: bool) {
             Step::StopSandbox { id } => {
                 case.seen.sandboxes.iter_mut().filter(|s| s.id == *id).for_each(|s| s.ready = false);
             }
-            Step::FindImage(key) => {
+            Step::FindImage(key) | Step::LookForImage(key) => {
                 let state = ImageState::Ready { id: "sha".into(), uid: None, username: String::new() };
                 memory.images.insert(key.clone(), state);
             }
-            Step::CreateContainer { name, restart_count, restarts, image } => {
+            Step::Resize { running } => {
+                for (name, _) in running {
+                    let given = case.desired.container(name).and_then(|(_, c)| c.resources).unwrap_or_default();
+                    memory.resize.allocation.actuated.insert(name.clone(), given);
+                }
+            }
+            Step::CreateContainer { name, restart_count, restarts, image, .. } => {
                 memory.images.remove(image);
                 memory.recreate.remove(name);
                 if let Some(ended) = restarts {
@@ -554,7 +736,7 @@ fn act(case: &mut Case, plan: &Plan, fails: bool) {
                     stop.deadline = *deadline;
                 }
             }
-            Step::RemoveContainer { id } => case.seen.containers.retain(|i| i.id != *id),
+            Step::RemoveContainer { id, .. } => case.seen.containers.retain(|i| i.id != *id),
             Step::RemoveSandbox { id } => case.seen.sandboxes.retain(|s| s.id != *id),
             Step::TearDown => memory.torn_down = true,
             Step::Report => memory.reported = true,

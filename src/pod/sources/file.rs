@@ -142,7 +142,8 @@ impl Reader {
                 }
                 Err(problem) => {
                     self.tell(&file, problem);
-                    if let Some(before) = before.filter(|_| patient) {
+                    // A link whose file has gone is gone as well.
+                    if let Some(before) = before.filter(|_| patient && file.exists()) {
                         known.insert(file, before);
                     }
                 }

@@ -5,6 +5,10 @@ use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition};
 use super::{Facts, stamp};
 use crate::clock::Now;
 use crate::pod::observed::VolumesState;
+use crate::pod::policy::may_restart_all;
+
+/// The condition of a pod that starts over as a whole (A3.12).
+pub(super) const RESTARTING_ALL: &str = "AllContainersRestarting";
 
 pub(super) struct Conditions<'a> {
     pub(super) facts: Facts<'a>,
@@ -42,12 +46,62 @@ impl Conditions<'_> {
             self.condition("ContainersReady", containers_ready),
             self.condition("PodScheduled", Verdict::YES),
         ];
-        if let Some((_, message, true)) = killed {
-            let message = Some(message.clone());
+        all.extend(self.resize());
+        all.extend(self.restarting_all());
+        if let Some((reason, message, true)) = killed {
+            let message = match reason.as_str() {
+                "Preempting" => "Pod was preempted by Kubelet to accommodate a critical pod.".to_owned(),
+                _ => message.clone(),
+            };
+            let message = Some(message);
             let disrupted = Verdict { holds: true, reason: Some("TerminationByKubelet"), message };
             all.push(self.condition("DisruptionTarget", disrupted));
         }
         all
+    }
+
+    /// Only pods that have such a rule (A3.12).
+    fn restarting_all(&self) -> Option<PodCondition> {
+        let desired = self.facts.desired;
+        let mut all = desired.containers().iter().chain(desired.init_containers());
+        if !all.any(may_restart_all) {
+            return None;
+        }
+        let verdict = match (self.phase, self.facts.seen.memory.restarting_all) {
+            ("Succeeded", _) => Verdict::no("PodCompleted", None),
+            ("Failed", _) => Verdict::no("PodFailed", None),
+            (_, true) => {
+                let message = Some("container exited with restart policy rule".to_owned());
+                Verdict { holds: true, reason: Some("RestartAllContainersStarted"), message }
+            }
+            (_, false) => Verdict { holds: false, reason: None, message: None },
+        };
+        Some(self.condition(RESTARTING_ALL, verdict))
+    }
+
+    /// A resize that waits, and one under way (A15.1).
+    fn resize(&self) -> Vec<PodCondition> {
+        let resize = &self.facts.seen.memory.resize;
+        if matches!(self.phase, "Succeeded" | "Failed") {
+            return Vec::new();
+        }
+        let pending = resize.pending.as_ref().map(|pending| PodCondition {
+            observed_generation: pending.generation,
+            ..self.condition(
+                "PodResizePending",
+                Verdict { holds: true, reason: Some(pending.reason), message: Some(pending.message.clone()) },
+            )
+        });
+        let under_way = resize.under_way.then(|| {
+            let error = resize.error.as_ref();
+            let verdict = Verdict {
+                holds: true,
+                reason: error.map(|_| "Error"),
+                message: error.map(|failed| failed.message.clone()),
+            };
+            PodCondition { observed_generation: resize.generation, ..self.condition("PodResizeInProgress", verdict) }
+        });
+        pending.into_iter().chain(under_way).collect()
     }
 
     fn condition(&self, kind: &str, verdict: Verdict) -> PodCondition {

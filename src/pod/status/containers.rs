@@ -2,10 +2,11 @@
 
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-    VolumeMount, VolumeMountStatus,
+    ContainerUser, LinuxContainerUser, ResourceRequirements, VolumeMount, VolumeMountStatus,
 };
 use stoker_model::resources::is_sidecar;
 
+use super::conditions::RESTARTING_ALL;
 use super::{Facts, reported, stamp};
 use crate::pod::container::recursive_read_only;
 use crate::pod::observed::{DesiredPod, Instance, InstanceState};
@@ -55,6 +56,21 @@ pub(super) fn ephemeral_statuses(facts: Facts<'_>) -> Vec<ContainerStatus> {
         status
     });
     statuses.collect()
+}
+
+/// Last words of all containers of a pod together (A4.8).
+const ALL_LAST_WORDS: usize = 12 << 10;
+
+/// Gives the last words of each container its share of what a pod may say.
+pub(super) fn bound_messages(lists: [&mut Vec<ContainerStatus>; 3]) {
+    let share = ALL_LAST_WORDS / lists.iter().map(|list| list.len()).sum::<usize>().max(1);
+    for status in lists.into_iter().flatten() {
+        for state in [&mut status.state, &mut status.last_state].into_iter().flatten() {
+            if let Some(message) = state.terminated.as_mut().and_then(|t| t.message.as_mut()) {
+                message.truncate(message.floor_char_boundary(share));
+            }
+        }
+    }
 }
 
 /// At the end of a pod every container that had its turn has ended, whether or not anybody saw it (A1.20).
@@ -116,6 +132,13 @@ fn container_status(facts: Facts<'_>, container: &Container, previous: Option<&C
     let started = running && !hook_failed && !hook_runs && probe.is_none_or(|p| p.started);
     status.started = Some(started);
     status.ready = started && probe.is_none_or(|p| p.ready);
+    if newest.is_some() && facts.desired.target_kind(name) {
+        let allocation = &facts.seen.memory.resize.allocation;
+        let given = allocation.allocated.get(name).or(container.resources.as_ref()).cloned().unwrap_or_default();
+        status.allocated_resources = given.requests.clone();
+        let actual = allocation.actuated.get(name).filter(|_| running).cloned();
+        status.resources = Some(ResourceRequirements { claims: None, ..actual.unwrap_or(given) });
+    }
     status
 }
 
@@ -164,8 +187,18 @@ fn of_instance(container: &Container, instance: &Instance) -> ContainerStatus {
         container_id: Some(container_id(instance)),
         restart_count: i32::try_from(instance.restart_count).unwrap_or(i32::MAX),
         state: Some(state),
+        user: instance.user.clone().map(|(uid, gid, groups)| ContainerUser {
+            linux: Some(LinuxContainerUser { uid, gid, supplemental_groups: Some(groups) }),
+        }),
         ..ContainerStatus::default()
     }
+}
+
+/// Whether the pod starts over as a whole, or did when it was reported last (A3.12).
+fn restarting_all(facts: Facts<'_>) -> bool {
+    let conditions = facts.previous.conditions.iter().flatten();
+    let reported = conditions.into_iter().any(|c| c.type_ == RESTARTING_ALL && c.status == "True");
+    reported || facts.seen.memory.restarting_all
 }
 
 /// The runtime has nothing of this container: it never was, or it got lost (A2.15).
@@ -179,6 +212,16 @@ fn of_nothing(facts: Facts<'_>, container: &Container, previous: Option<&Contain
         ..ContainerStatus::default()
     };
     let Some(previous) = previous else { return status };
+    if restarting_all(facts) && previous.state.as_ref().is_some_and(|s| s.running.is_some() || s.terminated.is_some()) {
+        status.last_state = Some(ended(ContainerStateTerminated {
+            reason: Some("RestartingAllContainers".into()),
+            message: Some("The container is removed because RestartAllContainers in place".into()),
+            exit_code: UNKNOWN_EXIT_CODE,
+            ..ContainerStateTerminated::default()
+        }));
+        status.restart_count = previous.restart_count + 1;
+        return status;
+    }
     if let Some(end) = terminated(previous) {
         status.state = Some(ended(end.clone()));
         (status.container_id, status.image_id) = (previous.container_id.clone(), previous.image_id.clone());

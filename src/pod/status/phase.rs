@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::ContainerStatus;
 
 use super::Facts;
 use crate::pod::observed::Cause;
+use crate::pod::policy::restarts_after;
 
 pub(super) fn phase(
     facts: Facts<'_>,
@@ -37,8 +38,12 @@ fn by_containers(facts: Facts<'_>, init: &[ContainerStatus], regular: &[Containe
     let plain = init.iter().filter(|c| !facts.desired.is_sidecar(&c.name));
     let sidecars = init.iter().filter(|c| facts.desired.is_sidecar(&c.name));
     let plain_pending = plain.clone().any(|c| exit(c) != Some(0)) && !started_any;
-    let plain_failed = plain.clone().any(|c| exit(c).is_some_and(|code| code != 0));
-    if plain_failed && policy == "Never" {
+    let again = |c: &ContainerStatus, code: i32| {
+        let found = facts.desired.container(&c.name);
+        facts.seen.memory.recreate.contains(&c.name) || found.is_some_and(|(_, c)| restarts_after(policy, &c, code))
+    };
+    let failed_for_good = |c: &ContainerStatus| exit(c).is_some_and(|code| code != 0 && !again(c, code));
+    if plain.clone().any(failed_for_good) {
         return "Failed";
     }
     let sidecar_pending =
@@ -57,17 +62,13 @@ fn by_containers(facts: Facts<'_>, init: &[ContainerStatus], regular: &[Containe
         return "Pending";
     }
     let succeeded = regular.iter().filter(|c| exit(c) == Some(0)).count();
-    match (ended, policy) {
-        (true, _) => {
-            if stopped == succeeded {
-                "Succeeded"
-            } else {
-                "Failed"
-            }
-        }
-        (false, "Always") => "Running",
-        (false, _) if stopped == succeeded => "Succeeded",
-        (false, "Never") => "Failed",
-        (false, _) => "Running",
+    // One without an end of its own waits for its next start.
+    let comes_back = |c: &ContainerStatus| exit(c).is_none_or(|code| again(c, code));
+    if !ended && regular.iter().any(comes_back) {
+        "Running"
+    } else if stopped == succeeded {
+        "Succeeded"
+    } else {
+        "Failed"
     }
 }

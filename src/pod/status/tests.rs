@@ -36,7 +36,7 @@ fn pod(containers: &[&str]) -> Case {
     seen.memory.volumes = VolumesState::Mounted;
     seen.memory.started_at = Some(at(0));
     Case {
-        desired: DesiredPod { pod: pod.into(), gone: false },
+        desired: DesiredPod { pod: pod.into(), gone: false, ended: None },
         seen,
         waiting: BTreeMap::new(),
         previous: PodStatus::default(),
@@ -351,4 +351,176 @@ fn what_others_wrote_over_the_status_is_noticed() {
     let main = ContainerStatus { name: "main".into(), ready: true, ..ContainerStatus::default() };
     let with_main = PodStatus { container_statuses: Some(vec![main]), ..with("True") };
     assert!(super::differs(Some(&with("True")), &with_main), "a report that did not arrive");
+}
+
+#[test]
+fn a_pod_that_starts_over_says_so() {
+    // A3.12
+    use k8s_openapi::api::core::v1::{ContainerRestartRule, ContainerRestartRuleOnExitCodes};
+    let codes = ContainerRestartRuleOnExitCodes { operator: "In".into(), values: Some(vec![42]) };
+    let rule = ContainerRestartRule { action: "RestartAllContainers".into(), exit_codes: Some(codes) };
+    let mut case = pod(&["a"]).init("i", None).spec(|s| {
+        s.containers[0].restart_policy = Some("Never".into());
+        s.containers[0].restart_policy_rules = Some(vec![rule]);
+    });
+    let instance = |name: &str, state, exit_code| Instance {
+        id: name.into(),
+        name: name.into(),
+        sandbox_id: "s".into(),
+        state,
+        exit_code,
+        ..Instance::default()
+    };
+    let conditions = |status: &PodStatus, kind: &str| {
+        let found = status.conditions.iter().flatten().find(|c| c.type_ == kind).cloned();
+        found.map(|c| (c.status, c.reason.unwrap_or_default(), c.message.unwrap_or_default()))
+    };
+    let report = |case: &Case| {
+        let facts = Facts {
+            desired: &case.desired,
+            seen: &case.seen,
+            waiting: &case.waiting,
+            node_ips: &[],
+            previous: &case.previous,
+        };
+        status(facts, now(10))
+    };
+    case.seen.containers = vec![instance("a", InstanceState::Exited, 42), instance("i", InstanceState::Exited, 0)];
+    case.seen.memory.restarting_all = true;
+    let first = report(&case);
+    let started =
+        ("True".into(), "RestartAllContainersStarted".into(), "container exited with restart policy rule".into());
+    assert_eq!(conditions(&first, "AllContainersRestarting"), Some(started));
+    assert_eq!(first.phase.as_deref(), Some("Running"));
+    // Everything is gone, and starts over.
+    case.previous = first;
+    case.seen.containers.clear();
+    case.seen.memory.restarting_all = false;
+    for _ in 0..2 {
+        let second = report(&case);
+        let a = &second.container_statuses.as_ref().unwrap()[0];
+        let last = a.last_state.as_ref().and_then(|s| s.terminated.clone()).unwrap();
+        assert_eq!((last.exit_code, last.reason.as_deref()), (137, Some("RestartingAllContainers")));
+        assert_eq!(last.message.as_deref(), Some("The container is removed because RestartAllContainers in place"));
+        assert_eq!((a.restart_count, second.phase.as_deref()), (1, Some("Running")));
+        assert_eq!(conditions(&second, "AllContainersRestarting").unwrap().0, "False");
+        assert_eq!(conditions(&second, "Initialized").unwrap().0, "True");
+        case.previous = second;
+    }
+    let none = pod(&["a"]);
+    assert_eq!(conditions(&report(&none), "AllContainersRestarting"), None);
+}
+
+#[test]
+fn a_resize_is_told_in_conditions() {
+    // A15.1
+    use crate::pod::resize::{Failed, Pending};
+    let mut case = pod(&["a"]);
+    let find = |case: &Case, kind: &str| {
+        let facts = Facts {
+            desired: &case.desired,
+            seen: &case.seen,
+            waiting: &case.waiting,
+            node_ips: &[],
+            previous: &case.previous,
+        };
+        let conditions = status(facts, now(10)).conditions.unwrap();
+        let found = conditions.into_iter().find(|c| c.type_ == kind);
+        found.map(|c| (c.status, c.reason, c.message, c.observed_generation))
+    };
+    assert_eq!((find(&case, "PodResizePending"), find(&case, "PodResizeInProgress")), (None, None));
+    let resize = &mut case.seen.memory.resize;
+    resize.pending = Some(Pending { reason: "Deferred", message: "full".into(), generation: Some(4) });
+    (resize.under_way, resize.generation) = (true, Some(3));
+    let text = |text: &str| Some(text.to_owned());
+    assert_eq!(find(&case, "PodResizePending"), Some(("True".into(), text("Deferred"), text("full"), Some(4))));
+    assert_eq!(find(&case, "PodResizeInProgress"), Some(("True".into(), None, None, Some(3))));
+    case.seen.memory.resize.error = Some(Failed { message: "no".into(), retry_at: Default::default() });
+    assert_eq!(find(&case, "PodResizeInProgress"), Some(("True".into(), text("Error"), text("no"), Some(3))));
+}
+
+#[test]
+fn what_every_pod_shows() {
+    // A1.19, A2.4, A2.17
+    let case = pod(&["b", "a"]).init("z", None).init("y", None);
+    let facts = Facts {
+        desired: &case.desired,
+        seen: &case.seen,
+        waiting: &case.waiting,
+        node_ips: &[],
+        previous: &case.previous,
+    };
+    let status = status(facts, now(1));
+    let conditions = status.conditions.unwrap();
+    let mut kinds: Vec<&str> = conditions.iter().map(|c| c.type_.as_str()).collect();
+    kinds.sort_unstable();
+    assert_eq!(kinds, ["ContainersReady", "Initialized", "PodReadyToStartContainers", "PodScheduled", "Ready"]);
+    assert!(conditions.iter().all(|c| c.observed_generation == Some(3)) && status.observed_generation == Some(3));
+    let names =
+        |list: Option<Vec<ContainerStatus>>| -> Vec<String> { list.unwrap().into_iter().map(|c| c.name).collect() };
+    assert_eq!(names(status.container_statuses), ["a", "b"]);
+    assert_eq!(names(status.init_container_statuses), ["z", "y"]);
+}
+
+#[test]
+fn last_words_of_a_pod_are_bounded() {
+    // A4.8
+    let mut case = pod(&["a", "b", "c", "d"]);
+    case.seen.containers = ["a", "b", "c", "d"]
+        .map(|name| Instance {
+            id: name.into(),
+            name: name.into(),
+            sandbox_id: "s".into(),
+            state: InstanceState::Exited,
+            message: "é".repeat(2048),
+            ..Instance::default()
+        })
+        .into();
+    let facts = Facts {
+        desired: &case.desired,
+        seen: &case.seen,
+        waiting: &case.waiting,
+        node_ips: &[],
+        previous: &case.previous,
+    };
+    let statuses = status(facts, now(1)).container_statuses.unwrap();
+    let said =
+        statuses.iter().map(|c| c.state.as_ref().unwrap().terminated.as_ref().unwrap().message.as_ref().unwrap());
+    assert_eq!(said.map(String::len).collect::<Vec<_>>(), [3072; 4]);
+}
+
+#[test]
+fn a_container_tells_its_user_and_mounts() {
+    // A2.18
+    let mut case = pod(&["a"]).spec(|s| {
+        let mount = |name: &str, read_only| k8s_openapi::api::core::v1::VolumeMount {
+            name: name.into(),
+            mount_path: format!("/{name}"),
+            read_only,
+            ..Default::default()
+        };
+        s.containers[0].volume_mounts = Some(vec![mount("v", None), mount("w", Some(true))]);
+    });
+    let instance = Instance {
+        id: "a".into(),
+        name: "a".into(),
+        sandbox_id: "s".into(),
+        state: InstanceState::Running,
+        user: Some((1000, 2000, vec![2000, 3000])),
+        ..Instance::default()
+    };
+    case.seen.containers = vec![instance];
+    let facts = Facts {
+        desired: &case.desired,
+        seen: &case.seen,
+        waiting: &case.waiting,
+        node_ips: &[],
+        previous: &case.previous,
+    };
+    let a = status(facts, now(1)).container_statuses.unwrap().remove(0);
+    let linux = a.user.unwrap().linux.unwrap();
+    assert_eq!((linux.uid, linux.gid, linux.supplemental_groups), (1000, 2000, Some(vec![2000, 3000])));
+    let mounts: Vec<_> =
+        a.volume_mounts.unwrap().into_iter().map(|m| (m.name, m.read_only, m.recursive_read_only)).collect();
+    assert_eq!(mounts, [("v".into(), None, None), ("w".into(), Some(true), Some("Disabled".into()))]);
 }

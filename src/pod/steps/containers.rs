@@ -1,5 +1,7 @@
 //! Makes, starts and removes containers.
 
+use std::path::Path;
+
 use k8s_openapi::api::core::v1::Container;
 use stoker_model::handle::EventType;
 use stoker_model::quantity::Milli;
@@ -8,10 +10,13 @@ use super::mounts::{Refusal, config_error, link_log};
 use super::{Effect, Hand, Outcome};
 use crate::pod::container::{self, ContainerParts, log_path};
 use crate::pod::env::EnvSources;
-use crate::pod::observed::ImageKey;
+use crate::pod::observed::{DesiredPod, ImageKey};
 use crate::pod::resources::{self, NodeResources};
 use crate::pod::security::{self, NodeSecurity};
 use crate::runtime::cri;
+
+/// Where a pod's emptyDir volumes lie in its directory.
+const EMPTY_DIRS: &str = "volumes/kubernetes.io~empty-dir";
 
 impl Hand {
     /// Makes a container; its ID.
@@ -20,28 +25,30 @@ impl Hand {
         name: &str,
         image: &ImageKey,
         restart_count: u32,
+        target: Option<&str>,
     ) -> Result<String, Refusal> {
-        let (_, spec) = self
-            .desired
-            .borrow()
-            .container(name)
-            .ok_or_else(|| config_error("the container is no longer in the pod's spec"))?;
+        // With the resources that it was given, which may not be those that the newest spec asks for.
+        let given = DesiredPod { pod: self.pod.clone(), gone: false, ended: None };
+        let (_, spec) =
+            given.container(name).ok_or_else(|| config_error("the container is no longer in the pod's spec"))?;
         let sandbox = self.sandbox.clone().ok_or_else(|| config_error("the pod has no sandbox"))?;
         let found = self.images.iter().find(|(key, ..)| key == image).cloned();
         let (_, image_id, user) = found.ok_or_else(|| config_error("the image was not found"))?;
         let node = self.shared.node();
         let pod_ips =
             if sandbox.host_network { node.ips.iter().map(ToString::to_string).collect() } else { sandbox.ips.clone() };
+        let volumes = self.shared.volumes.dirs(&self.reference.uid).root().join(EMPTY_DIRS);
         let sources = EnvSources {
             pod: &self.pod,
             node: &node,
             pod_ips: &pod_ips,
             objects: &*self.shared.objects,
             services: &*self.shared.services,
+            volumes: &volumes,
         };
         let environment = sources.environment(&spec).await.map_err(config_error)?;
         let mounts = self.mounts(&spec, &environment, &pod_ips)?;
-        let linux = self.linux(&spec, &user, &node)?;
+        let linux = self.linux(&spec, &user, &node, target)?;
         let parts = ContainerParts { restart_count, image: image_id, environment, mounts, linux };
         let config = container::config(&self.pod, &spec, parts);
         let sandbox_config = self.sandbox_config(sandbox.attempt, false).map_err(config_error)?;
@@ -65,11 +72,17 @@ impl Hand {
         spec: &Container,
         user: &security::ImageUser,
         node: &stoker_model::handle::NodeSnapshot,
+        target: Option<&str>,
     ) -> Result<cri::LinuxContainerConfig, Refusal> {
         let shared = &self.shared;
         let seccomp_dir = shared.config.root_dir.join("seccomp");
-        let of_node = NodeSecurity { seccomp_default: shared.config.seccomp_default, seccomp_dir: &seccomp_dir };
-        let context = security::of_container(&self.pod, spec, user, of_node, None).map_err(config_error)?;
+        let throttles = security::thermal_throttles(Path::new("/sys/devices/system/cpu"));
+        let of_node = NodeSecurity {
+            seccomp_default: shared.config.seccomp_default,
+            seccomp_dir: &seccomp_dir,
+            more_masked: &throttles,
+        };
+        let context = security::of_container(&self.pod, spec, user, of_node, target).map_err(config_error)?;
         let resources = NodeResources {
             memory_bytes: node.capacity.get("memory").map_or(0, |memory| Milli::of(memory).units()),
             cgroup_v2: shared.cgroups.is_v2(),
@@ -94,8 +107,8 @@ impl Hand {
         Outcome::Done
     }
 
-    /// Removes a dead container with its log.
-    pub(super) async fn remove_container(&mut self, id: &str) -> Outcome {
+    /// Removes a dead container, and its log unless it is kept.
+    pub(super) async fn remove_container(&mut self, id: &str, keep_log: bool) -> Outcome {
         let status = self.shared.runtime.container_status(id, false).await.ok().and_then(|answer| answer.status);
         if let Err(error) = self.shared.runtime.remove_container(id).await
             && !error.is_not_found()
@@ -104,7 +117,7 @@ impl Hand {
             self.effects.push(Effect::Stuck);
             return Outcome::Stop;
         }
-        if let Some(status) = status {
+        if let Some(status) = status.filter(|_| !keep_log) {
             let name = status.metadata.map(|m| m.name).unwrap_or_default();
             let link = format!("{}_{}_{name}-{id}.log", self.reference.name, self.reference.namespace);
             for path in [status.log_path.into(), self.shared.config.link_dir.join(link)] {

@@ -21,6 +21,25 @@ pub(in crate::pod) async fn find_image(
     seeker.find().await
 }
 
+/// The same of an image that may be there; it is not pulled, and what is wrong with it is told when it is needed.
+pub(in crate::pod) async fn look_for_image(
+    shared: Arc<Shared>,
+    pod: PodRef,
+    container: (Kind, String),
+    key: ImageKey,
+) -> Effect {
+    if !is_reference(&key.image) {
+        return Effect::ImageAbsent { key };
+    }
+    match shared.images.status(&key.image).await {
+        Ok(Some(found)) => {
+            let seeker = Seeker { shared: &shared, pod: &pod, container: (container.0, &container.1), key: &key };
+            seeker.present(&found)
+        }
+        Ok(None) | Err(_) => Effect::ImageAbsent { key },
+    }
+}
+
 struct Seeker<'a> {
     shared: &'a Shared,
     pod: &'a PodRef,
@@ -43,6 +62,13 @@ impl Seeker<'_> {
         Effect::ImageFound { key: self.key.clone(), id, uid, username }
     }
 
+    fn present(&self, found: &cri::Image) -> Effect {
+        let image = &self.key.image;
+        let text = format!("Container image \"{image}\" already present on machine and can be accessed by the pod");
+        self.tell(EventType::Normal, "Pulled", text);
+        self.found(found.id.clone(), found)
+    }
+
     async fn find(&self) -> Effect {
         let image = &self.key.image;
         if !is_reference(image) {
@@ -61,12 +87,7 @@ impl Seeker<'_> {
             }
         };
         match (present, self.key.policy) {
-            (Some(found), PullPolicy::IfNotPresent | PullPolicy::Never) => {
-                let text =
-                    format!("Container image \"{image}\" already present on machine and can be accessed by the pod");
-                self.tell(EventType::Normal, "Pulled", text);
-                self.found(found.id.clone(), &found)
-            }
+            (Some(found), PullPolicy::IfNotPresent | PullPolicy::Never) => self.present(&found),
             (None, PullPolicy::Never) => {
                 let message = format!("Container image \"{image}\" is not present with pull policy of Never");
                 self.tell(EventType::Warning, "ErrImageNeverPull", message.clone());

@@ -33,6 +33,11 @@ impl Hand {
             let message = "Pod sandbox changed, it will be killed and re-created.";
             self.shared.tell(&self.reference, EventType::Normal, "SandboxChanged", message);
         }
+        if self.pod.spec.as_ref().and_then(|spec| spec.host_users) == Some(false) {
+            // Without its own users the pod would be root on the node, which it must not be.
+            let handler = &self.shared.config.runtime_handler;
+            return self.sandbox_failed(format!("RuntimeClass handler \"{handler}\" does not support user namespaces"));
+        }
         let config = match self.sandbox_config(attempt, true) {
             Ok(config) => config,
             Err(message) => return self.sandbox_failed(message),

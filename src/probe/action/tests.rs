@@ -106,7 +106,7 @@ async fn redirects_stay_on_their_host() {
 
 #[tokio::test]
 async fn headers_are_those_of_kubernetes_unless_given() {
-    // A5.8
+    // A5.1, A5.8
     let (port, mut asked) = server(|_| status(200, "")).await;
     get(http(port, "")).await;
     let head = asked.recv().await.unwrap().to_lowercase();

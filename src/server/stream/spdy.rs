@@ -241,7 +241,7 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_comes_ends(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            futures::executor::block_on(async {
+            tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
                 let mut rest = &bytes[..];
                 let mut reader = Reader::new(&mut rest);
                 let mut data = Vec::new();

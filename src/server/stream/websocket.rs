@@ -338,7 +338,7 @@ mod tests {
         #[test]
         fn a_message_never_reaches_a_stream_of_the_runtimes(message in prop::collection::vec(any::<u8>(), 0..40)) {
             let mut bytes = Vec::new();
-            futures::executor::block_on(take(ALL, &message, &mut bytes)).unwrap();
+            tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(take(ALL, &message, &mut bytes)).unwrap();
             prop_assert!(bytes.is_empty() || matches!(bytes[3], 3 | 9));
         }
     }

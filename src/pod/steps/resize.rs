@@ -1,0 +1,118 @@
+//! Writes new limits while the containers run: the pod's group grows before them and shrinks after them (A15.1).
+
+use stoker_model::quantity::Milli;
+use stoker_model::resources::{amounts, qos_class};
+
+use super::{Effect, Hand, Outcome};
+use crate::cgroup::PodLimits;
+use crate::pod::observed::DesiredPod;
+use crate::pod::resources::{self, NodeResources};
+use crate::runtime::{RuntimeError, cri};
+
+/// A container to change: name and ID.
+pub(in crate::pod) type Running = (String, String);
+
+impl Hand {
+    pub(super) async fn resize(&mut self, running: Vec<Running>) -> Outcome {
+        match self.try_resize(&running).await {
+            Ok(()) => Outcome::Done,
+            Err(message) => {
+                self.effects.push(Effect::ResizeFailed { message });
+                Outcome::Stop
+            }
+        }
+    }
+
+    async fn try_resize(&mut self, running: &[Running]) -> Result<(), String> {
+        self.refuse_too_little(running)?;
+        let spec = self.pod.spec.clone().unwrap_or_default();
+        let (qos, uid) = (qos_class(&spec), self.reference.uid.as_str().to_owned());
+        let wanted = PodLimits::of(&spec);
+        let wider = match self.shared.cgroups.pod_limits(qos, &uid) {
+            Some(current) => wanted.wider(&current),
+            None => wanted,
+        };
+        let limit = |limits: &PodLimits| self.shared.cgroups.limit_pod(&uid, limits).map_err(|e| e.to_string());
+        limit(&wider)?;
+        for (name, id) in running {
+            let update = self.update_of(name, id);
+            self.shared.runtime.update_container_resources(update).await.map_err(|error| error.to_string())?;
+            self.effects.push(Effect::Resized { name: name.clone() });
+        }
+        limit(&wanted)?;
+        self.tell_runtime(&wanted).await
+    }
+
+    fn node_resources(&self) -> NodeResources {
+        NodeResources {
+            memory_bytes: self.shared.node().capacity.get("memory").map_or(0, |memory| Milli::of(memory).units()),
+            cgroup_v2: self.shared.cgroups.is_v2(),
+            cpu_period: self.shared.cgroups.cpu_quota_period(),
+            single_process_oom_kill: self.shared.config.single_process_oom_kill,
+        }
+    }
+
+    fn update_of(&self, name: &str, id: &str) -> cri::UpdateContainerResourcesRequest {
+        let desired = DesiredPod { pod: self.pod.clone(), gone: false, ended: None };
+        let spec = self.pod.spec.clone().unwrap_or_default();
+        let container = desired.container(name).map(|(_, container)| container).unwrap_or_default();
+        let all = resources::of_container(&spec, &container, self.node_resources());
+        let linux = cri::LinuxContainerResources {
+            cpu_period: all.cpu_period,
+            cpu_quota: all.cpu_quota,
+            cpu_shares: all.cpu_shares,
+            memory_limit_in_bytes: all.memory_limit_in_bytes,
+            memory_swap_limit_in_bytes: all.memory_swap_limit_in_bytes,
+            ..Default::default()
+        };
+        cri::UpdateContainerResourcesRequest { container_id: id.to_owned(), linux: Some(linux), ..Default::default() }
+    }
+
+    /// Memory limits below what is in use would only end the containers.
+    fn refuse_too_little(&self, running: &[Running]) -> Result<(), String> {
+        let desired = DesiredPod { pod: self.pod.clone(), gone: false, ended: None };
+        let spec = self.pod.spec.clone().unwrap_or_default();
+        let (qos, uid) = (qos_class(&spec), self.reference.uid.as_str());
+        let cgroups = &self.shared.cgroups;
+        let mut problems = Vec::new();
+        let below = |limit: i64, used: u64| u64::try_from(limit).is_ok_and(|limit| limit > 0 && used >= limit);
+        if let (Some(limit), Some(used)) = (PodLimits::of(&spec).memory_bytes, cgroups.memory_in_use(qos, uid, None))
+            && below(limit, used)
+        {
+            problems.push(format!("attempting to set pod memory limit ({limit}) below current usage ({used})"));
+        }
+        for (name, id) in running {
+            let resources = desired.container(name).and_then(|(_, c)| c.resources).unwrap_or_default();
+            let limit = amounts(resources.limits.as_ref()).get("memory").map_or(0, |memory| memory.units());
+            if let Some(used) = cgroups.memory_in_use(qos, uid, Some(id)).filter(|used| below(limit, *used)) {
+                problems.push(format!(
+                    "attempting to set container \"{name}\" memory limit ({limit}) below current usage ({used})"
+                ));
+            }
+        }
+        match problems.as_slice() {
+            [] => Ok(()),
+            [one] => Err(format!("cannot decrease memory limits: {one}")),
+            several => Err(format!("cannot decrease memory limits: [{}]", several.join(", "))),
+        }
+    }
+
+    /// Runtimes that keep an account of the pod as a whole are told; others do not know the call.
+    async fn tell_runtime(&mut self, limits: &PodLimits) -> Result<(), String> {
+        let Some(sandbox) = &self.sandbox else { return Ok(()) };
+        let resources = cri::LinuxContainerResources {
+            cpu_shares: i64::try_from(limits.shares).unwrap_or(i64::MAX),
+            memory_limit_in_bytes: limits.memory_bytes.unwrap_or_default(),
+            ..Default::default()
+        };
+        let request = cri::UpdatePodSandboxResourcesRequest {
+            pod_sandbox_id: sandbox.id.clone(),
+            resources: Some(resources),
+            ..Default::default()
+        };
+        match self.shared.runtime.update_pod_sandbox_resources(request).await {
+            Err(RuntimeError::Unsupported { .. }) | Ok(()) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! An agent that ends, and a runtime that is killed, at moments that nobody chose.
+
+use std::fs;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{ExecAction, HostPathVolumeSource, Probe, Volume};
+use stoker::runtime::cri;
+
+use crate::node::{Node, condition, pod, status};
+
+const FAULTS: u32 = 4;
+
+/// Another moment in each run.
+async fn a_while() {
+    let random = uuid::Uuid::new_v4().as_u128() % 1200;
+    tokio::time::sleep(Duration::from_millis(u64::try_from(random).unwrap())).await;
+}
+
+fn probe() -> Option<Probe> {
+    let command = ["/bin/busybox", "true"].map(String::from).to_vec();
+    let exec = ExecAction { command: Some(command) };
+    Some(Probe { exec: Some(exec), period_seconds: Some(1), timeout_seconds: Some(5), ..Probe::default() })
+}
+
+#[tokio::test]
+async fn faults_at_random_moments_start_everything_once() {
+    // A1.3, A1.15, A2.23, A5.3
+    let mut node = Node::start().await;
+    let starts = node.path("starts");
+    fs::create_dir_all(&starts).unwrap();
+    let names = ["p0", "p1", "p2"];
+    let pods = names.map(|name| {
+        let note = |who: &str| format!("echo {name}-{who} >> /starts/{name}; ");
+        let long = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
+        let path = starts.to_str().unwrap().to_owned();
+        let host_path = HostPathVolumeSource { path, type_: None };
+        let volume = Volume { name: "starts".into(), host_path: Some(host_path), ..Volume::default() };
+        let mut built = pod(name)
+            .init("init", &note("init"))
+            .sidecar("side", &(note("side") + long))
+            .container("main", &(note("main") + long))
+            .volume(volume, "/starts")
+            .with(|c| (c.readiness_probe, c.liveness_probe) = (probe(), probe()));
+        let spec = built.0.spec.as_mut().unwrap();
+        for init in spec.init_containers.iter_mut().flatten() {
+            init.volume_mounts = spec.containers[0].volume_mounts.clone();
+        }
+        built.0
+    });
+    let uids = pods.map(|pod| node.api.create(pod));
+    for _ in 0..FAULTS {
+        a_while().await;
+        node.stop_agent().await;
+        node.start_agent();
+    }
+    for uid in &uids {
+        node.api.until(uid, "ready", |p| condition(p, "Ready")).await;
+    }
+    let counts = |node: &Node| {
+        let all = uids.iter().map(|uid| node.api.pod(uid).unwrap());
+        all.map(|p| ["init", "side", "main"].map(|name| status(&p, name).restart_count)).collect::<Vec<_>>()
+    };
+    assert_eq!(counts(&node), [[0; 3]; 3]);
+    for fault in 0..FAULTS {
+        a_while().await;
+        if fault % 2 == 0 {
+            node.lab.kill_containerd();
+            node.lab.start_containerd().await;
+        } else {
+            node.stop_agent().await;
+            node.start_agent();
+        }
+    }
+    // By then whatever somebody got wrong has happened.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    for uid in &uids {
+        node.api.until(uid, "ready again", |p| condition(p, "Ready")).await;
+    }
+    assert_eq!(counts(&node), [[0; 3]; 3]);
+    for name in names {
+        let told = fs::read_to_string(starts.join(name)).unwrap();
+        let expected = ["init", "side", "main"].map(|who| format!("{name}-{who}"));
+        assert_eq!(told.lines().collect::<Vec<_>>(), expected, "each was started once, in its order");
+    }
+    let running = node.lab.runtime.list_containers(None).await.unwrap();
+    let running = running.iter().filter(|c| c.state() == cri::ContainerState::ContainerRunning).count();
+    assert_eq!(running, 6);
+    for uid in &uids {
+        node.api.delete(uid, 2);
+        node.api.until_gone(uid).await;
+        node.until_nothing_is_left(uid).await;
+    }
+    node.stop().await;
+}

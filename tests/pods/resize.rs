@@ -1,0 +1,134 @@
+//! New resources for running containers, down to the kernel.
+
+use std::fs;
+
+use k8s_openapi::api::core::v1::{ContainerResizePolicy, Pod, ResourceRequirements};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use stoker_model::pod::PodUid;
+
+use crate::node::{Node, condition, pod, state, status};
+
+const LONG: &str = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
+
+fn resources(cpu: &str, memory: &str) -> ResourceRequirements {
+    let list = [("cpu", cpu), ("memory", memory)].map(|(k, v)| (k.to_owned(), Quantity(v.to_owned())));
+    ResourceRequirements { requests: Some(list.clone().into()), limits: Some(list.into()), ..Default::default() }
+}
+
+fn wants(cpu: &'static str, memory: &'static str) -> impl Fn(&mut Pod) {
+    move |pod| pod.spec.as_mut().unwrap().containers[0].resources = Some(resources(cpu, memory))
+}
+
+impl Node {
+    /// A value of a pod's control group, or of its container's.
+    fn group(&self, uid: &PodUid, container: bool, controller: &str, v1: &str, v2: &str) -> String {
+        let root = self.lab.path().file_name().unwrap();
+        let id = status(&self.api.pod(uid).unwrap(), "main").container_id.unwrap();
+        let inside = if container { id.trim_start_matches("containerd://") } else { "" };
+        let of = |tree: &str| {
+            let group = std::path::Path::new("/sys/fs/cgroup").join(tree).join(root).join("kubepods");
+            group.join(format!("pod{uid}")).join(inside)
+        };
+        let read = |path: std::path::PathBuf| fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
+        read(of(controller).join(v1)).or_else(|| read(of("").join(v2))).unwrap_or_default()
+    }
+
+    fn memory(&self, uid: &PodUid) -> [String; 2] {
+        [false, true].map(|inside| self.group(uid, inside, "memory", "memory.limit_in_bytes", "memory.max"))
+    }
+
+    fn quota(&self, uid: &PodUid) -> [String; 2] {
+        let quota = |inside| self.group(uid, inside, "cpu", "cpu.cfs_quota_us", "cpu.max");
+        [false, true].map(|inside| quota(inside).split(' ').next().unwrap_or_default().to_owned())
+    }
+}
+
+#[tokio::test]
+async fn a_running_pod_gets_other_resources() {
+    // A15.1, A2.18
+    let mut node = Node::start().await;
+    let built = pod("p").container("main", LONG).with(|c| {
+        c.resources = Some(resources("100m", "64Mi"));
+        let policy = |name: &str, restart: &str| ContainerResizePolicy {
+            resource_name: name.into(),
+            restart_policy: restart.into(),
+        };
+        c.resize_policy = Some(vec![policy("cpu", "NotRequired"), policy("memory", "NotRequired")]);
+    });
+    let uid = node.api.create(built.0);
+    let running = node.api.until(&uid, "ready", |p| condition(p, "Ready")).await;
+    let id = status(&running, "main").container_id;
+    assert_eq!(status(&running, "main").resources, Some(resources("100m", "64Mi")));
+    assert_eq!(node.memory(&uid), ["67108864", "67108864"]);
+
+    node.api.change(&uid, wants("200m", "128Mi"));
+    let done = |cpu: &'static str, memory: &'static str| {
+        move |p: &Pod| {
+            status(p, "main").resources == Some(resources(cpu, memory)) && !condition(p, "PodResizeInProgress")
+        }
+    };
+    let resized = node.api.until(&uid, "resized", done("200m", "128Mi")).await;
+    let main = status(&resized, "main");
+    assert_eq!((main.container_id, main.restart_count), (id.clone(), 0));
+    assert_eq!(main.allocated_resources, resources("200m", "128Mi").requests);
+    assert_eq!(
+        (node.memory(&uid), node.quota(&uid)),
+        (["134217728"; 2].map(String::from), ["20000"; 2].map(String::from))
+    );
+    let events = node.api.events();
+    let told = |start: &str| events.iter().any(|e| e.starts_with(start));
+    assert!(told("p  ResizeStarted: Pod resize started: {\"containers\":[{\"name\":\"main\""), "{events:#?}");
+    assert!(told("p  ResizeCompleted: Pod resize completed: {"), "{events:#?}");
+
+    // While no agent runs: it is caught up with. Then smaller, too small, too large, and fitting again.
+    node.stop_agent().await;
+    node.api.change(&uid, wants("300m", "96Mi"));
+    node.start_agent();
+    node.api.until(&uid, "resized after a restart", done("300m", "96Mi")).await;
+    assert_eq!(node.memory(&uid), ["100663296"; 2].map(String::from));
+    node.api.change(&uid, wants("300m", "4Ki"));
+    let failed = |p: &Pod| {
+        let conditions = p.status.iter().flat_map(|s| s.conditions.iter().flatten());
+        conditions.into_iter().any(|c| {
+            c.type_ == "PodResizeInProgress"
+                && c.reason.as_deref() == Some("Error")
+                && c.message.as_deref().is_some_and(|m| m.starts_with("cannot decrease memory limits: "))
+        })
+    };
+    node.api.until(&uid, "refused", failed).await;
+    assert_eq!(node.memory(&uid), ["100663296"; 2].map(String::from));
+    node.api.change(&uid, wants("64", "96Mi"));
+    let deferred = |p: &Pod| {
+        let conditions = p.status.iter().flat_map(|s| s.conditions.iter().flatten());
+        conditions.into_iter().any(|c| {
+            c.type_ == "PodResizePending"
+                && c.reason.as_deref() == Some("Deferred")
+                && c.message.as_deref().is_some_and(|m| m.starts_with("Node didn't have enough resource: cpu"))
+        })
+    };
+    node.api.until(&uid, "deferred", deferred).await;
+    node.api.change(&uid, wants("50m", "96Mi"));
+    let small = node.api.until(&uid, "small", done("50m", "96Mi")).await;
+    assert!(!condition(&small, "PodResizePending"));
+    assert_eq!(node.quota(&uid), ["5000"; 2].map(String::from));
+    assert_eq!((status(&small, "main").container_id, status(&small, "main").restart_count), (id, 0));
+
+    // A resource whose policy wants a new container.
+    node.api.change(&uid, |p| {
+        wants("50m", "200Mi")(p);
+        let policies = p.spec.as_mut().unwrap().containers[0].resize_policy.as_mut().unwrap();
+        policies[1].restart_policy = "RestartContainer".into();
+    });
+    let again = |p: &Pod| {
+        let main = status(p, "main");
+        main.restart_count == 1 && main.state.is_some_and(|s| s.running.is_some())
+    };
+    let anew = node.api.until(&uid, "made anew", again).await;
+    assert_eq!(state(status(&anew, "main").last_state.as_ref()), "terminated 0 Completed");
+    node.api.until(&uid, "resized", done("50m", "200Mi")).await;
+    assert_eq!(node.memory(&uid), ["209715200"; 2].map(String::from));
+    node.api.delete(&uid, 2);
+    node.api.until_gone(&uid).await;
+    node.until_nothing_is_left(&uid).await;
+    node.stop().await;
+}
