@@ -17,7 +17,7 @@ use crate::pod::{PodRef, PodUid};
 /// nothing may be cleaned up (A1.2).
 pub type PodFeed = watch::Receiver<Option<Arc<DesiredPods>>>;
 
-/// Pods by UID.
+/// Pods by UID. One without a spec could not be read: it exists, and nothing else is known of it.
 pub type DesiredPods = BTreeMap<PodUid, Arc<Pod>>;
 
 /// What went wrong with a request to the API server, by what the caller may do about it.
@@ -50,6 +50,13 @@ pub trait PodApi: Send + Sync + 'static {
 
     /// Deletes with grace 0 and a UID precondition; done already is success (A1.11).
     async fn delete_finished(&self, pod: &PodRef) -> Result<(), ApiError>;
+}
+
+/// Makes the pods by which the API server shows static pods (A7.3). Deleted as [`PodApi::delete_finished`] does.
+#[async_trait]
+pub trait MirrorApi: Send + Sync + 'static {
+    /// Creates the pod; one of that name that shows the same version already is success.
+    async fn create_mirror(&self, pod: &Pod) -> Result<(), ApiError>;
 }
 
 /// Reads the objects that a pod's environment and volumes refer to. `Ok(None)`: there is no such object.
@@ -196,6 +203,8 @@ pub trait EventSink: Send + Sync + 'static {
 pub struct NodeSnapshot {
     /// The node's name.
     pub name: String,
+    /// UID of the Node object; `None` while there is none, or while it is being deleted.
+    pub uid: Option<String>,
     /// Addresses, primary family first.
     pub ips: Vec<IpAddr>,
     /// Labels of the Node object.

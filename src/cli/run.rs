@@ -6,16 +6,19 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use stoker_model::handle::{Authorizer, EventSink, NodeFeed, ObjectApi, PodApi, PodFeed, ServiceLinks, StorageApi};
+use stoker_model::handle::{
+    Authorizer, EventSink, MirrorApi, NodeFeed, ObjectApi, PodApi, PodFeed, ServiceLinks, StorageApi,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::preflight::{PreflightError, check_host, lock, prepare_root};
+use super::service_wiring;
 use super::standalone::{AlwaysAllow, Standalone};
 use super::wiring::{
-    WiringError, cgroup_config, node_settings, parallel_pulls, pods_config, server_config, service_config,
+    WiringError, cgroup_config, dns_config, node_settings, parallel_pulls, pods_config, server_config, service_config,
 };
 use super::{logging, systemd};
 use crate::cgroup::{CgroupError, Cgroups};
@@ -24,6 +27,7 @@ use crate::config::{
     ConfigError, Credentials, Flags, KubeconfigError, KubeletConfig, ServiceMode, StokerConfig, load,
     load_stoker_config, read_kubeconfig,
 };
+use crate::dns::{self, AddressError, DnsError, DnsServer};
 use crate::node::{self, NodeSettings};
 use crate::pod::{PodHandles, Pods};
 use crate::runtime::{Images, Runtime, RuntimeError, events as runtime_events, pause};
@@ -57,6 +61,10 @@ pub(super) enum RunError {
     Runtime(#[from] RuntimeError),
     #[error("the service data path: {0}")]
     Service(#[from] ServiceError),
+    #[error("cluster DNS: {0}")]
+    Dns(#[from] DnsError),
+    #[error("cluster DNS addresses of an earlier run: {0}")]
+    DnsAddress(#[from] AddressError),
     #[error("the node's API: {0}")]
     Server(#[from] server::ServerError),
     #[error(transparent)]
@@ -149,6 +157,7 @@ struct NodeHandles {
     node: NodeFeed,
     pods: PodFeed,
     api: Arc<dyn PodApi>,
+    mirrors: Arc<dyn MirrorApi>,
     objects: Arc<dyn ObjectApi>,
     /// `None`: without an API server there are no claims.
     storage: Option<Arc<dyn StorageApi>>,
@@ -190,6 +199,7 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
             node: observer.snapshots,
             pods: watch::channel(Some(Arc::default())).1,
             api: offline.clone(),
+            mirrors: offline.clone(),
             objects: offline.clone(),
             storage: None,
             services: offline.clone(),
@@ -207,7 +217,22 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
     spawn(tasks, "pod watch", task);
 
     let store = ServiceStore::default();
-    let (changes, queue) = mpsc::channel(SERVICE_QUEUE);
+    let (changes, mut queue) = mpsc::channel(SERVICE_QUEUE);
+    let dns = dns_config(kubelet, stoker)?;
+    let answers_dns = dns.is_some();
+    match dns {
+        Some(config) => {
+            let (to_dns, dns_queue) = mpsc::channel(SERVICE_QUEUE);
+            let (to_rules, rules_queue) = mpsc::channel(SERVICE_QUEUE);
+            let addresses = config.addresses.clone();
+            let server = DnsServer::start(config, *clock).await?;
+            spawn(tasks, "cluster DNS", server.run(dns_queue));
+            let both = std::mem::replace(&mut queue, rules_queue);
+            spawn(tasks, "service changes", service_wiring::share(both, to_rules, to_dns, addresses));
+        }
+        // What a run with DNS claimed would swallow what pods ask of another server.
+        None => dns::cleanup().await?,
+    }
     match stoker.service_proxy.mode {
         ServiceMode::Nftables => {
             let proxy = service::spawn(queue, observer.facts, service_config(stoker)?, *clock)?;
@@ -219,7 +244,7 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
         }
         ServiceMode::None => spawn(tasks, "service drain", drain(queue)),
     }
-    spawn(tasks, "service watch", upstream::watch_services(api.clone(), store.clone(), changes));
+    spawn(tasks, "service watch", upstream::watch_services(api.clone(), store.clone(), changes, answers_dns));
 
     let authorizer: Arc<dyn Authorizer> = if kubelet.authorization.mode == "AlwaysAllow" {
         Arc::new(AlwaysAllow)
@@ -231,6 +256,7 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
         node: observer.snapshots,
         pods,
         api: Arc::new(PodWriter::new(api.clone())),
+        mirrors: Arc::new(PodWriter::new(api.clone())),
         objects: Arc::new(Objects::new(api.clone(), *clock)),
         storage: Some(Arc::new(Storage::new(api, node.name.clone()))),
         services: Arc::new(store),
@@ -274,6 +300,7 @@ async fn wire_pods(
             pods: handles.pods,
             node: handles.node,
             api: handles.api,
+            mirrors: handles.mirrors,
             volumes,
             objects: handles.objects,
             services: handles.services,

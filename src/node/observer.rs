@@ -134,6 +134,7 @@ fn topology(snapshot: &NodeSnapshot) -> NodeTopology {
     NodeTopology {
         name: snapshot.name.as_str().into(),
         zone: snapshot.labels.get(ZONE).filter(|zone| !zone.is_empty()).map(|zone| zone.as_str().into()),
+        ips: snapshot.ips.clone(),
     }
 }
 
@@ -198,6 +199,7 @@ impl Eye {
         let pressures = seen.verdicts.iter().filter(|verdict| verdict.kind != "Ready" && verdict.holds);
         NodeSnapshot {
             name: self.settings.name.clone(),
+            uid: node.filter(|n| n.metadata.deletion_timestamp.is_none()).and_then(|n| n.metadata.uid.clone()),
             ips: self.settings.addresses.clone(),
             labels,
             taints,

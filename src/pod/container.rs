@@ -12,7 +12,7 @@ use super::sandbox::identity;
 use crate::runtime::cri;
 
 /// CRI annotation: the preStop hook, for an agent that has lost the pod's spec (A1.15).
-const PRE_STOP_HANDLER: &str = "io.kubernetes.container.preStopHandler";
+pub(super) const PRE_STOP_HANDLER: &str = "io.kubernetes.container.preStopHandler";
 /// Where a container writes its last words unless it says otherwise (A4.7).
 const TERMINATION_LOG: &str = "/dev/termination-log";
 

@@ -1,6 +1,7 @@
 //! Does what a plan says: the only place that acts on a pod. What it learns goes back as [`Effect`]s, which the worker remembers.
 
 mod containers;
+mod hooks;
 mod images;
 mod mounts;
 mod sandboxes;
@@ -16,6 +17,7 @@ use stoker_model::handle::EventType;
 use stoker_model::pod::PodRef;
 use tokio::sync::{Notify, watch};
 
+pub(super) use hooks::run_post_start;
 pub(super) use images::find_image;
 pub(super) use stops::{StopRequest, run_pre_stop, stop_container};
 
@@ -57,15 +59,18 @@ pub(super) enum Effect {
     },
     Started {
         name: String,
+        id: String,
     },
     ContainerFailed {
         name: String,
         reason: &'static str,
         message: String,
     },
-    HookFailed {
+    /// A postStart hook came to its end.
+    HookEnded {
         name: String,
-        message: String,
+        id: String,
+        failed: Option<String>,
     },
     /// A stop came to its end, well or not.
     StopEnded {

@@ -20,17 +20,20 @@ use tracing::{Instrument, debug, warn};
 
 use refresh::{PodFields, Refresh};
 
+use super::adopted::Adopted;
 use super::backoff::{Backoff, backoffs};
 use super::observe::Observer;
 use super::observed::{
-    DesiredPod, Failure, ImageState, Kind, Memory, Observed, ProbeVerdict, Sandbox, Stage, Stop, VolumesState,
+    DesiredPod, Failure, ImageState, Instance, InstanceState, Kind, Memory, Observed, ProbeVerdict, Sandbox, Stage,
+    Stop, VolumesState,
 };
 use super::plan::{Plan, Step, StopContainer, Waiting, plan, pod_text};
 use super::security::ImageUser;
 use super::shared::Shared;
 use super::status::{Facts, differs, status};
-use super::steps::{Effect, Hand, StopRequest, find_image, pull_failure, run_pre_stop, stop_container};
+use super::steps::{Effect, Hand, StopRequest, find_image, pull_failure, run_post_start, run_pre_stop, stop_container};
 use super::writer::StatusWriter;
+use crate::probe::{Target, View};
 
 /// kubelet's back-off after a sync that failed (A1.5).
 const CONTAINER_RETRY: Duration = Duration::from_secs(10);
@@ -99,6 +102,9 @@ pub(super) struct Worker {
     /// Steps of the last hand, and how often they came again.
     repeated: (Vec<Step>, u32),
     sandbox: Option<Sandbox>,
+    /// What was seen before the first round: nothing was done since.
+    looked: Option<(Vec<Sandbox>, Vec<Instance>)>,
+    adopted: Adopted,
     gone: bool,
 }
 
@@ -147,6 +153,8 @@ impl Worker {
             shown_fields: (pod.metadata.labels.clone(), pod.metadata.annotations.clone()),
             repeated: (Vec::new(), 0),
             sandbox: None,
+            looked: None,
+            adopted: Adopted::default(),
             gone: false,
         }
     }
@@ -154,7 +162,7 @@ impl Worker {
     /// Runs until nothing is left of the pod, or the agent stops.
     pub(super) async fn run(mut self) -> PodRef {
         let span = tracing::info_span!("pod", pod = %self.reference);
-        let reference = self.reference.clone();
+        let (reference, prober) = (self.reference.clone(), self.shared.prober.clone());
         async move {
             self.adopt().await;
             let mut runtime_delay = RUNTIME_RETRY.0;
@@ -189,6 +197,7 @@ impl Worker {
         }
         .instrument(span.or_current())
         .await;
+        prober.forget(&reference.uid);
         reference
     }
 
@@ -248,12 +257,15 @@ impl Worker {
 
     /// What an earlier agent left running is as it should be: nothing is mounted or limited anew before it is looked at (A1.15, A2.23).
     async fn adopt(&mut self) {
-        let Ok((sandboxes, _)) =
+        let Ok((sandboxes, containers)) =
             self.observer.look(&self.shared.runtime, &self.reference.uid, &self.shared.directory).await
         else {
             return;
         };
-        if sandboxes.iter().any(|s| s.ready) {
+        self.adopted = Adopted::of(&self.desired.borrow(), &containers);
+        let found_ready = sandboxes.iter().any(|s| s.ready);
+        self.looked = Some((sandboxes, containers));
+        if found_ready {
             self.memory.volumes = VolumesState::Mounted;
             self.memory.cgroup_ready = true;
             self.refresh_volumes();
@@ -263,7 +275,10 @@ impl Worker {
     /// Looks, plans, reports and begins what is to be done. When to look again (monotonic).
     async fn round(&mut self) -> Result<Option<Duration>, crate::runtime::RuntimeError> {
         let (runtime, directory) = (&self.shared.runtime, &self.shared.directory);
-        let (sandboxes, containers) = self.observer.look(runtime, &self.reference.uid, directory).await?;
+        let (sandboxes, containers) = match self.looked.take() {
+            Some(looked) => looked,
+            None => self.observer.look(runtime, &self.reference.uid, directory).await?,
+        };
         let desired = self.desired.borrow_and_update().clone();
         self.sandbox = sandboxes.first().cloned();
         let node = self.shared.node();
@@ -271,6 +286,7 @@ impl Worker {
         let mut memory = std::mem::take(&mut self.memory);
         memory.recursive_read_only = node.recursive_read_only;
         let mut seen = Observed { sandboxes, containers, network_ready, memory };
+        seen.memory.probes = self.probe(&desired, &seen);
         let now = self.shared.clock.now();
         let mut plan = plan(&desired, &seen, self.shared.config.longest_backoff, now);
         debug!(stage = ?plan.stage, steps = plan.steps.len(), wake_at = ?plan.wake_at, "planned");
@@ -282,6 +298,64 @@ impl Worker {
         self.memory = seen.memory;
         self.waiting = plan.waiting.clone();
         Ok(self.begin(&desired, plan))
+    }
+
+    /// Has the containers that run probed, and asks what their probes say.
+    fn probe(&self, desired: &DesiredPod, seen: &Observed) -> BTreeMap<String, ProbeVerdict> {
+        let address = self.address(desired);
+        let ending = seen.memory.stage != Stage::Running || desired.gone || desired.deleted();
+        let sidecars = desired.init_containers().iter().filter(|c| desired.is_sidecar(&c.name));
+        let probed = desired.containers().iter().map(|c| (Kind::Regular, c)).chain(sidecars.map(|c| (Kind::Init, c)));
+        let running = probed.filter_map(|(kind, spec)| {
+            let instance = seen.newest(&spec.name).filter(|i| i.state == InstanceState::Running)?;
+            // Until its hook has returned it has not started (A4.1).
+            let hooked = seen.memory.post_start.contains_key(&spec.name);
+            (!hooked).then(|| (kind.field_path(&spec.name), spec, instance))
+        });
+        let running: Vec<_> = running.collect();
+        let targets: Vec<Target<'_>> = running
+            .iter()
+            .map(|(field_path, spec, instance)| Target {
+                id: &instance.id,
+                spec,
+                field_path,
+                running_since: instance.started_at.unwrap_or(instance.created_at),
+                reported: self.adopted.reported.get(&instance.id).copied(),
+            })
+            .collect();
+        let view = View { pod: &self.reference, address: &address, ending, containers: &targets };
+        self.shared.prober.keep(view, &self.wake)
+    }
+
+    /// The pod's primary address.
+    fn address(&self, desired: &DesiredPod) -> String {
+        let ips = &self.shared.node().ips;
+        if desired.host_network() {
+            return ips.first().map(ToString::to_string).unwrap_or_default();
+        }
+        let primary_is_v6 = ips.first().is_some_and(std::net::IpAddr::is_ipv6);
+        let of_sandbox = self.sandbox.iter().flat_map(|s| &s.ips);
+        of_sandbox.min_by_key(|ip| ip.contains(':') != primary_is_v6).cloned().unwrap_or_default()
+    }
+
+    /// Runs the postStart hook of a container that was just started, if it has one.
+    fn run_post_start(&mut self, name: String, id: String) {
+        let desired = self.desired.borrow().clone();
+        let Some((kind, container)) = desired.container(&name) else { return };
+        if container.lifecycle.as_ref().is_none_or(|l| l.post_start.is_none()) {
+            return;
+        }
+        self.memory.post_start.insert(name, id.clone());
+        let address = self.address(&desired);
+        let hook = run_post_start(
+            self.shared.clone(),
+            self.reference.clone(),
+            (kind, container, id),
+            address,
+            self.desired.clone(),
+        );
+        let work = async move { Report::of(vec![hook.await]) };
+        self.tasks.spawn(work.in_current_span());
     }
 
     /// Computes the status and has it written if it changed, or if the API server lost it. When to compare again, if that is still
@@ -421,13 +495,15 @@ impl Worker {
         self.deadlines.insert(id.to_owned(), sender);
         let found = desired.container(name);
         let kind = found.as_ref().map_or(Kind::Regular, |(kind, _)| *kind);
+        let hooked = found.map(|(_, container)| container).or_else(|| self.adopted.hooked.get(id).cloned());
         StopRequest {
             shared: self.shared.clone(),
             pod: self.reference.clone(),
             container: (kind, name.to_owned()),
             id: id.to_owned(),
             deadline: receiver,
-            pre_stop: found.and_then(|(_, c)| c.lifecycle).and_then(|l| l.pre_stop),
+            hooked,
+            address: self.address(desired),
             message: format!("Stopping container {name}"),
             hook_under_way: None,
         }
@@ -436,7 +512,7 @@ impl Worker {
     fn stop_container(&mut self, desired: &DesiredPod, stop: StopContainer) {
         let mut request = self.stop_request(desired, &stop.id, &stop.name, stop.deadline);
         if !stop.hook {
-            request.pre_stop = None;
+            request.hooked = None;
         }
         request.message = stop.message;
         request.hook_under_way = self.hooks.remove(&stop.id);
@@ -512,8 +588,9 @@ impl Worker {
                     memory.restarts.insert(name, grown);
                 }
             }
-            Effect::Started { name } => {
+            Effect::Started { name, id } => {
                 memory.failures.remove(&name);
+                self.run_post_start(name, id);
             }
             Effect::ContainerFailed { name, reason, message } => {
                 // The next attempt looks for the image anew: that it is gone may be what is the matter.
@@ -523,11 +600,16 @@ impl Worker {
                 let retry_at = now.monotonic + CONTAINER_RETRY;
                 memory.failures.insert(name, Failure { reason: reason.to_owned(), message, retry_at });
             }
-            Effect::HookFailed { name, message } => {
-                let retry_at = now.monotonic + CONTAINER_RETRY;
-                let failure = Failure { reason: "PostStartHookError".into(), message, retry_at };
-                memory.failures.insert(name.clone(), failure);
-                memory.hook_failed.insert(name);
+            Effect::HookEnded { name, id, failed } => {
+                if memory.post_start.get(&name).is_some_and(|of| *of == id) {
+                    memory.post_start.remove(&name);
+                    if let Some(message) = failed {
+                        let retry_at = now.monotonic + CONTAINER_RETRY;
+                        let failure = Failure { reason: "PostStartHookError".into(), message, retry_at };
+                        memory.failures.insert(name.clone(), failure);
+                        memory.hook_failed.insert(name);
+                    }
+                }
             }
             Effect::StopEnded { id } => {
                 memory.stops.remove(&id);
@@ -544,11 +626,5 @@ impl Worker {
             Effect::Gone => self.gone = true,
             Effect::Stuck => memory.teardown_retry_at = Some(now.monotonic + TEARDOWN_RETRY),
         }
-    }
-
-    /// What a prober says of a container; the seam that `probe` will call.
-    #[expect(dead_code, reason = "the probe room is built next and reports here")]
-    fn probed(&mut self, container: &str, verdict: ProbeVerdict) {
-        self.memory.probes.insert(container.to_owned(), verdict);
     }
 }

@@ -212,8 +212,11 @@ impl<T: Followable> Sink<T> for ObjectSink {
                 self.all.put(&self.key, Some(object));
             }
             Change::Gone(object) if object.name() == Some(&self.name) => self.all.put::<T>(&self.key, None),
+            Change::Unreadable { meta, gone: true } if meta.name == self.name => self.all.put::<T>(&self.key, None),
+            // It is there: what was read of it last stays.
+            Change::Unreadable { meta, gone: false } if meta.name == self.name => self.seen = true,
             Change::Listed if !self.seen => self.all.put::<T>(&self.key, None),
-            Change::Present(_) | Change::Gone(_) | Change::Listed => {}
+            Change::Present(_) | Change::Gone(_) | Change::Unreadable { .. } | Change::Listed => {}
         }
         true
     }

@@ -26,5 +26,5 @@ pub use node_api::NodeApi;
 pub use objects::Objects;
 pub use pod_api::PodWriter;
 pub use pods::watch_pods;
-pub use services::{ServiceStore, watch_services};
+pub use services::{ServiceStore, fetch_service, fetch_topology, watch_services};
 pub use storage::Storage;

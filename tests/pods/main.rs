@@ -10,4 +10,5 @@ mod lab;
 mod lifecycle;
 mod node;
 mod restarts;
+mod sources;
 mod volumes;

@@ -112,7 +112,8 @@ fn container_status(facts: Facts<'_>, container: &Container, previous: Option<&C
     let running = status.state.as_ref().is_some_and(|s| s.running.is_some());
     let probe = facts.seen.memory.probes.get(name);
     let hook_failed = facts.seen.memory.hook_failed.contains(name);
-    let started = running && !hook_failed && probe.is_none_or(|p| p.started);
+    let hook_runs = facts.seen.memory.post_start.contains_key(name);
+    let started = running && !hook_failed && !hook_runs && probe.is_none_or(|p| p.started);
     status.started = Some(started);
     status.ready = started && probe.is_none_or(|p| p.ready);
     status
