@@ -75,7 +75,7 @@ fn with_group(builder: Builder, group: i64) -> Builder {
 
 #[tokio::test]
 async fn content_follows_its_objects() {
-    // A9.6, A9.7, A9.8, A9.9, A9.10, A9.16
+    // A9.2, A9.6, A9.7, A9.8, A9.9, A9.10, A9.16
     let node = Node::start().await;
     node.api.put_config_map("settings", &[("colour", "green"), ("size", "1")]);
     node.api.put_secret("password", &[("word", "sesame")]);
@@ -369,7 +369,7 @@ async fn claims_show_what_they_are_bound_to() {
 
 #[tokio::test]
 async fn a_csi_driver_is_registered_and_called() {
-    // A9.1, A9.3, A9.18, A9.26, A15.6
+    // A9.1, A9.2, A9.3, A9.18, A9.26, A15.6
     let mut node = Node::start().await;
     let root = node.path("kubelet");
     let driver = Driver::new(&root);
