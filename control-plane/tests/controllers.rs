@@ -422,3 +422,107 @@ async fn a_node_gets_its_network_and_taints_and_loses_what_does_not_tolerate_the
     })
     .await;
 }
+
+fn disk(name: &str, size: &str, spec: Value) -> Value {
+    let mut volume = json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": {
+        "capacity": {"storage": size}, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": "/x"},
+    }});
+    volume["spec"].as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+    volume
+}
+
+fn claim(name: &str, spec: Value) -> Value {
+    let mut claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": {
+        "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}},
+    }});
+    claim["spec"].as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+    claim
+}
+
+impl Lab {
+    async fn until_phase(&self, plural: &'static str, name: &'static str, phase: &'static str) {
+        let namespace = if plural == "persistentvolumes" { "" } else { "default" };
+        let has = async || self.get("", plural, namespace, name).await.is_some_and(|o| o["status"]["phase"] == phase);
+        self.until(&format!("{plural} {name} {phase}"), has).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn claims_get_volumes_and_give_them_back() {
+    // C7.11
+    let lab = Lab::start().await;
+    for volume in [disk("large", "9Gi", json!({})), disk("small", "2Gi", json!({}))] {
+        lab.create("", "persistentvolumes", "", volume).await;
+    }
+    lab.until_phase("persistentvolumes", "small", "Available").await;
+    lab.until_phase("persistentvolumes", "large", "Available").await;
+    lab.create("", "persistentvolumeclaims", "default", claim("c", json!({"storageClassName": ""}))).await;
+    lab.until_phase("persistentvolumeclaims", "c", "Bound").await;
+    lab.until_phase("persistentvolumes", "small", "Bound").await;
+    let bound = lab.get("", "persistentvolumeclaims", "default", "c").await.unwrap();
+    assert_eq!(
+        (&bound["spec"]["volumeName"], &bound["status"]["capacity"]["storage"]),
+        (&json!("small"), &json!("2Gi"))
+    );
+    assert_eq!(bound["metadata"]["annotations"]["pv.kubernetes.io/bind-completed"], "yes");
+    assert_eq!(bound["metadata"]["finalizers"], json!(["kubernetes.io/pvc-protection"]));
+
+    // A pod that is on a node keeps its claim; without it the claim goes, and the volume keeps its data for its owner.
+    lab.node("n1", "4").await;
+    let volumes = json!([{"name": "d", "persistentVolumeClaim": {"claimName": "c"}}]);
+    let user = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "user"},
+        "spec": {"containers": [{"name": "c", "image": "i"}], "volumes": volumes}});
+    lab.create("", "pods", "default", user).await;
+    lab.until("the pod has a node", async || {
+        lab.get("", "pods", "default", "user").await.is_some_and(|p| p["spec"]["nodeName"] == "n1")
+    })
+    .await;
+    lab.delete("", "persistentvolumeclaims", "default", "c", None).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(lab.get("", "persistentvolumeclaims", "default", "c").await.is_some());
+    lab.patch("", "pods", "default", "user", "status", json!({"status": {"phase": "Succeeded"}})).await;
+    lab.until("the claim goes", async || lab.get("", "persistentvolumeclaims", "default", "c").await.is_none()).await;
+    lab.until_phase("persistentvolumes", "small", "Released").await;
+
+    // Nobody here can delete what was made by hand.
+    let gone = disk("gone", "1Gi", json!({"persistentVolumeReclaimPolicy": "Delete", "storageClassName": "by-hand"}));
+    lab.create("", "persistentvolumes", "", gone).await;
+    let named = claim("named", json!({"storageClassName": "by-hand", "volumeName": "gone"}));
+    lab.create("", "persistentvolumeclaims", "default", named).await;
+    lab.until_phase("persistentvolumeclaims", "named", "Bound").await;
+    lab.delete("", "persistentvolumeclaims", "default", "named", None).await;
+    lab.until_phase("persistentvolumes", "gone", "Failed").await;
+    lab.delete("", "persistentvolumes", "", "gone", None).await;
+    lab.until("the volume goes", async || lab.get("", "persistentvolumes", "", "gone").await.is_none()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_waits_for_its_first_consumer() {
+    // C7.11
+    let lab = Lab::start().await;
+    for name in ["n1", "n2"] {
+        lab.node(name, "4").await;
+        lab.patch("", "nodes", "", name, "", json!({"metadata": {"labels": {"disk": name}}})).await;
+    }
+    let class = json!({"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": "local"},
+        "provisioner": "kubernetes.io/no-provisioner", "volumeBindingMode": "WaitForFirstConsumer"});
+    lab.create("storage.k8s.io", "storageclasses", "", class).await;
+    let affinity = json!({"required": {"nodeSelectorTerms": [{"matchExpressions": [{"key": "disk", "operator": "In", "values": ["n2"]}]}]}});
+    let volume = disk("on-n2", "2Gi", json!({"storageClassName": "local", "nodeAffinity": affinity}));
+    lab.create("", "persistentvolumes", "", volume).await;
+    lab.until_phase("persistentvolumes", "on-n2", "Available").await;
+    let template = json!({"spec": claim("", json!({"storageClassName": "local"}))["spec"]});
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {
+        "containers": [{"name": "c", "image": "i"}],
+        "volumes": [{"name": "data", "ephemeral": {"volumeClaimTemplate": template}}],
+    }});
+    let made = lab.create("", "pods", "default", pod).await;
+    lab.until_phase("persistentvolumeclaims", "p-data", "Bound").await;
+    let claim = lab.get("", "persistentvolumeclaims", "default", "p-data").await.unwrap();
+    assert_eq!(claim["metadata"]["ownerReferences"][0]["uid"], made["metadata"]["uid"]);
+    assert_eq!(claim["spec"]["volumeName"], "on-n2");
+    lab.until("the pod is where its volume is", async || {
+        lab.get("", "pods", "default", "p").await.is_some_and(|p| p["spec"]["nodeName"] == "n2")
+    })
+    .await;
+}
