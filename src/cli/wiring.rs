@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use stoker_model::quantity::{Milli, QuantityError};
+use stoker_model::resources::Amounts;
 
 use crate::cgroup::{CgroupConfig, CgroupDriver};
 use crate::config::{Flags, KubeletConfig, LabelError, StokerConfig, parse_node_labels};
-use crate::node::{AddressError, MachineError, NodeSettings, choose_addresses, node_name};
+use crate::node::{AddressError, Enforcement, MachineError, NodeSettings, Reservation, choose_addresses, node_name};
 use crate::pod::{PodsConfig, StaticSources, SysctlError, SysctlRules};
 use crate::server::{ServerConfig, ServingCertificate};
 use crate::service::{Cidr, LocalTraffic, ServiceConfig};
@@ -25,6 +26,8 @@ pub(super) enum WiringError {
     Label(#[from] LabelError),
     #[error(transparent)]
     Quantity(#[from] QuantityError),
+    #[error("reservedSystemCPUs: {value:?} is no list of CPUs: write numbers and ranges, such as 0-1,4")]
+    NotCpus { value: String },
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
     #[error("{field}: {value:?} is not an IP address")]
@@ -37,10 +40,7 @@ pub(super) enum WiringError {
 pub(super) fn node_settings(config: &KubeletConfig, flags: &Flags) -> Result<Arc<NodeSettings>, WiringError> {
     let (name, hostname) = node_name(flags.hostname_override.as_deref())?;
     let addresses = choose_addresses(flags.node_ip.as_deref(), &hostname)?;
-    let mut reserved = std::collections::BTreeMap::new();
-    for (resource, amount) in config.kube_reserved.iter().chain(&config.system_reserved) {
-        *reserved.entry(resource.clone()).or_insert(Milli::ZERO) += Milli::parse(amount)?;
-    }
+    let reserved = reserved(config)?;
     Ok(Arc::new(NodeSettings {
         labels: parse_node_labels(&flags.node_labels)?,
         taints: config.register_with_taints.clone(),
@@ -64,6 +64,62 @@ pub(super) fn node_settings(config: &KubeletConfig, flags: &Flags) -> Result<Arc
         hostname,
         addresses,
     }))
+}
+
+/// What is reserved for Kubernetes' daemons, and for the system. CPUs that are reserved by number count for the system (A13.1).
+fn reservations(config: &KubeletConfig) -> Result<[Amounts; 2], WiringError> {
+    let read = |map: &std::collections::BTreeMap<String, String>| {
+        map.iter()
+            .map(|(name, amount)| Ok((name.clone(), Milli::parse(amount)?)))
+            .collect::<Result<Amounts, WiringError>>()
+    };
+    let (mut kube, mut system) = (read(&config.kube_reserved)?, read(&config.system_reserved)?);
+    if !config.reserved_system_cpus.is_empty() {
+        let cpus = count_cpus(&config.reserved_system_cpus)
+            .ok_or_else(|| WiringError::NotCpus { value: config.reserved_system_cpus.clone() })?;
+        kube.remove("cpu");
+        system.insert("cpu".to_owned(), Milli::from_units(cpus));
+    }
+    Ok([kube, system])
+}
+
+/// How many CPUs a list like `0-3,8` names.
+fn count_cpus(list: &str) -> Option<i64> {
+    let mut cpus = std::collections::BTreeSet::new();
+    for part in list.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (u16, u16) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        if first > last {
+            return None;
+        }
+        cpus.extend(first..=last);
+    }
+    i64::try_from(cpus.len()).ok()
+}
+
+fn reserved(config: &KubeletConfig) -> Result<Amounts, WiringError> {
+    let mut all = Amounts::new();
+    for (resource, amount) in reservations(config)?.into_iter().flatten() {
+        *all.entry(resource).or_default() += amount;
+    }
+    Ok(all)
+}
+
+/// What `enforceNodeAllocatable` asks for (A13.2).
+pub(super) fn enforcement(config: &KubeletConfig) -> Result<Enforcement, WiringError> {
+    let [kube, system] = reservations(config)?;
+    let mut groups = Vec::new();
+    for what in &config.enforce_node_allocatable {
+        let compressible = what.ends_with("-compressible");
+        let (whose, group, amounts) = match what.trim_end_matches("-compressible") {
+            "kube-reserved" => ("kube", &config.kube_reserved_cgroup, &kube),
+            "system-reserved" => ("system", &config.system_reserved_cgroup, &system),
+            _ => continue,
+        };
+        groups.push(Reservation { whose, group: group.clone(), amounts: amounts.clone(), compressible });
+    }
+    let pods = config.enforce_node_allocatable.iter().any(|what| what == "pods");
+    Ok(Enforcement { pods, reserved: reserved(config)?, groups })
 }
 
 /// Settings of the room `pod`.
@@ -161,4 +217,38 @@ pub(super) fn service_config(config: &StokerConfig) -> Result<ServiceConfig, Wir
         node_port_addresses: ranges("nodePortAddresses", &config.service_proxy.node_port_addresses)?,
         ..ServiceConfig::default()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpus_are_counted() {
+        // A13.1
+        for (list, count) in
+            [("0", Some(1)), ("0-3,8", Some(5)), ("1,1-2", Some(2)), ("3-1", None), ("x", None), ("", None)]
+        {
+            assert_eq!(count_cpus(list), count, "{list}");
+        }
+    }
+
+    #[test]
+    fn what_is_reserved_becomes_limits() {
+        // A13.2
+        let map = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let config = KubeletConfig {
+            kube_reserved: map(&[("cpu", "500m"), ("memory", "1Gi")]),
+            system_reserved: map(&[("cpu", "500m"), ("memory", "1Gi")]),
+            reserved_system_cpus: "0-1".into(),
+            enforce_node_allocatable: vec!["pods".into(), "kube-reserved-compressible".into()],
+            kube_reserved_cgroup: "/kube".into(),
+            ..KubeletConfig::default()
+        };
+        let found = enforcement(&config).unwrap();
+        assert_eq!((found.reserved["cpu"].milli(), found.reserved["memory"].units()), (2000, 2 << 30));
+        assert!(found.pods && found.groups.len() == 1 && found.groups[0].compressible);
+        assert_eq!((found.groups[0].whose, found.groups[0].group.as_str()), ("kube", "/kube"));
+        assert!(!found.groups[0].amounts.contains_key("cpu"), "the CPUs are the system's");
+    }
 }
