@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::wiring::{WiringError, service_config};
 use crate::config::{ConfigError, load_stoker_config};
+use crate::dns::{self, AddressError};
 use crate::service::{self, ServiceError};
 
 /// Why not everything could be removed.
@@ -15,11 +16,18 @@ pub(super) enum CleanupError {
     Wiring(#[from] WiringError),
     #[error("service rules are left behind: {0}")]
     Service(#[from] ServiceError),
+    #[error("cluster DNS addresses are left behind: {0}")]
+    Dns(#[from] AddressError),
+    #[error("cannot start: {0}")]
+    Start(#[from] std::io::Error),
 }
 
-/// Removes our tables from the kernel.
+/// Removes our tables and routes from the kernel.
 pub(super) fn cleanup(stoker_config: Option<&Path>) -> Result<(), CleanupError> {
     let config = load_stoker_config(stoker_config)?;
-    service::cleanup(&service_config(&config)?)?;
-    Ok(())
+    let rules = service::cleanup(&service_config(&config)?);
+    // Whatever became of the rules.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(dns::cleanup())?;
+    Ok(rules?)
 }

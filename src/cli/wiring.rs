@@ -5,12 +5,13 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use stoker_model::quantity::{Milli, QuantityError};
-use stoker_model::resources::Amounts;
+use stoker_model::quantity::QuantityError;
 
+use super::reservations::reserved;
 use crate::cgroup::{CgroupConfig, CgroupDriver};
 use crate::config::{Flags, KubeletConfig, LabelError, StokerConfig, parse_node_labels};
-use crate::node::{AddressError, Enforcement, MachineError, NodeSettings, Reservation, choose_addresses, node_name};
+use crate::dns::{DnsConfig, Upstream};
+use crate::node::{AddressError, MachineError, NodeSettings, choose_addresses, node_name};
 use crate::pod::{PodsConfig, StaticSources, SysctlError, SysctlRules};
 use crate::server::{ServerConfig, ServingCertificate};
 use crate::service::{Cidr, LocalTraffic, ServiceConfig};
@@ -32,6 +33,14 @@ pub(super) enum WiringError {
     Sysctl(#[from] SysctlError),
     #[error("{field}: {value:?} is not an IP address")]
     NotAnAddress { field: &'static str, value: String },
+    #[error(
+        "StokerConfiguration: dns.enabled needs an address: set dns.addresses, or clusterDNS in KubeletConfiguration"
+    )]
+    NoDnsAddress,
+    #[error(
+        "StokerConfiguration: dns.upstream: {0:?} is not the address of a name server, like 192.0.2.53 or 192.0.2.53:53"
+    )]
+    NotANameServer(String),
     #[error("StokerConfiguration: serviceProxy.{field}: {source}")]
     Range { field: &'static str, source: crate::service::config::NotACidr },
 }
@@ -59,6 +68,7 @@ pub(super) fn node_settings(config: &KubeletConfig, flags: &Flags) -> Result<Arc
         max_images: config.node_status_max_images,
         root_dir: flags.root_dir.clone(),
         controller_attach_detach: config.enable_controller_attach_detach,
+        declared_features: declared_features(config),
         reserved,
         name,
         hostname,
@@ -66,60 +76,10 @@ pub(super) fn node_settings(config: &KubeletConfig, flags: &Flags) -> Result<Arc
     }))
 }
 
-/// What is reserved for Kubernetes' daemons, and for the system. CPUs that are reserved by number count for the system (A13.1).
-fn reservations(config: &KubeletConfig) -> Result<[Amounts; 2], WiringError> {
-    let read = |map: &std::collections::BTreeMap<String, String>| {
-        map.iter()
-            .map(|(name, amount)| Ok((name.clone(), Milli::parse(amount)?)))
-            .collect::<Result<Amounts, WiringError>>()
-    };
-    let (mut kube, mut system) = (read(&config.kube_reserved)?, read(&config.system_reserved)?);
-    if !config.reserved_system_cpus.is_empty() {
-        let cpus = count_cpus(&config.reserved_system_cpus)
-            .ok_or_else(|| WiringError::NotCpus { value: config.reserved_system_cpus.clone() })?;
-        kube.remove("cpu");
-        system.insert("cpu".to_owned(), Milli::from_units(cpus));
-    }
-    Ok([kube, system])
-}
-
-/// How many CPUs a list like `0-3,8` names.
-fn count_cpus(list: &str) -> Option<i64> {
-    let mut cpus = std::collections::BTreeSet::new();
-    for part in list.split(',') {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let (first, last): (u16, u16) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-        if first > last {
-            return None;
-        }
-        cpus.extend(first..=last);
-    }
-    i64::try_from(cpus.len()).ok()
-}
-
-fn reserved(config: &KubeletConfig) -> Result<Amounts, WiringError> {
-    let mut all = Amounts::new();
-    for (resource, amount) in reservations(config)?.into_iter().flatten() {
-        *all.entry(resource).or_default() += amount;
-    }
-    Ok(all)
-}
-
-/// What `enforceNodeAllocatable` asks for (A13.2).
-pub(super) fn enforcement(config: &KubeletConfig) -> Result<Enforcement, WiringError> {
-    let [kube, system] = reservations(config)?;
-    let mut groups = Vec::new();
-    for what in &config.enforce_node_allocatable {
-        let compressible = what.ends_with("-compressible");
-        let (whose, group, amounts) = match what.trim_end_matches("-compressible") {
-            "kube-reserved" => ("kube", &config.kube_reserved_cgroup, &kube),
-            "system-reserved" => ("system", &config.system_reserved_cgroup, &system),
-            _ => continue,
-        };
-        groups.push(Reservation { whose, group: group.clone(), amounts: amounts.clone(), compressible });
-    }
-    let pods = config.enforce_node_allocatable.iter().any(|what| what == "pods");
-    Ok(Enforcement { pods, reserved: reserved(config)?, groups })
+/// Upstream's features that this node has and an API server wants to know of; a feature gate takes one out.
+fn declared_features(config: &KubeletConfig) -> Vec<String> {
+    let wanted = |feature: &&str| config.feature_gates.get(*feature).copied().unwrap_or(true);
+    ["ExtendWebSocketsToKubelet"].into_iter().filter(wanted).map(str::to_owned).collect()
 }
 
 /// Settings of the room `pod`.
@@ -219,36 +179,41 @@ pub(super) fn service_config(config: &StokerConfig) -> Result<ServiceConfig, Wir
     })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cpus_are_counted() {
-        // A13.1
-        for (list, count) in
-            [("0", Some(1)), ("0-3,8", Some(5)), ("1,1-2", Some(2)), ("3-1", None), ("x", None), ("", None)]
-        {
-            assert_eq!(count_cpus(list), count, "{list}");
-        }
+/// Settings of the room `dns`; `None` when it is off.
+pub(super) fn dns_config(kubelet: &KubeletConfig, config: &StokerConfig) -> Result<Option<DnsConfig>, WiringError> {
+    let dns = &config.dns;
+    if !dns.enabled {
+        return Ok(None);
     }
-
-    #[test]
-    fn what_is_reserved_becomes_limits() {
-        // A13.2
-        let map = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        let config = KubeletConfig {
-            kube_reserved: map(&[("cpu", "500m"), ("memory", "1Gi")]),
-            system_reserved: map(&[("cpu", "500m"), ("memory", "1Gi")]),
-            reserved_system_cpus: "0-1".into(),
-            enforce_node_allocatable: vec!["pods".into(), "kube-reserved-compressible".into()],
-            kube_reserved_cgroup: "/kube".into(),
-            ..KubeletConfig::default()
+    let mut addresses = dns.addresses.clone();
+    if addresses.is_empty() {
+        let address = |text: &String| {
+            text.parse().map_err(|_| WiringError::NotAnAddress { field: "clusterDNS", value: text.clone() })
         };
-        let found = enforcement(&config).unwrap();
-        assert_eq!((found.reserved["cpu"].milli(), found.reserved["memory"].units()), (2000, 2 << 30));
-        assert!(found.pods && found.groups.len() == 1 && found.groups[0].compressible);
-        assert_eq!((found.groups[0].whose, found.groups[0].group.as_str()), ("kube", "/kube"));
-        assert!(!found.groups[0].amounts.contains_key("cpu"), "the CPUs are the system's");
+        addresses = kubelet.cluster_dns.iter().map(address).collect::<Result<_, _>>()?;
     }
+    addresses.dedup();
+    if addresses.is_empty() {
+        return Err(WiringError::NoDnsAddress);
+    }
+    let server = |text: &String| {
+        let address = text.parse::<IpAddr>().map(|address| SocketAddr::new(address, 53));
+        address.or_else(|_| text.parse()).map_err(|_| WiringError::NotANameServer(text.clone()))
+    };
+    let upstream = if !dns.upstream.is_empty() {
+        Upstream::Servers(dns.upstream.iter().map(server).collect::<Result<_, _>>()?)
+    } else if kubelet.resolv_conf.is_empty() {
+        Upstream::None
+    } else {
+        Upstream::ResolvConf(PathBuf::from(&kubelet.resolv_conf))
+    };
+    let domain = if kubelet.cluster_domain.is_empty() { "cluster.local" } else { &kubelet.cluster_domain };
+    Ok(Some(DnsConfig {
+        addresses,
+        domain: domain.to_owned(),
+        ttl: dns.ttl,
+        upstream,
+        cache_entries: dns.cache_entries,
+        metrics_port: Some(dns.metrics_port).filter(|port| *port != 0),
+    }))
 }

@@ -78,6 +78,7 @@ pub fn observe(
         images_read: None,
         imagefs: None,
         supplemental_groups_policy: false,
+        recursive_read_only: false,
         settings,
     };
     let first = eye.look(RuntimeHealth::Unknown);
@@ -134,6 +135,7 @@ fn topology(snapshot: &NodeSnapshot) -> NodeTopology {
     NodeTopology {
         name: snapshot.name.as_str().into(),
         zone: snapshot.labels.get(ZONE).filter(|zone| !zone.is_empty()).map(|zone| zone.as_str().into()),
+        ips: snapshot.ips.clone(),
     }
 }
 
@@ -163,6 +165,8 @@ struct Eye {
     imagefs: Option<String>,
     /// The runtime's status says so.
     supplemental_groups_policy: bool,
+    /// The runtime's handler can do it.
+    recursive_read_only: bool,
 }
 
 impl Eye {
@@ -207,6 +211,8 @@ impl Eye {
             network_ready,
             supplemental_groups_policy: self.supplemental_groups_policy,
             pressures: pressures.map(|verdict| verdict.kind.to_owned()).collect(),
+            recursive_read_only: self.recursive_read_only,
+            runtime_version: self.info.as_ref().map(|i| i.container_runtime_version.clone()).unwrap_or_default(),
         }
     }
 
@@ -223,6 +229,9 @@ impl Eye {
             self.info = Some(system_info(text));
         }
         self.supplemental_groups_policy = answer.features.is_some_and(|features| features.supplemental_groups_policy);
+        let default = answer.runtime_handlers.iter().find(|handler| handler.name.is_empty());
+        self.recursive_read_only =
+            default.and_then(|handler| handler.features.as_ref()).is_some_and(|f| f.recursive_read_only_mounts);
         runtime_health(answer.status.as_ref())
     }
 

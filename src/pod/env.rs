@@ -35,25 +35,29 @@ impl Environment {
 
     /// Replaces `$(VAR)`, and `$$` by `$`; what is not defined stays as it is (A8.2).
     pub(super) fn expand(&self, text: &str) -> String {
-        let (mut out, mut rest) = (String::with_capacity(text.len()), text);
+        stoker_model::expand::expand(text, |name| self.get(name))
+    }
+
+    #[cfg(test)]
+    pub(super) fn of(pairs: &[(&str, &str)]) -> Self {
+        Self(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
+    }
+
+    /// The names that a text refers to and that have no value, sorted (A9.14).
+    pub(super) fn missing(&self, text: &str) -> Vec<String> {
+        let (mut found, mut rest) = (std::collections::BTreeSet::new(), text);
         while let Some(place) = rest.find('$') {
-            out.push_str(&rest[..place]);
             rest = &rest[place + 1..];
             if let Some(after) = rest.strip_prefix('$') {
-                out.push('$');
                 rest = after;
             } else if let Some((name, after)) = rest.strip_prefix('(').and_then(|inner| inner.split_once(')')) {
-                match self.get(name) {
-                    Some(value) => out.push_str(value),
-                    None => out.push_str(&format!("$({name})")),
+                if self.get(name).is_none_or(str::is_empty) {
+                    found.insert(name.to_owned());
                 }
                 rest = after;
-            } else {
-                out.push('$');
             }
         }
-        out.push_str(rest);
-        out
+        found.into_iter().collect()
     }
 
     /// Names and values.

@@ -6,7 +6,9 @@
 //! Not here: how containers are made (`runtime`), who is evicted (`node`), how volumes are mounted (`volume`).
 
 mod admission;
+mod adopted;
 mod backoff;
+mod commands;
 mod container;
 mod dns;
 mod env;

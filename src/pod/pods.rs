@@ -16,12 +16,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::admission::{self, Rules, Verdict};
+use super::commands::Commands;
 use super::observed::{Cause, DesiredPod};
 use super::shared::{Directory, PodHandles, PodsConfig, Shared};
 use super::sources::{self, Mirrors, Reported, Wanted, WantedFeed, full_name, is_static, keep_mirrors};
 use super::worker::Worker;
 use crate::cgroup::cpu_shares;
 use crate::clock::Clock;
+use crate::probe::Prober;
 use crate::runtime::RuntimeError;
 use crate::runtime::events::RuntimeEvent;
 
@@ -59,6 +61,8 @@ impl Pods {
         let directory = Directory::default();
         let PodHandles { runtime, images, events, pods, node, api, mirrors, objects, services, sink, cgroups, volumes } =
             handles;
+        let commands = Arc::new(Commands(runtime.clone()));
+        let prober = Prober::spawn(commands, sink.clone(), stop.clone());
         let reported = Reported::default();
         let wanted = sources::gather(&config.static_sources, pods, &node, reported.clone(), &stop);
         let keeper =
@@ -66,6 +70,7 @@ impl Pods {
         tokio::spawn(stop.clone().run_until_cancelled_owned(keeper));
         let api = Arc::new(Mirrors { api, wanted: wanted.clone(), reported, directory: directory.clone() });
         let shared = Shared {
+            prober,
             config,
             runtime,
             images,

@@ -18,6 +18,7 @@ use super::observed::Kind;
 use super::sources::StaticSources;
 use crate::cgroup::Cgroups;
 use crate::clock::Clock;
+use crate::probe::Prober;
 use crate::runtime::events::RuntimeEvent;
 use crate::runtime::{Images, Runtime};
 use crate::volume::Volumes;
@@ -118,6 +119,7 @@ pub(super) struct Shared {
     pub(super) sink: Arc<dyn EventSink>,
     pub(super) cgroups: Cgroups,
     pub(super) volumes: Volumes,
+    pub(super) prober: Prober,
     pub(super) clock: Clock,
     /// Pods with the status last computed.
     pub(super) directory: Directory,

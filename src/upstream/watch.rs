@@ -30,9 +30,9 @@ const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
 /// What to watch.
 #[derive(Clone, Debug)]
-pub(super) struct Watched {
+pub(super) struct Watched<P: AsRef<str> = &'static str> {
     /// Like `/api/v1/pods`.
-    pub(super) path: &'static str,
+    pub(super) path: P,
     /// `fieldSelector`, or empty.
     pub(super) fields: String,
     /// `labelSelector`, or empty.
@@ -97,7 +97,8 @@ enum End {
 }
 
 /// Watches until the sink has enough.
-pub(super) async fn run<T: Watchable>(api: &ApiServer, watched: &Watched, sink: &mut impl Sink<T>) {
+pub(super) async fn run<T: Watchable, P: AsRef<str>>(api: &ApiServer, watched: &Watched<P>, sink: &mut impl Sink<T>) {
+    let path = watched.path.as_ref();
     let mut backoff = Backoff::new(Duration::from_millis(800), Duration::from_secs(30));
     let mut watcher = Watcher { api, watched, version: None, streamed_lists: true, progress: false };
     let mut told = false;
@@ -113,19 +114,19 @@ pub(super) async fn run<T: Watchable>(api: &ApiServer, watched: &Watched, sink: 
             End::Closed if watcher.progress => continue,
             End::Closed => {}
             End::Expired => {
-                tracing::info!(path = watched.path, "watch fell too far behind: listing again");
+                tracing::info!(path, "watch fell too far behind: listing again");
                 watcher.version = None;
                 // The tries before met a server that was away; this one answers.
                 backoff.reset();
             }
             End::NoStreamedList(reason) => {
-                tracing::debug!(path = watched.path, reason, "server does not stream lists: using pages");
+                tracing::debug!(path, reason, "server does not stream lists: using pages");
                 watcher.streamed_lists = false;
                 continue;
             }
-            End::Lost(reason) if told => tracing::debug!(path = watched.path, reason, "watch still interrupted"),
+            End::Lost(reason) if told => tracing::debug!(path, reason, "watch still interrupted"),
             End::Lost(reason) => {
-                tracing::warn!(path = watched.path, reason, "watch interrupted: trying again until it works");
+                tracing::warn!(path, reason, "watch interrupted: trying again until it works");
                 told = true;
             }
         }
@@ -133,9 +134,9 @@ pub(super) async fn run<T: Watchable>(api: &ApiServer, watched: &Watched, sink: 
     }
 }
 
-struct Watcher<'a> {
+struct Watcher<'a, P: AsRef<str>> {
     api: &'a ApiServer,
-    watched: &'a Watched,
+    watched: &'a Watched<P>,
     /// Where we are; `None` until a list was complete.
     version: Option<String>,
     streamed_lists: bool,
@@ -143,7 +144,7 @@ struct Watcher<'a> {
     progress: bool,
 }
 
-impl Watcher<'_> {
+impl<P: AsRef<str>> Watcher<'_, P> {
     async fn round<T: Watchable>(&mut self, sink: &mut impl Sink<T>) -> End {
         if self.version.is_none()
             && !self.streamed_lists
@@ -170,7 +171,7 @@ impl Watcher<'_> {
         }
         let mut next = String::new();
         loop {
-            let path = format!("{}?limit={PAGE}{}{next}", self.watched.path, self.query());
+            let path = format!("{}?limit={PAGE}{}{next}", self.watched.path.as_ref(), self.query());
             let page: Page = self.api.get(&path).await.map_err(|e| End::Lost(e.to_string()))?;
             self.progress = true;
             for object in page.items {
@@ -200,7 +201,7 @@ impl Watcher<'_> {
         };
         let path = format!(
             "{}?watch=true&allowWatchBookmarks=true&timeoutSeconds={}&{start}{}",
-            self.watched.path,
+            self.watched.path.as_ref(),
             lifetime.as_secs(),
             self.query()
         );
@@ -282,7 +283,7 @@ impl Watcher<'_> {
             return Err(End::Lost(format!("what came is no event: {error}")));
         };
         if !matches!(raw.kind.as_str(), "ADDED" | "MODIFIED" | "DELETED") {
-            tracing::warn!(path = self.watched.path, kind = raw.kind, %error, "an event of this kind means nothing here");
+            tracing::warn!(path = self.watched.path.as_ref(), kind = raw.kind, %error, "an event of this kind means nothing here");
             return Ok(());
         }
         let change: Change<T> = self.unreadable(raw.object.get(), raw.kind == "DELETED", error)?;
@@ -294,7 +295,7 @@ impl Watcher<'_> {
 
     /// An object of which only the metadata can be read; without a name nothing can be said of it, and the list counts for nothing.
     fn unreadable<T>(&self, object: &str, gone: bool, error: &serde_json::Error) -> Result<Change<T>, End> {
-        let path = self.watched.path;
+        let path = self.watched.path.as_ref();
         match serde_json::from_str::<OnlyMetadata>(object) {
             Ok(OnlyMetadata { metadata: meta }) if !meta.name.is_empty() => {
                 let (namespace, name) = (&meta.namespace, &meta.name);

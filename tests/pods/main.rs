@@ -9,4 +9,5 @@ mod lab;
 mod lifecycle;
 mod node;
 mod restarts;
+mod security;
 mod sources;
