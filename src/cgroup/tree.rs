@@ -596,4 +596,55 @@ mod tests {
             remove_below(&tree.join(&root)).expect("empty groups go");
         }
     }
+
+    #[test]
+    #[ignore = "needs systemd as the machine's init"]
+    fn slices_are_made_limited_and_ended() {
+        // A12.2, A12.5, A12.6
+        let cgroups = cgroups(CgroupDriver::Systemd, "/stokertest");
+        let limits = PodLimits {
+            qos: QosClass::Burstable,
+            shares: 1024,
+            milli_cpu: Some(500),
+            memory_bytes: Some(64 << 20),
+            hugepages: BTreeMap::new(),
+        };
+        cgroups.make_tree().expect("the tree");
+        cgroups.make_tree().expect("the tree again");
+        cgroups.set_burstable_shares(2048).expect("shares");
+        cgroups.make_pod("u-1", &limits).expect("the pod");
+        let asked = |unit: &str, property: &str| {
+            let output = std::process::Command::new("systemctl").args(["show", "-P", property, unit]).output().unwrap();
+            String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        };
+        let pod = "stokertest-kubepods-burstable-podu_1.slice";
+        assert_eq!(cgroups.pod_parent(QosClass::Burstable, "u-1"), pod);
+        assert_eq!(asked(pod, "ActiveState"), "active");
+        assert_eq!(asked(pod, "TasksMax"), "100");
+        let tree = cgroups.hierarchy.trees()[0].to_owned();
+        let group = tree.join(cgroups.path(&cgroups.names(QosClass::Burstable, Some("u-1"))));
+        let check = || {
+            if cgroups.is_v2() {
+                let read = |file: &str| fs::read_to_string(group.join(file)).expect("a limit").trim().to_owned();
+                assert_eq!(read("cpu.max"), "50000 100000");
+                assert_eq!(read("cpu.weight"), "39");
+                assert_eq!(read("memory.max"), (64 << 20).to_string());
+                assert_eq!(read("pids.max"), "100");
+            }
+        };
+        check();
+        let reloaded = std::process::Command::new("systemctl").arg("daemon-reload").status().expect("systemctl");
+        assert!(reloaded.success());
+        check();
+        assert_eq!(cgroups.pods(), BTreeSet::from([(QosClass::Burstable, "u-1".to_owned())]));
+        cgroups.remove_pod(QosClass::Burstable, "u-1").expect("the slice ends");
+        cgroups.remove_pod(QosClass::Burstable, "u-1").expect("again is harmless");
+        assert!(!group.exists() && cgroups.pods().is_empty());
+        assert_ne!(asked(pod, "ActiveState"), "active");
+        for slice in
+            ["stokertest-kubepods-besteffort", "stokertest-kubepods-burstable", "stokertest-kubepods", "stokertest"]
+        {
+            systemd::stop(&format!("{slice}.slice")).expect("it ends");
+        }
+    }
 }
