@@ -1,5 +1,6 @@
 //! What a pod's control group is limited to, and how amounts become kernel values (A12.3 to A12.5).
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::PodSpec;
@@ -29,8 +30,26 @@ pub fn cpu_quota_us(milli_cpu: i128, period: Duration) -> i64 {
     i64::try_from(milli_cpu * period_us / 1000).unwrap_or(i64::MAX).max(LEAST_QUOTA_US)
 }
 
+/// The sizes of huge pages that the kernel has, such as `2Mi`.
+pub(super) fn hugepage_sizes() -> Vec<String> {
+    let entries = std::fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let kib = names.filter_map(|n| n.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse::<u64>().ok());
+    let sizes = kib.map(|kib| match kib {
+        kib if kib % (1 << 20) == 0 => format!("{}Gi", kib >> 20),
+        kib if kib % 1024 == 0 => format!("{}Mi", kib >> 10),
+        kib => format!("{kib}Ki"),
+    });
+    sizes.collect()
+}
+
+/// A size of huge pages as the kernel's files have it: `2MB` for `2Mi`.
+pub fn kernel_size(size: &str) -> String {
+    format!("{}B", size.trim_end_matches('i'))
+}
+
 /// Limits of one pod's control group.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PodLimits {
     /// The pod's class, which decides where its group lies.
     pub qos: QosClass,
@@ -40,6 +59,8 @@ pub struct PodLimits {
     pub milli_cpu: Option<i128>,
     /// `None`: no limit.
     pub memory_bytes: Option<i64>,
+    /// Bytes of huge pages by their size, such as `2Mi`.
+    pub hugepages: BTreeMap<String, i64>,
 }
 
 impl PodLimits {
@@ -80,14 +101,16 @@ impl PodLimits {
             shares,
             milli_cpu: limit("cpu").map(|cpu| cpu.milli()),
             memory_bytes: limit("memory").map(|memory| memory.units()),
+            hugepages: limits
+                .iter()
+                .filter_map(|(name, amount)| Some((name.strip_prefix("hugepages-")?.to_owned(), amount.units())))
+                .collect(),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use k8s_openapi::api::core::v1::{Container, ResourceRequirements};
     use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 

@@ -3,12 +3,12 @@
 //! [`Cgroups`] is the only type that others see. It writes files itself: what is needed is a handful of `mkdir` and `write` calls,
 //! and their errors must name controller and path, which is advice that an operator can follow.
 //!
-//! With the systemd driver the slices are made by the runtime when it makes the first container of a pod, from the name that
-//! [`Cgroups::pod_parent`] gives; limits of pods and QoS classes are not enforced there yet (A12.2, A12.5).
+//! With the systemd driver the groups are slices, which systemd makes, limits and ends; the exact values are then written as well.
 
 mod hierarchy;
 mod limits;
+mod systemd;
 mod tree;
 
-pub use limits::{PodLimits, cpu_quota_us, cpu_shares, cpu_weight};
+pub use limits::{PodLimits, cpu_quota_us, cpu_shares, cpu_weight, kernel_size};
 pub use tree::{CgroupConfig, CgroupDriver, CgroupError, Cgroups};

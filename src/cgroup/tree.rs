@@ -1,6 +1,6 @@
 //! [`Cgroups`]: makes, limits and removes the groups of `kubepods` and of the pods in it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,8 @@ use std::time::Duration;
 use stoker_model::resources::QosClass;
 
 use super::hierarchy::Hierarchy;
-use super::limits::{PodLimits, cpu_quota_us, cpu_weight};
+use super::limits::{PodLimits, cpu_quota_us, cpu_weight, hugepage_sizes, kernel_size};
+use super::systemd::{self, Limits, UNLIMITED};
 
 /// Who names and makes the groups.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -72,6 +73,19 @@ pub enum CgroupError {
         /// The group that lacks it.
         path: PathBuf,
     },
+    /// A group that somebody else should have made is not there.
+    #[error("there is no control group {0}: make it, or change kubeReservedCgroup or systemReservedCgroup")]
+    NoGroup(String),
+    /// systemd refused.
+    #[error(
+        "systemd does not do as asked with {slice}: {source}; is this host's init systemd? Else set cgroupDriver: cgroupfs"
+    )]
+    Slice {
+        /// The slice.
+        slice: String,
+        /// Its words.
+        source: io::Error,
+    },
     /// A directory could not be made or removed.
     #[error("cannot {what} {path}: {source}")]
     Directory {
@@ -99,6 +113,11 @@ pub enum CgroupError {
 pub struct Cgroups {
     config: CgroupConfig,
     hierarchy: Hierarchy,
+}
+
+/// A limit as cgroup v2 writes it.
+fn or_max(limit: i64) -> String {
+    if limit == UNLIMITED { "max".to_owned() } else { limit.to_string() }
 }
 
 /// The controllers that pods are limited with.
@@ -139,83 +158,88 @@ impl Cgroups {
 
     /// The parent of a pod's containers, as CRI's `cgroup_parent` wants it (A12.2).
     pub fn pod_parent(&self, qos: QosClass, uid: &str) -> String {
+        let names = self.names(qos, Some(uid));
         match self.config.driver {
-            CgroupDriver::Cgroupfs => format!("/{}", self.pod_path(qos, uid)),
-            CgroupDriver::Systemd => {
-                let class = match qos {
-                    QosClass::Guaranteed => "",
-                    QosClass::Burstable => "-burstable",
-                    QosClass::BestEffort => "-besteffort",
-                };
-                format!("kubepods{class}-pod{}.slice", uid.replace('-', "_"))
-            }
+            CgroupDriver::Cgroupfs => format!("/{}", names.join("/")),
+            CgroupDriver::Systemd => systemd::slice(&names),
         }
     }
 
     /// Makes `kubepods` and the groups of the QoS classes (A12.2, A12.6). Again is harmless.
     pub fn make_tree(&self) -> Result<(), CgroupError> {
-        if self.config.driver == CgroupDriver::Systemd {
+        for qos in [QosClass::Guaranteed, QosClass::Burstable] {
+            self.make(&self.names(qos, None))?;
+        }
+        let best_effort = self.names(QosClass::BestEffort, None);
+        if !self.make(&best_effort)? && self.config.driver == CgroupDriver::Systemd {
+            // systemd keeps what it was told.
             return Ok(());
         }
-        for group in [self.qos_path(QosClass::Guaranteed), self.qos_path(QosClass::Burstable)] {
-            self.make(&group)?;
-        }
-        let best_effort = self.qos_path(QosClass::BestEffort);
-        self.make(&best_effort)?;
-        self.write_shares(&best_effort, 2)
+        self.limit(&best_effort, &Limits { shares: Some(2), ..Limits::default() })
     }
 
     /// Sets what all burstable pods together weigh (A12.6).
     pub fn set_burstable_shares(&self, shares: u64) -> Result<(), CgroupError> {
-        if self.config.driver == CgroupDriver::Systemd {
-            return Ok(());
+        self.limit(&self.names(QosClass::Burstable, None), &Limits { shares: Some(shares), ..Limits::default() })
+    }
+
+    /// Limits what all pods together may use (A13.2). `pids`: processes; `None` leaves a limit as it is.
+    pub fn limit_pods(&self, shares: u64, memory_bytes: Option<i64>, pids: Option<u64>) -> Result<(), CgroupError> {
+        let limits = Limits { shares: Some(shares), memory_bytes, pids, quota: None };
+        self.limit(&self.names(QosClass::Guaranteed, None), &limits)
+    }
+
+    /// Limits a group that the operator has made, such as that of the system's daemons (A13.2).
+    pub fn limit_existing(
+        &self,
+        group: &str,
+        shares: Option<u64>,
+        memory_bytes: Option<i64>,
+        pids: Option<u64>,
+    ) -> Result<(), CgroupError> {
+        let names = self.parts(group);
+        let path = self.path(&names);
+        if !self.hierarchy.trees().iter().any(|tree| tree.join(&path).is_dir()) {
+            return Err(CgroupError::NoGroup(group.to_owned()));
         }
-        self.write_shares(&self.qos_path(QosClass::Burstable), shares)
+        self.limit(&names, &Limits { shares, memory_bytes, pids, quota: None })
     }
 
     /// Makes and limits the group of one pod. One that has containers is left as it is (A12.5); one that has none yet may be
     /// half made: by an agent that was killed, or because a limit could not be set.
     pub fn make_pod(&self, uid: &str, limits: &PodLimits) -> Result<(), CgroupError> {
-        if self.config.driver == CgroupDriver::Systemd {
+        let names = self.names(limits.qos, Some(uid));
+        if !self.make(&names)? && self.has_containers(&self.path(&names)) {
             return Ok(());
         }
-        let group = self.pod_path(limits.qos, uid);
-        if !self.make(&group)? && self.has_containers(&group) {
-            return Ok(());
-        }
-        self.write_limits(&group, limits)?;
-        match self.config.pod_pids_limit {
-            Some(limit) => self.write("pids", &group, "pids.max", limit.to_string()),
-            None => Ok(()),
-        }
+        self.limit(&names, &self.limits_of(limits))?;
+        self.limit_hugepages(&self.path(&names), &limits.hugepages)
     }
 
     /// Limits the group of a pod whose containers run (A15.1). What has no limit any more gets none.
     pub fn limit_pod(&self, uid: &str, limits: &PodLimits) -> Result<(), CgroupError> {
-        if self.config.driver == CgroupDriver::Systemd {
-            return Ok(());
+        let mut all = self.limits_of(limits);
+        if self.config.cpu_cfs_quota {
+            all.quota = all.quota.or(Some((UNLIMITED, self.config.cpu_cfs_period.as_micros())));
         }
-        let group = self.pod_path(limits.qos, uid);
-        self.write_limits(&group, limits)?;
-        if limits.milli_cpu.is_none() && self.config.cpu_cfs_quota {
-            match self.is_v2() {
-                true => self.write("cpu", &group, "cpu.max", "max".to_owned())?,
-                false => self.write("cpu", &group, "cpu.cfs_quota_us", "-1".to_owned())?,
-            }
-        }
-        match (limits.memory_bytes, self.is_v2()) {
-            (Some(_), _) => Ok(()),
-            (None, true) => self.write("memory", &group, "memory.max", "max".to_owned()),
-            (None, false) => self.write("memory", &group, "memory.limit_in_bytes", "-1".to_owned()),
+        all.memory_bytes = all.memory_bytes.or(Some(UNLIMITED));
+        self.limit(&self.names(limits.qos, Some(uid)), &all)
+    }
+
+    fn limits_of(&self, limits: &PodLimits) -> Limits {
+        let period = self.config.cpu_cfs_period;
+        let quota = limits.milli_cpu.filter(|_| self.config.cpu_cfs_quota);
+        Limits {
+            shares: Some(limits.shares),
+            quota: quota.map(|milli| (cpu_quota_us(milli, period), period.as_micros())),
+            memory_bytes: limits.memory_bytes,
+            pids: self.config.pod_pids_limit,
         }
     }
 
-    /// The limits that a pod's group has now; `None` where it cannot be read.
+    /// The limits of CPU and memory that a pod's group has now; `None` where they cannot be read.
     pub fn pod_limits(&self, qos: QosClass, uid: &str) -> Option<PodLimits> {
-        if self.config.driver == CgroupDriver::Systemd {
-            return None;
-        }
-        let group = self.pod_path(qos, uid);
+        let group = self.path(&self.names(qos, Some(uid)));
         let number =
             |controller: &str, file: &str| -> Option<i64> { self.read(controller, &group, file)?.parse().ok() };
         let (quota, period, memory) = if self.is_v2() {
@@ -229,17 +253,18 @@ impl Cgroups {
         // The kernel of cgroup v1 shows no limit as the largest number of whole pages.
         let memory_bytes = memory.filter(|bytes| *bytes < i64::MAX - (1 << 20));
         let milli_cpu = quota.map(|quota: i64| i128::from(quota) * 1000 / i128::from(period.max(1)));
-        // Shares only weigh: they need no care when they change.
-        Some(PodLimits { qos, shares: 0, milli_cpu, memory_bytes })
+        // Shares only weigh, and huge pages cannot be resized.
+        Some(PodLimits { qos, shares: 0, milli_cpu, memory_bytes, hugepages: BTreeMap::new() })
     }
 
     /// Memory in use by a pod, or by one container of it; `None` where it cannot be read.
     pub fn memory_in_use(&self, qos: QosClass, uid: &str, container: Option<&str>) -> Option<u64> {
-        if self.config.driver == CgroupDriver::Systemd {
-            return None;
-        }
-        let pod = self.pod_path(qos, uid);
-        let group = container.map_or(pod.clone(), |id| format!("{pod}/{id}"));
+        let pod = self.path(&self.names(qos, Some(uid)));
+        let group = match (container, self.config.driver) {
+            (None, _) => pod,
+            (Some(id), CgroupDriver::Cgroupfs) => format!("{pod}/{id}"),
+            (Some(id), CgroupDriver::Systemd) => format!("{pod}/cri-containerd-{id}.scope"),
+        };
         let file = if self.is_v2() { "memory.current" } else { "memory.usage_in_bytes" };
         self.read("memory", &group, file)?.parse().ok()
     }
@@ -252,25 +277,6 @@ impl Cgroups {
         Some(fs::read_to_string(tree.join(group).join(file)).ok()?.trim().to_owned())
     }
 
-    fn write_limits(&self, group: &str, limits: &PodLimits) -> Result<(), CgroupError> {
-        self.write_shares(group, limits.shares)?;
-        let period = self.config.cpu_cfs_period;
-        if let Some(milli) = limits.milli_cpu.filter(|_| self.config.cpu_cfs_quota) {
-            let (quota, period_us) = (cpu_quota_us(milli, period), period.as_micros());
-            if self.is_v2() {
-                self.write("cpu", group, "cpu.max", format!("{quota} {period_us}"))?;
-            } else {
-                self.write("cpu", group, "cpu.cfs_period_us", period_us.to_string())?;
-                self.write("cpu", group, "cpu.cfs_quota_us", quota.to_string())?;
-            }
-        }
-        if let Some(bytes) = limits.memory_bytes {
-            let file = if self.is_v2() { "memory.max" } else { "memory.limit_in_bytes" };
-            self.write("memory", group, file, bytes.to_string())?;
-        }
-        Ok(())
-    }
-
     /// Removes the group of a pod, and what its containers left in it, from every tree. Gone already is success.
     ///
     /// # Errors
@@ -278,12 +284,15 @@ impl Cgroups {
     /// The first failure, after all trees were tried: something still runs in the group, or just ended.
     pub fn remove_pod(&self, qos: QosClass, uid: &str) -> Result<(), CgroupError> {
         let mut first = Ok(());
-        let paths = match self.config.driver {
-            CgroupDriver::Cgroupfs => self.pod_path(qos, uid),
-            CgroupDriver::Systemd => return Ok(()),
-        };
+        let names = self.names(qos, Some(uid));
+        let group = self.path(&names);
+        let there = |tree: &&Path| tree.join(&group).exists();
+        if self.config.driver == CgroupDriver::Systemd && self.hierarchy.trees().iter().any(there) {
+            let slice = systemd::slice(&names);
+            first = systemd::stop(&slice).map_err(|source| CgroupError::Slice { slice, source });
+        }
         for tree in self.hierarchy.trees() {
-            let path = tree.join(&paths);
+            let path = tree.join(&group);
             let removed = remove_below(&path).map_err(|source| CgroupError::Directory {
                 what: "remove the control group",
                 path,
@@ -299,35 +308,141 @@ impl Cgroups {
     /// The pods that have a group, by class and UID.
     pub fn pods(&self) -> BTreeSet<(QosClass, String)> {
         let mut found = BTreeSet::new();
-        if self.config.driver == CgroupDriver::Systemd {
-            return found;
-        }
         for tree in self.hierarchy.trees() {
             for qos in [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort] {
-                let entries = fs::read_dir(tree.join(self.qos_path(qos))).into_iter().flatten().flatten();
-                let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-                found.extend(names.filter_map(|n| n.strip_prefix("pod").map(|uid| (qos, uid.to_owned()))));
+                let names = self.names(qos, None);
+                let entries = fs::read_dir(tree.join(self.path(&names))).into_iter().flatten().flatten();
+                let groups = entries.filter_map(|entry| entry.file_name().into_string().ok());
+                found.extend(groups.filter_map(|group| Some((qos, self.uid_of(&names, &group)?))));
             }
         }
         found
     }
 
-    fn qos_path(&self, qos: QosClass) -> String {
-        let root = self.config.root.trim_matches('/');
-        let root = if root.is_empty() { String::new() } else { format!("{root}/") };
-        match qos {
-            QosClass::Guaranteed => format!("{root}kubepods"),
-            QosClass::Burstable => format!("{root}kubepods/burstable"),
-            QosClass::BestEffort => format!("{root}kubepods/besteffort"),
+    /// The UID of the pod whose group this is, in the group of its class.
+    fn uid_of(&self, class: &[String], group: &str) -> Option<String> {
+        match self.config.driver {
+            CgroupDriver::Cgroupfs => group.strip_prefix("pod").map(str::to_owned),
+            CgroupDriver::Systemd => {
+                let class = systemd::slice(class);
+                let own = group.strip_prefix(class.strip_suffix(".slice")?)?.strip_suffix(".slice")?;
+                own.strip_prefix("-pod").map(|uid| uid.replace('_', "-"))
+            }
         }
     }
 
-    fn pod_path(&self, qos: QosClass, uid: &str) -> String {
-        format!("{}/pod{uid}", self.qos_path(qos))
+    /// The names of a path, or of a slice.
+    fn parts(&self, path: &str) -> Vec<String> {
+        let names = || path.split('/').filter(|name| !name.is_empty());
+        let slice = names().next_back().and_then(|name| name.strip_suffix(".slice"));
+        match (self.config.driver, slice) {
+            (CgroupDriver::Systemd, Some(slice)) => slice.split('-').map(|name| name.replace('_', "-")).collect(),
+            _ => names().map(str::to_owned).collect(),
+        }
+    }
+
+    /// The names of the group of a class, or of one of its pods, from the root on.
+    fn names(&self, qos: QosClass, uid: Option<&str>) -> Vec<String> {
+        let mut names = self.parts(&self.config.root);
+        names.push("kubepods".to_owned());
+        match qos {
+            QosClass::Guaranteed => {}
+            QosClass::Burstable => names.push("burstable".to_owned()),
+            QosClass::BestEffort => names.push("besteffort".to_owned()),
+        }
+        names.extend(uid.map(|uid| format!("pod{uid}")));
+        names
+    }
+
+    /// Where the group of these names lies in a tree.
+    fn path(&self, names: &[String]) -> String {
+        match self.config.driver {
+            CgroupDriver::Cgroupfs => names.join("/"),
+            CgroupDriver::Systemd => systemd::path(names),
+        }
+    }
+
+    /// Makes a group, by systemd where that is the one who makes them; whether it was missing.
+    fn make(&self, names: &[String]) -> Result<bool, CgroupError> {
+        let path = self.path(names);
+        if self.config.driver == CgroupDriver::Cgroupfs {
+            return self.make_directories(&path);
+        }
+        let missing = !self.hierarchy.trees().iter().any(|tree| tree.join(&path).exists());
+        if missing {
+            let slice = systemd::slice(names);
+            systemd::start(&slice).map_err(|source| CgroupError::Slice { slice, source })?;
+        }
+        // systemd makes a group only in the trees that it sees a need for.
+        self.make_directories(&path).map(|_| missing)
+    }
+
+    fn limit(&self, names: &[String], limits: &Limits) -> Result<(), CgroupError> {
+        let group = self.path(names);
+        if self.config.driver == CgroupDriver::Systemd {
+            let slice = systemd::slice(names);
+            let limited = systemd::limit(&slice, limits, self.is_v2());
+            limited.map_err(|source| CgroupError::Slice { slice, source })?;
+        }
+        if let Some(shares) = limits.shares {
+            self.write_shares(&group, shares)?;
+        }
+        if let Some((quota, period_us)) = limits.quota {
+            if self.is_v2() {
+                self.write("cpu", &group, "cpu.max", format!("{} {period_us}", or_max(quota)))?;
+            } else {
+                self.write("cpu", &group, "cpu.cfs_period_us", period_us.to_string())?;
+                self.write("cpu", &group, "cpu.cfs_quota_us", quota.to_string())?;
+            }
+        }
+        if let Some(bytes) = limits.memory_bytes {
+            let (file, bytes) = match self.is_v2() {
+                true => ("memory.max", or_max(bytes)),
+                false => ("memory.limit_in_bytes", bytes.to_string()),
+            };
+            self.write("memory", &group, file, bytes)?;
+        }
+        match limits.pids {
+            Some(limit) => self.write("pids", &group, "pids.max", limit.to_string()),
+            None => Ok(()),
+        }
+    }
+
+    /// Huge pages of each size that the kernel has: as many as asked for, else none (A12.5). Without the controller nobody is limited,
+    /// and who asks for some is told.
+    fn limit_hugepages(&self, group: &str, asked: &BTreeMap<String, i64>) -> Result<(), CgroupError> {
+        let tree = match &self.hierarchy {
+            Hierarchy::V2(root) => Some(root),
+            Hierarchy::V1 { controllers, .. } => controllers.get("hugetlb"),
+        };
+        let file = if self.is_v2() { "max" } else { "limit_in_bytes" };
+        let Some(path) = tree.map(|tree| tree.join(group)) else {
+            return match asked.is_empty() {
+                true => Ok(()),
+                false => Err(CgroupError::NoController { controller: "hugetlb", path: self.config.mount.clone() }),
+            };
+        };
+        if !self.is_v2() {
+            fs::create_dir_all(&path).map_err(|source| CgroupError::Directory {
+                what: "make the control group",
+                path: path.clone(),
+                source,
+            })?;
+        }
+        for size in hugepage_sizes() {
+            let bytes = asked.get(&size).copied().unwrap_or_default();
+            let path = path.join(format!("hugetlb.{}.{file}", kernel_size(&size)));
+            if path.exists() {
+                write(path, bytes.to_string())?;
+            } else if bytes > 0 {
+                return Err(CgroupError::NoController { controller: "hugetlb", path });
+            }
+        }
+        Ok(())
     }
 
     /// Makes a group in the trees that limits need; whether it was missing.
-    fn make(&self, group: &str) -> Result<bool, CgroupError> {
+    fn make_directories(&self, group: &str) -> Result<bool, CgroupError> {
         let make = |path: &Path| {
             let missing = !path.exists();
             let made = fs::create_dir_all(path);
@@ -452,8 +567,25 @@ mod tests {
             (CgroupDriver::Systemd, QosClass::Guaranteed, "kubepods-podab_c.slice"),
             (CgroupDriver::Systemd, QosClass::Burstable, "kubepods-burstable-podab_c.slice"),
         ] {
-            assert_eq!(cgroups(driver, "/").pod_parent(qos, "ab-c"), expected);
+            let cgroups = cgroups(driver, "/");
+            assert_eq!(cgroups.pod_parent(qos, "ab-c"), expected);
+            let group = cgroups.path(&cgroups.names(qos, Some("ab-c")));
+            let last = group.rsplit('/').next().unwrap();
+            assert_eq!(cgroups.uid_of(&cgroups.names(qos, None), last).as_deref(), Some("ab-c"));
         }
+    }
+
+    #[test]
+    fn groups_lie_below_the_root_that_is_configured() {
+        // A12.2
+        let path = |driver, root| {
+            let cgroups = cgroups(driver, root);
+            cgroups.path(&cgroups.names(QosClass::BestEffort, None))
+        };
+        assert_eq!(path(CgroupDriver::Cgroupfs, "/a/b.slice"), "a/b.slice/kubepods/besteffort");
+        let slices = "a.slice/a-b.slice/a-b-kubepods.slice/a-b-kubepods-besteffort.slice";
+        assert_eq!(path(CgroupDriver::Systemd, "/a-b.slice"), slices);
+        assert_eq!(path(CgroupDriver::Systemd, "/a/b"), slices);
     }
 
     /// Needs root, and cpu, memory and pids.
@@ -462,8 +594,14 @@ mod tests {
         // A12.5, A12.6
         let root = format!("stoker-cgroup-test-{}", std::process::id());
         let cgroups = cgroups(CgroupDriver::Cgroupfs, &root);
-        let limits =
-            PodLimits { qos: QosClass::Burstable, shares: 204, milli_cpu: Some(500), memory_bytes: Some(64 << 20) };
+        let limits = PodLimits {
+            qos: QosClass::Burstable,
+            shares: 204,
+            milli_cpu: Some(500),
+            memory_bytes: Some(64 << 20),
+            hugepages: BTreeMap::new(),
+        };
+        let path = cgroups.path(&cgroups.names(QosClass::Burstable, Some("u1")));
         cgroups.make_tree().expect("the tree");
         cgroups.make_pod("u1", &limits).expect("the pod");
         let read = |controller: &str, file: &str| {
@@ -471,7 +609,7 @@ mod tests {
                 Hierarchy::V2(root) => root,
                 Hierarchy::V1 { controllers, .. } => &controllers[controller],
             };
-            fs::read_to_string(tree.join(cgroups.pod_path(QosClass::Burstable, "u1")).join(file)).expect("a limit")
+            fs::read_to_string(tree.join(&path).join(file)).expect("a limit")
         };
         if cgroups.is_v2() {
             assert_eq!(read("cpu", "cpu.max").trim(), "50000 100000");
@@ -483,12 +621,24 @@ mod tests {
         }
         assert_eq!(read("pids", "pids.max").trim(), "100");
 
+        // A13.2
+        cgroups.limit_pods(2048, Some(1 << 30), Some(1000)).expect("limits of all pods");
+        let tree = match &cgroups.hierarchy {
+            Hierarchy::V2(root) => root,
+            Hierarchy::V1 { controllers, .. } => &controllers["pids"],
+        };
+        let all = tree.join(&root).join("kubepods/pids.max");
+        assert_eq!(fs::read_to_string(all).expect("a limit").trim(), "1000");
+        let missing = cgroups.limit_existing(&format!("/{root}/none"), Some(100), None, None);
+        assert!(matches!(missing, Err(CgroupError::NoGroup(_))));
+        cgroups.limit_existing(&format!("/{root}/kubepods"), Some(100), None, None).expect("one that is there");
+
         let pids = |limit: &str| {
             let tree = match &cgroups.hierarchy {
                 Hierarchy::V2(root) => root,
                 Hierarchy::V1 { controllers, .. } => &controllers["pids"],
             };
-            let group = tree.join(cgroups.pod_path(QosClass::Burstable, "u1"));
+            let group = tree.join(&path);
             fs::write(group.join("pids.max"), limit).expect("a limit");
             group
         };
@@ -505,6 +655,57 @@ mod tests {
         assert!(cgroups.pods().is_empty());
         for tree in cgroups.hierarchy.trees() {
             remove_below(&tree.join(&root)).expect("empty groups go");
+        }
+    }
+
+    #[test]
+    #[ignore = "needs systemd as the machine's init"]
+    fn slices_are_made_limited_and_ended() {
+        // A12.2, A12.5, A12.6
+        let cgroups = cgroups(CgroupDriver::Systemd, "/stokertest");
+        let limits = PodLimits {
+            qos: QosClass::Burstable,
+            shares: 1024,
+            milli_cpu: Some(500),
+            memory_bytes: Some(64 << 20),
+            hugepages: BTreeMap::new(),
+        };
+        cgroups.make_tree().expect("the tree");
+        cgroups.make_tree().expect("the tree again");
+        cgroups.set_burstable_shares(2048).expect("shares");
+        cgroups.make_pod("u-1", &limits).expect("the pod");
+        let asked = |unit: &str, property: &str| {
+            let output = std::process::Command::new("systemctl").args(["show", "-P", property, unit]).output().unwrap();
+            String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        };
+        let pod = "stokertest-kubepods-burstable-podu_1.slice";
+        assert_eq!(cgroups.pod_parent(QosClass::Burstable, "u-1"), pod);
+        assert_eq!(asked(pod, "ActiveState"), "active");
+        assert_eq!(asked(pod, "TasksMax"), "100");
+        let tree = cgroups.hierarchy.trees()[0].to_owned();
+        let group = tree.join(cgroups.path(&cgroups.names(QosClass::Burstable, Some("u-1"))));
+        let check = || {
+            if cgroups.is_v2() {
+                let read = |file: &str| fs::read_to_string(group.join(file)).expect("a limit").trim().to_owned();
+                assert_eq!(read("cpu.max"), "50000 100000");
+                assert_eq!(read("cpu.weight"), "39");
+                assert_eq!(read("memory.max"), (64 << 20).to_string());
+                assert_eq!(read("pids.max"), "100");
+            }
+        };
+        check();
+        let reloaded = std::process::Command::new("systemctl").arg("daemon-reload").status().expect("systemctl");
+        assert!(reloaded.success());
+        check();
+        assert_eq!(cgroups.pods(), BTreeSet::from([(QosClass::Burstable, "u-1".to_owned())]));
+        cgroups.remove_pod(QosClass::Burstable, "u-1").expect("the slice ends");
+        cgroups.remove_pod(QosClass::Burstable, "u-1").expect("again is harmless");
+        assert!(!group.exists() && cgroups.pods().is_empty());
+        assert_ne!(asked(pod, "ActiveState"), "active");
+        for slice in
+            ["stokertest-kubepods-besteffort", "stokertest-kubepods-burstable", "stokertest-kubepods", "stokertest"]
+        {
+            systemd::stop(&format!("{slice}.slice")).expect("it ends");
         }
     }
 }

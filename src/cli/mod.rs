@@ -9,6 +9,7 @@ use crate::config::{Flags, arguments, read_flags, with_pflag_names};
 mod cleanup;
 mod logging;
 mod preflight;
+mod reservations;
 mod run;
 mod service;
 mod service_wiring;

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::preflight::{PreflightError, check_host, lock, prepare_root};
+use super::reservations::enforcement;
 use super::service_wiring;
 use super::standalone::{AlwaysAllow, Standalone};
 use super::wiring::{
@@ -279,6 +280,13 @@ async fn wire_pods(
     let runtime = handles.runtime;
     let cgroups = Cgroups::open(cgroup_config(kubelet))?;
     cgroups.make_tree()?;
+    let enforce = node::enforce_allocatable(
+        enforcement(kubelet)?,
+        Arc::new(cgroups.clone()),
+        handles.node.clone(),
+        handles.events.clone(),
+    );
+    spawn(tasks, "node allocatable", enforce);
     wait_for_runtime(&runtime, &kubelet.container_runtime_endpoint).await;
     match pause::ensure(&runtime).await {
         Ok(image) => tracing::debug!(?image, "sandbox image present"),

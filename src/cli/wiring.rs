@@ -5,8 +5,9 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use stoker_model::quantity::{Milli, QuantityError};
+use stoker_model::quantity::QuantityError;
 
+use super::reservations::reserved;
 use crate::cgroup::{CgroupConfig, CgroupDriver};
 use crate::config::{Flags, KubeletConfig, LabelError, StokerConfig, parse_node_labels};
 use crate::dns::{DnsConfig, Upstream};
@@ -26,6 +27,8 @@ pub(super) enum WiringError {
     Label(#[from] LabelError),
     #[error(transparent)]
     Quantity(#[from] QuantityError),
+    #[error("reservedSystemCPUs: {value:?} is no list of CPUs: write numbers and ranges, such as 0-1,4")]
+    NotCpus { value: String },
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
     #[error("{field}: {value:?} is not an IP address")]
@@ -46,10 +49,7 @@ pub(super) enum WiringError {
 pub(super) fn node_settings(config: &KubeletConfig, flags: &Flags) -> Result<Arc<NodeSettings>, WiringError> {
     let (name, hostname) = node_name(flags.hostname_override.as_deref())?;
     let addresses = choose_addresses(flags.node_ip.as_deref(), &hostname)?;
-    let mut reserved = std::collections::BTreeMap::new();
-    for (resource, amount) in config.kube_reserved.iter().chain(&config.system_reserved) {
-        *reserved.entry(resource.clone()).or_insert(Milli::ZERO) += Milli::parse(amount)?;
-    }
+    let reserved = reserved(config)?;
     Ok(Arc::new(NodeSettings {
         labels: parse_node_labels(&flags.node_labels)?,
         taints: config.register_with_taints.clone(),

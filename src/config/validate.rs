@@ -53,10 +53,42 @@ fn choices(config: &KubeletConfig) -> Result<(), Invalid> {
             return Err(invalid(field, value, format!("must be one of {}", list.join(", "))));
         }
     }
+    managers(config)?;
+    let enforced = |what: &str| config.enforce_node_allocatable.iter().any(|e| e == what);
+    for (what, group, field) in [
+        ("kube-reserved", &config.kube_reserved_cgroup, "kubeReservedCgroup"),
+        ("system-reserved", &config.system_reserved_cgroup, "systemReservedCgroup"),
+    ] {
+        let compressible = format!("{what}-compressible");
+        if enforced(what) && enforced(&compressible) {
+            return Err(invalid("enforceNodeAllocatable", what, format!("and {compressible} exclude each other")));
+        }
+        if (enforced(what) || enforced(&compressible)) && group.is_empty() {
+            return Err(invalid("enforceNodeAllocatable", what, format!("needs {field}")));
+        }
+    }
+    if enforced("none") && config.enforce_node_allocatable.len() > 1 {
+        return Err(invalid("enforceNodeAllocatable", "none", "must stand alone"));
+    }
     for what in &config.enforce_node_allocatable {
         let known = ["none", "pods", "system-reserved", "kube-reserved"];
         if !known.contains(&what.trim_end_matches("-compressible")) {
             return Err(invalid("enforceNodeAllocatable", what, format!("must be one of {}", known.join(", "))));
+        }
+    }
+    Ok(())
+}
+
+/// What would promise places on certain CPUs and memory that nobody gives yet.
+fn managers(config: &KubeletConfig) -> Result<(), Invalid> {
+    const NOT_YET: &str = "is not supported by this agent yet; leave it at its default";
+    for (field, value, default) in [
+        ("cpuManagerPolicy", &config.cpu_manager_policy, "none"),
+        ("memoryManagerPolicy", &config.memory_manager_policy, "None"),
+        ("topologyManagerPolicy", &config.topology_manager_policy, "none"),
+    ] {
+        if value != default {
+            return Err(invalid(field, value, NOT_YET));
         }
     }
     Ok(())

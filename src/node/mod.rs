@@ -10,6 +10,7 @@
 mod addresses;
 mod capacity;
 mod conditions;
+mod enforce;
 mod images;
 mod lease;
 mod machine;
@@ -18,6 +19,7 @@ mod reporter;
 mod settings;
 
 pub use addresses::{AddressError, choose_addresses};
+pub use enforce::{Enforcement, Reservation, enforce_allocatable};
 pub use lease::renew_lease;
 pub use observer::{Observation, Observer, observe};
 pub use reporter::report;

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, PodSpec};
+use stoker_model::quantity::Milli;
 use stoker_model::resources::{Amounts, QosClass, amounts, is_sidecar, qos_class, requests_of};
 
-use crate::cgroup::{cpu_quota_us, cpu_shares};
+use crate::cgroup::{cpu_quota_us, cpu_shares, kernel_size};
 use crate::runtime::cri;
 
 /// The class of pods that the kernel shall kill last (A12.8).
@@ -38,6 +39,7 @@ pub(super) fn of_container(spec: &PodSpec, container: &Container, node: NodeReso
         cpu_shares: i64::try_from(cpu_shares(requests.get("cpu").map_or(0, |cpu| cpu.milli()))).unwrap_or(i64::MAX),
         memory_limit_in_bytes: limit("memory").map_or(0, |memory| memory.units()),
         oom_score_adj: oom_score_adj(spec, container, node.memory_bytes),
+        hugepage_limits: hugepages(&limits),
         unified: BTreeMap::default(),
         ..Default::default()
     };
@@ -53,6 +55,16 @@ pub(super) fn of_container(spec: &PodSpec, container: &Container, node: NodeReso
         }
     }
     resources
+}
+
+/// Huge pages that a container may use.
+fn hugepages(limits: &Amounts) -> Vec<cri::HugepageLimit> {
+    let sizes = limits.iter().filter_map(|(name, amount)| Some((name.strip_prefix("hugepages-")?, amount)));
+    let limit = |(size, amount): (&str, &Milli)| cri::HugepageLimit {
+        page_size: kernel_size(size),
+        limit: u64::try_from(amount.units()).unwrap_or_default(),
+    };
+    sizes.map(limit).collect()
 }
 
 /// Whom the kernel kills first when memory runs out (A12.8).
@@ -130,6 +142,9 @@ mod tests {
         assert_eq!((r.cpu_shares, r.cpu_quota, r.cpu_period), (512, 50_000, 100_000));
         assert_eq!((r.memory_limit_in_bytes, r.memory_swap_limit_in_bytes), (64 << 20, 64 << 20));
         assert_eq!(r.unified.get("memory.oom.group").map(String::as_str), Some("1"));
+        let huge = container(&[], &[("hugepages-2Mi", "4Mi")]);
+        let r = of_container(&spec(std::slice::from_ref(&huge)), &huge, NODE);
+        assert_eq!((r.hugepage_limits[0].page_size.as_str(), r.hugepage_limits[0].limit), ("2MB", 4 << 20));
         let none = container(&[], &[]);
         let r = of_container(&spec(std::slice::from_ref(&none)), &none, NODE);
         assert_eq!((r.cpu_shares, r.cpu_quota, r.memory_limit_in_bytes), (2, 0, 0));

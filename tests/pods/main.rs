@@ -13,5 +13,6 @@ mod node;
 mod probes;
 mod resize;
 mod restarts;
+mod security;
 mod sources;
 mod volumes;

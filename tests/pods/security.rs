@@ -1,0 +1,178 @@
+//! What the node refuses, what it makes place for, and what containers are given to run with.
+
+use std::fs;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{
+    Capabilities, EmptyDirVolumeSource, EnvVar, EnvVarSource, FileKeySelector, PodSecurityContext,
+    ResourceRequirements, SecurityContext, Sysctl, Volume, VolumeMount,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use crate::lab::BUSYBOX;
+use crate::node::{Node, condition, phase, pod, state, status};
+
+#[tokio::test]
+async fn a_critical_pod_gets_its_place_and_others_are_refused_with_their_reason() {
+    // A6.6, A6.8, A7.6
+    let mut node = Node::start().await;
+    let manifests = node.path("manifests");
+    fs::create_dir(&manifests).unwrap();
+    node.stop_agent().await;
+    node.static_path = Some(manifests.clone());
+    node.start_agent();
+    let asks = |cpu: &str| {
+        let requests = Some([("cpu".to_owned(), Quantity(cpu.to_owned()))].into());
+        Some(ResourceRequirements { requests, ..ResourceRequirements::default() })
+    };
+    let script = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
+    let low = node.api.create(pod("low").container("main", script).with(|c| c.resources = asks("3")).0);
+    let small = node.api.create(pod("small").container("main", script).with(|c| c.resources = asks("500m")).0);
+    for uid in [&low, &small] {
+        node.api.until(uid, "ready", |p| condition(p, "Ready")).await;
+    }
+    let manifest = format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: critical}}
+spec:
+  hostNetwork: true
+  containers:
+  - name: main
+    image: {BUSYBOX}
+    imagePullPolicy: IfNotPresent
+    command: [/bin/busybox, sh, -c, \"{script}\"]
+    resources: {{requests: {{cpu: 2}}}}
+"
+    );
+    fs::write(manifests.join("critical.yaml"), manifest).unwrap();
+    let ended = node.api.until(&low, "preempted", |p| phase(p) == "Failed").await;
+    let of_pod = ended.status.as_ref().unwrap();
+    assert_eq!(of_pod.reason.as_deref(), Some("Preempting"));
+    assert_eq!(of_pod.message.as_deref(), Some("Preempted in order to admit critical pod"));
+    let disrupted = of_pod.conditions.iter().flatten().find(|c| c.type_ == "DisruptionTarget").unwrap();
+    assert_eq!(disrupted.reason.as_deref(), Some("TerminationByKubelet"));
+    let message = "Pod was preempted by Kubelet to accommodate a critical pod.";
+    assert_eq!(disrupted.message.as_deref(), Some(message));
+    let mut runs = false;
+    for _ in 0..400 {
+        runs = node.api.named("critical-node-1").is_some_and(|(_, p)| condition(&p, "Ready"));
+        if runs {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(runs, "{:#?}", node.api.events());
+    assert_eq!(phase(&node.api.pod(&small).unwrap()), "Running", "as few as possible");
+
+    let events = node.api.events();
+    assert!(events.iter().any(|e| e == "low  Preempting: Preempted in order to admit critical pod"), "{events:#?}");
+    let forbidden = pod("forbidden").container("main", "true").spec(|spec| {
+        let sysctls = Some(vec![Sysctl { name: "kernel.msgmax".into(), value: "1".into() }]);
+        spec.security_context = Some(PodSecurityContext { sysctls, ..PodSecurityContext::default() });
+    });
+    let forbidden = node.api.create(forbidden.0);
+    let refused = node.api.until(&forbidden, "refused", |p| phase(p) == "Failed").await;
+    let text = "forbidden sysctl: \"kernel.msgmax\" not allowlisted";
+    let of_pod = refused.status.as_ref().unwrap();
+    assert_eq!(of_pod.reason.as_deref(), Some("SysctlForbidden"));
+    assert_eq!(of_pod.message, Some(format!("Pod was rejected: {text}")));
+    assert!(node.api.events().contains(&format!("forbidden  SysctlForbidden: {text}")));
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn containers_run_as_their_spec_says() {
+    // A8.7, A10.3, A10.4
+    let node = Node::start().await;
+    let scratch =
+        || Volume { name: "scratch".into(), empty_dir: Some(EmptyDirVolumeSource::default()), ..Volume::default() };
+    let mount = VolumeMount { name: "scratch".into(), mount_path: "/scratch".into(), ..VolumeMount::default() };
+    let from_file = |name: &str, key: &str, optional: bool| EnvVar {
+        name: name.into(),
+        value_from: Some(EnvVarSource {
+            file_key_ref: Some(FileKeySelector {
+                key: key.into(),
+                optional: Some(optional),
+                path: "env".into(),
+                volume_name: "scratch".into(),
+            }),
+            ..EnvVarSource::default()
+        }),
+        ..EnvVar::default()
+    };
+    let script = "id -u; id -g; id -G; grep -E 'NoNewPrivs|CapEff|Seccomp:' /proc/self/status; touch /x || echo read-only; \
+                  echo colour=$COLOUR none=${NONE-unset}; sleep 1000";
+    let made = pod("made")
+        .init("writer", "printf \"COLOUR='deep blue'\\n\" > /scratch/env; chmod 644 /scratch/env")
+        .spec(|spec| {
+            spec.init_containers.as_mut().unwrap()[0].volume_mounts = Some(vec![mount]);
+            spec.security_context = Some(PodSecurityContext {
+                run_as_user: Some(1000),
+                run_as_group: Some(2000),
+                fs_group: Some(3000),
+                supplemental_groups: Some(vec![4000]),
+                run_as_non_root: Some(true),
+                ..PodSecurityContext::default()
+            });
+        })
+        .container("main", script)
+        .volume(scratch(), "/scratch")
+        .with(|c| {
+            c.env = Some(vec![from_file("COLOUR", "COLOUR", false), from_file("NONE", "NONE", true)]);
+            c.security_context = Some(SecurityContext {
+                allow_privilege_escalation: Some(false),
+                read_only_root_filesystem: Some(true),
+                capabilities: Some(Capabilities { drop: Some(vec!["ALL".into()]), ..Capabilities::default() }),
+                ..SecurityContext::default()
+            });
+        });
+    let uid = node.api.create(made.0);
+    node.api.until(&uid, "ready", |p| condition(p, "Ready")).await;
+    let log = node.path(&format!("pod-logs/default_made_{uid}/main/0.log"));
+    let mut lines = String::new();
+    for _ in 0..100 {
+        lines = fs::read_to_string(&log).unwrap_or_default();
+        if lines.contains("colour=") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for expected in [
+        "F 1000\n",
+        "F 2000\n",
+        "F 2000 3000 4000\n",
+        "NoNewPrivs:\t1",
+        "CapEff:\t0000000000000000",
+        "Seccomp:\t0",
+        "F read-only\n",
+        "F colour=deep blue none=unset\n",
+    ] {
+        assert!(lines.contains(expected), "{expected}: {lines}");
+    }
+
+    // What is not there, and what this runtime cannot do, is told in so many words.
+    let missing = pod("missing").container("main", "true").volume(scratch(), "/scratch");
+    let missing = missing.with(|c| c.env = Some(vec![from_file("COLOUR", "COLOUR", false)]));
+    let missing = node.api.create(missing.0);
+    let waits = |reason: &'static str| {
+        move |p: &k8s_openapi::api::core::v1::Pod| {
+            state(status(p, "main").state.as_ref()) == format!("waiting {reason}")
+        }
+    };
+    let seen = node.api.until(&missing, "an error", waits("CreateContainerConfigError")).await;
+    let message = status(&seen, "main").state.unwrap().waiting.unwrap().message;
+    assert_eq!(message.as_deref(), Some("couldn't parse env file"));
+
+    let own_users = node.api.create(pod("users").container("main", "true").spec(|s| s.host_users = Some(false)).0);
+    let told = "Failed to create pod sandbox: RuntimeClass handler \"\" does not support user namespaces";
+    for _ in 0..100 {
+        if node.api.events().iter().any(|e| e.ends_with(told)) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(node.api.events().iter().any(|e| e.ends_with(told)), "{:#?}", node.api.events());
+    assert_eq!(phase(&node.api.pod(&own_users).unwrap()), "Pending");
+    node.stop().await;
+}
