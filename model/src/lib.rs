@@ -7,6 +7,7 @@
 
 pub mod handle;
 pub mod names;
+pub mod network;
 pub mod pod;
 pub mod quantity;
 pub mod resources;
