@@ -183,6 +183,11 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
 
     let (Some(api), Some(node_api)) = (api, node_api) else {
         tracing::warn!("no --kubeconfig: nothing but static pods can run");
+        if stoker.pod_network != PodNetwork::None {
+            tracing::warn!(
+                "podNetwork has no effect without --kubeconfig: only the Node object has this node's podCIDRs"
+            );
+        }
         let offline = Arc::new(Standalone);
         let handles = NodeHandles {
             runtime,

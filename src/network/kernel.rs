@@ -15,7 +15,7 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, Rout
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::cidr::Cidr;
-use super::rtnl::{Hop, Mac, NEW, NODE_ROUTE, PUT, address, mac_of, neighbour, numbered, route, up};
+use super::rtnl::{Hop, Mac, NEW, NODE_ROUTE, PUT, Rtnl, address, mac_of, neighbour, numbered, route, up};
 use super::ways::Ways;
 
 /// The tunnel device.
@@ -24,6 +24,27 @@ pub(super) const TUNNEL: &str = "stoker-vxlan";
 const VNI: u32 = 0x5707;
 /// IANA's port for VXLAN.
 const VXLAN_PORT: u16 = 4789;
+
+/// Deletes our routes to other nodes and the tunnel device; blocks.
+pub(super) fn remove_all() -> io::Result<()> {
+    let mut rtnl = Rtnl::open()?;
+    let mut gone = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family;
+        let ours = rtnl.dump(RouteNetlinkMessage::GetRoute(request))?.into_iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewRoute(message) => our_route(&message),
+            _ => None,
+        });
+        gone.extend(ours.map(|(to, hop)| (RouteNetlinkMessage::DelRoute(route(to, hop, NODE_ROUTE)), 0)));
+    }
+    if let Some(tunnel) = rtnl.link(TUNNEL)? {
+        let mut link = LinkMessage::default();
+        link.header.index = tunnel.header.index;
+        gone.push((RouteNetlinkMessage::DelLink(link), 0));
+    }
+    rtnl.send(gone).map_err(|(_, error)| error)
+}
 
 /// A connection to the kernel.
 #[derive(Clone, Debug)]
@@ -95,7 +116,8 @@ impl Kernel {
     /// Makes the tunnel device, or finds the one that an agent before us made; its index.
     pub(super) async fn tunnel(&self, underlay: IpAddr, mac: Mac, mtu: u32) -> io::Result<u32> {
         if let Some(old) = self.named(TUNNEL).await? {
-            if mac_of(&old) == Some(mac) && has_local(&old, underlay) {
+            let same_mtu = old.attributes.contains(&LinkAttribute::Mtu(mtu));
+            if mac_of(&old) == Some(mac) && has_local(&old, underlay) && same_mtu {
                 return Ok(old.header.index);
             }
             // Of another node address: what leads through it is written again.

@@ -14,7 +14,7 @@ mod rtnl;
 mod table;
 mod ways;
 
-pub use owner::{Network, NetworkConfig, NetworkError, collect_garbage, prepare};
+pub use owner::{Network, NetworkConfig, NetworkError, cleanup, collect_garbage, prepare};
 pub use ways::Mode;
 
 /// How the node's ends of the pods' interfaces begin.

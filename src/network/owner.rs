@@ -154,6 +154,18 @@ pub fn collect_garbage(
     Ok(())
 }
 
+/// Removes what the pod network left in the kernel, but for the pods' own interfaces, which go with the pods.
+///
+/// # Errors
+/// When something could not be removed.
+pub fn cleanup() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    for table in [table::TABLE, super::policy::TABLE] {
+        table::run_nft(&format!("table {table} {{}}\ndelete table {table}\n"))?;
+    }
+    super::kernel::remove_all()?;
+    Ok(())
+}
+
 impl Network {
     /// The hardware address that other nodes have to know, for the annotation of our Node; only with tunnels.
     pub fn vtep_mac(&self) -> Option<String> {
@@ -163,6 +175,8 @@ impl Network {
     /// Follows the nodes until nobody sends any more. What is in the kernel stays.
     pub async fn run(mut self, mut changes: mpsc::Receiver<Listed<ClusterNode>>) {
         let mut wait = LOOK_AGAIN;
+        // Changes do not put it off: a cluster of many nodes always changes.
+        let mut timer = std::pin::pin!(tokio::time::sleep(wait));
         loop {
             let mut look = false;
             tokio::select! {
@@ -176,11 +190,15 @@ impl Network {
                         }
                     }
                 },
-                () = tokio::time::sleep(wait) => look = true,
+                () = &mut timer => look = true,
             }
             if !self.complete {
+                if look {
+                    timer.set(tokio::time::sleep(wait));
+                }
                 continue;
             }
+            let before = wait;
             wait = match self.synchronise(look).await {
                 Ok(()) => LOOK_AGAIN,
                 Err(error) => {
@@ -189,6 +207,9 @@ impl Network {
                     next
                 }
             };
+            if look || wait != before {
+                timer.set(tokio::time::sleep(wait));
+            }
         }
     }
 

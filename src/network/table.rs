@@ -34,7 +34,7 @@ table inet stoker-pods {
 		type nat hook prerouting priority dstnat; policy accept;
 	}
 	chain output {
-		type nat hook output priority dstnat; policy accept;
+		type nat hook output priority -100; policy accept;
 	}
 	chain postrouting {
 		type nat hook postrouting priority srcnat; policy accept;

@@ -6,3 +6,4 @@ mod lab;
 mod enclosure;
 mod faults;
 mod hello;
+mod network;

@@ -202,6 +202,18 @@ fn parse_answer(text: &str) -> (String, IpAddr) {
     (name.to_owned(), source.parse().unwrap())
 }
 
+/// Waits until it is true, and fails the test when that takes too long.
+#[track_caller]
+pub(crate) fn eventually(what: &str, is_true: impl Fn() -> bool) {
+    for _ in 0..100 {
+        if is_true() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("not in time: {what}");
+}
+
 #[track_caller]
 pub(crate) fn run(command: &str) {
     let mut words = command.split(' ');

@@ -21,7 +21,7 @@ fn a_pod_is_attached_checked_and_taken_away() {
     assert!(lab.output("a", "ip link show eth0").contains("mtu 1400"));
     lab.serve("a", 8080);
 
-    // A10: another pod of the node, the node itself, both families, both ways.
+    // Another pod of the node, the node itself, both families, both ways.
     assert_eq!(node.pod("b"), ["10.244.1.3", "fd00:244:1::3"]);
     assert_eq!(lab.reaches("b", "10.244.1.2:8080", "a").to_string(), "10.244.1.3");
     assert_eq!(lab.reaches("b", "[fd00:244:1::2]:8080", "a").to_string(), "fd00:244:1::3");

@@ -17,6 +17,7 @@ mod ranges;
 mod script;
 
 use model::{Desired, World};
+pub(super) use script::TABLE;
 
 /// Changes taken in before the kernel is written.
 const CHANGES_AT_ONCE: usize = 10_000;
@@ -42,6 +43,8 @@ struct Owner {
 pub async fn run(node: String, mut changes: mpsc::Receiver<PolicyChange>) {
     let mut owner = Owner { node, ..Owner::default() };
     let mut wait = LOOK_AGAIN;
+    // Changes do not put it off: a cluster of many pods always changes.
+    let mut timer = std::pin::pin!(tokio::time::sleep(wait));
     loop {
         let mut look = false;
         tokio::select! {
@@ -58,11 +61,15 @@ pub async fn run(node: String, mut changes: mpsc::Receiver<PolicyChange>) {
                     }
                 }
             },
-            () = tokio::time::sleep(wait) => look = true,
+            () = &mut timer => look = true,
         }
         if !owner.may_write() {
+            if look {
+                timer.set(tokio::time::sleep(wait));
+            }
             continue;
         }
+        let before = wait;
         wait = match owner.synchronise(look).await {
             Ok(()) => LOOK_AGAIN,
             Err(error) => {
@@ -71,6 +78,9 @@ pub async fn run(node: String, mut changes: mpsc::Receiver<PolicyChange>) {
                 next
             }
         };
+        if look || wait != before {
+            timer.set(tokio::time::sleep(wait));
+        }
     }
 }
 

@@ -6,7 +6,8 @@ use std::net::IpAddr;
 
 use super::model::{Desired, Kind, SetName};
 
-const TABLE: &str = "inet stoker-policy";
+/// The table's name.
+pub(in crate::network) const TABLE: &str = "inet stoker-policy";
 /// Fails when the table is gone.
 pub(super) const PROBE: &str = "list chain inet stoker-policy ingress\n";
 /// Elements on one line.
