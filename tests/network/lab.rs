@@ -148,12 +148,17 @@ impl Lab {
 
     /// The same over UDP.
     pub(crate) fn ask_udp(&self, from: &str, to: &str) -> std::io::Result<(String, IpAddr)> {
+        self.ask_udp_with(from, to, 3)
+    }
+
+    /// The same with so many bytes in the question. The kernel forbids others to cut it up.
+    pub(crate) fn ask_udp_with(&self, from: &str, to: &str, bytes: usize) -> std::io::Result<(String, IpAddr)> {
         let to: SocketAddr = to.parse().unwrap();
         self.within(from, move || {
             let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
             socket.set_read_timeout(Some(Duration::from_millis(700)))?;
             socket.connect(to)?;
-            socket.send(b"who")?;
+            socket.send(&vec![b'?'; bytes])?;
             let mut buffer = [0; 100];
             let length = socket.recv(&mut buffer)?;
             Ok(parse_answer(&String::from_utf8_lossy(&buffer[..length])))

@@ -144,7 +144,8 @@ pub(super) fn compile(world: &World, node: &str) -> (Desired, BTreeSet<String>) 
         }
         let types = policy.spec.policy_types.clone().unwrap_or_default();
         let has = |kind: &str| types.iter().any(|its| its == kind);
-        let egress = if types.is_empty() { policy.spec.egress.is_some() } else { has("Egress") };
+        let egress =
+            if types.is_empty() { policy.spec.egress.iter().flatten().next().is_some() } else { has("Egress") };
         if types.is_empty() || has("Ingress") {
             for (key, peer) in &selected {
                 let chain = compiler.ingress_chain(name, policy, peer);

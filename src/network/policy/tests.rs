@@ -93,8 +93,9 @@ fn a_policy_isolates_what_it_selects_in_its_directions() {
     check(std::slice::from_ref(&all), WEB, true, None);
     check(std::slice::from_ref(&all), "fd00::1", false, Some(&["drop"]));
     check(std::slice::from_ref(&web), DB, false, None);
-    check(&[json!({"podSelector": {}, "egress": []})], WEB, true, Some(&["drop"]));
-    check(&[json!({"podSelector": {}, "egress": []})], WEB, false, Some(&["drop"]));
+    check(&[json!({"podSelector": {}, "egress": []})], WEB, true, None);
+    check(&[json!({"podSelector": {}, "egress": [{}]})], WEB, true, Some(&["accept", "drop"]));
+    check(&[json!({"podSelector": {}, "egress": [{}]})], WEB, false, Some(&["drop"]));
     check(&[json!({"podSelector": {}, "policyTypes": ["Egress"]})], WEB, false, None);
     check(&[json!({"podSelector": {}, "policyTypes": ["Egress"]})], WEB, true, Some(&["drop"]));
     check(&[json!({"podSelector": {}, "policyTypes": ["Ingress"], "egress": [{}]})], WEB, true, None);
