@@ -39,7 +39,7 @@ fn main() -> ExitCode {
 fn cold_start(count: u32) -> Duration {
     let config = ServiceConfig { families: vec![Family::Ipv4], ..ServiceConfig::default() };
     let mut kernel = Kernel::open(config).expect("nf_tables is there");
-    let node = NodeTopology { name: "node".into(), zone: None };
+    let node = NodeTopology { name: "node".into(), zone: None, ips: Vec::new() };
     let mut model = Model::new(Arc::new(node));
     (0..count).for_each(|n| changes(n, 2).into_iter().for_each(|change| model.apply(change)));
     model.apply(ServiceChange::Complete);

@@ -256,11 +256,13 @@ pub enum ServiceChange {
 /// Newest node facts that service routing needs (zone for topology, addresses for NodePorts).
 pub type NodeFacts = watch::Receiver<Arc<NodeTopology>>;
 
-/// This node's own name and zone.
+/// This node's own name, zone and addresses.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct NodeTopology {
     /// The node's name.
     pub name: Arc<str>,
     /// Value of `topology.kubernetes.io/zone`, if labelled.
     pub zone: Option<Arc<str>>,
+    /// The node's own addresses, primary family first.
+    pub ips: Vec<std::net::IpAddr>,
 }

@@ -11,6 +11,8 @@ mod logging;
 mod network;
 mod preflight;
 mod run;
+mod service;
+mod service_wiring;
 mod standalone;
 mod systemd;
 mod wiring;
@@ -45,6 +47,7 @@ pub fn main() -> ExitCode {
     };
     match name {
         "cleanup" => report(cleanup::cleanup(matches.get_one::<String>("stoker-config").map(AsRef::as_ref))),
+        "service" => report(service::run(matches)),
         _ => run(matches, as_kubelet),
     }
 }
@@ -85,6 +88,7 @@ fn command(as_kubelet: bool) -> Command {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(Command::new("run").about(RUN_ABOUT).after_help(RUN_DETAILS).args(arguments()))
+        .subcommand(service::command())
         .subcommand(
             Command::new("cleanup").about(CLEANUP_ABOUT).arg(
                 clap::Arg::new("stoker-config").long("stoker-config").value_name("FILE").help("StokerConfiguration"),

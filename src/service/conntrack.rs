@@ -1,4 +1,4 @@
-//! Stale UDP flows (B1.20): a flow goes on to the backend that its first packet was sent to, and refreshes itself, so that of
+//! Stale UDP and SCTP flows (B1.20): a flow goes on to the backend that its first packet was sent to, and refreshes itself, so that of
 //! a backend which is gone the kernel has to be told.
 
 use std::collections::HashMap;
@@ -21,6 +21,9 @@ const TUPLE_PROTO: u16 = 2;
 const PROTO_NUMBER: u16 = 1;
 const PROTO_SOURCE_PORT: u16 = 2;
 const PROTO_DESTINATION_PORT: u16 = 3;
+
+/// The backends that may answer for each frontend, in order.
+type Serving<'a> = HashMap<Frontend, &'a [(Protocol, Backend)]>;
 
 /// The kernel's table of connections of one network namespace.
 #[derive(Debug)]
@@ -49,26 +52,27 @@ impl Conntrack {
         Ok(Self { socket: Socket::open()?, families: families.to_vec() })
     }
 
-    /// Deletes the UDP flows to these frontends that are answered by nobody of theirs. Returns how many these were.
-    pub(super) fn forget_stale(&mut self, serving: &HashMap<Frontend, &[Backend]>) -> io::Result<usize> {
+    /// Deletes the flows to these frontends that are answered by nobody of theirs; `local` are the node's own
+    /// addresses, which NodePorts are reached at. Returns how many these were.
+    pub(super) fn forget_stale(&mut self, serving: &Serving<'_>, local: &[IpAddr]) -> io::Result<usize> {
         if serving.is_empty() {
             return Ok(0);
         }
         let mut deleted = 0;
         for family in self.families.clone() {
-            deleted += self.forget_in(family, serving)?;
+            deleted += self.forget_in(family, serving, local)?;
         }
         Ok(deleted)
     }
 
-    fn forget_in(&mut self, family: Family, serving: &HashMap<Frontend, &[Backend]>) -> io::Result<usize> {
+    fn forget_in(&mut self, family: Family, serving: &Serving<'_>, local: &[IpAddr]) -> io::Result<usize> {
         let number = family_number(family);
         let mut request = self.socket.messages();
         request.raw(GET, REQUEST | DUMP, number, 0, |_| {});
         let mut stale = Vec::new();
         // An interrupted dump shows some flow twice or misses a new one, and neither matters here.
         self.socket.dump(&request, |message| {
-            stale.extend(stale_flow(family, message.attributes(), serving));
+            stale.extend(stale_flow(family, message.attributes(), serving, local));
         })?;
         if stale.is_empty() {
             return Ok(0);
@@ -90,16 +94,17 @@ impl Conntrack {
 }
 
 /// The flow, if it leads to one of the frontends and none of its backends answers.
-fn stale_flow(family: Family, flow: Attributes<'_>, serving: &HashMap<Frontend, &[Backend]>) -> Option<Flow> {
+fn stale_flow(family: Family, flow: Attributes<'_>, serving: &Serving<'_>, local: &[IpAddr]) -> Option<Flow> {
     let original = tuple(family, flow.nested(ORIGINAL)?)?;
-    if original.protocol != Protocol::Udp.number() {
-        return None;
-    }
+    let protocol = Protocol::from_number(original.protocol).filter(|protocol| *protocol != Protocol::Tcp)?;
     let reply = tuple(family, flow.nested(REPLY)?)?;
     let Backend { ip, port } = original.destination;
-    let at = |place| serving.get(&Frontend { place, protocol: Protocol::Udp, port });
-    let backends = at(Place::Address(ip)).or_else(|| at(Place::Node(family)))?;
-    if backends.contains(&reply.source) {
+    let at = |place| serving.get(&Frontend { place, protocol, port });
+    // Who talks to a port of that number somewhere else is not at our NodePort.
+    let turned = reply.source != original.destination;
+    let node_port = || at(Place::Node(family)).filter(|_| turned || local.contains(&ip));
+    let backends = at(Place::Address(ip)).or_else(node_port)?;
+    if backends.binary_search(&(protocol, reply.source)).is_ok() {
         return None;
     }
     let rest = [ID, ZONE].into_iter().filter_map(|kind| Some((kind, flow.get(kind)?.to_vec())));

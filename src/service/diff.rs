@@ -6,13 +6,14 @@
 //! after a restart or when somebody else has written there. Backends keep their slot as long as they are wanted: a new one
 //! takes slot N, and the last one moves into the hole that another leaves.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fmt;
 use std::net::IpAddr;
 
 use stoker_model::service::NamespacedName;
 
 use super::config::Cidr;
-use super::frontend::{Backend, Claim, Frontend, Place, Protocol, Route, ServiceRoutes};
+use super::frontend::{Backend, Claim, Frontend, Place, Problem, Protocol, Route, ServiceRoutes};
 
 /// Slots of the backends on this node start here, those of all backends at 0: both fit one map.
 pub const LOCAL_SLOTS: u32 = 65536;
@@ -49,6 +50,26 @@ impl Key {
             Self::Route(at) | Self::Everywhere(at) | Self::Local(at) | Self::Refusal(at) => Some(at),
             Self::Slot(at, _) | Self::StickySlot(_, at) | Self::Guarded(at) | Self::Allowed(at, _) => Some(at),
             Self::ClusterIp(_) | Self::Hairpin(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Route(at) => write!(f, "route of {at}"),
+            Self::Everywhere(at) => write!(f, "route of {at} for this node's own traffic"),
+            Self::Local(at) => write!(f, "route of {at} for traffic from outside"),
+            Self::Refusal(at) => write!(f, "refusal of {at}"),
+            Self::Slot(at, slot) | Self::StickySlot(slot, at) if *slot >= LOCAL_SLOTS => {
+                write!(f, "local slot {} of {at}", slot - LOCAL_SLOTS)
+            }
+            Self::Slot(at, slot) => write!(f, "slot {slot} of {at}"),
+            Self::StickySlot(slot, at) => write!(f, "slot {slot} of {at}"),
+            Self::ClusterIp(ip) => write!(f, "cluster IP {ip}"),
+            Self::Hairpin(ip) => write!(f, "local endpoint {ip}"),
+            Self::Guarded(at) => write!(f, "guard of {at}"),
+            Self::Allowed(at, range) => write!(f, "source {range} of {at}"),
         }
     }
 }
@@ -90,6 +111,24 @@ pub struct Balance {
     pub affinity_seconds: Option<u32>,
 }
 
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Present => f.write_str("present"),
+            Self::Backend(backend) => backend.fmt(f),
+            Self::Verdict(Verdict::ExternalLocal) => f.write_str("by origin"),
+            Self::Verdict(Verdict::Reject) => f.write_str("reject"),
+            Self::Verdict(Verdict::Drop) => f.write_str("drop"),
+            Self::Verdict(Verdict::Balance(balance)) => {
+                write!(f, "one of {}", balance.count)?;
+                f.write_str(if balance.local { " on this node" } else { "" })?;
+                f.write_str(if balance.masquerade { ", masqueraded" } else { "" })?;
+                balance.affinity_seconds.map_or(Ok(()), |seconds| write!(f, ", kept for {seconds} s"))
+            }
+        }
+    }
+}
+
 /// What to do to the clients that session affinity binds to a slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct StickyChange {
@@ -108,7 +147,8 @@ pub struct StickyChange {
 pub struct Batch {
     elements: HashMap<Key, (Option<Value>, Option<Value>)>,
     sticky: Vec<StickyChange>,
-    stale_udp: bool,
+    stale_flows: bool,
+    reported: BTreeSet<NamespacedName>,
     ignore_elements: bool,
 }
 
@@ -121,8 +161,8 @@ pub struct Operations {
     pub add: Vec<(Key, Value)>,
     /// Changes to the clients bound by session affinity.
     pub sticky: Vec<StickyChange>,
-    /// Whether UDP flows may now lead to the wrong place: a backend went, or a Service got its first ones (B1.20).
-    pub stale_udp: bool,
+    /// Whether UDP or SCTP flows may now lead to the wrong place: a backend went, or a Service got its first ones (B1.20).
+    pub stale_flows: bool,
 }
 
 impl Operations {
@@ -138,6 +178,11 @@ impl Batch {
         Self { ignore_elements: true, ..Self::default() }
     }
 
+    /// Services whose [`Table::problems`] may have changed.
+    pub fn take_reported(&mut self) -> BTreeSet<NamespacedName> {
+        std::mem::take(&mut self.reported)
+    }
+
     fn note(&mut self, key: Key, before: Option<Value>, after: Option<Value>) {
         if self.ignore_elements {
             return;
@@ -147,7 +192,7 @@ impl Batch {
 
     /// The net effect, grouped by map.
     pub fn into_operations(self) -> Operations {
-        let mut operations = Operations { sticky: self.sticky, stale_udp: self.stale_udp, ..Operations::default() };
+        let mut operations = Operations { sticky: self.sticky, stale_flows: self.stale_flows, ..Operations::default() };
         for (key, (before, after)) in self.elements {
             if before == after {
                 continue;
@@ -186,14 +231,16 @@ impl Table {
         let old = self.services.remove(name).unwrap_or_default();
         count(&mut self.cluster_ips, &old.cluster_ips, &routes.cluster_ips, Key::ClusterIp, batch);
         count(&mut self.hairpins, &old.hairpins, &routes.hairpins, Key::Hairpin, batch);
-        let (before, after) = (&old.udp_serving, &routes.udp_serving);
-        batch.stale_udp |=
-            before.is_empty() != after.is_empty() || before.iter().any(|backend| !after.contains(backend));
+        let (before, after) = (&old.serving, &routes.serving);
+        batch.stale_flows |=
+            before.is_empty() != after.is_empty() || before.iter().any(|backend| after.binary_search(backend).is_err());
+        batch.reported.insert(name.clone());
         let mut touched: Vec<Frontend> = routes.paths.iter().map(|path| path.frontend).collect();
         let kept: HashSet<Frontend> = touched.iter().copied().collect();
         for path in &old.paths {
             if let Some(held) = self.frontends.get_mut(&path.frontend) {
                 held.claims.retain(|(_, claimant)| claimant != name);
+                batch.reported.extend(held.claims.iter().map(|(_, claimant)| claimant.clone()));
             }
             if !kept.contains(&path.frontend) {
                 touched.push(path.frontend);
@@ -203,6 +250,9 @@ impl Table {
             let claims = &mut self.frontends.entry(path.frontend).or_insert_with(Held::empty).claims;
             claims.push((path.claim, name.clone()));
             claims.sort_unstable();
+            if claims.len() > 1 {
+                batch.reported.extend(claims.iter().map(|(_, claimant)| claimant.clone()));
+            }
         }
         if routes != ServiceRoutes::default() {
             self.services.insert(name.clone(), routes);
@@ -286,16 +336,32 @@ impl Table {
         self.hairpins.keys().for_each(|&ip| each(Key::Hairpin(ip), Value::Present));
     }
 
-    /// The backends that may answer for UDP frontends, for the search for stale flows (B1.20). Frontends without any are left
-    /// out.
-    pub fn udp_frontends(&self) -> HashMap<Frontend, &[Backend]> {
-        let udp = self.frontends.iter().filter(|(frontend, _)| frontend.protocol == Protocol::Udp);
-        udp.filter_map(|(frontend, held)| {
-            let (_, owner) = held.claims.first()?;
-            let serving = self.services.get(owner)?.udp_serving.as_slice();
-            (!serving.is_empty()).then_some((*frontend, serving))
-        })
-        .collect()
+    /// The backends that may answer for UDP and SCTP frontends, for the search for stale flows (B1.20). Frontends of Services
+    /// without any are left out.
+    pub fn flow_frontends(&self) -> HashMap<Frontend, &[(Protocol, Backend)]> {
+        let others = self.frontends.iter().filter(|(frontend, _)| frontend.protocol != Protocol::Tcp);
+        others
+            .filter_map(|(frontend, held)| {
+                let (_, owner) = held.claims.first()?;
+                let serving = self.services.get(owner)?.serving.as_slice();
+                serving.iter().any(|(protocol, _)| *protocol == frontend.protocol).then_some((*frontend, serving))
+            })
+            .collect()
+    }
+
+    /// What of one Service is not as its objects say, in the objects themselves or because another Service was first.
+    pub fn problems(&self, name: &NamespacedName) -> Vec<Problem> {
+        let Some(routes) = self.services.get(name) else { return Vec::new() };
+        let mut all = routes.problems.clone();
+        for path in &routes.paths {
+            if let Some((_, owner)) = self.frontends.get(&path.frontend).and_then(|held| held.claims.first())
+                && owner != name
+            {
+                let owner = format!("{}/{}", owner.namespace, owner.name);
+                all.push(Problem::Claimed { frontend: path.frontend, owner });
+            }
+        }
+        all
     }
 
     /// What was programmed for one Service.

@@ -119,7 +119,8 @@ pub struct Backend {
 
 impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        SocketAddr::new(self.ip, self.port).fmt(f)
+        // Its `Display` pads; that of a frontend does not.
+        write!(f, "{}", SocketAddr::new(self.ip, self.port))
     }
 }
 
@@ -182,22 +183,70 @@ pub struct ServiceRoutes {
     pub cluster_ips: Vec<IpAddr>,
     /// Addresses of its endpoints on this node, each once: they may reach themselves (B1.15).
     pub hairpins: Vec<IpAddr>,
-    /// UDP backends that still serve, chosen or not: flows to any other are stale (B1.20). In order.
-    pub udp_serving: Vec<Backend>,
+    /// UDP and SCTP backends that still serve, chosen or not: flows to any other are stale (B1.20). In order.
+    pub serving: Vec<(Protocol, Backend)>,
     /// Health-check port and the number of local ready endpoints (B1.14).
     pub health_check: Option<(u16, usize)>,
+    /// What in the objects could not be used; the rest is.
+    pub problems: Vec<Problem>,
 }
 
-impl ServiceRoutes {
-    /// Balances without session affinity.
-    pub fn forget_affinity(&mut self) {
-        for path in &mut self.paths {
-            match &mut path.route {
-                Route::Reject | Route::Drop => {}
-                Route::Balance { affinity_seconds, .. } | Route::LocalOnly { affinity_seconds, .. } => {
-                    *affinity_seconds = None;
-                }
-            }
-        }
-    }
+/// Backends of one frontend at most: slots are numbers below this, on this node and everywhere.
+pub const MAX_BACKENDS: usize = 65536;
+
+/// Something in a Service or its slices that cannot be done. Everything else of the Service is.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, thiserror::Error)]
+pub enum Problem {
+    /// More backends than there are slots.
+    #[error("{frontend} has {count} endpoints: only the first {MAX_BACKENDS} get connections; split the Service")]
+    TooManyBackends {
+        /// Where.
+        frontend: Frontend,
+        /// How many there are.
+        count: usize,
+    },
+    /// Not an address of the slice's family.
+    #[error("EndpointSlice {slice}: {address:?} is not an {family} address; this endpoint is left out")]
+    EndpointAddress {
+        /// The slice's name.
+        slice: std::sync::Arc<str>,
+        /// What stands there.
+        address: String,
+        /// The slice's `addressType`.
+        family: &'static str,
+    },
+    /// Not an address, in the Service.
+    #[error("{field}: {value:?} is not an IP address; it is left out")]
+    Address {
+        /// Where it stands.
+        field: &'static str,
+        /// What stands there.
+        value: String,
+    },
+    /// Not a range.
+    #[error(
+        "spec.loadBalancerSourceRanges: {0:?} is not an address range such as 10.0.0.0/8; nobody is admitted by it"
+    )]
+    SourceRange(String),
+    /// Not a protocol that we know.
+    #[error("spec.ports: protocol {0:?} is none of TCP, UDP and SCTP; the port is left out")]
+    Protocol(String),
+    /// Another Service has it.
+    #[error("{frontend} belongs to Service {owner}: it leads there until that gives it up")]
+    Claimed {
+        /// Where.
+        frontend: Frontend,
+        /// Who has it, as namespace/name.
+        owner: String,
+    },
+}
+
+/// An address as Kubernetes reads it: leading zeros of IPv4 are decimal, IPv4 in IPv6 is IPv4.
+pub fn parse_ip(text: &str) -> Option<IpAddr> {
+    let parsed = text.parse::<IpAddr>().ok().or_else(|| {
+        let octets: Vec<u8> = text.split('.').filter_map(|octet| octet.parse().ok()).collect();
+        let plain = !text.contains(|c: char| !c.is_ascii_digit() && c != '.');
+        <[u8; 4]>::try_from(octets).ok().filter(|_| plain && text.split('.').count() == 4).map(IpAddr::from)
+    });
+    parsed.map(|ip| ip.to_canonical())
 }

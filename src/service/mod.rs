@@ -3,7 +3,7 @@
 //! In:  [`ServiceChange`]s (bounded `mpsc`) and the node's own name and zone (`watch`, newest wins).
 //! Out: the nftables tables `ip stoker` and `ip6 stoker`, and [`Health`] (`watch`).
 //! One task, started by [`spawn`], owns the tables: `model` (pure) compiles a changed Service to routes, `diff` (pure)
-//! turns routes into element operations, `nftables` writes them in one transaction. The tables stay when the task ends,
+//! turns routes into element operations, and a [`data_path::DataPath`] (`nftables`) writes them. The tables stay when the task ends,
 //! so that traffic flows while the agent is restarted; [`cleanup`] is what removes them.
 //! Not here: watching the API server (`upstream`), the health port (`server`).
 //!
@@ -11,7 +11,9 @@
 
 pub mod config;
 mod conntrack;
+pub mod data_path;
 pub mod diff;
+pub mod explain;
 pub mod frontend;
 pub mod model;
 mod netlink;
@@ -19,4 +21,4 @@ pub mod nftables;
 mod owner;
 
 pub use config::{Cidr, LocalTraffic, ServiceConfig};
-pub use owner::{Health, ServiceError, ServiceProxy, cleanup, spawn};
+pub use owner::{Health, HealthCheck, HealthChecks, Problems, ServiceError, ServiceProxy, cleanup, spawn};

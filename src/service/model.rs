@@ -13,7 +13,9 @@ use stoker_model::service::{
 };
 
 use super::config::Cidr;
-use super::frontend::{Backend, Claim, Family, Frontend, Path, Place, Protocol, Route, ServiceRoutes};
+use super::frontend::{
+    Backend, Claim, Family, Frontend, MAX_BACKENDS, Path, Place, Problem, Protocol, Route, ServiceRoutes, parse_ip,
+};
 
 /// Seconds that `sessionAffinity: ClientIP` lasts when nobody said how long (B1.8).
 const DEFAULT_AFFINITY_SECONDS: u32 = 10800;
@@ -48,6 +50,11 @@ impl Model {
     /// Everything known.
     pub fn catalogue(&self) -> &ServiceCatalogue {
         &self.catalogue
+    }
+
+    /// This node.
+    pub fn node(&self) -> &NodeTopology {
+        &self.node
     }
 
     /// Takes in one change.
@@ -165,27 +172,34 @@ pub fn routes<'a>(
     if service.spec.kind == "ExternalName" || is_for_another_proxy(service) {
         return all;
     }
-    all.cluster_ips = cluster_ips(service);
+    all.cluster_ips = cluster_ips(service, &mut all.problems);
     let mut hairpins = BTreeSet::new();
     let mut local_ready = BTreeSet::new();
-    let mut udp_serving = BTreeSet::new();
+    let mut serving = BTreeSet::new();
+    let external = External::of(service, node, &mut all.problems);
     for port in &service.spec.ports {
-        let Some(protocol) = Protocol::parse(&port.protocol) else { continue };
+        let Some(protocol) = Protocol::parse(&port.protocol) else {
+            all.problems.push(Problem::Protocol(port.protocol.clone()));
+            continue;
+        };
         for &cluster_ip in &all.cluster_ips {
             let family = Family::of(cluster_ip);
-            let candidates = candidates(slices.clone(), port, protocol, family, node);
+            let candidates = candidates(slices.clone(), port, protocol, family, node, &mut all.problems);
             hairpins.extend(candidates.iter().filter(|(_, c)| c.local).map(|(backend, _)| backend.ip));
             local_ready.extend(candidates.iter().filter(|(_, c)| c.local && c.ready).map(|(backend, _)| backend.ip));
-            if protocol == Protocol::Udp {
-                udp_serving
-                    .extend(candidates.iter().filter(|(_, c)| c.ready || c.serving).map(|(&backend, _)| backend));
+            if protocol != Protocol::Tcp {
+                let serve = candidates.iter().filter(|(_, c)| c.ready || c.serving);
+                serving.extend(serve.map(|(&backend, _)| (protocol, backend)));
             }
             let choice = Choice::among(&candidates);
-            PortPaths { service, port, protocol, choice }.append_to(&mut all.paths, cluster_ip);
+            let paths = PortPaths { service, external: &external, port, protocol, choice };
+            paths.append_to(&mut all.paths, cluster_ip, &mut all.problems);
         }
     }
-    all.udp_serving = udp_serving.into_iter().collect();
+    all.serving = serving.into_iter().collect();
     all.hairpins = hairpins.into_iter().collect();
+    all.problems.sort_unstable();
+    all.problems.dedup();
     if service.spec.health_check_node_port != 0 && is_local(&service.spec.external_traffic_policy) {
         all.health_check = Some((service.spec.health_check_node_port, local_ready.len()));
     }
@@ -197,14 +211,79 @@ fn is_local(policy: &str) -> bool {
 }
 
 /// The cluster IPs that are addresses; `None` and the empty text of headless and nameless Services are not.
-fn cluster_ips(service: &Service) -> Vec<IpAddr> {
-    let several = service.spec.cluster_ips.iter();
-    let mut ips: Vec<IpAddr> = several.filter_map(|ip| ip.parse().ok()).collect();
-    if ips.is_empty() {
-        ips.extend(service.spec.cluster_ip.parse::<IpAddr>().ok());
-    }
+fn cluster_ips(service: &Service, problems: &mut Vec<Problem>) -> Vec<IpAddr> {
+    let spec = &service.spec;
+    let texts = if spec.cluster_ips.is_empty() { std::slice::from_ref(&spec.cluster_ip) } else { &spec.cluster_ips };
+    let texts = texts.iter().filter(|text| !text.is_empty() && *text != "None");
+    let mut ips = addresses("spec.clusterIPs", texts, problems);
     ips.dedup();
     ips
+}
+
+/// The addresses among some texts; what is none becomes a problem.
+fn addresses<'a>(
+    field: &'static str,
+    texts: impl Iterator<Item = &'a String>,
+    problems: &mut Vec<Problem>,
+) -> Vec<IpAddr> {
+    let mut parse = |text: &String| {
+        parse_ip(text).or_else(|| {
+            problems.push(Problem::Address { field, value: text.clone() });
+            None
+        })
+    };
+    texts.filter_map(&mut parse).collect()
+}
+
+/// What lies outside the cluster: the addresses of a Service there, and who may use those of its load balancer.
+#[derive(Debug)]
+struct External {
+    ips: Vec<IpAddr>,
+    load_balancer: Vec<IpAddr>,
+    /// None within another; of a family without any, everybody may come.
+    allowed: BTreeSet<Cidr>,
+}
+
+impl External {
+    fn of(service: &Service, node: &NodeTopology, problems: &mut Vec<Problem>) -> Self {
+        let spec = &service.spec;
+        let ips = addresses("spec.externalIPs", spec.external_ips.iter(), problems);
+        let mut all = Self { ips, load_balancer: Vec::new(), allowed: BTreeSet::new() };
+        if spec.kind != "LoadBalancer" {
+            return all;
+        }
+        let ingress = &service.status.load_balancer.ingress;
+        let vips = ingress.iter().filter(|ingress| ingress.ip_mode != "Proxy" && !ingress.ip.is_empty());
+        all.load_balancer = addresses("status.loadBalancer.ingress", vips.map(|ingress| &ingress.ip), problems);
+        for text in &spec.load_balancer_source_ranges {
+            match text.parse() {
+                Ok(range) => _ = all.allowed.insert(range),
+                Err(_) => problems.push(Problem::SourceRange(text.clone())),
+            }
+        }
+        for family in [Family::Ipv4, Family::Ipv6] {
+            if all.allowed.iter().any(|range| range.family() == family && range.is_everything()) {
+                all.allowed.retain(|range| range.family() != family);
+            }
+            // Where the address is also one of the node's own, the node's packets carry it as their source (B1.7).
+            if all
+                .allowed
+                .iter()
+                .any(|range| node.ips.iter().any(|ip| Family::of(*ip) == family && range.contains(*ip)))
+            {
+                all.allowed
+                    .extend(all.load_balancer.iter().filter(|ip| Family::of(**ip) == family).map(|ip| Cidr::from(*ip)));
+            }
+        }
+        let ranges = all.allowed.clone();
+        all.allowed.retain(|range| !ranges.iter().any(|other| other != range && other.covers(*range)));
+        all
+    }
+
+    /// Empty when everybody may come (B1.7).
+    fn allowed_sources(&self, family: Family) -> Vec<Cidr> {
+        self.allowed.iter().filter(|range| range.family() == family).copied().collect()
+    }
 }
 
 /// What is known of one backend of one Service port.
@@ -220,14 +299,14 @@ struct Candidate {
 
 /// Whether topology hints of one kind are there, and name this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum HintFit {
+pub(super) enum HintFit {
     Absent,
     Elsewhere,
     Here,
 }
 
 impl HintFit {
-    fn of(hints: &[stoker_model::service::Hint], here: Option<&Arc<str>>) -> Self {
+    pub(super) fn of(hints: &[stoker_model::service::Hint], here: Option<&Arc<str>>) -> Self {
         match hints {
             [] => Self::Absent,
             hints if hints.iter().any(|hint| Some(&hint.name) == here) => Self::Here,
@@ -244,6 +323,7 @@ fn candidates<'a>(
     protocol: Protocol,
     family: Family,
     node: &NodeTopology,
+    problems: &mut Vec<Problem>,
 ) -> BTreeMap<Backend, Candidate> {
     let address_type = match family {
         Family::Ipv4 => "IPv4",
@@ -253,14 +333,17 @@ fn candidates<'a>(
     for slice in slices.filter(|slice| slice.address_type == address_type) {
         let ports =
             slice.ports.iter().filter(|p| p.name == port.name && Protocol::parse(&p.protocol) == Some(protocol));
-        for number in ports.filter_map(|p| p.port) {
+        for number in ports.filter_map(|p| p.port).filter(|number| *number != 0) {
             for endpoint in &slice.endpoints {
-                let Some(ip) = endpoint.addresses.first().and_then(|address| address.parse::<IpAddr>().ok()) else {
+                let Some(address) = endpoint.addresses.first() else { continue };
+                let Some(ip) = parse_ip(address).filter(|ip| Family::of(*ip) == family) else {
+                    problems.push(Problem::EndpointAddress {
+                        slice: slice.metadata.name.clone(),
+                        address: address.clone(),
+                        family: address_type,
+                    });
                     continue;
                 };
-                if Family::of(ip) != family {
-                    continue;
-                }
                 let ready = endpoint.conditions.ready.unwrap_or(true);
                 let candidate = Candidate {
                     ready,
@@ -322,35 +405,50 @@ fn hinted(candidates: &BTreeMap<Backend, Candidate>) -> Option<Vec<Backend>> {
 /// One port of one Service in one family.
 struct PortPaths<'a> {
     service: &'a Service,
+    external: &'a External,
     port: &'a ServicePort,
     protocol: Protocol,
     choice: Choice,
 }
 
 impl PortPaths<'_> {
-    fn append_to(&self, paths: &mut Vec<Path>, cluster_ip: IpAddr) {
+    fn append_to(mut self, paths: &mut Vec<Path>, cluster_ip: IpAddr, problems: &mut Vec<Problem>) {
         let family = Family::of(cluster_ip);
-        let spec = &self.service.spec;
-        let mut add = |place, port, claim, route, allowed_sources| {
+        self.limit(cluster_ip, problems);
+        let mut add = |place, port, claim, route, allowed_sources: Vec<Cidr>| {
             let frontend = Frontend { place, protocol: self.protocol, port };
-            if !paths.iter().any(|path: &Path| path.frontend == frontend) {
-                paths.push(Path { frontend, claim, route, allowed_sources });
+            match paths.iter_mut().find(|path| path.frontend == frontend) {
+                // The same address twice, such as a load balancer's that is an external IP too: who is kept out, stays out.
+                Some(path) => path.allowed_sources.extend(allowed_sources),
+                None => paths.push(Path { frontend, claim, route, allowed_sources }),
             }
         };
         add(Place::Address(cluster_ip), self.port.port, Claim::Allocated, self.internal(), Vec::new());
         if self.port.node_port != 0 {
             add(Place::Node(family), self.port.node_port, Claim::Allocated, self.external(), Vec::new());
         }
-        let external = spec.external_ips.iter().filter_map(|ip| ip.parse::<IpAddr>().ok());
-        for ip in external.filter(|&ip| Family::of(ip) == family) {
+        let ours = |ip: &&IpAddr| Family::of(**ip) == family;
+        for &ip in self.external.ips.iter().filter(ours) {
             add(Place::Address(ip), self.port.port, Claim::External, self.external(), Vec::new());
         }
-        if spec.kind == "LoadBalancer" {
-            let ingress = self.service.status.load_balancer.ingress.iter().filter(|i| i.ip_mode != "Proxy");
-            for ip in ingress.filter_map(|i| i.ip.parse::<IpAddr>().ok()).filter(|&ip| Family::of(ip) == family) {
-                add(Place::Address(ip), self.port.port, Claim::External, self.external(), self.allowed_sources(family));
+        for (index, ip) in self.external.load_balancer.iter().enumerate().filter(|(_, ip)| ours(ip)) {
+            if !self.external.load_balancer[..index].contains(ip) {
+                let allowed = self.external.allowed_sources(family);
+                add(Place::Address(*ip), self.port.port, Claim::External, self.external(), allowed);
             }
         }
+    }
+
+    /// No more backends than there are slots.
+    fn limit(&mut self, cluster_ip: IpAddr, problems: &mut Vec<Problem>) {
+        let count = self.choice.cluster.len();
+        if count > MAX_BACKENDS {
+            let frontend =
+                Frontend { place: Place::Address(cluster_ip), protocol: self.protocol, port: self.port.port };
+            problems.push(Problem::TooManyBackends { frontend, count });
+        }
+        self.choice.cluster.truncate(MAX_BACKENDS);
+        self.choice.local.truncate(MAX_BACKENDS);
     }
 
     fn affinity_seconds(&self) -> Option<u32> {
@@ -387,18 +485,6 @@ impl PortPaths<'_> {
         } else {
             self.balance(cluster, true)
         }
-    }
-
-    /// The ranges of one family, none within another; none at all when everybody may come (B1.7).
-    fn allowed_sources(&self, family: Family) -> Vec<Cidr> {
-        let written = self.service.spec.load_balancer_source_ranges.iter();
-        let ranges: BTreeSet<Cidr> = written.filter_map(|text| text.parse().ok()).collect();
-        let ours = || ranges.iter().filter(|range| range.family() == family);
-        if ours().any(|range| range.is_everything()) {
-            return Vec::new();
-        }
-        let outermost = |range: &&Cidr| !ours().any(|other| other != *range && other.covers(**range));
-        ours().filter(outermost).copied().collect()
     }
 }
 

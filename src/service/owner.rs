@@ -3,8 +3,8 @@
 //! What is queued when it wakes becomes one transaction. After a failure, and when somebody else wrote to our tables, it
 //! reads them and writes the difference.
 
-use std::collections::BTreeSet;
-use std::io;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,10 +18,11 @@ use stoker_model::service::{NamespacedName, NodeFacts, ServiceChange};
 
 use super::config::ServiceConfig;
 use super::conntrack::Conntrack;
+use super::data_path::{DataPath, Doubt, Listener};
 use super::diff::{Batch, Operations, Table};
-use super::frontend::ServiceRoutes;
+use super::frontend::{Problem, ServiceRoutes};
 use super::model::Model;
-use super::nftables::{Heard, Kernel, Listener, NftError};
+use super::nftables::{Kernel, NftError};
 use crate::clock::{Clock, Now};
 
 /// The first wait after a failure; it doubles up to the sync period.
@@ -40,15 +41,27 @@ pub struct Health {
     pub transactions: u64,
 }
 
+/// The health-check ports of Services with `externalTrafficPolicy: Local` (B1.14).
+pub type HealthChecks = Arc<BTreeMap<NamespacedName, HealthCheck>>;
+
+/// What of which Service could not be done; the rest of it was.
+pub type Problems = Arc<BTreeMap<NamespacedName, Vec<Problem>>>;
+
+/// What the health-check port of one Service has to answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HealthCheck {
+    /// `spec.healthCheckNodePort`.
+    pub port: u16,
+    /// Ready endpoints on this node.
+    pub local_endpoints: usize,
+}
+
 /// What went wrong between us and the kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
     /// The tables.
     #[error(transparent)]
     Nftables(#[from] NftError),
-    /// The event loop.
-    #[error("cannot watch the nftables socket")]
-    Watch(#[source] io::Error),
 }
 
 /// The running data path.
@@ -56,6 +69,10 @@ pub enum ServiceError {
 pub struct ServiceProxy {
     /// Newest wins.
     pub health: watch::Receiver<Health>,
+    /// Newest wins: what the load balancers' health checks are to be told.
+    pub health_checks: watch::Receiver<HealthChecks>,
+    /// Newest wins: what of which Service could not be done.
+    pub problems: watch::Receiver<Problems>,
     /// Ends when the sender of changes is dropped; the tables stay.
     pub task: tokio::task::JoinHandle<()>,
 }
@@ -68,38 +85,75 @@ pub fn spawn(
     config: ServiceConfig,
     clock: Clock,
 ) -> Result<ServiceProxy, ServiceError> {
-    let kernel = Kernel::open(config.clone())?;
+    let path = open(&config)?;
     let conntrack = Conntrack::open(&config.families).map_err(NftError::Open)?;
     let (sender, health) = watch::channel(Health::default());
+    let (checks, health_checks) = watch::channel(HealthChecks::default());
+    let (trouble, problems) = watch::channel(Problems::default());
     let model = Model::new(Arc::clone(&node.borrow()));
     let owner = Owner {
         changes,
         model,
         node,
-        kernel: Some(Programmer { kernel, conntrack, table: Table::default() }),
+        programmer: Some(Programmer {
+            path,
+            conntrack,
+            table: Table::default(),
+            local: Vec::new(),
+            problems: Vec::new(),
+        }),
         listener: None,
         doubt: Doubt::Elements,
-        loaders: Vec::new(),
         retry: None,
+        tend: None,
         sync_period: config.sync_period,
         clock,
         health: sender,
+        checks,
+        problems: trouble,
     };
     let task = tokio::spawn(owner.run().instrument(tracing::info_span!("service")));
-    Ok(ServiceProxy { health, task })
+    Ok(ServiceProxy { health, health_checks, problems, task })
+}
+
+/// The data path that the operator chose.
+fn open(config: &ServiceConfig) -> Result<Box<dyn DataPath>, ServiceError> {
+    Ok(Box::new(Kernel::open(config.clone())?))
 }
 
 /// Removes our tables from the calling thread's network namespace; none there is success.
 pub fn cleanup(config: &ServiceConfig) -> Result<(), ServiceError> {
-    Ok(Kernel::open(config.clone())?.remove()?)
+    open(config)?.remove()
+}
+
+/// What a write brought.
+#[derive(Debug)]
+struct Written {
+    operations: Operations,
+    tend: Option<Duration>,
+    listener: Option<(Box<dyn Listener>, Doubt)>,
+}
+
+/// A listener that tokio can watch.
+#[derive(Debug)]
+struct Ears(Box<dyn Listener>);
+
+impl std::os::fd::AsRawFd for Ears {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.0.as_raw_fd()
+    }
 }
 
 /// What the blocking writes need; it travels to the thread that makes them and back.
 #[derive(Debug)]
 struct Programmer {
-    kernel: Kernel,
+    path: Box<dyn DataPath>,
     conntrack: Conntrack,
     table: Table,
+    /// The node's own addresses.
+    local: Vec<IpAddr>,
+    /// Of the Services that the last write concerned.
+    problems: Vec<(NamespacedName, Vec<Problem>)>,
 }
 
 #[derive(Debug)]
@@ -108,35 +162,26 @@ struct Owner {
     node: NodeFacts,
     model: Model,
     /// `None` only while a write is under way.
-    kernel: Option<Programmer>,
-    listener: Option<AsyncFd<Listener>>,
-    /// Netlink ports of nft processes whose echo may still come.
-    loaders: Vec<u32>,
+    programmer: Option<Programmer>,
+    listener: Option<AsyncFd<Ears>>,
     /// What we know to be wrong with the kernel's tables.
     doubt: Doubt,
     /// After a failure: how long to wait for the next attempt.
     retry: Option<Duration>,
+    /// When the data path wants to be called again.
+    tend: Option<Duration>,
     sync_period: Duration,
     clock: Clock,
     health: watch::Sender<Health>,
-}
-
-/// How much of the kernel's tables has to be looked at before the next write.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum Doubt {
-    /// Our table is what the kernel holds.
-    None,
-    /// Elements have to be read.
-    Elements,
-    /// The rules have to be loaded anew as well.
-    Rules,
+    checks: watch::Sender<HealthChecks>,
+    problems: watch::Sender<Problems>,
 }
 
 enum Wake {
     Change(ServiceChange),
     Node,
     Kernel,
-    Retry,
+    Time,
     Stop,
 }
 
@@ -151,7 +196,7 @@ impl Owner {
                     self.model.set_node(node);
                 }
                 Wake::Kernel => self.hear(),
-                Wake::Retry => {}
+                Wake::Time => {}
             }
             if self.model.is_complete() {
                 self.synchronise().await;
@@ -167,8 +212,9 @@ impl Owner {
                 None => std::future::pending().await,
             }
         };
-        let retry = async {
-            match self.retry {
+        // Sooner than it has to be is harmless: both are looked at again then.
+        let time = async {
+            match self.retry.into_iter().chain(self.tend).min() {
                 Some(wait) => tokio::time::sleep(wait).await,
                 None => std::future::pending().await,
             }
@@ -178,7 +224,7 @@ impl Owner {
             change = self.changes.recv() => change.map_or(Wake::Stop, Wake::Change),
             Ok(()) = self.node.changed() => Wake::Node,
             () = heard => Wake::Kernel,
-            () = retry => Wake::Retry,
+            () = time => Wake::Time,
         }
     }
 
@@ -196,18 +242,18 @@ impl Owner {
         let Some(listener) = &self.listener else { return };
         // The guard first: what comes while we read makes the socket ready anew.
         let guard = listener.readable().now_or_never();
-        let heard = listener.get_ref().foreign_changes(&self.loaders);
+        let heard = listener.get_ref().0.foreign_changes();
         if let Some(Ok(mut guard)) = guard {
             guard.clear_ready();
         }
         match heard {
-            Ok(Heard::Nothing) => {}
+            Ok(Doubt::None) => {}
             Ok(heard) => {
-                info!(?heard, "somebody else changed our nftables tables: repairing them");
-                self.doubt = self.doubt.max(if heard == Heard::Rules { Doubt::Rules } else { Doubt::Elements });
+                info!(?heard, "somebody else changed our rules: repairing them");
+                self.doubt = self.doubt.max(heard);
             }
             Err(error) => {
-                warn!(%error, "cannot hear of changes to nftables tables");
+                warn!(%error, "cannot hear of changes to our rules");
                 self.listener = None;
                 self.doubt = self.doubt.max(Doubt::Elements);
             }
@@ -217,7 +263,7 @@ impl Owner {
     /// Brings the kernel to what the model says.
     async fn synchronise(&mut self) {
         let dirty = self.model.take_dirty();
-        if dirty.is_empty() && self.doubt == Doubt::None {
+        if dirty.is_empty() && self.doubt == Doubt::None && self.tend.is_none() {
             self.report(None);
             return;
         }
@@ -226,12 +272,19 @@ impl Owner {
             health.queued_since.get_or_insert(now);
             false
         });
-        let Some(mut programmer) = self.kernel.take() else { return };
+        let Some(mut programmer) = self.programmer.take() else { return };
+        programmer.local.clone_from(&self.model.node().ips);
         let compiled: Vec<(NamespacedName, ServiceRoutes)> =
             dirty.iter().map(|name| (name.clone(), self.model.routes(name))).collect();
+        self.note_checks(&compiled);
         let doubt = self.doubt;
+        let listens = self.listener.is_some();
         let written = tokio::task::spawn_blocking(move || {
-            let result = programmer.write(compiled, doubt);
+            let result = programmer.write(compiled, doubt).and_then(|operations| {
+                let tend = programmer.path.tend()?;
+                let listener = if listens { None } else { programmer.listen() };
+                Ok(Written { operations, tend, listener })
+            });
             (programmer, result)
         })
         .await;
@@ -239,27 +292,24 @@ impl Owner {
             Ok(written) => written,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         };
-        let loaders = self.kernel.insert(programmer).kernel.take_loaders();
-        if !loaders.is_empty() {
-            self.loaders = loaders;
-        }
-        self.finish(result, &dirty);
+        let programmer = self.programmer.insert(programmer);
+        let transactions = programmer.path.transactions();
+        let problems = std::mem::take(&mut programmer.problems);
+        self.note_problems(problems);
+        self.finish(result, dirty.len(), transactions);
     }
 
-    fn finish(&mut self, result: Result<Operations, NftError>, dirty: &BTreeSet<NamespacedName>) {
-        let transactions = self.kernel.as_ref().map(|programmer| programmer.kernel.batches_sent());
+    fn finish(&mut self, result: Result<Written, ServiceError>, services: usize, transactions: u64) {
         match result {
-            Ok(operations) => {
-                debug!(
-                    services = dirty.len(),
-                    deleted = operations.delete.len(),
-                    added = operations.add.len(),
-                    "written"
-                );
+            Ok(Written { operations, tend, listener }) => {
+                debug!(services, deleted = operations.delete.len(), added = operations.add.len(), "written");
                 self.doubt = Doubt::None;
                 self.retry = None;
-                self.listen();
-                self.report(transactions);
+                self.tend = tend;
+                if let Some(listener) = listener {
+                    self.listen(listener);
+                }
+                self.report(Some(transactions));
             }
             Err(error) => {
                 let wait = self.retry.map_or(FIRST_RETRY, |wait| (wait * 2).min(self.sync_period));
@@ -270,22 +320,62 @@ impl Owner {
         }
     }
 
-    /// Starts to hear of foreign changes. Only after the first write, whose echo would be large.
-    fn listen(&mut self) {
-        if self.listener.is_some() {
-            return;
-        }
-        let Some(programmer) = &self.kernel else { return };
-        let listener = programmer.kernel.listen().map_err(ServiceError::from);
+    /// Starts to hear of foreign changes.
+    fn listen(&mut self, (listener, missed): (Box<dyn Listener>, Doubt)) {
         #[expect(
             deprecated,
             reason = "its successor is unsafe, and a listener owns the one descriptor that it ever returns"
         )]
-        let watch = |listener| AsyncFd::with_interest(listener, Interest::READABLE).map_err(ServiceError::Watch);
-        match listener.and_then(watch) {
+        let watched = AsyncFd::with_interest(Ears(listener), Interest::READABLE);
+        match watched {
             Ok(listener) => self.listener = Some(listener),
-            Err(error) => warn!(error = &error as &dyn std::error::Error, "foreign changes will go unnoticed"),
+            Err(error) => warn!(%error, "foreign changes will go unnoticed"),
         }
+        if missed != Doubt::None {
+            info!(?missed, "somebody else changed our rules while they were written: looking at them again");
+            self.doubt = missed;
+            self.retry = Some(Duration::ZERO);
+        }
+    }
+
+    /// Publishes what could not be done, and logs what is new of it.
+    fn note_problems(&self, reported: Vec<(NamespacedName, Vec<Problem>)>) {
+        self.problems.send_if_modified(|all| {
+            let mut modified = false;
+            for (name, problems) in reported {
+                let before = all.get(&name).map_or(&[][..], Vec::as_slice);
+                if before == problems {
+                    continue;
+                }
+                for problem in problems.iter().filter(|problem| !before.contains(problem)) {
+                    warn!(service = %format_args!("{}/{}", name.namespace, name.name), %problem, "not all of it is done");
+                }
+                let all = Arc::make_mut(all);
+                if problems.is_empty() { all.remove(&name) } else { all.insert(name, problems) };
+                modified = true;
+            }
+            modified
+        });
+    }
+
+    /// Publishes the health-check ports, if any of them changed (B1.14).
+    fn note_checks(&self, compiled: &[(NamespacedName, ServiceRoutes)]) {
+        self.checks.send_if_modified(|checks| {
+            let mut modified = false;
+            for (name, routes) in compiled {
+                let before = checks.get(name).copied();
+                let after = routes.health_check.map(|(port, local_endpoints)| HealthCheck { port, local_endpoints });
+                if before != after {
+                    let checks = Arc::make_mut(checks);
+                    match after {
+                        Some(check) => _ = checks.insert(name.clone(), check),
+                        None => _ = checks.remove(name),
+                    }
+                    modified = true;
+                }
+            }
+            modified
+        });
     }
 
     fn report(&self, transactions: Option<u64>) {
@@ -300,33 +390,47 @@ impl Owner {
 
 impl Programmer {
     /// Exchanges the routes of some Services. Blocks for as long as the kernel takes.
-    fn write(&mut self, compiled: Vec<(NamespacedName, ServiceRoutes)>, doubt: Doubt) -> Result<Operations, NftError> {
+    fn write(
+        &mut self,
+        compiled: Vec<(NamespacedName, ServiceRoutes)>,
+        doubt: Doubt,
+    ) -> Result<Operations, ServiceError> {
         let mut batch = if doubt == Doubt::None { Batch::default() } else { Batch::before_reconciling() };
-        for (name, mut routes) in compiled {
-            // Sticky chains are not written yet: such Services are balanced like others rather than not at all.
-            routes.forget_affinity();
+        for (name, routes) in compiled {
             self.table.set(&name, routes, &mut batch);
         }
+        let problems = batch.take_reported().into_iter().map(|name| (self.table.problems(&name), name));
+        self.problems = problems.map(|(problems, name)| (name, problems)).collect();
         let operations = if doubt == Doubt::None {
-            batch.into_operations()
+            let operations = batch.into_operations();
+            self.path.apply(&self.table, &operations)?;
+            operations
         } else {
-            self.kernel.prepare(doubt == Doubt::Rules)?;
-            self.table.reconcile(self.kernel.read()?)
+            self.path.reconcile(&mut self.table, doubt)?
         };
-        self.kernel.apply(&operations)?;
         // After a restart nobody knows what went while we were away.
-        if operations.stale_udp || doubt != Doubt::None {
+        if operations.stale_flows || doubt != Doubt::None {
             self.forget_stale_flows();
         }
         Ok(operations)
     }
 
+    fn listen(&mut self) -> Option<(Box<dyn Listener>, Doubt)> {
+        match self.path.listen() {
+            Ok(listener) => listener,
+            Err(error) => {
+                warn!(error = &error as &dyn std::error::Error, "foreign changes will go unnoticed");
+                None
+            }
+        }
+    }
+
     /// Failing here costs some clients a wait for the kernel's own time-out, no more, so the next change tries again.
     fn forget_stale_flows(&mut self) {
-        match self.conntrack.forget_stale(&self.table.udp_frontends()) {
+        match self.conntrack.forget_stale(&self.table.flow_frontends(), &self.local) {
             Ok(0) => {}
-            Ok(flows) => debug!(flows, "stale UDP flows deleted"),
-            Err(error) => warn!(error = &error as &dyn std::error::Error, "stale UDP flows may remain"),
+            Ok(flows) => debug!(flows, "stale flows deleted"),
+            Err(error) => warn!(error = &error as &dyn std::error::Error, "stale flows may remain"),
         }
     }
 }

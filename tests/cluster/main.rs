@@ -3,7 +3,9 @@
 #[path = "../lab/mod.rs"]
 mod lab;
 
+mod dns;
 mod enclosure;
 mod faults;
 mod hello;
 mod network;
+mod streams;

@@ -187,12 +187,15 @@ impl Lab {
 
     /// Starts the data path on the node.
     pub(crate) fn start_with(&self, config: ServiceConfig) -> Daemon {
+        // Shown when the test fails.
+        let _ = tracing_subscriber::fmt().with_test_writer().try_init();
         let (changes, receiver) = mpsc::channel(65536);
         let (answer, started) = std::sync::mpsc::sync_channel(1);
         let thread = self.within("node", move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let topology = NodeTopology { name: "node".into(), zone: Some("zone-a".into()) };
+                let ips = vec![NODE.parse().unwrap(), NODE6.parse().unwrap()];
+                let topology = NodeTopology { name: "node".into(), zone: Some("zone-a".into()), ips };
                 let (_keep, facts) = watch::channel(Arc::new(topology));
                 let proxy = stoker::service::spawn(receiver, facts, config, Clock).unwrap();
                 answer.send(proxy.health).unwrap();
@@ -385,4 +388,16 @@ pub(crate) fn endpoints_on(pods: &[u8], node: &str) -> Vec<ServiceChange> {
         ServiceChange::Slice(Arc::new(serde_json::from_value::<EndpointSlice>(object).unwrap()))
     };
     vec![slice("IPv4", |pod| format!("10.244.{pod}.2")), slice("IPv6", |pod| format!("fd00:244:{pod}::2"))]
+}
+
+/// More slices of `default/web`, with pods that are said to be on another node.
+pub(crate) fn elsewhere(pods: &[u8]) -> Vec<ServiceChange> {
+    let mut all = endpoints_on(pods, "other");
+    for change in &mut all {
+        if let ServiceChange::Slice(slice) = change {
+            let slice = Arc::make_mut(slice);
+            slice.metadata.name = format!("{}-elsewhere", slice.metadata.name).into();
+        }
+    }
+    all
 }

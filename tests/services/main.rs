@@ -2,6 +2,7 @@
 
 mod lab;
 
+mod affinity;
 mod policies;
 mod reach;
 mod restart;

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use serde_json::json;
 use stoker_model::service::ServiceChange::Complete;
 
-use crate::lab::{CLIENT, Daemon, Lab, NODE, endpoints, endpoints_on, service};
+use crate::lab::{CLIENT, Daemon, Lab, NODE, elsewhere, endpoints, endpoints_on, service};
 
 const VIP: &str = "10.96.0.10:80";
 const NODE_PORT: &str = "192.0.2.1:30080";
@@ -19,13 +19,7 @@ fn run(lab: &Lab, spec: serde_json::Value, endpoints: Vec<stoker_model::service:
 /// Pod 1 here, pod 2 said to be on another node.
 fn one_here_one_elsewhere() -> Vec<stoker_model::service::ServiceChange> {
     let mut all = endpoints_on(&[1], "node");
-    for mut change in endpoints_on(&[2], "other") {
-        if let stoker_model::service::ServiceChange::Slice(slice) = &mut change {
-            let slice = std::sync::Arc::make_mut(slice);
-            slice.metadata.name = format!("{}-elsewhere", slice.metadata.name).into();
-        }
-        all.push(change);
-    }
+    all.extend(elsewhere(&[2]));
     all
 }
 

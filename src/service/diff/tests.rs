@@ -1,7 +1,6 @@
 //! Whatever happens to Services: the kernel, given the operations, holds what a fresh start would write.
 
 use std::collections::BTreeMap;
-use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 
@@ -218,12 +217,12 @@ fn a_claimed_frontend_stays_with_its_service() {
 fn udp_backends_that_go_are_noticed() {
     let (mut table, at) = (Table::default(), vip(1, Protocol::Udp));
     let serving = |all: &[u8]| {
-        let udp_serving: Vec<Backend> = all.iter().copied().map(backend).collect();
-        ServiceRoutes { udp_serving, ..one(at, balance(&[1], None)) }
+        let serving = all.iter().map(|&n| (Protocol::Udp, backend(n))).collect();
+        ServiceRoutes { serving, ..one(at, balance(&[1], None)) }
     };
-    assert!(operations(&mut table, 1, serving(&[1])).stale_udp, "the first one");
-    assert!(!operations(&mut table, 1, serving(&[1, 2])).stale_udp, "one more");
-    assert!(operations(&mut table, 1, serving(&[1])).stale_udp, "one less, though it was not in use");
-    assert_eq!(table.udp_frontends()[&at], [backend(1)]);
-    assert!(!operations(&mut table, 2, one(vip(2, Protocol::Tcp), balance(&[1], None))).stale_udp);
+    assert!(operations(&mut table, 1, serving(&[1])).stale_flows, "the first one");
+    assert!(!operations(&mut table, 1, serving(&[1, 2])).stale_flows, "one more");
+    assert!(operations(&mut table, 1, serving(&[1])).stale_flows, "one less, though it was not in use");
+    assert_eq!(table.flow_frontends()[&at], [(Protocol::Udp, backend(1))]);
+    assert!(!operations(&mut table, 2, one(vip(2, Protocol::Tcp), balance(&[1], None))).stale_flows);
 }

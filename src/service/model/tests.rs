@@ -31,7 +31,7 @@ fn slice(endpoints: Value) -> EndpointSlice {
 }
 
 fn node() -> NodeTopology {
-    NodeTopology { name: "here".into(), zone: Some("zone-a".into()) }
+    NodeTopology { name: "here".into(), zone: Some("zone-a".into()), ips: vec![[192, 0, 2, 1].into()] }
 }
 
 /// An endpoint that is ready, or not, on a node.
@@ -182,7 +182,7 @@ fn only_what_changed_is_compiled_again() {
     assert_eq!(model.take_dirty().len(), 1, "the slice did not come again");
     assert_eq!(model.routes(&web).paths[0].route, Route::Reject);
 
-    model.set_node(Arc::new(NodeTopology { name: "here".into(), zone: None }));
+    model.set_node(Arc::new(NodeTopology { name: "here".into(), zone: None, ips: Vec::new() }));
     assert_eq!(model.take_dirty().len(), 1);
     model.apply(ServiceChange::ServiceGone(web.clone()));
     assert_eq!(model.take_dirty().len(), 1);

@@ -21,12 +21,14 @@ pub(in crate::service) enum Kind {
     NewChain = 3,
     GetChain = 4,
     NewRule = 6,
+    GetRule = 7,
     NewSet = 9,
     GetSet = 10,
     NewElements = 12,
     GetElements = 13,
     DelElements = 14,
     NewGeneration = 15,
+    GetGeneration = 16,
 }
 
 /// `NFPROTO_IPV4` and `NFPROTO_IPV6`.

@@ -102,8 +102,8 @@ impl Socket {
                     dumped = Dumped::Interrupted;
                 }
                 match message.error() {
-                    Some(0) if message.is_done() => return Ok(dumped),
-                    Some(0) => {}
+                    // The end of a dump, or the acknowledgement of a single answer.
+                    Some(0) => return Ok(dumped),
                     Some(code) => return Err(io::Error::from_raw_os_error(code)),
                     None if message.is_done() => return Ok(dumped),
                     None => each(message),

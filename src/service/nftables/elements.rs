@@ -133,6 +133,13 @@ fn key_bytes(key: &Key, end: bool) -> Bytes {
     bytes
 }
 
+/// The key of a frontend as it stands at the end of a client's key.
+pub(super) fn frontend_bytes(at: &Frontend) -> Vec<u8> {
+    let mut bytes = Bytes::empty();
+    bytes.frontend(at);
+    bytes.as_slice().to_vec()
+}
+
 /// Appends one element to a list; for a deletion its key alone.
 pub(super) fn write_element(m: &mut Messages, key: &Key, value: Option<&Value>) {
     m.nested(LIST_ELEM, |m| {

@@ -2,6 +2,7 @@
 //!
 //! The number of chains and rules is constant; what varies are elements. See [`text`] for the way of a packet.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use sha2::{Digest as _, Sha256};
@@ -41,7 +42,11 @@ pub(super) fn words(family: Family) -> Words {
 
 /// The chain whose name tells which fixed part is loaded; another text, another name.
 pub(super) fn stamp(family: Family, config: &ServiceConfig) -> String {
-    let digest = Sha256::digest(text(family, config, "").as_bytes());
+    // The chains of affinity are no part of the fixed text, but another way to write them needs another table too.
+    let balance = Balance { count: 2, local: false, masquerade: true, affinity_seconds: Some(1) };
+    let mut all = text(family, config, "");
+    all.push_str(&super::sticky::text(family, balance, false, &mut BTreeSet::new(), &mut BTreeSet::new()));
+    let digest = Sha256::digest(all.as_bytes());
     format!("layout-{}", hex::encode(&digest[..8]))
 }
 
@@ -201,6 +206,34 @@ pub(super) fn text(family: Family, config: &ServiceConfig, stamp: &str) -> Strin
     t
 }
 
+/// How many rules each chain of the fixed part has.
+pub(super) fn rules(text: &str) -> BTreeMap<String, usize> {
+    let mut chains = BTreeMap::new();
+    let mut current = None;
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix("chain ").and_then(|rest| rest.strip_suffix(" {")) {
+            current = Some(chains.entry(name.to_owned()).or_insert(0));
+        } else if line == "}" {
+            current = None;
+        } else if let Some(count) = &mut current
+            && !line.starts_with("type ")
+        {
+            **count += 1;
+        }
+    }
+    chains
+}
+
+/// How many rules a chain has that was made on first use.
+pub(super) fn rules_made(chain: &str) -> Option<usize> {
+    match verdict_of(chain) {
+        Some(Verdict::Balance(Balance { masquerade: true, .. })) => Some(2),
+        Some(Verdict::Balance(Balance { affinity_seconds: None, .. })) => Some(1),
+        Some(Verdict::Balance(Balance { count, .. })) => usize::try_from(count).ok().map(|count| count + 1),
+        _ => super::sticky::rules_of(chain),
+    }
+}
+
 /// The match that recognises traffic of this node's pods.
 fn local_match(family: Family, config: &ServiceConfig) -> Option<String> {
     let header = words(family).header;
@@ -221,10 +254,12 @@ fn node_port_match(family: Family, config: &ServiceConfig, loopback: &str) -> St
     let header = words(family).header;
     let ranges: Vec<String> =
         config.node_port_addresses.iter().filter(|range| range.family() == family).map(Cidr::to_string).collect();
-    if ranges.is_empty() {
-        format!("fib daddr type local {header} daddr != {loopback}")
+    // Loopback never: its packets may not leave, so upstream's nftables mode has no NodePorts there either.
+    let any = format!("fib daddr type local {header} daddr != {loopback}");
+    if ranges.is_empty() || config.node_port_addresses.iter().any(|r| r.family() == family && r.is_everything()) {
+        any
     } else {
-        format!("fib daddr type local {header} daddr {{ {} }}", ranges.join(", "))
+        format!("{any} {header} daddr {{ {} }}", ranges.join(", "))
     }
 }
 

@@ -5,25 +5,34 @@
 //! the elements mean is decided elsewhere (`diff`).
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::config::ServiceConfig;
-use super::diff::{Key, Operations, Value, Verdict};
-use super::frontend::{Family, Place};
+use super::data_path::{DataPath, Doubt, Listener};
+use super::diff::{Balance, Key, Operations, StickyChange, Table, Value, Verdict};
+use super::frontend::{Family, Frontend, Place};
 use super::netlink::message::{self, CREATE, DUMP, Kind, Messages, Received, family_number};
 use super::netlink::socket::{self, Dumped, Socket};
+use super::owner::ServiceError;
 
 mod chains;
 mod elements;
 mod layout;
+mod sticky;
+
+use sticky::{Client, Clients};
 
 const TABLE: u16 = 1;
 const CHAIN_NAME: u16 = 3;
 const SET_NAME: u16 = 2;
 const ELEMENTS: u16 = 3;
+const RULE_CHAIN: u16 = 2;
+/// Clients end on their own while they are moved; more often than this in a row they do not.
+const CLIENT_ATTEMPTS: usize = 5;
 /// A dump that others interrupt this often is given up until the next attempt.
 const DUMP_ATTEMPTS: usize = 20;
 
@@ -74,16 +83,29 @@ pub enum NftError {
 pub struct Kernel {
     socket: Socket,
     config: ServiceConfig,
-    chains: HashSet<(Family, String)>,
+    chains: BTreeMap<Family, BTreeSet<String>>,
+    sets: BTreeMap<Family, BTreeSet<String>>,
     /// Netlink ports of the nft processes that loaded the fixed part last: what they did is no foreign change.
-    loaders: Vec<u32>,
+    loaders: Arc<Mutex<VecDeque<u32>>>,
+    /// Our transactions since `first_generation`.
+    own_transactions: u32,
+    /// The kernel's count before the last reconciliation.
+    first_generation: Option<u32>,
 }
 
 impl Kernel {
     /// Connects to the kernel of the calling thread's network namespace; changes nothing.
     pub fn open(config: ServiceConfig) -> Result<Self, NftError> {
         let socket = Socket::open().map_err(NftError::Open)?;
-        Ok(Self { socket, config, chains: HashSet::new(), loaders: Vec::new() })
+        Ok(Self {
+            socket,
+            config,
+            chains: BTreeMap::new(),
+            sets: BTreeMap::new(),
+            loaders: Arc::default(),
+            own_transactions: 0,
+            first_generation: None,
+        })
     }
 
     /// Transactions sent so far.
@@ -91,32 +113,60 @@ impl Kernel {
         self.socket.batches_sent()
     }
 
-    /// Opens the socket that hears of changes to any table.
-    pub fn listen(&self) -> Result<Listener, NftError> {
-        let own_port = self.socket.port().map_err(NftError::Open)?;
-        Ok(Listener { fd: socket::listen().map_err(NftError::Open)?, own_port })
+    /// The kernel's count of nftables transactions in this namespace, ours and others'.
+    fn generation(&mut self) -> Result<u32, NftError> {
+        const GENERATION_ID: u16 = 1;
+        let failed = |source| NftError::Netlink { what: "read the generation", source };
+        let mut request = self.socket.messages();
+        request.message(Kind::GetGeneration, message::ACK, 0, |_| {});
+        let mut id = None;
+        self.socket
+            .dump(&request, |answer| {
+                id = answer.attributes().get(GENERATION_ID).and_then(|id| Some(u32::from_be_bytes(*id.first_chunk()?)));
+            })
+            .map_err(failed)?;
+        id.ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))
     }
 
-    /// Netlink ports of the processes that loaded the fixed part since the last call.
-    pub fn take_loaders(&mut self) -> Vec<u32> {
-        std::mem::take(&mut self.loaders)
-    }
-
-    /// Makes sure that the fixed part is there, and learns which chains are. A table of another layout is replaced as a whole,
-    /// and so is one whose rules somebody else has touched.
+    /// Makes sure that the fixed part is there, and learns which chains and sets are. A table of another layout is replaced as a
+    /// whole, and so is one whose rules somebody else has touched.
     pub fn prepare(&mut self, rules_touched: bool) -> Result<(), NftError> {
         for family in self.config.families.clone() {
             let stamp = layout::stamp(family, &self.config);
-            let chains = self.names(family, Kind::GetChain, Kind::NewChain, CHAIN_NAME)?;
-            self.chains.retain(|(of, _)| *of != family);
-            if chains.contains(&stamp) && !rules_touched {
-                self.chains.extend(chains.into_iter().map(|chain| (family, chain)));
-            } else {
-                let text = layout::text(family, &self.config, &stamp);
-                self.loaders.push(run_nft(&self.config, family, &text)?);
-                let chains = self.names(family, Kind::GetChain, Kind::NewChain, CHAIN_NAME)?;
-                self.chains.extend(chains.into_iter().map(|chain| (family, chain)));
+            let text = layout::text(family, &self.config, &stamp);
+            if rules_touched || !self.has_rules(family, &stamp, &text)? {
+                self.load(family, &text)?;
             }
+            let chains = self.names(family, Kind::GetChain, Kind::NewChain, CHAIN_NAME)?;
+            self.chains.insert(family, chains.into_keys().collect());
+            let sets = self.names(family, Kind::GetSet, Kind::NewSet, SET_NAME)?;
+            self.sets.insert(family, sets.into_keys().collect());
+        }
+        Ok(())
+    }
+
+    /// Whether our chains are there with as many rules as they were given. A flush of the table leaves chains, but no rules.
+    fn has_rules(&mut self, family: Family, stamp: &str, text: &str) -> Result<bool, NftError> {
+        let chains = self.names(family, Kind::GetChain, Kind::NewChain, CHAIN_NAME)?;
+        if !chains.contains_key(stamp) {
+            return Ok(false);
+        }
+        let rules = self.names(family, Kind::GetRule, Kind::NewRule, RULE_CHAIN)?;
+        let fixed = layout::rules(text);
+        let expected = |chain: &str| fixed.get(chain).copied().or_else(|| layout::rules_made(chain));
+        let as_expected = |chain: &String| rules.get(chain).copied().unwrap_or(0) == expected(chain).unwrap_or(0);
+        Ok(fixed.keys().all(|chain| chains.contains_key(chain)) && chains.keys().all(as_expected))
+    }
+
+    /// Has nft load some text.
+    fn load(&mut self, family: Family, text: &str) -> Result<(), NftError> {
+        let loader = run_nft(&self.config, family, text)?;
+        self.own_transactions = self.own_transactions.wrapping_add(1);
+        let mut loaders = self.loaders.lock().unwrap_or_else(PoisonError::into_inner);
+        loaders.push_back(loader);
+        // What they did is heard long before so many others have run.
+        if loaders.len() > 64 {
+            loaders.pop_front();
         }
         Ok(())
     }
@@ -125,17 +175,23 @@ impl Kernel {
     pub fn read(&mut self) -> Result<HashMap<Key, Value>, NftError> {
         let mut all = HashMap::new();
         for family in self.config.families.clone() {
-            for set in self.names(family, Kind::GetSet, Kind::NewSet, SET_NAME)? {
-                if set == layout::PROTOCOLS || set.starts_with("__") {
+            for set in self.names(family, Kind::GetSet, Kind::NewSet, SET_NAME)?.into_keys() {
+                if set == layout::PROTOCOLS || set.starts_with("__") || sticky::is_clients_set(&set) {
                     continue;
                 }
-                self.read_set(family, &set, &mut all)?;
+                self.read_set(family, &set, |element| elements::read_element(&set, family, element).ok(), &mut all)?;
             }
         }
         Ok(all)
     }
 
-    fn read_set(&mut self, family: Family, set: &str, all: &mut HashMap<Key, Value>) -> Result<(), NftError> {
+    fn read_set<T>(
+        &mut self,
+        family: Family,
+        set: &str,
+        read: impl Fn(message::Attributes<'_>) -> Option<T>,
+        all: &mut impl Extend<T>,
+    ) -> Result<(), NftError> {
         let body = |m: &mut Messages| {
             m.text(TABLE, layout::TABLE);
             m.text(SET_NAME, set);
@@ -146,19 +202,22 @@ impl Kernel {
                 found.clear();
             }
             let Some(list) = message.attributes().nested(ELEMENTS) else { return };
-            found.extend(
-                list.filter_map(|(_, element)| {
-                    elements::read_element(set, family, message::Attributes::of(element)).ok()
-                }),
-            );
+            found.extend(list.filter_map(|(_, element)| read(message::Attributes::of(element))));
         })?;
         all.extend(found);
         Ok(())
     }
 
-    /// Names of the chains or sets of our table; empty where it does not exist.
-    fn names(&mut self, family: Family, ask: Kind, answer: Kind, name: u16) -> Result<HashSet<String>, NftError> {
-        let mut names = HashSet::new();
+    /// Names of the chains or sets of our table, or of the chains of its rules, each with how often it came; empty where the
+    /// table does not exist.
+    fn names(
+        &mut self,
+        family: Family,
+        ask: Kind,
+        answer: Kind,
+        name: u16,
+    ) -> Result<HashMap<String, usize>, NftError> {
+        let mut names = HashMap::new();
         self.dump(
             family,
             ask,
@@ -169,7 +228,7 @@ impl Kernel {
                 }
                 let attributes = message.attributes();
                 if message.is(answer) && attributes.text(TABLE) == Some(layout::TABLE) {
-                    names.extend(attributes.text(name).map(str::to_owned));
+                    attributes.text(name).into_iter().for_each(|name| *names.entry(name.to_owned()).or_insert(0) += 1);
                 }
             },
         )?;
@@ -201,53 +260,149 @@ impl Kernel {
         Err(failed(io::Error::new(io::ErrorKind::ResourceBusy, "others keep changing the tables")))
     }
 
-    /// Writes the operations, and the chains that they need and that are not there, in one transaction.
+    /// Writes the operations, and the chains that they need and that are not there, in one transaction. Chains of affinity come
+    /// before it: nobody goes there yet.
     pub fn apply(&mut self, operations: &Operations) -> Result<(), NftError> {
-        if operations.delete.is_empty() && operations.add.is_empty() {
+        if operations.is_empty() {
             return Ok(());
         }
+        self.make_sticky(operations)?;
+        let [deleted, added] = [(Kind::DelElements, &operations.delete), (Kind::NewElements, &operations.add)]
+            .map(|(kind, list)| parts(kind, list));
+        let mut parts = deleted;
+        parts.extend(added);
+        for attempt in 1.. {
+            let clients = self.moved_clients(&operations.sticky)?;
+            match self.commit(operations, &parts, &clients)? {
+                None => return Ok(()),
+                // A client that ended between the reading and the deletion.
+                Some(Refused::Clients(_)) if attempt < CLIENT_ATTEMPTS => {}
+                Some(Refused::Part(index, _)) if parts[index].elements.len() > 1 => {
+                    // One element a message, so that the kernel tells which one it is.
+                    let part = parts.remove(index);
+                    let alone = part.elements.iter().map(|&element| Part { elements: vec![element], ..part.clone() });
+                    parts.splice(index..index, alone.collect::<Vec<_>>());
+                }
+                Some(Refused::Part(index, source)) => {
+                    return Err(NftError::Rejected { what: parts[index].to_string(), source });
+                }
+                Some(Refused::Clients(source)) => {
+                    return Err(NftError::Rejected { what: "move clients of session affinity".to_owned(), source });
+                }
+                Some(Refused::Other(source)) => {
+                    let what = "begin the transaction or make a chain in it".to_owned();
+                    return Err(NftError::Rejected { what, source });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends one transaction; `None` if all of it took effect.
+    fn commit(
+        &mut self,
+        operations: &Operations,
+        parts: &[Part],
+        [freed, bound]: &[Vec<((Family, String), Client)>; 2],
+    ) -> Result<Option<Refused>, NftError> {
         let mut messages = self.socket.messages();
-        let mut named: HashMap<u32, String> = HashMap::new();
         messages.begin_batch();
         let chains = self.write_chains(&mut messages, operations);
-        let elements = [(Kind::DelElements, 0, &operations.delete), (Kind::NewElements, CREATE, &operations.add)];
-        for (kind, flags, list) in elements {
-            for Part { family, set, elements: part } in parts(list) {
-                let sequence = messages.message(kind, flags, family_number(family), |m| {
-                    m.text(TABLE, layout::TABLE);
-                    m.text(SET_NAME, &set);
-                    m.nested(ELEMENTS, |m| {
-                        for (key, value) in &part {
-                            elements::write_element(m, key, (kind == Kind::NewElements).then_some(value));
-                        }
-                    });
+        let first = messages.next_sequence();
+        for Part { kind, family, set, elements: part } in parts {
+            let flags = if *kind == Kind::NewElements { CREATE } else { 0 };
+            messages.message(*kind, flags, family_number(*family), |m| {
+                m.text(TABLE, layout::TABLE);
+                m.text(SET_NAME, set);
+                m.nested(ELEMENTS, |m| {
+                    for (key, value) in part {
+                        elements::write_element(m, key, (*kind == Kind::NewElements).then_some(value));
+                    }
                 });
-                named.insert(sequence, name_part(kind, &set, &part));
+            });
+        }
+        let after = messages.next_sequence();
+        for (kind, flags, clients) in [(Kind::DelElements, 0, freed), (Kind::NewElements, CREATE, bound)] {
+            for ((family, set), client) in clients {
+                messages.message(kind, flags, family_number(*family), |m| {
+                    m.text(TABLE, layout::TABLE);
+                    m.text(SET_NAME, set);
+                    m.nested(ELEMENTS, |m| sticky::write_client(m, client, kind == Kind::NewElements));
+                });
             }
+        }
+        let end = messages.next_sequence();
+        if end == first && chains.is_empty() {
+            return Ok(None);
         }
         messages.end_batch();
         let failed = |source| NftError::Netlink { what: "write elements", source };
         let refusals = self.socket.commit(&messages).map_err(failed)?;
-        if let Some((sequence, source)) = refusals.into_iter().next() {
-            let what =
-                named.remove(&sequence).unwrap_or_else(|| "begin the transaction or make a chain in it".to_owned());
-            return Err(NftError::Rejected { what, source });
+        let Some((sequence, source)) = refusals.into_iter().next() else {
+            self.own_transactions = self.own_transactions.wrapping_add(1);
+            for (family, chain) in chains {
+                self.chains.entry(family).or_default().insert(chain);
+            }
+            return Ok(None);
+        };
+        // Sequence numbers wrap, distances do not.
+        let distance = sequence.wrapping_sub(first) as usize;
+        Ok(Some(if distance < parts.len() {
+            Refused::Part(distance, source)
+        } else if distance < end.wrapping_sub(first) as usize && distance >= after.wrapping_sub(first) as usize {
+            Refused::Clients(source)
+        } else {
+            Refused::Other(source)
+        }))
+    }
+
+    /// Has nft make what routes with session affinity need and is not there.
+    fn make_sticky(&mut self, operations: &Operations) -> Result<(), NftError> {
+        let mut texts: BTreeMap<Family, String> = BTreeMap::new();
+        let (mut chains, mut sets) = (self.chains.clone(), self.sets.clone());
+        for (at, balance) in balances(operations).filter(|(_, balance)| balance.affinity_seconds.is_some()) {
+            let family = at.family();
+            let node_port = matches!(at.place, Place::Node(_));
+            let (chains, sets) = (chains.entry(family).or_default(), sets.entry(family).or_default());
+            let text = sticky::text(family, balance, node_port, chains, sets);
+            if !text.is_empty() {
+                texts.entry(family).or_default().push_str(&text);
+            }
         }
-        self.chains.extend(chains);
+        if texts.is_empty() {
+            return Ok(());
+        }
+        for (family, text) in texts {
+            self.load(family, &text)?;
+        }
+        (self.chains, self.sets) = (chains, sets);
         Ok(())
     }
 
+    /// What becomes of the clients of slots that change hands.
+    fn moved_clients(&mut self, changes: &[StickyChange]) -> Result<[Vec<((Family, String), Client)>; 2], NftError> {
+        let mut clients = Clients::new();
+        for (family, set) in sticky::sets_of(changes) {
+            if self.sets.get(&family).is_some_and(|sets| sets.contains(&set)) {
+                let mut held = BTreeMap::new();
+                self.read_set(family, &set, sticky::read_client, &mut held)?;
+                clients.insert((family, set), held);
+            }
+        }
+        Ok(sticky::moves(clients, changes))
+    }
+
     /// Appends the missing chains and returns their names.
-    fn write_chains(&self, messages: &mut Messages, operations: &Operations) -> HashSet<(Family, String)> {
-        let mut new = HashSet::new();
-        for (key, value) in &operations.add {
-            let (Some(at), Value::Verdict(Verdict::Balance(balance))) = (key.frontend(), *value) else { continue };
+    fn write_chains(&self, messages: &mut Messages, operations: &Operations) -> BTreeSet<(Family, String)> {
+        let mut new = BTreeSet::new();
+        for (at, balance) in balances(operations).filter(|(_, balance)| balance.affinity_seconds.is_none()) {
             let node_port = matches!(at.place, Place::Node(_));
-            let plain = super::diff::Balance { masquerade: false, ..balance };
+            let plain = Balance { masquerade: false, ..balance };
             for needed in [plain, balance] {
-                let chain = (at.family(), layout::balance_chain(needed, node_port));
-                if !self.chains.contains(&chain) && new.insert(chain) {
-                    chains::write_balance_chain(messages, at.family(), node_port, needed);
+                let (family, chain) = (at.family(), layout::balance_chain(needed, node_port));
+                let there = self.chains.get(&family).is_some_and(|chains| chains.contains(&chain));
+                if !there && new.insert((family, chain)) {
+                    chains::write_balance_chain(messages, family, node_port, needed);
                 }
             }
         }
@@ -274,20 +429,45 @@ impl Kernel {
             }
         }
         self.chains.clear();
+        self.sets.clear();
         Ok(())
     }
 }
 
+/// The table family and the set or map that holds an element.
+pub(super) fn set_of(key: &Key, value: &Value) -> (&'static str, String) {
+    (layout::words(elements::family_of(key)).table, elements::set_of(key, value).into_owned())
+}
+
+/// The balances that new elements lead to.
+fn balances(operations: &Operations) -> impl Iterator<Item = (Frontend, Balance)> + '_ {
+    operations.add.iter().filter_map(|(key, value)| match (key.frontend(), *value) {
+        (Some(at), Value::Verdict(Verdict::Balance(balance))) => Some((at, balance)),
+        _ => None,
+    })
+}
+
+/// Which part of a transaction the kernel refused.
+enum Refused {
+    /// Elements, by their place in the list of parts.
+    Part(usize, io::Error),
+    /// Clients of session affinity.
+    Clients(io::Error),
+    /// A chain, or the whole.
+    Other(io::Error),
+}
+
 /// Elements that one message changes.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Part {
+    kind: Kind,
     family: Family,
     set: Cow<'static, str>,
     elements: Vec<(Key, Value)>,
 }
 
 /// Sorts a list into parts of one family and one set that fit one message.
-fn parts(list: &[(Key, Value)]) -> Vec<Part> {
+fn parts(kind: Kind, list: &[(Key, Value)]) -> Vec<Part> {
     let mut growing: HashMap<_, Vec<(Key, Value)>> = HashMap::new();
     let mut full = Vec::new();
     for &(key, value) in list {
@@ -295,20 +475,21 @@ fn parts(list: &[(Key, Value)]) -> Vec<Part> {
         let part = growing.entry((family, set.clone())).or_default();
         part.push((key, value));
         if part.len() == elements::LIST_ELEMENTS {
-            full.push(Part { family, set, elements: std::mem::take(part) });
+            full.push(Part { kind, family, set, elements: std::mem::take(part) });
         }
     }
     let rest = growing.into_iter().filter(|(_, elements)| !elements.is_empty());
-    full.extend(rest.map(|((family, set), elements)| Part { family, set, elements }));
+    full.extend(rest.map(|((family, set), elements)| Part { kind, family, set, elements }));
     full
 }
 
-fn name_part(kind: Kind, set: &str, part: &[(Key, Value)]) -> String {
-    let verb = if kind == Kind::NewElements { "add to" } else { "delete from" };
-    let (key, value) = &part[0];
-    match part.len() {
-        1 => format!("{verb} {set}: {key:?} = {value:?}"),
-        n => format!("{verb} {set} {n} elements, the first {key:?} = {value:?}"),
+/// What the part does, for an error: its only element, or the first of many.
+impl std::fmt::Display for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let verb = if self.kind == Kind::NewElements { "add" } else { "delete" };
+        let preposition = if self.kind == Kind::NewElements { "to" } else { "from" };
+        let (key, value) = &self.elements[0];
+        write!(f, "{verb} {key} = {value} {preposition} {}", self.set)
     }
 }
 
@@ -336,44 +517,69 @@ fn run_nft(config: &ServiceConfig, family: Family, text: &str) -> Result<u32, Nf
     Err(NftError::Refused { family, message: String::from_utf8_lossy(&output.stderr).trim().to_owned() })
 }
 
-/// Hears what others do to our tables.
-#[derive(Debug)]
-pub struct Listener {
-    fd: OwnedFd,
-    own_port: u32,
+impl DataPath for Kernel {
+    fn apply(&mut self, _table: &Table, operations: &Operations) -> Result<(), ServiceError> {
+        Ok(Kernel::apply(self, operations)?)
+    }
+
+    fn reconcile(&mut self, table: &mut Table, doubt: Doubt) -> Result<Operations, ServiceError> {
+        self.first_generation = Some(self.generation()?);
+        self.own_transactions = 0;
+        self.prepare(doubt == Doubt::Rules)?;
+        let operations = table.reconcile(self.read()?);
+        Kernel::apply(self, &operations)?;
+        Ok(operations)
+    }
+
+    /// Only after the first write, whose echo would be large: the kernel's count of transactions tells whether somebody else
+    /// came in between.
+    fn listen(&mut self) -> Result<Option<(Box<dyn Listener>, Doubt)>, ServiceError> {
+        let own_port = self.socket.port().map_err(NftError::Open)?;
+        let fd = socket::listen().map_err(NftError::Open)?;
+        let expected = self.first_generation.map(|first| first.wrapping_add(self.own_transactions));
+        let missed = if expected == Some(self.generation()?) { Doubt::None } else { Doubt::Elements };
+        Ok(Some((Box::new(TableListener { fd, own_port, loaders: Arc::clone(&self.loaders) }), missed)))
+    }
+
+    fn transactions(&self) -> u64 {
+        self.batches_sent()
+    }
+
+    fn remove(&mut self) -> Result<(), ServiceError> {
+        Ok(Kernel::remove(self)?)
+    }
 }
 
-impl std::os::fd::AsRawFd for Listener {
+/// Hears what others do to our tables.
+#[derive(Debug)]
+struct TableListener {
+    fd: OwnedFd,
+    own_port: u32,
+    loaders: Arc<Mutex<VecDeque<u32>>>,
+}
+
+impl std::os::fd::AsRawFd for TableListener {
     fn as_raw_fd(&self) -> std::os::fd::RawFd {
         std::os::fd::AsRawFd::as_raw_fd(&self.fd)
     }
 }
 
-/// What others did to our tables, worst last.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Heard {
-    /// Nothing.
-    Nothing,
-    /// They wrote elements, or so much happened that some of it was lost.
-    Elements,
-    /// They changed chains, rules, sets or the table itself.
-    Rules,
-}
-
-impl Listener {
-    /// Reads all that is queued, but for what our own sockets and these others did.
-    pub fn foreign_changes(&self, own_loaders: &[u32]) -> io::Result<Heard> {
+impl Listener for TableListener {
+    /// Reads all that is queued, but for what our own sockets and nft processes did.
+    fn foreign_changes(&self) -> io::Result<Doubt> {
         let mut buffer = vec![0; 32 * 1024];
-        let mut heard = Heard::Nothing;
+        let mut heard = Doubt::None;
         loop {
             match rustix::net::recv(&self.fd, &mut buffer[..], rustix::net::RecvFlags::DONTWAIT) {
                 Ok((bytes, _)) => {
+                    let loaders = self.loaders.lock().unwrap_or_else(PoisonError::into_inner);
                     let foreign = message::received(&buffer[..bytes])
-                        .filter(|m| m.port != self.own_port && !own_loaders.contains(&m.port));
-                    heard = foreign.map(|m| judge(&m)).fold(heard, Heard::max);
+                        .filter(|m| m.port != self.own_port && !loaders.contains(&m.port));
+                    heard = foreign.map(|m| judge(&m)).fold(heard, Doubt::max);
                 }
                 Err(rustix::io::Errno::AGAIN) => return Ok(heard),
-                Err(rustix::io::Errno::NOBUFS) => heard = heard.max(Heard::Elements),
+                // So much happened that some of it was lost.
+                Err(rustix::io::Errno::NOBUFS) => heard = heard.max(Doubt::Elements),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -381,12 +587,12 @@ impl Listener {
     }
 }
 
-fn judge(message: &Received<'_>) -> Heard {
+fn judge(message: &Received<'_>) -> Doubt {
     if message.is(Kind::NewGeneration) || message.attributes().text(TABLE) != Some(layout::TABLE) {
-        Heard::Nothing
+        Doubt::None
     } else if message.is(Kind::NewElements) || message.is(Kind::DelElements) {
-        Heard::Elements
+        Doubt::Elements
     } else {
-        Heard::Rules
+        Doubt::Rules
     }
 }
