@@ -8,6 +8,7 @@
 pub mod expand;
 pub mod handle;
 pub mod names;
+pub mod network;
 pub mod pod;
 pub mod quantity;
 pub mod resources;

@@ -8,6 +8,7 @@ use crate::config::{Flags, arguments, read_flags, with_pflag_names};
 
 mod cleanup;
 mod logging;
+mod network;
 mod preflight;
 mod reservations;
 mod run;

@@ -25,7 +25,7 @@ use super::{logging, systemd};
 use crate::cgroup::{CgroupError, Cgroups};
 use crate::clock::Clock;
 use crate::config::{
-    ConfigError, Credentials, Flags, KubeconfigError, KubeletConfig, ServiceMode, StokerConfig, load,
+    ConfigError, Credentials, Flags, KubeconfigError, KubeletConfig, PodNetwork, ServiceMode, StokerConfig, load,
     load_stoker_config, read_kubeconfig,
 };
 use crate::dns::{self, AddressError, DnsError, DnsServer};
@@ -68,6 +68,8 @@ pub(super) enum RunError {
     DnsAddress(#[from] AddressError),
     #[error("the node's API: {0}")]
     Server(#[from] server::ServerError),
+    #[error(transparent)]
+    Network(#[from] crate::network::NetworkError),
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
     #[error("cannot start threads or take signals: {0}")]
@@ -143,9 +145,9 @@ async fn start(decided: Decided) -> Result<(), RunError> {
     result
 }
 
-type Tasks = JoinSet<&'static str>;
+pub(super) type Tasks = JoinSet<&'static str>;
 
-fn spawn(tasks: &mut Tasks, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+pub(super) fn spawn(tasks: &mut Tasks, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
     tasks.spawn(async move {
         task.await;
         name
@@ -194,6 +196,11 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
 
     let (Some(api), Some(node_api)) = (api, node_api) else {
         tracing::warn!("no --kubeconfig: nothing but static pods can run");
+        if stoker.pod_network != PodNetwork::None {
+            tracing::warn!(
+                "podNetwork has no effect without --kubeconfig: only the Node object has this node's podCIDRs"
+            );
+        }
         let offline = Arc::new(Standalone);
         let handles = NodeHandles {
             runtime,
@@ -212,6 +219,7 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
 
     spawn(tasks, "events", event_task(api.clone()).run());
     spawn(tasks, "lease", node::renew_lease(node_api.clone(), node.lease_seconds, *clock));
+    super::network::spawn(stoker, node, &api, (node_api.clone(), node_object.clone()), tasks).await?;
     let report = node::report(node.clone(), node_api, events.clone(), observer.observations, node_object, *clock);
     spawn(tasks, "node reporter", report);
     let (pods, task) = upstream::watch_pods(api.clone(), node.name.clone());
@@ -276,7 +284,7 @@ async fn wire_pods(
     tasks: &mut Tasks,
     stop: &CancellationToken,
 ) -> Result<Pods, RunError> {
-    let Decided { flags, kubelet, node, .. } = decided;
+    let Decided { flags, kubelet, stoker, node, clock } = decided;
     let runtime = handles.runtime;
     let cgroups = Cgroups::open(cgroup_config(kubelet))?;
     cgroups.make_tree()?;
@@ -288,6 +296,10 @@ async fn wire_pods(
     );
     spawn(tasks, "node allocatable", enforce);
     wait_for_runtime(&runtime, &kubelet.container_runtime_endpoint).await;
+    if stoker.pod_network != PodNetwork::None {
+        let garbage = super::network::collect_garbage(runtime.clone(), stoker.cni.state_dir.clone(), *clock);
+        spawn(tasks, "network garbage", garbage);
+    }
     match pause::ensure(&runtime).await {
         Ok(image) => tracing::debug!(?image, "sandbox image present"),
         // The runtime pulls it, or pods say what is missing.

@@ -24,4 +24,4 @@ pub use kubeconfig::{Credentials, KubeconfigError, read_kubeconfig};
 pub use kubelet::KubeletConfig;
 pub use load::{ConfigError, Loaded, load};
 pub use node_labels::{LabelError, parse_node_labels};
-pub use stoker::{DEFAULT_STOKER_CONFIG, ServiceMode, StokerConfig, load_stoker_config};
+pub use stoker::{Cni, DEFAULT_STOKER_CONFIG, PodNetwork, ServiceMode, StokerConfig, load_stoker_config};

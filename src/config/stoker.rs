@@ -23,6 +23,44 @@ pub enum ServiceMode {
     None,
 }
 
+/// Who makes the network of pods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PodNetwork {
+    /// A CNI plugin that somebody else installed.
+    #[default]
+    None,
+    /// We do, with routes to the other nodes, which are on one link.
+    Routed,
+    /// We do, with VXLAN tunnels to the other nodes.
+    Vxlan,
+}
+
+/// `cni`: where the runtime looks for plugins, and what ours does.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Cni {
+    /// The runtime's folder of network configurations.
+    pub conf_dir: PathBuf,
+    /// The runtime's folder of plugins.
+    pub bin_dir: PathBuf,
+    /// Where the plugin keeps which pod has which address; a file system that is empty after boot.
+    pub state_dir: PathBuf,
+    /// Of pods' interfaces, in bytes; 0: what fits the node's own.
+    pub mtu: u32,
+}
+
+impl Default for Cni {
+    fn default() -> Self {
+        Self {
+            conf_dir: "/etc/cni/net.d".into(),
+            bin_dir: "/opt/cni/bin".into(),
+            state_dir: "/run/stoker/network".into(),
+            mtu: 0,
+        }
+    }
+}
+
 /// StokerConfiguration v1alpha1.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
@@ -33,6 +71,10 @@ pub struct StokerConfig {
     pub kind: String,
     /// How Services reach their endpoints.
     pub service_proxy: ServiceProxy,
+    /// Who makes the network of pods.
+    pub pod_network: PodNetwork,
+    /// For a pod network of ours.
+    pub cni: Cni,
     /// Cluster DNS, answered on the node.
     pub dns: Dns,
     /// `text`, or `json` for logs in JSON.
@@ -121,6 +163,11 @@ mod tests {
     fn settings_are_read_and_mistakes_are_located() {
         let path = Path::new("/etc/stoker/stoker.yaml");
         let text = "apiVersion: stoker.dev/v1alpha1\nkind: StokerConfiguration\nserviceProxy:\n  mode: none\n";
+        let network = read(path, "podNetwork: vxlan\ncni:\n  binDir: /usr/lib/cni\n").expect("a configuration");
+        assert_eq!((network.pod_network, network.cni.mtu), (PodNetwork::Vxlan, 0));
+        assert_eq!(network.cni.bin_dir, Path::new("/usr/lib/cni"));
+        let error = read(path, "podNetwork: bridge\n").expect_err("no such network").to_string();
+        assert!(error.contains("routed") && error.contains("vxlan"), "{error}");
         assert_eq!(read(path, text).expect("a configuration").service_proxy.mode, ServiceMode::None);
         assert_eq!(read(path, "").expect("empty"), StokerConfig::default());
         let dns = read(path, "dns: {enabled: true, addresses: [10.96.0.10]}").expect("a configuration").dns;

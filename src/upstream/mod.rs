@@ -7,6 +7,7 @@
 mod authorize;
 mod backoff;
 mod client;
+mod cluster;
 mod connect;
 mod events;
 mod followed;
@@ -22,6 +23,7 @@ mod watch;
 pub use authorize::AccessReviews;
 pub use backoff::Backoff;
 pub use client::{ApiServer, ConnectError, DEFAULT_TIMEOUT};
+pub use cluster::{watch_nodes, watch_policies};
 pub use events::{EventTask, Events, event_queue};
 pub use node_api::NodeApi;
 pub use objects::Objects;

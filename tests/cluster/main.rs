@@ -7,4 +7,5 @@ mod dns;
 mod enclosure;
 mod faults;
 mod hello;
+mod network;
 mod streams;

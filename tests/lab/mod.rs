@@ -71,12 +71,9 @@ impl Lab {
         for folder in ["cni", "log"] {
             fs::create_dir(enclosure.dir.join(folder)).expect("the folder is ours");
         }
-        for (template, file) in [
-            ("containerd.toml", "containerd.toml"),
-            ("10-stoker.conflist", "cni/10-stoker.conflist"),
-            ("kubelet.yaml", "kubelet.yaml"),
-            ("stoker.yaml", "stoker.yaml"),
-        ] {
+        for (template, file) in
+            [("containerd.toml", "containerd.toml"), ("kubelet.yaml", "kubelet.yaml"), ("stoker.yaml", "stoker.yaml")]
+        {
             fs::write(enclosure.dir.join(file), filled(template, &dir)).expect("the folder is ours");
         }
         let strings = |parts: &[&str]| parts.iter().map(|part| (*part).to_owned()).collect();
@@ -152,6 +149,8 @@ impl Lab {
         self.eventually("the API server is ready", |lab| {
             lab.kubeconfig().is_file() && lab.try_kubectl("get --raw /readyz").success
         });
+        let rights = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/pod-network.yaml");
+        self.kubectl(&format!("apply -f {}", rights.display()));
     }
 
     /// Starts the agent.
@@ -344,7 +343,7 @@ impl Lab {
     pub(crate) fn leftovers(&self) -> Vec<String> {
         let script = format!(
             "ls -d /run/netns/* 2>/dev/null
-             ip -o link | grep -o 'veth[^@:]*'
+             ip -o link | grep -oE '(veth|stk)[^@:]*'
              awk '$2 ~ \"^{dir}/kubelet/pods/\" {{ print $2 }}' /proc/mounts
              find /sys/fs/cgroup -type d -name '*pod*-*-*-*' 2>/dev/null
              ls -d {dir}/kubelet/pods/* 2>/dev/null",
@@ -420,9 +419,8 @@ fn filled(template: &str, dir: &str) -> String {
     fs::read_to_string(&path)
         .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
         .replace("@DIR@", dir)
-        .replace("@BRIDGE@", "stoker0")
-        .replace("@NETWORK@", "stoker")
-        .replace("@POD_CIDR@", "10.244.0.0/24")
+        .replace("@CNI_CONF@", &format!("{dir}/cni"))
+        .replace("@CNI_BIN@", &format!("{dir}/cni-bin"))
         .replace("@RESTRICT_OOM@", "true")
         .replace("@CA@", &format!("{dir}/control-plane/pki/ca.crt"))
 }

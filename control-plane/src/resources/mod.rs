@@ -16,6 +16,7 @@ mod core;
 mod discovery;
 mod events;
 pub mod field;
+mod network_policy;
 mod networking;
 mod node;
 mod object;

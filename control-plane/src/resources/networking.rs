@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::networking::v1 as api;
 
-use super::{ResourceInfo, STATUS};
+use super::{ResourceInfo, STATUS, network_policy};
 
 const GROUP: &str = "networking.k8s.io";
 
@@ -17,5 +17,7 @@ pub(super) const TABLE: &[ResourceInfo] = &[
     ResourceInfo::of::<api::NetworkPolicy>(GROUP, "v1", "NetworkPolicy", "networkpolicies", "networkpolicy")
         .namespaced()
         .short(&["netpol"])
-        .with_generation(),
+        .with_generation()
+        .defaults(network_policy::default_policy)
+        .validated(network_policy::validate),
 ];
