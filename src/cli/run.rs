@@ -16,7 +16,8 @@ use super::preflight::{PreflightError, check_host, lock, prepare_root};
 use super::services;
 use super::standalone::{AlwaysAllow, Standalone};
 use super::wiring::{
-    WiringError, cgroup_config, dns_config, node_settings, parallel_pulls, pods_config, server_config, service_config,
+    WiringError, cgroup_config, dns_config, image_policy, node_settings, parallel_pulls, pods_config, rotation_config,
+    server_config, service_config,
 };
 use super::{logging, systemd};
 use crate::cgroup::{CgroupError, Cgroups};
@@ -28,6 +29,8 @@ use crate::config::{
 use crate::dns::{self, AddressError, DnsError, DnsServer};
 use crate::node::{self, NodeSettings};
 use crate::pod::{PodHandles, Pods};
+use crate::runtime::gc::ImageCollector;
+use crate::runtime::logs::rotate_logs;
 use crate::runtime::{Images, Runtime, RuntimeError, events as runtime_events, pause};
 use crate::server;
 use crate::service::{self, ServiceError};
@@ -263,16 +266,23 @@ async fn wire_pods(
     tasks: &mut Tasks,
     stop: &CancellationToken,
 ) -> Result<Pods, RunError> {
-    let Decided { flags, kubelet, node, .. } = decided;
+    let Decided { flags, kubelet, node, clock, .. } = decided;
     let runtime = handles.runtime;
     let cgroups = Cgroups::open(cgroup_config(kubelet))?;
     cgroups.make_tree()?;
     wait_for_runtime(&runtime, &kubelet.container_runtime_endpoint).await;
+    let mut keep = Vec::new();
     match pause::ensure(&runtime).await {
-        Ok(image) => tracing::debug!(?image, "sandbox image present"),
+        Ok(image) => {
+            tracing::debug!(?image, "sandbox image present");
+            keep.extend(image.pinned().map(str::to_owned));
+        }
         // The runtime pulls it, or pods say what is missing.
         Err(error) => tracing::warn!(%error, "sandbox image not ensured"),
     }
+    let collector = ImageCollector::new(runtime.clone(), image_policy(kubelet), keep, *clock);
+    spawn(tasks, "image collector", collector.run(handles.events.clone()));
+    spawn(tasks, "log rotation", rotate_logs(runtime.clone(), rotation_config(kubelet)?, *clock));
     let pods = Pods::spawn(
         pods_config(kubelet, &flags.root_dir)?,
         PodHandles {

@@ -12,6 +12,8 @@ use crate::config::{Flags, KubeletConfig, LabelError, StokerConfig, parse_node_l
 use crate::dns::{DnsConfig, Upstream};
 use crate::node::{AddressError, MachineError, NodeSettings, choose_addresses, node_name};
 use crate::pod::PodsConfig;
+use crate::runtime::gc::ImagePolicy;
+use crate::runtime::logs::RotationConfig;
 use crate::server::{ServerConfig, ServingCertificate};
 use crate::service::{Cidr, LocalTraffic, ServiceConfig};
 
@@ -113,6 +115,28 @@ pub(super) fn parallel_pulls(config: &KubeletConfig) -> NonZeroUsize {
         return NonZeroUsize::MIN;
     }
     usize::try_from(config.max_parallel_image_pulls).ok().and_then(NonZeroUsize::new).unwrap_or(NonZeroUsize::MAX)
+}
+
+/// When images go that nobody uses (A14.8).
+pub(super) fn image_policy(config: &KubeletConfig) -> ImagePolicy {
+    let percent = |number: i32| u8::try_from(number.clamp(0, 100)).unwrap_or(100);
+    ImagePolicy {
+        high_percent: percent(config.image_gc_high_threshold_percent),
+        low_percent: percent(config.image_gc_low_threshold_percent),
+        min_age: config.image_minimum_gc_age.0,
+        max_age: config.image_maximum_gc_age.0,
+    }
+}
+
+/// When logs are rotated (A20.5).
+pub(super) fn rotation_config(config: &KubeletConfig) -> Result<RotationConfig, WiringError> {
+    let number = |number: i32| usize::try_from(number).unwrap_or_default();
+    Ok(RotationConfig {
+        max_size: u64::try_from(Milli::parse(&config.container_log_max_size)?.units()).unwrap_or_default(),
+        max_files: number(config.container_log_max_files),
+        workers: number(config.container_log_max_workers),
+        interval: config.container_log_monitor_interval.0,
+    })
 }
 
 /// Settings of the room `server`.

@@ -8,6 +8,7 @@ pub mod credentials;
 pub mod cri;
 mod error;
 pub mod events;
+pub mod gc;
 mod images;
 mod import;
 pub mod logs;

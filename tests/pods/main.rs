@@ -8,4 +8,5 @@ mod api;
 mod lab;
 mod lifecycle;
 mod node;
+mod pulls;
 mod restarts;
