@@ -16,7 +16,7 @@ use super::preflight::{PreflightError, check_host, lock, prepare_root};
 use super::services;
 use super::standalone::{AlwaysAllow, Standalone};
 use super::wiring::{
-    WiringError, cgroup_config, dns_config, image_policy, node_settings, parallel_pulls, pods_config, rotation_config,
+    WiringError, cgroup_config, dns_config, image_policy, images, node_settings, pods_config, rotation_config,
     server_config, service_config,
 };
 use super::{logging, systemd};
@@ -31,7 +31,7 @@ use crate::node::{self, NodeSettings};
 use crate::pod::{PodHandles, Pods};
 use crate::runtime::gc::ImageCollector;
 use crate::runtime::logs::rotate_logs;
-use crate::runtime::{Images, Runtime, RuntimeError, events as runtime_events, pause};
+use crate::runtime::{Runtime, RuntimeError, events as runtime_events, pause};
 use crate::server;
 use crate::service::{self, ServiceError};
 use crate::upstream::{
@@ -280,13 +280,14 @@ async fn wire_pods(
         // The runtime pulls it, or pods say what is missing.
         Err(error) => tracing::warn!(%error, "sandbox image not ensured"),
     }
+    let images = images(&runtime, kubelet, flags)?;
     let collector = ImageCollector::new(runtime.clone(), image_policy(kubelet), keep, *clock);
     spawn(tasks, "image collector", collector.run(handles.events.clone()));
     spawn(tasks, "log rotation", rotate_logs(runtime.clone(), rotation_config(kubelet)?, *clock));
     let pods = Pods::spawn(
         pods_config(kubelet, &flags.root_dir)?,
         PodHandles {
-            images: Images::new(runtime.clone(), parallel_pulls(kubelet)),
+            images,
             events: runtime_events::spawn(runtime.clone(), stop.clone()),
             runtime: runtime.clone(),
             pods: handles.pods,

@@ -8,12 +8,17 @@ use std::sync::Arc;
 use stoker_model::quantity::{Milli, QuantityError};
 
 use crate::cgroup::{CgroupConfig, CgroupDriver};
-use crate::config::{Flags, KubeletConfig, LabelError, StokerConfig, parse_node_labels};
+use crate::config::{
+    CredentialProvider, Flags, KubeletConfig, LabelError, ProviderError, StokerConfig, load_credential_providers,
+    parse_node_labels,
+};
 use crate::dns::{DnsConfig, Upstream};
 use crate::node::{AddressError, MachineError, NodeSettings, choose_addresses, node_name};
 use crate::pod::PodsConfig;
 use crate::runtime::gc::ImagePolicy;
 use crate::runtime::logs::RotationConfig;
+use crate::runtime::plugins::{Plugin, Plugins};
+use crate::runtime::{Images, NodeCredentials, Runtime};
 use crate::server::{ServerConfig, ServingCertificate};
 use crate::service::{Cidr, LocalTraffic, ServiceConfig};
 
@@ -28,6 +33,8 @@ pub(super) enum WiringError {
     Label(#[from] LabelError),
     #[error(transparent)]
     Quantity(#[from] QuantityError),
+    #[error(transparent)]
+    Provider(#[from] ProviderError),
     #[error("{field}: {value:?} is not an IP address")]
     NotAnAddress { field: &'static str, value: String },
     #[error(
@@ -109,12 +116,43 @@ pub(super) fn cgroup_config(config: &KubeletConfig) -> CgroupConfig {
     }
 }
 
-/// How many images are pulled at a time (A14.3).
-pub(super) fn parallel_pulls(config: &KubeletConfig) -> NonZeroUsize {
-    if config.serialize_image_pulls {
-        return NonZeroUsize::MIN;
-    }
-    usize::try_from(config.max_parallel_image_pulls).ok().and_then(NonZeroUsize::new).unwrap_or(NonZeroUsize::MAX)
+/// How images are pulled (A14.3, A14.4).
+pub(super) fn images(runtime: &Runtime, config: &KubeletConfig, flags: &Flags) -> Result<Images, WiringError> {
+    let at_once = if config.serialize_image_pulls {
+        NonZeroUsize::MIN
+    } else {
+        let most = usize::try_from(config.max_parallel_image_pulls).ok().and_then(NonZeroUsize::new);
+        most.unwrap_or(NonZeroUsize::MAX)
+    };
+    let number = |number: i32| u32::try_from(number).unwrap_or_default();
+    let credentials = NodeCredentials { root_dir: Some(flags.root_dir.clone()), plugins: plugins(flags)? };
+    Ok(Images::new(runtime.clone(), at_once)
+        .with_rate(number(config.registry_pull_qps), number(config.registry_burst))
+        .with_node_credentials(credentials))
+}
+
+fn plugins(flags: &Flags) -> Result<Plugins, ProviderError> {
+    let (config, folder) = match (&flags.credential_providers, &flags.credential_provider_programs) {
+        (None, None) => return Ok(Plugins::default()),
+        (Some(config), Some(folder)) => (config, folder),
+        _ => return Err(ProviderError::OneFlag),
+    };
+    let plugin = |provider: CredentialProvider| {
+        let program = folder.join(&provider.name);
+        let executable = rustix::fs::access(&program, rustix::fs::Access::EXEC_OK).is_ok() && program.is_file();
+        if !executable {
+            return Err(ProviderError::NoProgram(program));
+        }
+        Ok(Plugin {
+            program,
+            args: provider.args,
+            env: provider.env,
+            api_version: provider.api_version,
+            match_images: provider.match_images,
+            default_cache: provider.default_cache,
+        })
+    };
+    Ok(Plugins::new(load_credential_providers(config)?.into_iter().map(plugin).collect::<Result<_, _>>()?))
 }
 
 /// When images go that nobody uses (A14.8).

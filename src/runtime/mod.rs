@@ -13,8 +13,9 @@ mod images;
 mod import;
 pub mod logs;
 pub mod pause;
+pub mod plugins;
 
 pub use client::Runtime;
 pub use error::{PullFailure, RuntimeError};
-pub use images::{Credential, Images, Pull, Pulled};
+pub use images::{Credential, Images, NodeCredentials, Pull, Pulled};
 pub use import::{ImageSource, import};

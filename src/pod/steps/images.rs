@@ -9,7 +9,7 @@ use stoker_model::pod::PodRef;
 use super::Effect;
 use crate::pod::observed::{ImageKey, Kind, PullPolicy};
 use crate::pod::shared::Shared;
-use crate::runtime::credentials::{self, BadConfig, Keyring};
+use crate::runtime::credentials::{BadConfig, Keyring};
 use crate::runtime::{Credential, Pull, PullFailure, RuntimeError, cri};
 
 /// Finds an image for the container that first asked for it, and tells what came of it.
@@ -104,8 +104,7 @@ impl Seeker<'_> {
             self.shared.tell(self.pod, EventType::Warning, "FailedToRetrieveImagePullSecret", message);
         }
         let mut found = keyring.lookup(&self.key.image);
-        let of_node = credentials::of_node(&self.shared.config.root_dir).await;
-        found.extend(of_node.lookup(&self.key.image));
+        found.extend(self.shared.images.node_credentials(&self.key.image).await);
         found
     }
 
