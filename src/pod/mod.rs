@@ -10,6 +10,7 @@ mod backoff;
 mod container;
 mod dns;
 mod env;
+mod garbage;
 mod hosts;
 mod observe;
 mod observed;

@@ -106,10 +106,10 @@ async fn private_images_come_with_the_secrets_of_the_pod_or_of_the_node() {
     node.api.put_secret("old", "kubernetes.io/dockercfg", ".dockercfg", &old);
     let succeeded = |p: &Pod| phase(p) == "Succeeded";
 
-    let denied = node.api.create(of(&registry, "denied", &["absent", "", "bad"]));
+    let denied = node.api.create(of(&registry, "denied", &["absent", "", "bad", "gone"]));
     let waits = |p: &Pod| state(status(p, "main").state.as_ref()) == "waiting ErrImagePull";
     node.api.until(&denied, "denied", waits).await;
-    let told = "FailedToRetrieveImagePullSecret: Unable to retrieve some image pull secrets (absent); attempting to pull the image may not succeed.";
+    let told = "FailedToRetrieveImagePullSecret: Unable to retrieve some image pull secrets (absent, gone); attempting to pull the image may not succeed.";
     assert!(node.api.events().iter().any(|event| event.ends_with(told)), "{:#?}", node.api.events());
 
     for (name, secrets) in [("new", vec!["bad", "good"]), ("legacy", vec!["old"])] {
