@@ -7,10 +7,11 @@ use clap::{ArgMatches, Command};
 use crate::config::{Flags, arguments, read_flags, with_pflag_names};
 
 mod cleanup;
+mod cluster_dns;
+mod images;
 mod logging;
 mod preflight;
 mod run;
-mod services;
 mod standalone;
 mod systemd;
 mod wiring;

@@ -13,12 +13,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::preflight::{PreflightError, check_host, lock, prepare_root};
-use super::services;
 use super::standalone::{AlwaysAllow, Standalone};
-use super::wiring::{
-    WiringError, cgroup_config, dns_config, image_policy, images, node_settings, pods_config, rotation_config,
-    server_config, service_config,
-};
+use super::wiring::{WiringError, cgroup_config, node_settings, pods_config, server_config, service_config};
+use super::{cluster_dns, images};
 use super::{logging, systemd};
 use crate::cgroup::{CgroupError, Cgroups};
 use crate::clock::Clock;
@@ -26,7 +23,6 @@ use crate::config::{
     ConfigError, Credentials, Flags, KubeconfigError, KubeletConfig, ServiceMode, StokerConfig, load,
     load_stoker_config, read_kubeconfig,
 };
-use crate::dns::{self, AddressError, DnsError, DnsServer};
 use crate::node::{self, NodeSettings};
 use crate::pod::{PodHandles, Pods};
 use crate::runtime::gc::ImageCollector;
@@ -61,10 +57,10 @@ pub(super) enum RunError {
     Runtime(#[from] RuntimeError),
     #[error("the service data path: {0}")]
     Service(#[from] ServiceError),
-    #[error("cluster DNS: {0}")]
-    Dns(#[from] DnsError),
-    #[error("cluster DNS addresses of an earlier run: {0}")]
-    DnsAddress(#[from] AddressError),
+    #[error(transparent)]
+    ClusterDns(#[from] cluster_dns::ClusterDnsError),
+    #[error(transparent)]
+    Images(#[from] images::ImagesError),
     #[error("the node's API: {0}")]
     Server(#[from] server::ServerError),
     #[error(transparent)]
@@ -212,21 +208,11 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
     spawn(tasks, "pod watch", task);
 
     let store = ServiceStore::default();
-    let (changes, mut queue) = mpsc::channel(SERVICE_QUEUE);
-    let dns = dns_config(kubelet, stoker)?;
+    let (changes, queue) = mpsc::channel(SERVICE_QUEUE);
+    let (queue, dns) = cluster_dns::start(kubelet, stoker, queue, *clock).await?;
     let answers_dns = dns.is_some();
-    match dns {
-        Some(config) => {
-            let (to_dns, dns_queue) = mpsc::channel(SERVICE_QUEUE);
-            let (to_rules, rules_queue) = mpsc::channel(SERVICE_QUEUE);
-            let addresses = config.addresses.clone();
-            let server = DnsServer::start(config, *clock).await?;
-            spawn(tasks, "cluster DNS", server.run(dns_queue));
-            let both = std::mem::replace(&mut queue, rules_queue);
-            spawn(tasks, "service changes", services::share(both, to_rules, to_dns, addresses));
-        }
-        // What a run with DNS claimed would swallow what pods ask of another server.
-        None => dns::cleanup().await?,
+    if let Some(task) = dns {
+        spawn(tasks, "cluster DNS", task);
     }
     match stoker.service_proxy.mode {
         ServiceMode::Nftables => {
@@ -280,10 +266,10 @@ async fn wire_pods(
         // The runtime pulls it, or pods say what is missing.
         Err(error) => tracing::warn!(%error, "sandbox image not ensured"),
     }
-    let images = images(&runtime, kubelet, flags)?;
-    let collector = ImageCollector::new(runtime.clone(), image_policy(kubelet), keep, *clock);
+    let images = images::images(&runtime, kubelet, flags)?;
+    let collector = ImageCollector::new(runtime.clone(), images::image_policy(kubelet), keep, *clock);
     spawn(tasks, "image collector", collector.run(handles.events.clone()));
-    spawn(tasks, "log rotation", rotate_logs(runtime.clone(), rotation_config(kubelet)?, *clock));
+    spawn(tasks, "log rotation", rotate_logs(runtime.clone(), images::rotation_config(kubelet)?, *clock));
     let pods = Pods::spawn(
         pods_config(kubelet, &flags.root_dir)?,
         PodHandles {

@@ -1,24 +1,15 @@
 //! From what the operator wrote to what each room wants to know.
 
 use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use stoker_model::quantity::{Milli, QuantityError};
 
 use crate::cgroup::{CgroupConfig, CgroupDriver};
-use crate::config::{
-    CredentialProvider, Flags, KubeletConfig, LabelError, ProviderError, StokerConfig, load_credential_providers,
-    parse_node_labels,
-};
-use crate::dns::{DnsConfig, Upstream};
+use crate::config::{Flags, KubeletConfig, LabelError, StokerConfig, parse_node_labels};
 use crate::node::{AddressError, MachineError, NodeSettings, choose_addresses, node_name};
 use crate::pod::PodsConfig;
-use crate::runtime::gc::ImagePolicy;
-use crate::runtime::logs::RotationConfig;
-use crate::runtime::plugins::{Plugin, Plugins};
-use crate::runtime::{Images, NodeCredentials, Runtime};
 use crate::server::{ServerConfig, ServingCertificate};
 use crate::service::{Cidr, LocalTraffic, ServiceConfig};
 
@@ -33,18 +24,8 @@ pub(super) enum WiringError {
     Label(#[from] LabelError),
     #[error(transparent)]
     Quantity(#[from] QuantityError),
-    #[error(transparent)]
-    Provider(#[from] ProviderError),
     #[error("{field}: {value:?} is not an IP address")]
     NotAnAddress { field: &'static str, value: String },
-    #[error(
-        "StokerConfiguration: dns.enabled needs an address: set dns.addresses, or clusterDNS in KubeletConfiguration"
-    )]
-    NoDnsAddress,
-    #[error(
-        "StokerConfiguration: dns.upstream: {0:?} is not the address of a name server, like 192.0.2.53 or 192.0.2.53:53"
-    )]
-    NotANameServer(String),
     #[error("StokerConfiguration: serviceProxy.{field}: {source}")]
     Range { field: &'static str, source: crate::service::config::NotACidr },
 }
@@ -116,67 +97,6 @@ pub(super) fn cgroup_config(config: &KubeletConfig) -> CgroupConfig {
     }
 }
 
-/// How images are pulled (A14.3, A14.4).
-pub(super) fn images(runtime: &Runtime, config: &KubeletConfig, flags: &Flags) -> Result<Images, WiringError> {
-    let at_once = if config.serialize_image_pulls {
-        NonZeroUsize::MIN
-    } else {
-        let most = usize::try_from(config.max_parallel_image_pulls).ok().and_then(NonZeroUsize::new);
-        most.unwrap_or(NonZeroUsize::MAX)
-    };
-    let number = |number: i32| u32::try_from(number).unwrap_or_default();
-    let credentials = NodeCredentials { root_dir: Some(flags.root_dir.clone()), plugins: plugins(flags)? };
-    Ok(Images::new(runtime.clone(), at_once)
-        .with_rate(number(config.registry_pull_qps), number(config.registry_burst))
-        .with_node_credentials(credentials))
-}
-
-fn plugins(flags: &Flags) -> Result<Plugins, ProviderError> {
-    let (config, folder) = match (&flags.credential_providers, &flags.credential_provider_programs) {
-        (None, None) => return Ok(Plugins::default()),
-        (Some(config), Some(folder)) => (config, folder),
-        _ => return Err(ProviderError::OneFlag),
-    };
-    let plugin = |provider: CredentialProvider| {
-        let program = folder.join(&provider.name);
-        let executable = rustix::fs::access(&program, rustix::fs::Access::EXEC_OK).is_ok() && program.is_file();
-        if !executable {
-            return Err(ProviderError::NoProgram(program));
-        }
-        Ok(Plugin {
-            program,
-            args: provider.args,
-            env: provider.env,
-            api_version: provider.api_version,
-            match_images: provider.match_images,
-            default_cache: provider.default_cache,
-        })
-    };
-    Ok(Plugins::new(load_credential_providers(config)?.into_iter().map(plugin).collect::<Result<_, _>>()?))
-}
-
-/// When images go that nobody uses (A14.8).
-pub(super) fn image_policy(config: &KubeletConfig) -> ImagePolicy {
-    let percent = |number: i32| u8::try_from(number.clamp(0, 100)).unwrap_or(100);
-    ImagePolicy {
-        high_percent: percent(config.image_gc_high_threshold_percent),
-        low_percent: percent(config.image_gc_low_threshold_percent),
-        min_age: config.image_minimum_gc_age.0,
-        max_age: config.image_maximum_gc_age.0,
-    }
-}
-
-/// When logs are rotated (A20.5).
-pub(super) fn rotation_config(config: &KubeletConfig) -> Result<RotationConfig, WiringError> {
-    let number = |number: i32| usize::try_from(number).unwrap_or_default();
-    Ok(RotationConfig {
-        max_size: u64::try_from(Milli::parse(&config.container_log_max_size)?.units()).unwrap_or_default(),
-        max_files: number(config.container_log_max_files),
-        workers: number(config.container_log_max_workers),
-        interval: config.container_log_monitor_interval.0,
-    })
-}
-
 /// Settings of the room `server`.
 pub(super) fn server_config(
     config: &KubeletConfig,
@@ -222,43 +142,4 @@ pub(super) fn service_config(config: &StokerConfig) -> Result<ServiceConfig, Wir
         node_port_addresses: ranges("nodePortAddresses", &config.service_proxy.node_port_addresses)?,
         ..ServiceConfig::default()
     })
-}
-
-/// Settings of the room `dns`; `None` when it is off.
-pub(super) fn dns_config(kubelet: &KubeletConfig, config: &StokerConfig) -> Result<Option<DnsConfig>, WiringError> {
-    let dns = &config.dns;
-    if !dns.enabled {
-        return Ok(None);
-    }
-    let mut addresses = dns.addresses.clone();
-    if addresses.is_empty() {
-        let address = |text: &String| {
-            text.parse().map_err(|_| WiringError::NotAnAddress { field: "clusterDNS", value: text.clone() })
-        };
-        addresses = kubelet.cluster_dns.iter().map(address).collect::<Result<_, _>>()?;
-    }
-    addresses.dedup();
-    if addresses.is_empty() {
-        return Err(WiringError::NoDnsAddress);
-    }
-    let server = |text: &String| {
-        let address = text.parse::<IpAddr>().map(|address| SocketAddr::new(address, 53));
-        address.or_else(|_| text.parse()).map_err(|_| WiringError::NotANameServer(text.clone()))
-    };
-    let upstream = if !dns.upstream.is_empty() {
-        Upstream::Servers(dns.upstream.iter().map(server).collect::<Result<_, _>>()?)
-    } else if kubelet.resolv_conf.is_empty() {
-        Upstream::None
-    } else {
-        Upstream::ResolvConf(PathBuf::from(&kubelet.resolv_conf))
-    };
-    let domain = if kubelet.cluster_domain.is_empty() { "cluster.local" } else { &kubelet.cluster_domain };
-    Ok(Some(DnsConfig {
-        addresses,
-        domain: domain.to_owned(),
-        ttl: dns.ttl,
-        upstream,
-        cache_entries: dns.cache_entries,
-        metrics_port: Some(dns.metrics_port).filter(|port| *port != 0),
-    }))
 }
