@@ -193,10 +193,13 @@ impl Drop for Server {
     }
 }
 
+/// Code, answers, authorities.
+type Said = (ResponseCode, Vec<Record>, Vec<Record>);
+
 /// What the name server behind says, and how often it was asked.
 #[derive(Clone, Default)]
 pub(crate) struct Outside {
-    told: Arc<Mutex<HashMap<String, (ResponseCode, Vec<Record>, Vec<Record>)>>>,
+    told: Arc<Mutex<HashMap<String, Said>>>,
     asked: Arc<AtomicUsize>,
 }
 
