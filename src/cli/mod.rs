@@ -7,13 +7,14 @@ use clap::{ArgMatches, Command};
 use crate::config::{Flags, arguments, read_flags, with_pflag_names};
 
 mod cleanup;
+mod cluster_dns;
+mod images;
 mod logging;
 mod network;
 mod preflight;
 mod reservations;
 mod run;
 mod service;
-mod service_wiring;
 mod standalone;
 mod systemd;
 mod wiring;

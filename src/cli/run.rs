@@ -16,11 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::preflight::{PreflightError, check_host, lock, prepare_root};
 use super::reservations::enforcement;
-use super::service_wiring;
 use super::standalone::{AlwaysAllow, Standalone};
-use super::wiring::{
-    WiringError, cgroup_config, dns_config, node_settings, parallel_pulls, pods_config, server_config, service_config,
-};
+use super::wiring::{WiringError, cgroup_config, node_settings, pods_config, server_config, service_config};
+use super::{cluster_dns, images};
 use super::{logging, systemd};
 use crate::cgroup::{CgroupError, Cgroups};
 use crate::clock::Clock;
@@ -28,10 +26,11 @@ use crate::config::{
     ConfigError, Credentials, Flags, KubeconfigError, KubeletConfig, PodNetwork, ServiceMode, StokerConfig, load,
     load_stoker_config, read_kubeconfig,
 };
-use crate::dns::{self, AddressError, DnsError, DnsServer};
 use crate::node::{self, NodeSettings};
 use crate::pod::{PodHandles, Pods};
-use crate::runtime::{Images, Runtime, RuntimeError, events as runtime_events, pause};
+use crate::runtime::gc::ImageCollector;
+use crate::runtime::logs::rotate_logs;
+use crate::runtime::{Runtime, RuntimeError, events as runtime_events, pause};
 use crate::server;
 use crate::service::{self, ServiceError};
 use crate::upstream::{
@@ -62,10 +61,10 @@ pub(super) enum RunError {
     Runtime(#[from] RuntimeError),
     #[error("the service data path: {0}")]
     Service(#[from] ServiceError),
-    #[error("cluster DNS: {0}")]
-    Dns(#[from] DnsError),
-    #[error("cluster DNS addresses of an earlier run: {0}")]
-    DnsAddress(#[from] AddressError),
+    #[error(transparent)]
+    ClusterDns(#[from] cluster_dns::ClusterDnsError),
+    #[error(transparent)]
+    Images(#[from] images::ImagesError),
     #[error("the node's API: {0}")]
     Server(#[from] server::ServerError),
     #[error(transparent)]
@@ -226,21 +225,11 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
     spawn(tasks, "pod watch", task);
 
     let store = ServiceStore::default();
-    let (changes, mut queue) = mpsc::channel(SERVICE_QUEUE);
-    let dns = dns_config(kubelet, stoker)?;
+    let (changes, queue) = mpsc::channel(SERVICE_QUEUE);
+    let (queue, dns) = cluster_dns::start(kubelet, stoker, queue, *clock).await?;
     let answers_dns = dns.is_some();
-    match dns {
-        Some(config) => {
-            let (to_dns, dns_queue) = mpsc::channel(SERVICE_QUEUE);
-            let (to_rules, rules_queue) = mpsc::channel(SERVICE_QUEUE);
-            let addresses = config.addresses.clone();
-            let server = DnsServer::start(config, *clock).await?;
-            spawn(tasks, "cluster DNS", server.run(dns_queue));
-            let both = std::mem::replace(&mut queue, rules_queue);
-            spawn(tasks, "service changes", service_wiring::share(both, to_rules, to_dns, addresses));
-        }
-        // What a run with DNS claimed would swallow what pods ask of another server.
-        None => dns::cleanup().await?,
+    if let Some(task) = dns {
+        spawn(tasks, "cluster DNS", task);
     }
     match stoker.service_proxy.mode {
         ServiceMode::Nftables => {
@@ -301,7 +290,10 @@ async fn wire_pods(
         spawn(tasks, "network garbage", garbage);
     }
     match pause::ensure(&runtime).await {
-        Ok(image) => tracing::debug!(?image, "sandbox image present"),
+        Ok(image) => {
+            tracing::debug!(?image, "sandbox image present");
+            keep.extend(image.pinned().map(str::to_owned));
+        }
         // The runtime pulls it, or pods say what is missing.
         Err(error) => tracing::warn!(%error, "sandbox image not ensured"),
     }
@@ -313,10 +305,14 @@ async fn wire_pods(
         // It ends with the agent.
         tokio::spawn(plugins);
     }
+    let images = images::images(&runtime, kubelet, flags)?;
+    let collector = ImageCollector::new(runtime.clone(), images::image_policy(kubelet), keep, *clock);
+    spawn(tasks, "image collector", collector.run(handles.events.clone()));
+    spawn(tasks, "log rotation", rotate_logs(runtime.clone(), images::rotation_config(kubelet)?, *clock));
     let pods = Pods::spawn(
         pods_config(kubelet, &flags.root_dir)?,
         PodHandles {
-            images: Images::new(runtime.clone(), parallel_pulls(kubelet)),
+            images,
             events: runtime_events::spawn(runtime.clone(), stop.clone()),
             runtime: runtime.clone(),
             pods: handles.pods,

@@ -1,7 +1,6 @@
 //! From what the operator wrote to what each room wants to know.
 
 use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,7 +9,6 @@ use stoker_model::quantity::QuantityError;
 use super::reservations::reserved;
 use crate::cgroup::{CgroupConfig, CgroupDriver};
 use crate::config::{Flags, KubeletConfig, LabelError, StokerConfig, parse_node_labels};
-use crate::dns::{DnsConfig, Upstream};
 use crate::node::{AddressError, MachineError, NodeSettings, choose_addresses, node_name};
 use crate::pod::{PodsConfig, StaticSources, SysctlError, SysctlRules};
 use crate::server::{ServerConfig, ServingCertificate};
@@ -33,14 +31,6 @@ pub(super) enum WiringError {
     Sysctl(#[from] SysctlError),
     #[error("{field}: {value:?} is not an IP address")]
     NotAnAddress { field: &'static str, value: String },
-    #[error(
-        "StokerConfiguration: dns.enabled needs an address: set dns.addresses, or clusterDNS in KubeletConfiguration"
-    )]
-    NoDnsAddress,
-    #[error(
-        "StokerConfiguration: dns.upstream: {0:?} is not the address of a name server, like 192.0.2.53 or 192.0.2.53:53"
-    )]
-    NotANameServer(String),
     #[error("StokerConfiguration: serviceProxy.{field}: {source}")]
     Range { field: &'static str, source: crate::service::config::NotACidr },
 }
@@ -124,14 +114,6 @@ pub(super) fn cgroup_config(config: &KubeletConfig) -> CgroupConfig {
     }
 }
 
-/// How many images are pulled at a time (A14.3).
-pub(super) fn parallel_pulls(config: &KubeletConfig) -> NonZeroUsize {
-    if config.serialize_image_pulls {
-        return NonZeroUsize::MIN;
-    }
-    usize::try_from(config.max_parallel_image_pulls).ok().and_then(NonZeroUsize::new).unwrap_or(NonZeroUsize::MAX)
-}
-
 /// Settings of the room `server`.
 pub(super) fn server_config(
     config: &KubeletConfig,
@@ -177,43 +159,4 @@ pub(super) fn service_config(config: &StokerConfig) -> Result<ServiceConfig, Wir
         node_port_addresses: ranges("nodePortAddresses", &config.service_proxy.node_port_addresses)?,
         ..ServiceConfig::default()
     })
-}
-
-/// Settings of the room `dns`; `None` when it is off.
-pub(super) fn dns_config(kubelet: &KubeletConfig, config: &StokerConfig) -> Result<Option<DnsConfig>, WiringError> {
-    let dns = &config.dns;
-    if !dns.enabled {
-        return Ok(None);
-    }
-    let mut addresses = dns.addresses.clone();
-    if addresses.is_empty() {
-        let address = |text: &String| {
-            text.parse().map_err(|_| WiringError::NotAnAddress { field: "clusterDNS", value: text.clone() })
-        };
-        addresses = kubelet.cluster_dns.iter().map(address).collect::<Result<_, _>>()?;
-    }
-    addresses.dedup();
-    if addresses.is_empty() {
-        return Err(WiringError::NoDnsAddress);
-    }
-    let server = |text: &String| {
-        let address = text.parse::<IpAddr>().map(|address| SocketAddr::new(address, 53));
-        address.or_else(|_| text.parse()).map_err(|_| WiringError::NotANameServer(text.clone()))
-    };
-    let upstream = if !dns.upstream.is_empty() {
-        Upstream::Servers(dns.upstream.iter().map(server).collect::<Result<_, _>>()?)
-    } else if kubelet.resolv_conf.is_empty() {
-        Upstream::None
-    } else {
-        Upstream::ResolvConf(PathBuf::from(&kubelet.resolv_conf))
-    };
-    let domain = if kubelet.cluster_domain.is_empty() { "cluster.local" } else { &kubelet.cluster_domain };
-    Ok(Some(DnsConfig {
-        addresses,
-        domain: domain.to_owned(),
-        ttl: dns.ttl,
-        upstream,
-        cache_entries: dns.cache_entries,
-        metrics_port: Some(dns.metrics_port).filter(|port| *port != 0),
-    }))
 }

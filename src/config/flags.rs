@@ -259,6 +259,10 @@ pub struct Flags {
     pub external_cloud: bool,
     /// `--lock-file`
     pub lock_file: PathBuf,
+    /// `--image-credential-provider-config`
+    pub credential_providers: Option<PathBuf>,
+    /// `--image-credential-provider-bin-dir`
+    pub credential_provider_programs: Option<PathBuf>,
     /// `--stoker-config`
     pub stoker_config: Option<PathBuf>,
     /// `--proxy-config`
@@ -349,6 +353,8 @@ pub fn read_flags(matches: &ArgMatches) -> Result<Flags, FlagError> {
         external_cloud: last("cloud-provider").is_some_and(|provider| provider == "external"),
         lock_file: path("lock-file").unwrap_or_else(|| root_dir.join("stoker.lock")),
         root_dir,
+        credential_providers: path("image-credential-provider-config"),
+        credential_provider_programs: path("image-credential-provider-bin-dir"),
         stoker_config: path("stoker-config"),
         proxy_config: path("proxy-config"),
         verbosity,

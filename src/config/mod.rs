@@ -4,6 +4,7 @@
 //! options that a default fills). Flags override drop-ins, drop-ins override the file, the file overrides defaults
 //! (A22.2d). Errors name the file, the field and the line.
 
+mod credential_providers;
 mod duration;
 mod flags;
 mod kube_proxy;
@@ -17,6 +18,7 @@ mod stoker;
 mod tests;
 mod validate;
 
+pub use credential_providers::{CredentialProvider, ProviderError, load_credential_providers};
 pub use duration::GoDuration;
 pub use flags::{FlagError, Flags, arguments, read_flags, with_pflag_names};
 pub use kube_proxy::{Conntrack, DetectLocal, KubeProxyConfig, LoadedProxy, ProxyMode, load_proxy_config};

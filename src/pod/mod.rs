@@ -13,6 +13,7 @@ mod container;
 mod dns;
 mod env;
 mod env_file;
+mod garbage;
 mod hosts;
 mod observe;
 mod observed;

@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 use super::admission::{self, Rules, Verdict};
 use super::commands::Commands;
+use super::garbage;
 use super::observed::{Cause, DesiredPod};
 use super::shared::{Directory, PodHandles, PodsConfig, Shared};
 use super::sources::{self, Mirrors, Reported, Wanted, WantedFeed, full_name, is_static, keep_mirrors};
@@ -31,6 +32,8 @@ use crate::runtime::events::RuntimeEvent;
 const ORPHANS_RETRY: Duration = Duration::from_secs(5);
 /// Everything else waits while the runtime is asked for them.
 const ORPHANS_LIMIT: Duration = Duration::from_secs(10);
+/// So often what pods left behind is looked for (A14.9).
+const GARBAGE_EVERY: Duration = Duration::from_secs(60);
 /// So often the supervisor shows that it lives, when it has nothing else to do.
 const BEAT: Duration = Duration::from_secs(5);
 /// What a pod is told that ends in favour of a critical one.
@@ -145,6 +148,7 @@ impl Supervisor {
         let mut node = self.shared.node.clone();
         let mut network_ready = node.borrow().network_ready;
         let mut beats = tokio::time::interval(BEAT);
+        let mut garbage = tokio::time::interval(GARBAGE_EVERY);
         self.beat();
         self.reconcile(&mut feed).await;
         loop {
@@ -152,6 +156,10 @@ impl Supervisor {
                 biased;
                 () = self.stop.cancelled() => break,
                 _ = beats.tick() => self.beat(),
+                _ = garbage.tick() => {
+                    self.orphans_due = true;
+                    self.reconcile(&mut feed).await;
+                }
                 Some(ended) = self.tasks.join_next() => self.ended(ended, &mut feed).await,
                 Some(event) = events.recv() => self.pass_on(&event),
                 Ok(()) = feed.changed() => self.reconcile(&mut feed).await,
@@ -380,10 +388,12 @@ impl Supervisor {
         }
         let on_disk = self.shared.volumes.pods_on_disk();
         let in_groups = self.shared.cgroups.pods().into_iter().map(|(_, uid)| PodUid::new(&uid));
-        let others: BTreeSet<PodUid> = on_disk.into_iter().chain(in_groups).collect();
+        let with_logs = garbage::pods_with_logs(&self.shared.config.log_dir);
+        let others: BTreeSet<PodUid> = on_disk.into_iter().chain(in_groups).chain(with_logs).collect();
         for uid in others.into_iter().filter(|uid| !known(uid)) {
             orphans.entry(uid.clone()).or_insert_with(|| remains(uid.as_str(), None, None));
         }
+        garbage::remove_dead_links(&self.shared.config.link_dir, &self.shared.runtime).await?;
         Ok(orphans.into_values().collect())
     }
 }

@@ -425,7 +425,7 @@ impl Worker {
         let regular = desired.containers().iter().find(wants).map(|c| (Kind::Regular, c.name.clone()));
         let init = || desired.init_containers().iter().find(wants).map(|c| (Kind::Init, c.name.clone()));
         let container = regular.or_else(init).unwrap_or((Kind::Ephemeral, String::new()));
-        let (shared, pod) = (self.shared.clone(), self.reference.clone());
+        let (shared, pod) = (self.shared.clone(), desired.pod.clone());
         let work = async move {
             let effect = match pulls {
                 true => find_image(shared, pod, container, key).await,

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,8 +15,10 @@ use tokio::sync::Semaphore;
 use tracing::debug;
 
 use super::client::Runtime;
+use super::credentials::{self, Keyring};
 use super::cri;
 use super::error::{PullFailure, RuntimeError};
+use super::plugins::Plugins;
 use crate::clock::Clock;
 
 /// What to pull, and how.
@@ -88,6 +91,43 @@ pub struct Images {
     runtime: Runtime,
     permits: Arc<Semaphore>,
     under_way: Arc<Mutex<HashMap<Pull, Shared<BoxFuture<'static, Outcome>>>>>,
+    rate: Option<Arc<Rate>>,
+    node: NodeCredentials,
+}
+
+/// What opens registries to every pod of the node (A14.4).
+#[derive(Clone, Debug, Default)]
+pub struct NodeCredentials {
+    /// kubelet's root directory, the first place for Docker's files; `None`: no files.
+    pub root_dir: Option<PathBuf>,
+    /// Programs to ask.
+    pub plugins: Plugins,
+}
+
+/// A bucket of pulls that fills with time.
+#[derive(Debug)]
+struct Rate {
+    per_second: f64,
+    burst: f64,
+    /// How many there are, and since when (monotonic).
+    left: Mutex<(f64, Duration)>,
+}
+
+impl Rate {
+    fn new(per_second: u32, burst: u32, now: Duration) -> Self {
+        let burst = f64::from(burst);
+        Self { per_second: f64::from(per_second), burst, left: Mutex::new((burst, now)) }
+    }
+
+    /// Takes one out, if there is one.
+    fn take(&self, now: Duration) -> bool {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let passed = now.saturating_sub(left.1).as_secs_f64();
+        let there = (left.0 + passed * self.per_second).min(self.burst);
+        let taken = there >= 1.0;
+        *left = (if taken { there - 1.0 } else { there }, now);
+        taken
+    }
 }
 
 impl fmt::Debug for Images {
@@ -103,7 +143,36 @@ impl Images {
             runtime,
             permits: Arc::new(Semaphore::new(parallel_pulls.get().min(Semaphore::MAX_PERMITS))),
             under_way: Arc::default(),
+            rate: None,
+            node: NodeCredentials::default(),
         }
+    }
+
+    /// Bounds how many pulls begin in a second: kubelet's `registryPullQPS` and `registryBurst` (A14.3). 0 a second: no bound.
+    #[must_use]
+    pub fn with_rate(mut self, per_second: u32, burst: u32) -> Self {
+        let now = Clock.now().monotonic;
+        self.rate = (per_second > 0).then(|| Arc::new(Rate::new(per_second, burst, now)));
+        self
+    }
+
+    /// Gives every pull what opens registries to this node.
+    #[must_use]
+    pub fn with_node_credentials(mut self, node: NodeCredentials) -> Self {
+        self.node = node;
+        self
+    }
+
+    /// What the node itself has for an image, in the order of trying.
+    pub async fn node_credentials(&self, image: &str) -> Vec<Credential> {
+        let mut found = match &self.node.root_dir {
+            Some(root) => credentials::of_node(root).await.lookup(image),
+            None => Vec::new(),
+        };
+        let mut keyring = Keyring::default();
+        self.node.plugins.add_to(&mut keyring, image).await;
+        found.extend(keyring.lookup(image));
+        found
     }
 
     /// The image of that reference or ID; `None` where it is not present.
@@ -140,6 +209,10 @@ impl Images {
 
     /// One attempt for each credential until one succeeds (A14.4).
     async fn pull_with_each(&self, pull: &Pull) -> Outcome {
+        if self.rate.as_ref().is_some_and(|rate| !rate.take(Clock.now().monotonic)) {
+            let message = "pull QPS exceeded".to_owned();
+            return Err(RuntimeError::ImagePull { failure: PullFailure::Other, message });
+        }
         // The semaphore is never closed, so an error cannot be; without a permit the pull would only be less bounded.
         let _permit = self.permits.acquire().await.ok();
         let started = Clock.now().monotonic;
@@ -208,6 +281,17 @@ mod tests {
             assert!(printed.contains("robot"), "{printed}");
             assert!(!printed.contains("s3cret") && !printed.contains("czNj"), "{printed}");
         }
+    }
+
+    #[test]
+    fn pulls_begin_at_a_bounded_rate() {
+        // A14.3
+        let at = Duration::from_millis;
+        let rate = Rate::new(5, 10, at(0));
+        assert_eq!((0..20).filter(|_| rate.take(at(0))).count(), 10);
+        assert!(!rate.take(at(199)));
+        assert!(rate.take(at(400)) && !rate.take(at(400)));
+        assert_eq!((0..20).filter(|_| rate.take(at(60_000))).count(), 10);
     }
 
     #[test]

@@ -4,15 +4,18 @@
 //! parameters and results of its methods. Nothing here knows what a pod of the API is: `pod` translates.
 
 mod client;
+pub mod credentials;
 pub mod cri;
 mod error;
 pub mod events;
+pub mod gc;
 mod images;
 mod import;
 pub mod logs;
 pub mod pause;
+pub mod plugins;
 
 pub use client::Runtime;
 pub use error::{PullFailure, RuntimeError};
-pub use images::{Credential, Images, Pull, Pulled};
+pub use images::{Credential, Images, NodeCredentials, Pull, Pulled};
 pub use import::{ImageSource, import};

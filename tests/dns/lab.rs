@@ -86,12 +86,14 @@ impl Lab {
         self.dig_at(SERVER, arguments)
     }
 
-    /// What dig prints, asking at one of the addresses.
+    /// What dig prints, asking at one of the addresses; its columns are parted by one space.
     pub(crate) fn dig_at(&self, address: &str, arguments: &str) -> String {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name, "dig", &format!("@{address}"), "+time=6", "+tries=1", "+nocookie"]);
         let output = command.args(arguments.split(' ')).output().unwrap();
-        String::from_utf8(output.stdout).unwrap()
+        let text = String::from_utf8(output.stdout).unwrap();
+        let line = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        text.lines().map(line).collect::<Vec<_>>().join("\n")
     }
 
     /// The data of the answers, in order of the alphabet.
@@ -191,10 +193,13 @@ impl Drop for Server {
     }
 }
 
+/// Code, answers, authorities.
+type Said = (ResponseCode, Vec<Record>, Vec<Record>);
+
 /// What the name server behind says, and how often it was asked.
 #[derive(Clone, Default)]
 pub(crate) struct Outside {
-    told: Arc<Mutex<HashMap<String, (ResponseCode, Vec<Record>, Vec<Record>)>>>,
+    told: Arc<Mutex<HashMap<String, Said>>>,
     asked: Arc<AtomicUsize>,
 }
 

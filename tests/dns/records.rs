@@ -80,7 +80,7 @@ fn services_endpoints_ports_pods_and_addresses_have_their_records() {
         assert_eq!(lab.short(question), expected, "{question}");
     }
     let srv = lab.dig("_sql._tcp.db.shop.svc.cluster.local SRV");
-    assert!(srv.contains("db-0.db.shop.svc.cluster.local. 5 IN A\t10.244.0.1"), "the targets' addresses: {srv}");
+    assert!(srv.contains("db-0.db.shop.svc.cluster.local. 5 IN A 10.244.0.1"), "the targets' addresses: {srv}");
     assert_eq!(lab.dig_at(SERVER6, "+short web.shop.svc.cluster.local").trim(), "10.96.1.1");
     // What changes is answered at once, cached or not.
     server.tell([slice("shop", "db", r#"[{"addresses":["10.244.0.9"]}]"#)]);
@@ -117,7 +117,7 @@ fn names_that_do_not_exist_differ_from_records_that_do_not() {
             continue;
         }
         assert_eq!(status(&output), expected, "{question}\n{output}");
-        let has_soa = output.contains("SOA\tns.dns.cluster.local. hostmaster.cluster.local.");
+        let has_soa = output.contains("SOA ns.dns.cluster.local. hostmaster.cluster.local.");
         assert_eq!(has_soa, expected.contains("aa") && expected.ends_with('0'), "{output}");
     }
     // The search list of a pod leads to the name.
@@ -143,7 +143,7 @@ fn transports_limits_case_and_versions() {
     let first = |lab: &Lab| lab.dig("+tcp +short many.shop.svc.cluster.local").lines().next().unwrap().to_owned();
     assert_ne!(first(&lab), first(&lab), "addresses take turns");
     let case = lab.dig("WeB.sHoP.svc.cluster.LOCAL");
-    assert!(case.contains("WeB.sHoP.svc.cluster.LOCAL. 5 IN A\t10.96.1.1"), "{case}");
+    assert!(case.contains("WeB.sHoP.svc.cluster.LOCAL. 5 IN A 10.96.1.1"), "{case}");
     let version = lab.dig("+edns=1 +noednsnegotiation web.shop.svc.cluster.local");
     assert!(status(&version).starts_with("BADVERS"), "{version}");
     let metrics = lab.output(&format!("curl -s http://{SERVER}:9153/metrics"));

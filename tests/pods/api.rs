@@ -162,6 +162,12 @@ impl Api {
         self.edit(|pods| change(Arc::make_mut(pods.get_mut(uid).expect("the pod is there"))));
     }
 
+    pub fn put_secret(&self, name: &str, kind: &str, key: &str, value: &str) {
+        let data = [(key.to_owned(), k8s_openapi::ByteString(value.as_bytes().to_vec()))].into();
+        let object = Secret { data: Some(data), type_: Some(kind.to_owned()), ..Secret::default() };
+        self.0.secrets.lock().unwrap().insert(name.to_owned(), Arc::new(object));
+    }
+
     /// `reason: message` of every event, oldest first.
     pub fn events(&self) -> Vec<String> {
         self.0.events.lock().unwrap().clone()

@@ -11,6 +11,7 @@ mod lab;
 mod lifecycle;
 mod node;
 mod probes;
+mod pulls;
 mod resize;
 mod restarts;
 mod security;

@@ -16,7 +16,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use stoker::cgroup::{CgroupConfig, Cgroups};
 use stoker::pod::{PodHandles, Pods, PodsConfig, StaticSources};
-use stoker::runtime::{Images, events};
+use stoker::runtime::{Images, NodeCredentials, events};
 use stoker::volume::Volumes;
 use stoker::volume::csi::{Drivers, watch_plugins};
 use stoker_model::handle::NodeSnapshot;
@@ -97,7 +97,10 @@ impl Node {
         let plugins = self.path("kubelet/plugins_registry");
         tokio::spawn(watch_plugins(plugins, drivers.clone(), api.clone(), stop.clone()));
         let handles = PodHandles {
-            images: Images::new(runtime.clone(), NonZeroUsize::MIN),
+            images: Images::new(runtime.clone(), NonZeroUsize::MIN).with_node_credentials(NodeCredentials {
+                root_dir: Some(self.path("kubelet")),
+                ..NodeCredentials::default()
+            }),
             events: events::spawn(runtime.clone(), stop.clone()),
             runtime,
             pods: self.api.feed(),

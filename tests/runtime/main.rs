@@ -3,6 +3,7 @@
 #![expect(unreachable_pub, reason = "a test has no public face")]
 
 mod api;
+mod garbage;
 mod images;
 mod lab;
 mod pause;

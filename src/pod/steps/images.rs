@@ -2,29 +2,33 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::{Pod, Secret};
 use stoker_model::handle::EventType;
 use stoker_model::pod::PodRef;
 
 use super::Effect;
 use crate::pod::observed::{ImageKey, Kind, PullPolicy};
 use crate::pod::shared::Shared;
-use crate::runtime::{Pull, PullFailure, RuntimeError, cri};
+use crate::runtime::credentials::{BadConfig, Keyring};
+use crate::runtime::{Credential, Pull, PullFailure, RuntimeError, cri};
 
 /// Finds an image for the container that first asked for it, and tells what came of it.
 pub(in crate::pod) async fn find_image(
     shared: Arc<Shared>,
-    pod: PodRef,
+    pod: Arc<Pod>,
     container: (Kind, String),
     key: ImageKey,
 ) -> Effect {
-    let seeker = Seeker { shared: &shared, pod: &pod, container: (container.0, &container.1), key: &key };
+    let reference = PodRef::of(&pod);
+    let seeker =
+        Seeker { shared: &shared, object: &pod, pod: &reference, container: (container.0, &container.1), key: &key };
     seeker.find().await
 }
 
 /// The same of an image that may be there; it is not pulled, and what is wrong with it is told when it is needed.
 pub(in crate::pod) async fn look_for_image(
     shared: Arc<Shared>,
-    pod: PodRef,
+    pod: Arc<Pod>,
     container: (Kind, String),
     key: ImageKey,
 ) -> Effect {
@@ -33,8 +37,9 @@ pub(in crate::pod) async fn look_for_image(
     }
     match shared.images.status(&key.image).await {
         Ok(Some(found)) => {
-            let seeker = Seeker { shared: &shared, pod: &pod, container: (container.0, &container.1), key: &key };
-            seeker.present(&found)
+            let reference = PodRef::of(&pod);
+            let container = (container.0, container.1.as_str());
+            Seeker { shared: &shared, object: &pod, pod: &reference, container, key: &key }.present(&found)
         }
         Ok(None) | Err(_) => Effect::ImageAbsent { key },
     }
@@ -42,6 +47,7 @@ pub(in crate::pod) async fn look_for_image(
 
 struct Seeker<'a> {
     shared: &'a Shared,
+    object: &'a Pod,
     pod: &'a PodRef,
     container: (Kind, &'a str),
     key: &'a ImageKey,
@@ -97,12 +103,40 @@ impl Seeker<'_> {
         }
     }
 
+    /// What may open the registry: the pod's secrets, then what the node has itself (A14.4).
+    async fn credentials(&self) -> Vec<Credential> {
+        let mut keyring = Keyring::default();
+        let mut missing = Vec::new();
+        let references = self.object.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten());
+        for name in references.map(|reference| reference.name.as_str()).filter(|name| !name.is_empty()) {
+            match self.shared.objects.secret(&self.pod.namespace, name).await {
+                Ok(Some(secret)) => {
+                    if let Err(error) = add_secret(&mut keyring, &secret) {
+                        tracing::warn!(secret = name, %error, "not used for the pull");
+                    }
+                }
+                Ok(None) | Err(_) => missing.push(name),
+            }
+        }
+        if !missing.is_empty() {
+            let message = format!(
+                "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
+                missing.join(", ")
+            );
+            self.shared.tell(self.pod, EventType::Warning, "FailedToRetrieveImagePullSecret", message);
+        }
+        let mut found = keyring.lookup(&self.key.image);
+        found.extend(self.shared.images.node_credentials(&self.key.image).await);
+        found
+    }
+
     async fn pull(&self) -> Effect {
         let image = &self.key.image;
         self.tell(EventType::Normal, "Pulling", format!("Pulling image \"{image}\""));
         let asked = self.shared.clock.now().monotonic;
         let runtime_handler = self.shared.config.runtime_handler.clone();
-        let pull = Pull { image: image.clone(), runtime_handler, credentials: Vec::new() };
+        let credentials = self.credentials().await;
+        let pull = Pull { image: image.clone(), runtime_handler, credentials };
         match self.shared.images.pull(pull).await {
             Ok(pulled) => {
                 let waited = self.shared.clock.now().monotonic.saturating_sub(asked);
@@ -125,6 +159,21 @@ impl Seeker<'_> {
                 self.missing(reason_of(&error), error.to_string(), true)
             }
         }
+    }
+}
+
+/// Takes in a secret of one of the two types for registries; others hold no credentials.
+fn add_secret(keyring: &mut Keyring, secret: &Secret) -> Result<(), BadConfig> {
+    let data = |key: &str| {
+        let data = secret.data.as_ref().and_then(|data| data.get(key)).map(|value| value.0.as_slice());
+        data.filter(|data| !data.is_empty())
+    };
+    match secret.type_.as_deref() {
+        Some("kubernetes.io/dockerconfigjson") => {
+            data(".dockerconfigjson").map_or(Ok(()), |text| keyring.add_config_json(text))
+        }
+        Some("kubernetes.io/dockercfg") => data(".dockercfg").map_or(Ok(()), |text| keyring.add_dockercfg(text)),
+        _ => Ok(()),
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod line;
 mod reader;
+mod rotate;
 
 use std::future::{Future, ready};
 use std::io;
@@ -23,6 +24,7 @@ use tokio::time::{sleep, timeout};
 use tracing::debug;
 
 use self::reader::{Progress, Reader};
+pub use self::rotate::{RotationConfig, rotate_logs};
 use super::client::Runtime;
 use super::cri::ContainerState;
 use super::error::RuntimeError;

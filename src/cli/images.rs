@@ -1,0 +1,81 @@
+//! Images and logs: how they are pulled, and when they go.
+
+use std::num::NonZeroUsize;
+
+use stoker_model::quantity::{Milli, QuantityError};
+
+use crate::config::{CredentialProvider, Flags, KubeletConfig, ProviderError, load_credential_providers};
+use crate::runtime::gc::ImagePolicy;
+use crate::runtime::logs::RotationConfig;
+use crate::runtime::plugins::{Plugin, Plugins};
+use crate::runtime::{Images, NodeCredentials, Runtime};
+
+/// Which setting cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ImagesError {
+    #[error("KubeletConfiguration: containerLogMaxSize: {0}")]
+    LogSize(#[from] QuantityError),
+    #[error(transparent)]
+    Provider(#[from] ProviderError),
+}
+
+/// How images are pulled (A14.3, A14.4).
+pub(super) fn images(runtime: &Runtime, config: &KubeletConfig, flags: &Flags) -> Result<Images, ImagesError> {
+    let at_once = if config.serialize_image_pulls {
+        NonZeroUsize::MIN
+    } else {
+        let most = usize::try_from(config.max_parallel_image_pulls).ok().and_then(NonZeroUsize::new);
+        most.unwrap_or(NonZeroUsize::MAX)
+    };
+    let number = |number: i32| u32::try_from(number).unwrap_or_default();
+    let credentials = NodeCredentials { root_dir: Some(flags.root_dir.clone()), plugins: plugins(flags)? };
+    Ok(Images::new(runtime.clone(), at_once)
+        .with_rate(number(config.registry_pull_qps), number(config.registry_burst))
+        .with_node_credentials(credentials))
+}
+
+fn plugins(flags: &Flags) -> Result<Plugins, ProviderError> {
+    let (config, folder) = match (&flags.credential_providers, &flags.credential_provider_programs) {
+        (None, None) => return Ok(Plugins::default()),
+        (Some(config), Some(folder)) => (config, folder),
+        _ => return Err(ProviderError::OneFlag),
+    };
+    let plugin = |provider: CredentialProvider| {
+        let program = folder.join(&provider.name);
+        let executable = rustix::fs::access(&program, rustix::fs::Access::EXEC_OK).is_ok() && program.is_file();
+        if !executable {
+            return Err(ProviderError::NoProgram(program));
+        }
+        Ok(Plugin {
+            program,
+            args: provider.args,
+            env: provider.env,
+            api_version: provider.api_version,
+            match_images: provider.match_images,
+            default_cache: provider.default_cache,
+        })
+    };
+    Ok(Plugins::new(load_credential_providers(config)?.into_iter().map(plugin).collect::<Result<_, _>>()?))
+}
+
+/// When images go that nobody uses (A14.8).
+pub(super) fn image_policy(config: &KubeletConfig) -> ImagePolicy {
+    let percent = |number: i32| u8::try_from(number.clamp(0, 100)).unwrap_or(100);
+    ImagePolicy {
+        high_percent: percent(config.image_gc_high_threshold_percent),
+        low_percent: percent(config.image_gc_low_threshold_percent),
+        min_age: config.image_minimum_gc_age.0,
+        max_age: config.image_maximum_gc_age.0,
+    }
+}
+
+/// When logs are rotated (A20.5).
+pub(super) fn rotation_config(config: &KubeletConfig) -> Result<RotationConfig, ImagesError> {
+    let number = |number: i32| usize::try_from(number).unwrap_or_default();
+    Ok(RotationConfig {
+        max_size: u64::try_from(Milli::parse(&config.container_log_max_size)?.units()).unwrap_or_default(),
+        max_files: number(config.container_log_max_files),
+        workers: number(config.container_log_max_workers),
+        interval: config.container_log_monitor_interval.0,
+    })
+}

@@ -1,0 +1,330 @@
+//! Removes images that nobody uses, when the disk fills or when they are old (A14.8).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use stoker_model::handle::{EventSink, EventSubject, EventType};
+use tracing::{info, warn};
+
+use super::client::Runtime;
+use super::cri;
+use super::error::RuntimeError;
+use crate::clock::Clock;
+
+/// How often the disk is looked at.
+const ROUND: Duration = Duration::from_secs(300);
+
+/// What the operator decides.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ImagePolicy {
+    /// kubelet's `imageGCHighThresholdPercent`: from this use of the disk on, images go. 100: never.
+    pub high_percent: u8,
+    /// kubelet's `imageGCLowThresholdPercent`: until it is used no more than this.
+    pub low_percent: u8,
+    /// kubelet's `imageMinimumGCAge`: younger images stay.
+    pub min_age: Duration,
+    /// kubelet's `imageMaximumGCAge`: images that nobody used for longer go in any case; zero: off.
+    pub max_age: Duration,
+}
+
+/// What went wrong in one round.
+#[derive(Debug, thiserror::Error)]
+pub enum CollectError {
+    /// The runtime did not answer.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The disk could not be measured.
+    #[error("invalid capacity 0 on image filesystem")]
+    NoCapacity,
+    /// Some images could not be removed.
+    #[error("wanted to free {wanted} bytes, but freed {freed} bytes space with errors in image deletion: {errors}")]
+    Deletion {
+        /// In bytes.
+        wanted: u64,
+        /// In bytes.
+        freed: u64,
+        /// One or several.
+        errors: String,
+    },
+    /// Old images could not be removed.
+    #[error("wanted to free images older than {age:?}, encountered errors in image deletion: {errors}")]
+    Old {
+        /// The limit.
+        age: Duration,
+        /// One or several.
+        errors: String,
+    },
+    /// All unused images together are not enough.
+    #[error(
+        "Insufficient free disk space on the node's image filesystem ({percent}% of {capacity} used). Failed to free sufficient space by deleting unused images (freed {freed} bytes). Investigate disk usage, as it could be used by active images, logs, volumes, or other data."
+    )]
+    Insufficient {
+        /// Of the disk in use.
+        percent: u64,
+        /// The size of the disk, for people.
+        capacity: String,
+        /// In bytes.
+        freed: u64,
+    },
+}
+
+/// What is remembered of an image. Times are monotonic.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Record {
+    detected: Duration,
+    last_used: Option<Duration>,
+    size: u64,
+    pinned: bool,
+}
+
+/// The images of this node, since when they are here and when they were used last.
+#[derive(Debug, Default)]
+struct Records(BTreeMap<String, Record>);
+
+impl Records {
+    /// Takes in what is there. `used` holds IDs and names.
+    fn note(&mut self, images: &[cri::Image], used: &BTreeSet<String>, now: Duration) {
+        let present: BTreeSet<&str> = images.iter().map(|image| image.id.as_str()).collect();
+        self.0.retain(|id, _| present.contains(id.as_str()));
+        for image in images {
+            let record = self.0.entry(image.id.clone()).or_insert(Record {
+                detected: now,
+                last_used: None,
+                size: 0,
+                pinned: false,
+            });
+            let mut names = image.repo_tags.iter().chain(&image.repo_digests).chain([&image.id]);
+            if names.any(|name| used.contains(name)) {
+                record.last_used = Some(now);
+            }
+            record.size = image.size;
+            record.pinned = image.pinned;
+        }
+    }
+
+    /// Images that nobody uses now, the longest unused first; never used ones before all others.
+    fn unused(&self, now: Duration) -> Vec<(String, Record)> {
+        let unused = self.0.iter().filter(|(_, record)| !record.pinned && record.last_used != Some(now));
+        let mut list: Vec<_> = unused.map(|(id, record)| (id.clone(), record.clone())).collect();
+        list.sort_by_key(|(_, record)| (record.last_used, record.detected));
+        list
+    }
+}
+
+/// The bytes to free so that no more than `low` percent is used; `None` below the high threshold.
+fn to_free(policy: ImagePolicy, capacity: u64, available: u64) -> Option<u64> {
+    let available = available.min(capacity);
+    let percent = used_percent(capacity, available);
+    let wanted = u128::from(capacity) * u128::from(100 - policy.low_percent.min(100)) / 100;
+    let wanted = u64::try_from(wanted).unwrap_or(u64::MAX).saturating_sub(available);
+    (percent >= u64::from(policy.high_percent)).then_some(wanted)
+}
+
+fn used_percent(capacity: u64, available: u64) -> u64 {
+    let free = u128::from(available) * 100 / u128::from(capacity.max(1));
+    100 - u64::try_from(free).unwrap_or(100).min(100)
+}
+
+/// Collects images of one runtime.
+#[derive(Debug)]
+pub struct ImageCollector {
+    runtime: Runtime,
+    policy: ImagePolicy,
+    /// References that are used though no container shows it: the sandbox image.
+    keep: Vec<String>,
+    clock: Clock,
+    records: Records,
+    begun: Duration,
+}
+
+impl ImageCollector {
+    /// Knows nothing yet: ages count from now on.
+    pub fn new(runtime: Runtime, policy: ImagePolicy, keep: Vec<String>, clock: Clock) -> Self {
+        let begun = clock.now().monotonic;
+        Self { runtime, policy, keep, clock, records: Records::default(), begun }
+    }
+
+    /// Looks every five minutes, for ever.
+    pub async fn run(mut self, events: Arc<dyn EventSink>) {
+        if self.policy.high_percent >= 100 && self.policy.max_age.is_zero() {
+            return std::future::pending().await;
+        }
+        let mut failed_before = false;
+        loop {
+            let tell = |reason: &str, message| events.publish(EventSubject::Node, EventType::Warning, reason, message);
+            match self.collect().await {
+                Ok(()) => failed_before = false,
+                Err(error) => {
+                    warn!(%error, "image garbage collection failed");
+                    match &error {
+                        CollectError::NoCapacity => tell("InvalidDiskCapacity", error.to_string()),
+                        CollectError::Insufficient { .. } => tell("FreeDiskSpaceFailed", error.to_string()),
+                        _ => {}
+                    }
+                    // Once may be a runtime that was just restarted.
+                    if failed_before {
+                        tell("ImageGCFailed", error.to_string());
+                    }
+                    failed_before = true;
+                }
+            }
+            tokio::time::sleep(ROUND).await;
+        }
+    }
+
+    /// One round: old images, then enough of the others where the disk is full.
+    ///
+    /// # Errors
+    /// When the runtime fails, and when not enough could be freed.
+    pub async fn collect(&mut self) -> Result<(), CollectError> {
+        let now = self.clock.now().monotonic;
+        let mut unused = self.look(now).await?;
+        if !self.policy.max_age.is_zero() && now.saturating_sub(self.begun) > self.policy.max_age {
+            let is_old =
+                |record: &Record| now.saturating_sub(record.last_used.unwrap_or_default()) > self.policy.max_age;
+            let (old, rest): (Vec<_>, Vec<_>) = unused.into_iter().partition(|(_, record)| is_old(record));
+            unused = rest;
+            let mut errors = Vec::new();
+            for (id, record) in old {
+                if let Err(error) = self.remove(&id, &record).await {
+                    errors.push(error.to_string());
+                }
+            }
+            if !errors.is_empty() {
+                return Err(CollectError::Old { age: self.policy.max_age, errors: joined(errors) });
+            }
+        }
+        let (capacity, available) = self.disk().await?;
+        let Some(wanted) = to_free(self.policy, capacity, available) else { return Ok(()) };
+        let freed = self.free(wanted, unused, now).await?;
+        if freed < wanted {
+            let percent = used_percent(capacity, available);
+            return Err(CollectError::Insufficient { percent, capacity: readable(capacity), freed });
+        }
+        Ok(())
+    }
+
+    /// Removes every image that nobody uses; the bytes that this freed. For a node that is out of disk space.
+    ///
+    /// # Errors
+    /// When the runtime fails.
+    pub async fn remove_unused(&mut self) -> Result<u64, CollectError> {
+        let now = self.clock.now().monotonic;
+        let unused = self.look(now).await?;
+        self.free(u64::MAX, unused, now).await
+    }
+
+    async fn look(&mut self, now: Duration) -> Result<Vec<(String, Record)>, CollectError> {
+        let images = self.runtime.list_images().await?;
+        let mut used: BTreeSet<String> = self.keep.iter().cloned().collect();
+        for container in self.runtime.list_containers(None).await? {
+            used.extend([container.image_id, container.image_ref]);
+            used.extend(container.image.map(|image| image.image));
+        }
+        used.remove("");
+        self.records.note(&images, &used, now);
+        Ok(self.records.unused(now))
+    }
+
+    async fn free(&mut self, wanted: u64, unused: Vec<(String, Record)>, now: Duration) -> Result<u64, CollectError> {
+        let mut freed = 0_u64;
+        let mut errors = Vec::new();
+        for (id, record) in unused {
+            if now.saturating_sub(record.detected) < self.policy.min_age {
+                continue;
+            }
+            match self.remove(&id, &record).await {
+                Ok(()) => freed = freed.saturating_add(record.size),
+                Err(error) => errors.push(error.to_string()),
+            }
+            if freed >= wanted {
+                break;
+            }
+        }
+        if errors.is_empty() {
+            Ok(freed)
+        } else {
+            Err(CollectError::Deletion { wanted, freed, errors: joined(errors) })
+        }
+    }
+
+    async fn remove(&mut self, id: &str, record: &Record) -> Result<(), RuntimeError> {
+        info!(image = id, bytes = record.size, "removing an image that nobody uses");
+        self.runtime.remove_image(cri::ImageSpec { image: id.to_owned(), ..Default::default() }).await?;
+        self.records.0.remove(id);
+        Ok(())
+    }
+
+    /// Size and free bytes of the disk that images are on.
+    async fn disk(&self) -> Result<(u64, u64), CollectError> {
+        let answer = self.runtime.image_fs_info().await?;
+        let place = answer.image_filesystems.into_iter().find_map(|fs| fs.fs_id).map(|id| id.mountpoint);
+        let found = place.and_then(|place| rustix::fs::statvfs(Path::new(&place)).ok());
+        let found = found.filter(|found| found.f_blocks > 0).ok_or(CollectError::NoCapacity)?;
+        Ok((found.f_blocks.saturating_mul(found.f_frsize), found.f_bavail.saturating_mul(found.f_frsize)))
+    }
+}
+
+fn joined(mut errors: Vec<String>) -> String {
+    if errors.len() == 1 { errors.swap_remove(0) } else { format!("[{}]", errors.join(", ")) }
+}
+
+/// Bytes for people.
+fn readable(bytes: u64) -> String {
+    let units = ["KiB", "MiB", "GiB", "TiB"];
+    let power = (1..=units.len()).rev().find(|power| bytes >= 1 << (10 * power));
+    match power {
+        None => format!("{bytes} B"),
+        Some(power) => format!("{:.1} {}", bytes as f64 / (1_u64 << (10 * power)) as f64, units[power - 1]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(id: &str, size: u64, pinned: bool) -> cri::Image {
+        cri::Image { id: id.into(), repo_tags: vec![format!("{id}:1")], size, pinned, ..Default::default() }
+    }
+
+    fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn the_longest_unused_go_first_and_pinned_ones_never() {
+        // A14.8
+        let images = ["a", "b", "c", "d"].map(|id| image(id, 1, id == "d"));
+        let mut records = Records::default();
+        let used = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+        records.note(&images, &used(&["a:1", "b"]), at(10));
+        records.note(&images, &used(&["a:1"]), at(20));
+        records.note(&images, &used(&[]), at(30));
+        let ids = |records: &Records, now| records.unused(at(now)).into_iter().map(|(id, _)| id).collect::<Vec<_>>();
+        assert_eq!(ids(&records, 30), ["c", "b", "a"]);
+        records.note(&images, &used(&["c:1"]), at(40));
+        assert_eq!(ids(&records, 40), ["b", "a"]);
+        records.note(&images[1..2], &used(&[]), at(50));
+        assert_eq!(ids(&records, 50), ["b"]);
+        assert_eq!(records.0["b"].detected, at(10), "since when it is here does not change");
+    }
+
+    #[test]
+    fn thresholds_say_how_much() {
+        // A14.8
+        let policy = ImagePolicy { high_percent: 85, low_percent: 80, min_age: at(120), max_age: at(0) };
+        for (available, wanted) in [(160, None), (151, None), (150, Some(50)), (0, Some(200)), (2000, None)] {
+            assert_eq!(to_free(policy, 1000, available), wanted, "{available}");
+        }
+        assert_eq!(to_free(policy, u64::MAX, 0), Some(u64::MAX / 5));
+    }
+
+    #[test]
+    fn sizes_are_readable() {
+        assert_eq!(readable(1000), "1000 B");
+        assert_eq!(readable(1536), "1.5 KiB");
+        assert_eq!(readable(80 << 30), "80.0 GiB");
+    }
+}
