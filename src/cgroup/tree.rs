@@ -245,6 +245,24 @@ impl Cgroups {
         found
     }
 
+    pub(super) fn hierarchy(&self) -> &Hierarchy {
+        &self.hierarchy
+    }
+
+    /// The groups that pods' groups lie in.
+    pub(super) fn class_groups(&self) -> Vec<String> {
+        let root = self.config.root.trim_matches('/');
+        let root = if root.is_empty() { String::new() } else { format!("{root}/") };
+        match self.config.driver {
+            CgroupDriver::Cgroupfs => {
+                [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort].map(|qos| self.qos_path(qos)).into()
+            }
+            CgroupDriver::Systemd => ["", "/kubepods-burstable.slice", "/kubepods-besteffort.slice"]
+                .map(|class| format!("{root}kubepods.slice{class}"))
+                .into(),
+        }
+    }
+
     fn qos_path(&self, qos: QosClass) -> String {
         let root = self.config.root.trim_matches('/');
         let root = if root.is_empty() { String::new() } else { format!("{root}/") };

@@ -6,4 +6,5 @@ mod lab;
 mod enclosure;
 mod faults;
 mod hello;
+mod stats;
 mod streams;
