@@ -188,8 +188,12 @@ const WHOLE: &[(&str, &str)] = &[
     ("", "nodes"),
     ("", "pods"),
     ("", "services"),
+    ("apps", "controllerrevisions"),
+    ("apps", "daemonsets"),
     ("apps", "deployments"),
     ("apps", "replicasets"),
+    ("apps", "statefulsets"),
+    ("batch", "jobs"),
     ("coordination.k8s.io", "leases"),
     ("discovery.k8s.io", "endpointslices"),
 ];

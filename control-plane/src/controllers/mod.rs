@@ -5,20 +5,27 @@
 //! Not here: finding nodes for pods (`scheduler`), anything about one object alone (`resources`).
 
 mod bootstrap;
+mod daemon_nodes;
+mod daemonset;
 mod deployment;
 mod deployment_status;
 mod endpointslice;
 mod garbage;
 mod informer;
+mod job;
+mod job_status;
 mod namespace;
 mod node_lifecycle;
 mod owner;
+mod pod_control;
 mod queue;
 mod ranking;
 mod replicaset;
+mod revisions;
 mod rollout;
 mod service_addresses;
 mod serviceaccount;
+mod statefulset;
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -54,6 +61,9 @@ type Register = fn(&Context) -> Box<dyn FnOnce(&Context) + Send>;
 const CONTROLLERS: &[Register] = &[
     deployment::register,
     replicaset::register,
+    daemonset::register,
+    statefulset::register,
+    job::register,
     endpointslice::register,
     serviceaccount::register,
     garbage::register,
