@@ -53,6 +53,7 @@ fn use_is_told_in_the_words_of_kubelet_and_cadvisor() {
     let short: Value = serde_json::from_str(&raw("stats/summary?only_cpu_and_memory=true")).unwrap();
     assert!(short["node"]["cpu"].is_object() && short["node"]["fs"].is_null());
 
+    // A18.4
     let resource = raw("metrics/resource");
     for part in [
         "container_cpu_usage_seconds_total{container=\"busy\",namespace=\"default\",pod=\"busy\"} ",
@@ -85,6 +86,7 @@ fn use_is_told_in_the_words_of_kubelet_and_cadvisor() {
     assert_eq!(config["failCgroupV1"], false);
     // A18.3
     assert!(raw("runningpods/").contains("\"name\":\"busy\""));
+    // A18.15
     assert!(raw("statusz").contains("Binary version"));
 
     // A18.6

@@ -105,7 +105,10 @@ pub(super) fn node_of(pod: &Value) -> &str {
     }
     let required = &pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
     let fields = items(required, "nodeSelectorTerms").flat_map(|term| items(term, "matchFields"));
-    fields.filter(|field| field["key"] == "metadata.name").find_map(|field| field["values"][0].as_str()).unwrap_or_default()
+    fields
+        .filter(|field| field["key"] == "metadata.name")
+        .find_map(|field| field["values"][0].as_str())
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -118,7 +121,8 @@ mod tests {
 
     #[test]
     fn nodes_are_chosen_by_labels_and_taints() {
-        let node = |taints: Value| json!({"metadata": {"name": "n", "labels": {"disk": "ssd"}}, "spec": {"taints": taints}});
+        let node =
+            |taints: Value| json!({"metadata": {"name": "n", "labels": {"disk": "ssd"}}, "spec": {"taints": taints}});
         let both = |start, keep| Wanted { start, keep };
         assert_eq!(wants(&set(json!({})), &node(json!([]))), both(true, true));
         assert_eq!(wants(&set(json!({"nodeSelector": {"disk": "hdd"}})), &node(json!([]))), both(false, false));
@@ -141,7 +145,8 @@ mod tests {
     #[test]
     fn a_pod_is_made_for_one_node() {
         let term = json!({"matchExpressions": [{"key": "a", "operator": "Exists"}]});
-        let affinity = json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}});
+        let affinity =
+            json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}});
         for spec in [json!({}), json!({"affinity": affinity})] {
             let mut pod = json!({"spec": spec});
             bound_to(&mut pod, "n7");

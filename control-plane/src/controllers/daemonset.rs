@@ -135,13 +135,25 @@ impl DaemonSets {
         }
         let pods = self.control.of(set);
         let by_node = by_node(&pods);
-        let wanted: Vec<String> = self.nodes.list("").iter().filter(|node| wants(set, node).start).map(|node| text(&node["metadata"], "name").to_owned()).collect();
+        let wanted: Vec<String> = self
+            .nodes
+            .list("")
+            .iter()
+            .filter(|node| wants(set, node).start)
+            .map(|node| text(&node["metadata"], "name").to_owned())
+            .collect();
         let total = i64::try_from(wanted.len()).unwrap_or(i64::MAX);
         let rolling = &set["spec"]["updateStrategy"]["rollingUpdate"];
         let most = resolve(rolling.get("maxUnavailable"), total, true).max(1);
         let (mut missing, mut old_broken, mut old_good) = (0, Vec::new(), Vec::new());
         for node in &wanted {
-            let live: Vec<&Arc<Value>> = by_node.get(node.as_str()).into_iter().flatten().copied().filter(|pod| !is_being_deleted(pod)).collect();
+            let live: Vec<&Arc<Value>> = by_node
+                .get(node.as_str())
+                .into_iter()
+                .flatten()
+                .copied()
+                .filter(|pod| !is_being_deleted(pod))
+                .collect();
             let Some(pod) = live.first() else {
                 missing += 1;
                 continue;
@@ -211,7 +223,11 @@ impl DaemonSets {
             "desiredNumberScheduled": desired, "currentNumberScheduled": current, "numberMisscheduled": misplaced,
             "numberReady": ready, "observedGeneration": set["metadata"]["generation"],
         });
-        let rest = [("updatedNumberScheduled", updated), ("numberAvailable", available), ("numberUnavailable", desired - available)];
+        let rest = [
+            ("updatedNumberScheduled", updated),
+            ("numberAvailable", available),
+            ("numberUnavailable", desired - available),
+        ];
         for (key, count) in rest.into_iter().filter(|(_, count)| *count > 0) {
             status[key] = json!(count);
         }

@@ -28,7 +28,8 @@ struct Jobs {
 
 /// Registers callbacks and returns what starts the workers.
 pub(super) fn register(context: &Context) -> Box<dyn FnOnce(&Context) + Send> {
-    let control = PodControl { pods: context.informers.of("", "pods"), recorder: context.recorder.of("job-controller") };
+    let control =
+        PodControl { pods: context.informers.of("", "pods"), recorder: context.recorder.of("job-controller") };
     let controller = Jobs { jobs: context.informers.of("batch", "jobs"), control };
     let queue = Queue::default();
     let of_job = queue.clone();

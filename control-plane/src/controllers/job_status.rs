@@ -27,10 +27,7 @@ const UNCOUNTED: usize = 500;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Decision {
     /// Make or delete so many.
-    Run {
-        missing: usize,
-        excess: usize,
-    },
+    Run { missing: usize, excess: usize },
     /// Delete all that run.
     Stop,
 }
@@ -144,8 +141,11 @@ pub(super) fn look(job: &Value, pods: &[Arc<Value>], now: Timestamp) -> View {
     let is_ready = |pod: &Value| condition(&pod["status"], "Ready").is_some_and(|ready| ready["status"] == "True");
     let ready = pods.iter().filter(|pod| is_active(pod) && is_ready(pod)).count();
     let waiting = |kind: &str| items(&status["uncountedTerminatedPods"], kind).count();
-    let (succeeded, failed) = (number(&status["succeeded"]) + waiting("succeeded"), number(&status["failed"]) + waiting("failed"));
-    for (key, value) in [("active", active), ("failed", number(&status["failed"])), ("succeeded", number(&status["succeeded"]))] {
+    let (succeeded, failed) =
+        (number(&status["succeeded"]) + waiting("succeeded"), number(&status["failed"]) + waiting("failed"));
+    for (key, value) in
+        [("active", active), ("failed", number(&status["failed"])), ("succeeded", number(&status["succeeded"]))]
+    {
         set_count(&mut status, key, value);
     }
     status["ready"] = json!(ready);
@@ -154,7 +154,8 @@ pub(super) fn look(job: &Value, pods: &[Arc<Value>], now: Timestamp) -> View {
     let target = target(&status).or_else(|| verdict(job, pods, &status, (succeeded, failed, active), now));
     let mut again = deadline(job, &status, now);
     let decision = if let Some((kind, reason, message)) = target {
-        let (first, last) = if kind == "Complete" { ("SuccessCriteriaMet", "Complete") } else { ("FailureTarget", "Failed") };
+        let (first, last) =
+            if kind == "Complete" { ("SuccessCriteriaMet", "Complete") } else { ("FailureTarget", "Failed") };
         set(&mut status, first, "True", &reason, &message, now);
         // Only when nothing runs any more and everything was counted, nobody finds the job at its end with pods that go on.
         if active == 0 && terminating == 0 && uncounted.is_empty() {
@@ -205,18 +206,24 @@ fn count(status: &mut Value, job: &Value, pods: &[Arc<Value>]) -> Vec<String> {
     let mut lists = json!({});
     for (kind, phase) in [("succeeded", "Succeeded"), ("failed", "Failed")] {
         let still = |uid: &str| pods.iter().any(|pod| text(&pod["metadata"], "uid") == uid && is_tracked(pod));
-        let before: Vec<String> = items(&status["uncountedTerminatedPods"], kind).filter_map(Value::as_str).map(str::to_owned).collect();
+        let before: Vec<String> =
+            items(&status["uncountedTerminatedPods"], kind).filter_map(Value::as_str).map(str::to_owned).collect();
         let (mut waiting, done): (Vec<String>, Vec<String>) = before.into_iter().partition(|uid| still(uid));
         let total = number(&status[kind]) + done.len();
         if total > 0 {
             status[kind] = json!(total);
         }
-        let is_new = |pod: &&Arc<Value>| is_tracked(pod) && (text(&pod["status"], "phase") == phase || (phase == "Failed" && !is_finished(pod) && is_lost(pod)));
+        let is_new = |pod: &&Arc<Value>| {
+            is_tracked(pod)
+                && (text(&pod["status"], "phase") == phase || (phase == "Failed" && !is_finished(pod) && is_lost(pod)))
+        };
         for pod in pods.iter().filter(is_new) {
             let uid = text(&pod["metadata"], "uid");
             if waiting.len() < UNCOUNTED && !waiting.iter().any(|known| known == uid) {
                 waiting.push(uid.to_owned());
-                if phase == "Succeeded" && let Some(index) = index_of(pod) {
+                if phase == "Succeeded"
+                    && let Some(index) = index_of(pod)
+                {
                     // Two pods of one index that both succeed are one success.
                     indexes.insert(index);
                 }
@@ -250,7 +257,9 @@ fn is_lost(pod: &Value) -> bool {
 fn target(status: &Value) -> Option<(&'static str, String, String)> {
     let holds = |kind| condition(status, kind).filter(|it| it["status"] == "True");
     let said = |kind, it: &Value| (kind, text(it, "reason").to_owned(), text(it, "message").to_owned());
-    holds("SuccessCriteriaMet").map(|it| said("Complete", it)).or_else(|| holds("FailureTarget").map(|it| said("Failed", it)))
+    holds("SuccessCriteriaMet")
+        .map(|it| said("Complete", it))
+        .or_else(|| holds("FailureTarget").map(|it| said("Failed", it)))
 }
 
 fn verdict(
@@ -386,7 +395,8 @@ mod tests {
         assert!(has(&done, "Complete") && done.status["completionTime"].is_string());
         let failed = look(&job(json!({}), json!({"failed": 2})), &[], now());
         assert_eq!(condition(&failed.status, "Failed").unwrap()["reason"], "BackoffLimitExceeded");
-        let late = look(&job(json!({"activeDeadlineSeconds": 60}), json!({"startTime": "2026-01-01T00:00:00Z"})), &[], now());
+        let late =
+            look(&job(json!({"activeDeadlineSeconds": 60}), json!({"startTime": "2026-01-01T00:00:00Z"})), &[], now());
         assert_eq!(condition(&late.status, "Failed").unwrap()["reason"], "DeadlineExceeded");
     }
 
@@ -395,7 +405,10 @@ mod tests {
         let failed = Arc::new(json!({"metadata": {"uid": "f"}, "status": {"phase": "Failed",
             "containerStatuses": [{"state": {"terminated": {"finishedAt": "2026-01-01T00:00:55Z"}}}]}}));
         let view = look(&job(json!({"backoffLimit": 6}), json!({"failed": 1})), &[failed], now());
-        assert_eq!((view.decision, view.again), (Decision::Run { missing: 0, excess: 0 }, Some(Duration::from_secs(5))));
+        assert_eq!(
+            (view.decision, view.again),
+            (Decision::Run { missing: 0, excess: 0 }, Some(Duration::from_secs(5)))
+        );
         let view = look(&job(json!({"suspend": true}), json!({})), &[pod("b", "Running", true)], now());
         assert_eq!((view.decision, &view.events[..]), (Decision::Stop, &[("Suspended", "Job suspended")][..]));
         assert!(view.status["startTime"].is_null());

@@ -72,7 +72,11 @@ impl StatefulSets {
         let again = self.write_status(&set, &rollout).await?;
         result?;
         let pods = self.control.of(&set);
-        let used: Vec<&str> = pods.iter().map(|pod| hash_label(pod)).chain([hash_label(&rollout.current), hash_label(&rollout.update)]).collect();
+        let used: Vec<&str> = pods
+            .iter()
+            .map(|pod| hash_label(pod))
+            .chain([hash_label(&rollout.current), hash_label(&rollout.update)])
+            .collect();
         self.revisions.clean_up(&set, &used).await?;
         Ok(again)
     }
@@ -81,7 +85,8 @@ impl StatefulSets {
     async fn step(&self, set: &Value, pods: &[Arc<Value>], rollout: &Rollout) -> Result<(), StatusError> {
         let parallel = set["spec"]["podManagementPolicy"] == "Parallel";
         let wanted = ordinals(set);
-        let by_ordinal: BTreeMap<i64, &Arc<Value>> = pods.iter().filter_map(|pod| Some((ordinal_of(set, pod)?, pod))).collect();
+        let by_ordinal: BTreeMap<i64, &Arc<Value>> =
+            pods.iter().filter_map(|pod| Some((ordinal_of(set, pod)?, pod))).collect();
         for ordinal in wanted.clone() {
             let Some(pod) = by_ordinal.get(&ordinal) else {
                 self.create(set, ordinal, rollout).await?;
@@ -90,7 +95,11 @@ impl StatefulSets {
             if matches!(text(&pod["status"], "phase"), "Failed" | "Succeeded") && !is_being_deleted(pod) {
                 let name = text(&pod["metadata"], "name");
                 let of = format!("{}/{name}", text(&pod["metadata"], "namespace"));
-                self.control.recorder.warning(set, "RecreatingTerminatedPod", format!("StatefulSet {of} is recreating terminated Pod {name}"));
+                self.control.recorder.warning(
+                    set,
+                    "RecreatingTerminatedPod",
+                    format!("StatefulSet {of} is recreating terminated Pod {name}"),
+                );
                 self.control.delete(pod).await?;
                 if parallel { continue } else { return Ok(()) }
             }
@@ -149,7 +158,8 @@ impl StatefulSets {
         }
         pod["spec"]["hostname"] = json!(name);
         pod["spec"]["subdomain"] = set["spec"]["serviceName"].clone();
-        let templates: Vec<&str> = items(&set["spec"], "volumeClaimTemplates").map(|it| text(&it["metadata"], "name")).collect();
+        let templates: Vec<&str> =
+            items(&set["spec"], "volumeClaimTemplates").map(|it| text(&it["metadata"], "name")).collect();
         let mut volumes: Vec<Value> =
             items(&pod["spec"], "volumes").filter(|it| !templates.contains(&text(it, "name"))).cloned().collect();
         for template in templates {
@@ -178,7 +188,11 @@ impl StatefulSets {
     async fn delete(&self, set: &Value, pod: &Value) -> Result<(), StatusError> {
         self.control.delete(pod).await?;
         let (name, of) = (text(&pod["metadata"], "name"), text(&set["metadata"], "name"));
-        self.control.recorder.normal(set, "SuccessfulDelete", format!("delete Pod {name} in StatefulSet {of} successful"));
+        self.control.recorder.normal(
+            set,
+            "SuccessfulDelete",
+            format!("delete Pod {name} in StatefulSet {of} successful"),
+        );
         Ok(())
     }
 
@@ -204,7 +218,8 @@ impl StatefulSets {
             }
             match self.claims.objects.create(namespace, claim, &WriteOptions::default()).await {
                 Ok(_) => {
-                    let message = format!("create Claim {name} Pod {set_name}-{ordinal} in StatefulSet {set_name} success");
+                    let message =
+                        format!("create Claim {name} Pod {set_name}-{ordinal} in StatefulSet {set_name} success");
                     self.control.recorder.normal(set, "SuccessfulCreate", message);
                 }
                 Err(error) if error.is_already_exists() => {}
@@ -247,7 +262,8 @@ impl StatefulSets {
             "currentRevision": current, "updateRevision": update, "availableReplicas": available,
             "collisionCount": 0,
         });
-        for (key, count) in [("readyReplicas", ready), ("currentReplicas", of(&current)), ("updatedReplicas", updated)] {
+        for (key, count) in [("readyReplicas", ready), ("currentReplicas", of(&current)), ("updatedReplicas", updated)]
+        {
             if count > 0 {
                 status[key] = json!(count);
             }

@@ -121,7 +121,10 @@ pub(super) fn validate_job(object: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
     for key in ["backoffLimitPerIndex", "podFailurePolicy", "successPolicy"] {
         if !spec[key].is_null() {
-            errors.push(FieldError::forbidden(format!("spec.{key}"), "not supported by this version of stoker-control-plane"));
+            errors.push(FieldError::forbidden(
+                format!("spec.{key}"),
+                "not supported by this version of stoker-control-plane",
+            ));
         }
     }
     for key in ["parallelism", "completions", "backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished"] {
