@@ -196,6 +196,7 @@ const WHOLE: &[(&str, &str)] = &[
     ("batch", "jobs"),
     ("coordination.k8s.io", "leases"),
     ("discovery.k8s.io", "endpointslices"),
+    ("policy", "poddisruptionbudgets"),
 ];
 
 /// An informer for each kind that is stored, but events.

@@ -9,6 +9,7 @@ mod daemon_nodes;
 mod daemonset;
 mod deployment;
 mod deployment_status;
+mod disruption;
 mod endpointslice;
 mod garbage;
 mod informer;
@@ -64,6 +65,7 @@ const CONTROLLERS: &[Register] = &[
     daemonset::register,
     statefulset::register,
     job::register,
+    disruption::register,
     endpointslice::register,
     serviceaccount::register,
     garbage::register,

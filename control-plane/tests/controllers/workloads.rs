@@ -249,3 +249,38 @@ async fn a_stateful_set_goes_in_order_and_keeps_names_and_claims() {
     assert_eq!(lab.names().await, ["s-0"]);
     assert_eq!(lab.list("", "persistentvolumeclaims", "default").await.len(), 3, "claims stay");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_budget_says_how_many_pods_may_go() {
+    // C7.14
+    let lab = Lab::start().await;
+    lab.node("n1", "8").await;
+    lab.create("apps", "deployments", "default", super::deployment("web", 3)).await;
+    let budget = json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "b"},
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": {"app": "web"}}}});
+    lab.create("policy", "poddisruptionbudgets", "default", budget).await;
+    let status = async || lab.get("policy", "poddisruptionbudgets", "default", "b").await.unwrap()["status"].clone();
+    lab.until("one may go", async || {
+        lab.play_agents().await;
+        status().await["disruptionsAllowed"] == 1
+    })
+    .await;
+    let now = status().await;
+    assert_eq!(
+        (&now["expectedPods"], &now["desiredHealthy"], &now["currentHealthy"]),
+        (&json!(3), &json!(2), &json!(3))
+    );
+    let names = lab.names().await;
+    lab.patch_as(
+        PatchType::Strategic,
+        "",
+        "pods",
+        "default",
+        &names[0],
+        "status",
+        json!({"status": {"conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": jiff_now()}]}}),
+    )
+    .await;
+    lab.until("none may go", async || status().await["disruptionsAllowed"] == 0).await;
+    assert_eq!(status().await["conditions"][0]["reason"], "InsufficientPods");
+}
