@@ -11,6 +11,9 @@ use stoker_control_plane::scheduler;
 use stoker_control_plane::storage::embedded::Embedded;
 use tokio_util::sync::CancellationToken;
 
+#[path = "controllers/workloads.rs"]
+mod workloads;
+
 /// A control plane in a directory of its own; it ends with the test.
 struct Lab {
     cluster: Cluster,

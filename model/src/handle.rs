@@ -262,3 +262,80 @@ pub trait Authorizer: Send + Sync + 'static {
     /// Whether `user` may do `verb` on `nodes/<subresource>` of this node.
     async fn may(&self, user: &UserInfo, verb: &str, subresource: &str) -> Result<bool, ApiError>;
 }
+
+/// Asks the API server whose a bearer token is (A18.16).
+#[async_trait]
+pub trait TokenReviewer: Send + Sync + 'static {
+    /// The token's user; `None` where it is nobody's.
+    async fn who(&self, token: &str) -> Result<Option<UserInfo>, ApiError>;
+}
+
+/// What a control group has used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Usage {
+    /// Processor time, nanoseconds.
+    pub cpu_nanoseconds: u64,
+    /// Of it in user mode, nanoseconds.
+    pub cpu_user_nanoseconds: u64,
+    /// Of it in the kernel, nanoseconds.
+    pub cpu_system_nanoseconds: u64,
+    /// Periods in which a CPU limit was looked at, and those in which it held something up.
+    pub cpu_periods: u64,
+    /// See `cpu_periods`.
+    pub cpu_throttled_periods: u64,
+    /// For how long it held it up, nanoseconds.
+    pub cpu_throttled_nanoseconds: u64,
+    /// Memory with all caches, bytes.
+    pub memory_bytes: u64,
+    /// Memory without file pages that were not used lately, bytes.
+    pub working_set_bytes: u64,
+    /// Anonymous memory, bytes.
+    pub rss_bytes: u64,
+    /// File pages, bytes.
+    pub cache_bytes: u64,
+    /// Swapped out, bytes.
+    pub swap_bytes: u64,
+    /// The limit of memory, bytes; `None` without one.
+    pub memory_limit_bytes: Option<u64>,
+    /// Page faults.
+    pub page_faults: u64,
+    /// Page faults that had to read.
+    pub major_page_faults: u64,
+    /// Processes and threads.
+    pub processes: u64,
+}
+
+/// Bytes, errors and drops of one network interface.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct InterfaceUsage {
+    /// Its name.
+    pub name: String,
+    /// Received: bytes, packets, errors, dropped.
+    pub received: [u64; 4],
+    /// Sent: bytes, packets, errors, dropped.
+    pub sent: [u64; 4],
+}
+
+/// What a pod's groups have used.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct PodUsage {
+    /// The pod's UID.
+    pub uid: String,
+    /// Its group, as metrics name it.
+    pub group: String,
+    /// All of the pod.
+    pub usage: Usage,
+    /// Each container and the sandbox by the runtime's ID.
+    pub containers: BTreeMap<String, Usage>,
+    /// The pod's network; that of the node for pods in it.
+    pub interfaces: Vec<InterfaceUsage>,
+}
+
+/// Reads what was used, now. `cgroup` implements it.
+pub trait UsageReader: Send + Sync + 'static {
+    /// The whole machine.
+    fn node(&self) -> PodUsage;
+
+    /// Every pod that has a group.
+    fn pods(&self) -> Vec<PodUsage>;
+}

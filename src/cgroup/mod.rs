@@ -9,6 +9,7 @@ mod hierarchy;
 mod limits;
 mod systemd;
 mod tree;
+mod usage;
 
 pub use limits::{PodLimits, cpu_quota_us, cpu_shares, cpu_weight, kernel_size};
 pub use tree::{CgroupConfig, CgroupDriver, CgroupError, Cgroups};

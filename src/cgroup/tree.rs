@@ -319,6 +319,16 @@ impl Cgroups {
         found
     }
 
+    pub(super) fn hierarchy(&self) -> &Hierarchy {
+        &self.hierarchy
+    }
+
+    /// The groups that pods' groups lie in.
+    pub(super) fn class_groups(&self) -> Vec<String> {
+        let classes = [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort];
+        classes.map(|qos| self.path(&self.names(qos, None))).into()
+    }
+
     /// The UID of the pod whose group this is, in the group of its class.
     fn uid_of(&self, class: &[String], group: &str) -> Option<String> {
         match self.config.driver {

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use stoker_model::handle::{
-    Authorizer, EventSink, MirrorApi, NodeFeed, ObjectApi, PodApi, PodFeed, ServiceLinks, StorageApi,
+    Authorizer, EventSink, MirrorApi, NodeFeed, ObjectApi, PodApi, PodFeed, ServiceLinks, StorageApi, TokenReviewer,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -166,6 +166,7 @@ struct NodeHandles {
     services: Arc<dyn ServiceLinks>,
     events: Arc<dyn EventSink>,
     authorizer: Arc<dyn Authorizer>,
+    tokens: Option<Arc<dyn TokenReviewer>>,
 }
 
 /// Starts what waits for nothing: the node's own tasks, the watches, the service rules.
@@ -212,6 +213,7 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
             services: offline.clone(),
             events,
             authorizer: offline,
+            tokens: None,
         };
         return Ok((decided, handles));
     };
@@ -251,8 +253,10 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
     } else {
         Arc::new(AccessReviews::new(api.clone(), node.name.clone()))
     };
+    let reviews = || -> Arc<dyn TokenReviewer> { Arc::new(AccessReviews::new(api.clone(), node.name.clone())) };
     let handles = NodeHandles {
         runtime,
+        tokens: kubelet.authentication.webhook.enabled.then(reviews),
         node: observer.snapshots,
         pods,
         api: Arc::new(PodWriter::new(api.clone())),
@@ -323,13 +327,19 @@ async fn wire_pods(
             objects: handles.objects,
             services: handles.services,
             sink: handles.events,
-            cgroups,
+            cgroups: cgroups.clone(),
         },
         stop.clone(),
     );
     if kubelet.enable_server {
         let config = server_config(kubelet, flags, node)?;
-        let handles = server::Handles { pods: Arc::new(pods.clone()), authorizer: handles.authorizer, runtime };
+        let handles = server::Handles {
+            pods: Arc::new(pods.clone()),
+            authorizer: handles.authorizer,
+            tokens: handles.tokens,
+            usage: Arc::new(cgroups),
+            runtime,
+        };
         // Without it there would be no logs and no exec: like kubelet, better no agent than half of one.
         let bound = server::Server::bind(config, handles).await?;
         spawn(tasks, "server", bound.run(stop.clone()));

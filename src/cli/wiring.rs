@@ -144,7 +144,21 @@ pub(super) fn server_config(
         certificate,
         client_ca: file(&config.authentication.x509.client_ca_file),
         debugging_handlers: config.enable_debugging_handlers,
+        node: node.name.clone(),
+        kubelet_configuration: shown(config),
+        root_dir: flags.root_dir.clone(),
+        pod_logs_dir: PathBuf::from(&config.pod_logs_dir),
+        system_logs_dir: config.enable_system_log_handler.then(|| PathBuf::from("/var/log")),
+        token_ttl: config.authentication.webhook.cache_ttl.0,
     })
+}
+
+/// The effective configuration as `/configz` shows it (A18.13).
+fn shown(config: &KubeletConfig) -> serde_json::Value {
+    let mut shown = serde_json::to_value(config).unwrap_or_default();
+    shown["kind"] = "KubeletConfiguration".into();
+    shown["apiVersion"] = "kubelet.config.k8s.io/v1beta1".into();
+    shown
 }
 
 /// Settings of the room `service`.

@@ -201,6 +201,12 @@ impl Runtime {
         Ok(answer)
     }
 
+    /// How much each running container has written into its own layer.
+    pub async fn list_container_stats(&self) -> Result<Vec<cri::ContainerStats>, RuntimeError> {
+        let request = cri::ListContainerStatsRequest::default();
+        Ok(self.call("ListContainerStats", self.runtime.clone().list_container_stats(request)).await?.stats)
+    }
+
     /// Changes the limits of a running container.
     pub async fn update_container_resources(
         &self,

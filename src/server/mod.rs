@@ -6,12 +6,16 @@
 mod access;
 mod certificate;
 mod escape;
+mod files;
 mod identity;
 mod logs;
 mod query;
 mod reply;
 mod route;
+mod running;
+mod stats;
 mod stream;
+mod tokens;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -29,7 +33,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use rustix::net::sockopt;
-use stoker_model::handle::{Authorizer, PodDirectory};
+use stoker_model::handle::{Authorizer, PodDirectory, TokenReviewer, UsageReader};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -86,6 +90,18 @@ pub struct ServerConfig {
     pub certificate: ServingCertificate,
     /// PEM file with the CAs of clients. Without it nobody can say who he is, so that everybody is refused.
     pub client_ca: Option<PathBuf>,
+    /// The node's name.
+    pub node: String,
+    /// What `/configz` shows: KubeletConfiguration with all defaults.
+    pub kubelet_configuration: serde_json::Value,
+    /// Pods' directories: the node's file system.
+    pub root_dir: PathBuf,
+    /// Pods' logs.
+    pub pod_logs_dir: PathBuf,
+    /// What `/logs` shows; `None` where it is switched off.
+    pub system_logs_dir: Option<PathBuf>,
+    /// How long the answer about a token is believed.
+    pub token_ttl: Duration,
     /// Whether logs may be read at all: kubelet's enableDebuggingHandlers (A18.18).
     pub debugging_handlers: bool,
 }
@@ -97,6 +113,10 @@ pub struct Handles {
     pub pods: Arc<dyn PodDirectory>,
     /// Who may what.
     pub authorizer: Arc<dyn Authorizer>,
+    /// Whose a token is; `None` where tokens are not taken.
+    pub tokens: Option<Arc<dyn TokenReviewer>>,
+    /// What is used.
+    pub usage: Arc<dyn UsageReader>,
     /// Containers and their logs.
     pub runtime: Runtime,
 }
@@ -159,7 +179,7 @@ impl Server {
         let access = Access::new(handles.authorizer.clone());
         let streams = CancellationToken::new();
         let streaming = Streaming::new(handles.pods.clone(), handles.runtime.clone(), streams.clone());
-        let routes = Routes::new(handles, access, streaming, config.debugging_handlers);
+        let routes = Routes::new(handles, access, streaming, config);
         Ok(Self { api, healthz, tls: TlsAcceptor::from(Arc::new(tls)), routes: Arc::new(routes), streams })
     }
 

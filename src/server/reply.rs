@@ -3,7 +3,7 @@
 use std::io;
 
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{Stream, TryStreamExt};
 use http::header::{ALLOW, CONTENT_TYPE};
 use http::{HeaderValue, Method, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -31,6 +31,23 @@ pub(super) fn text(status: StatusCode, text: impl Into<Bytes>) -> Reply {
 pub(super) fn json(document: Vec<u8>) -> Reply {
     let body = Full::new(Bytes::from(document)).map_err(|never| match never {}).boxed_unsync();
     with_type(StatusCode::OK, "application/json", body)
+}
+
+/// A page for people.
+pub(super) fn html(page: String) -> Reply {
+    let body = Full::new(Bytes::from(page)).map_err(|never| match never {}).boxed_unsync();
+    with_type(StatusCode::OK, "text/html; charset=utf-8", body)
+}
+
+/// A file, whatever is in it.
+pub(super) fn file(content: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> Reply {
+    with_type(StatusCode::OK, "text/plain; charset=utf-8", StreamBody::new(content.map_ok(Frame::data)).boxed_unsync())
+}
+
+/// Metrics in the text format of Prometheus.
+pub(super) fn metrics(page: String) -> Reply {
+    let body = Full::new(Bytes::from(page)).map_err(|never| match never {}).boxed_unsync();
+    with_type(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body)
 }
 
 /// A log, as it comes.

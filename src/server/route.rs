@@ -7,15 +7,21 @@ use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
+use serde_json::{Value, json};
 use stoker_model::handle::{PodDirectory, UserInfo};
 
-use super::Handles;
 use super::access::{Access, Refusal};
 use super::escape::unescape;
+use super::files;
 use super::logs::{LogRequest, choose_container};
+use super::query::Query;
 use super::reply::{self, Reply};
+use super::running;
+use super::stats::{Places, Stats};
 use super::stream::{Kind, Streaming, Target};
-use crate::clock::Clock;
+use super::tokens::Tokens;
+use super::{Handles, ServerConfig};
+use crate::clock::{Clock, Now};
 use crate::runtime::{Runtime, logs};
 
 /// What is served, and from what.
@@ -23,8 +29,11 @@ pub(super) struct Routes {
     pods: Arc<dyn PodDirectory>,
     runtime: Runtime,
     access: Access,
+    tokens: Option<Tokens>,
+    stats: Stats,
     streaming: Streaming,
-    debugging_handlers: bool,
+    config: ServerConfig,
+    started: Now,
 }
 
 /// What a path means.
@@ -32,9 +41,29 @@ pub(super) struct Routes {
 enum Page {
     Healthz,
     Pods,
-    ContainerLogs { namespace: String, pod: String, container: String },
+    RunningPods,
+    Metrics(Metrics),
+    Summary,
+    Configz,
+    Flagz,
+    Statusz,
+    /// A path below the system's logs.
+    Logs(String),
+    ContainerLogs {
+        namespace: String,
+        pod: String,
+        container: String,
+    },
     Stream(Kind, Target),
     Unknown,
+}
+
+/// Pages for Prometheus.
+#[derive(Debug, PartialEq, Eq)]
+enum Metrics {
+    Own,
+    Resource,
+    Cadvisor,
 }
 
 impl Page {
@@ -45,6 +74,16 @@ impl Page {
         match parts[..] {
             ["healthz"] | ["healthz", "ping" | "log"] => Self::Healthz,
             ["pods"] => Self::Pods,
+            ["runningpods"] | ["runningpods", ""] => Self::RunningPods,
+            ["metrics"] => Self::Metrics(Metrics::Own),
+            ["metrics", "resource"] => Self::Metrics(Metrics::Resource),
+            ["metrics", "cadvisor"] => Self::Metrics(Metrics::Cadvisor),
+            ["stats", "summary"] => Self::Summary,
+            ["configz"] => Self::Configz,
+            ["flagz"] => Self::Flagz,
+            ["statusz"] => Self::Statusz,
+            // A file's name may be anything; the kernel sees to it that it lies below.
+            ["logs", ref below @ ..] => Self::Logs(below.join("/")),
             ["containerLogs", namespace, pod, container] if [namespace, pod, container].into_iter().all(is_name) => {
                 Self::ContainerLogs { namespace: namespace.into(), pod: pod.into(), container: container.into() }
             }
@@ -80,16 +119,32 @@ impl Page {
     fn subresources(&self) -> &'static [&'static str] {
         match self {
             Self::Healthz => &["healthz", "proxy"],
-            Self::Pods => &["pods", "proxy"],
+            Self::Pods | Self::RunningPods => &["pods", "proxy"],
+            Self::Metrics(_) => &["metrics"],
+            Self::Summary => &["stats"],
+            Self::Configz => &["configz", "proxy"],
+            Self::Flagz => &["configz"],
+            Self::Statusz => &["statusz"],
+            Self::Logs(_) => &["log"],
             Self::ContainerLogs { .. } | Self::Stream(..) | Self::Unknown => &["proxy"],
         }
     }
 }
 
 impl Routes {
-    pub(super) fn new(handles: Handles, access: Access, streaming: Streaming, debugging_handlers: bool) -> Self {
-        let Handles { pods, runtime, .. } = handles;
-        Self { pods, runtime, access, streaming, debugging_handlers }
+    pub(super) fn new(handles: Handles, access: Access, streaming: Streaming, config: ServerConfig) -> Self {
+        let Handles { pods, runtime, usage, tokens, .. } = handles;
+        let places = Places { root: config.root_dir.clone(), logs: config.pod_logs_dir.clone() };
+        Self {
+            stats: Stats::new(config.node.clone(), pods.clone(), usage, runtime.clone(), places),
+            tokens: tokens.map(|reviewer| Tokens::new(reviewer, config.token_ttl)),
+            pods,
+            runtime,
+            access,
+            streaming,
+            config,
+            started: Clock.now(),
+        }
     }
 
     /// Answers one request of `user`.
@@ -98,7 +153,17 @@ impl Routes {
         request: Request<Incoming>,
         user: Option<&UserInfo>,
     ) -> Result<Reply, Infallible> {
-        let Some(user) = user else {
+        let by_token = match (user, &self.tokens) {
+            (None, Some(tokens)) => match tokens.user(request.headers()).await {
+                Ok(user) => user,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot review a token");
+                    None
+                }
+            },
+            _ => None,
+        };
+        let Some(user) = user.or(by_token.as_ref()) else {
             return Ok(reply::text(StatusCode::UNAUTHORIZED, "Unauthorized"));
         };
         let page = Page::of(request.uri().path());
@@ -109,20 +174,69 @@ impl Routes {
         }
         Ok(match page {
             Page::Unknown => reply::no_such_page(),
-            Page::ContainerLogs { .. } | Page::Stream(..) if !self.debugging_handlers => {
+            Page::ContainerLogs { .. } | Page::Stream(..) | Page::Logs(_) if !self.config.debugging_handlers => {
                 reply::text(StatusCode::METHOD_NOT_ALLOWED, "Debug endpoints are disabled.")
             }
             Page::Stream(kind, _) if !kind.methods().contains(request.method()) => {
                 reply::method_not_allowed(kind.methods())
             }
             Page::Stream(kind, target) => self.streaming.answer(kind, &target, request).await,
+            // Old clients ask with a body, which says nothing that counts.
+            Page::Summary if matches!(*request.method(), Method::GET | Method::POST) => {
+                let query = Query::parse(request.uri().query().unwrap_or_default()).unwrap_or_default();
+                let is_true = |value: &str| matches!(value, "true" | "1");
+                self.document(&self.stats.summary(query.first("only_cpu_and_memory").is_some_and(is_true)).await)
+            }
             _ if request.method() != Method::GET => reply::method_not_allowed(&[Method::GET]),
             Page::Healthz => reply::text(StatusCode::OK, "ok"),
             Page::Pods => self.pods(),
+            Page::RunningPods => match running::pods(&self.runtime).await {
+                Ok(pods) => self.document(&pods),
+                Err(error) => reply::text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+            },
+            Page::Metrics(Metrics::Own) => reply::metrics(self.stats.own_metrics()),
+            Page::Metrics(Metrics::Resource) => reply::metrics(self.stats.resource_metrics().await),
+            Page::Metrics(Metrics::Cadvisor) => reply::metrics(self.stats.cadvisor_metrics().await),
+            Page::Configz => self.document(&json!({ "kubeletconfig": self.config.kubelet_configuration })),
+            Page::Flagz => reply::text(StatusCode::OK, self.flagz()),
+            Page::Statusz => reply::text(StatusCode::OK, self.statusz()),
+            Page::Logs(path) => match &self.config.system_logs_dir {
+                Some(directory) => files::answer(directory, &path).await,
+                None => reply::text(StatusCode::METHOD_NOT_ALLOWED, "logs endpoint is disabled."),
+            },
+            Page::Summary => reply::method_not_allowed(&[Method::GET, Method::POST]),
             Page::ContainerLogs { namespace, pod, container } => {
                 self.container_logs(&namespace, &pod, &container, request.uri().query().unwrap_or_default()).await
             }
         })
+    }
+
+    fn document(&self, value: &Value) -> Reply {
+        reply::json(value.to_string().into_bytes())
+    }
+
+    /// What the agent is, for people (A18.15).
+    fn statusz(&self) -> String {
+        let up = Clock.now().monotonic.saturating_sub(self.started.monotonic).as_secs();
+        let (hours, minutes, seconds) = (up / 3600, up / 60 % 60, up % 60);
+        let (version, started) = (env!("CARGO_PKG_VERSION"), self.started.wall);
+        format!(
+            "kubelet statusz\nWarning: This endpoint is not meant to be machine parseable, has no formatting \
+             compatibility guarantees and is for debugging purposes only.\n\nStarted: {started}\nUp: \
+             {hours} hr {minutes:02} min {seconds:02} sec\nBinary version: stoker {version}\n\nPaths: /configz /flagz \
+             /healthz /metrics /pods /stats/summary\n"
+        )
+    }
+
+    /// What was set on the command line or in the file: the configuration that follows from both (A18.15).
+    fn flagz(&self) -> String {
+        let mut text = "kubelet flagz\nWarning: This endpoint is not meant to be machine parseable, has no formatting \
+                        compatibility guarantees and is for debugging purposes only.\n\n"
+            .to_owned();
+        for (name, value) in self.config.kubelet_configuration.as_object().into_iter().flatten() {
+            text.push_str(&format!("{name}={value}\n"));
+        }
+        text
     }
 
     /// Desired pods as a PodList (A18.2).

@@ -1,9 +1,10 @@
-//! Asks the API server what a user may do on this node.
+//! Asks the API server whose a token is, and what a user may do on this node.
 
 use async_trait::async_trait;
+use k8s_openapi::api::authentication::v1::TokenReview;
 use k8s_openapi::api::authorization::v1::SubjectAccessReview;
 use serde_json::json;
-use stoker_model::handle::{ApiError, Authorizer, UserInfo};
+use stoker_model::handle::{ApiError, Authorizer, TokenReviewer, UserInfo};
 
 use super::client::ApiServer;
 
@@ -38,5 +39,19 @@ impl Authorizer for AccessReviews {
         let path = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
         let answer: SubjectAccessReview = self.api.create(path, &review).await?;
         Ok(answer.status.is_some_and(|status| status.allowed && status.denied != Some(true)))
+    }
+}
+
+#[async_trait]
+impl TokenReviewer for AccessReviews {
+    async fn who(&self, token: &str) -> Result<Option<UserInfo>, ApiError> {
+        let review = json!({
+            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": { "token": token },
+        });
+        let answer: TokenReview = self.api.create("/apis/authentication.k8s.io/v1/tokenreviews", &review).await?;
+        let status = answer.status.unwrap_or_default();
+        let user = status.user.filter(|_| status.authenticated == Some(true));
+        Ok(user
+            .map(|user| UserInfo { name: user.username.unwrap_or_default(), groups: user.groups.unwrap_or_default() }))
     }
 }

@@ -8,4 +8,5 @@ mod enclosure;
 mod faults;
 mod hello;
 mod network;
+mod stats;
 mod streams;

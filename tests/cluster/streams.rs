@@ -54,7 +54,7 @@ fn commands_run_in_containers_over_websockets_and_spdy() {
     lab.apply(&pod("box").build());
     lab.eventually("both are ready", |lab| lab.ready_pods("web") == 1 && lab.ready_pods("box") == 1);
 
-    // A19.1, A19.2, A19.3, A19.4: both ways, each stream by itself, and the exit code.
+    // A18.8, A19.1, A19.2, A19.3, A19.4, D1.22: both ways, each stream by itself, and the exit code.
     let big: Vec<u8> = (0..3_000_000_u32).flat_map(|number| number.to_le_bytes()).collect();
     for (name, envs) in [("websockets", vec![]), ("SPDY", spdy().to_vec())] {
         let run = |extra: &str, script: &str, input: &[u8]| {
@@ -142,7 +142,7 @@ fn a_running_process_is_attached_to() {
     let script = "while read line; do echo heard $line; done; echo end of input; sleep 1000";
     lab.apply(&pod("ears").script(script).container("stdin", true.into()).build());
     lab.eventually("it is ready", |lab| lab.ready_pods("ears") == 1);
-    // D1.22
+    // A18.9, D1.22
     for envs in [vec![], spdy().to_vec()] {
         let mut command = lab.kubectl_command("attach -i ears");
         let mut client: Child =
@@ -177,12 +177,14 @@ fn ports_are_forwarded_and_requests_proxied() {
     lab.apply(&pod("web").image(HELLO).container("ports", serde_json::json!([{"containerPort": 8080}])).build());
     lab.kubectl("expose pod web --port=80 --target-port=8080");
     lab.eventually("it is ready", |lab| lab.ready_pods("web") == 1);
-    // D1.23, A19.5
+    // A18.10, A19.5, D1.23
     for (port, envs) in [(18080, vec![]), (18081, spdy().to_vec())] {
         let mut command = lab.kubectl_command(&format!("port-forward pod/web {port}:8080"));
         let mut client = command.envs(envs).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut line = String::new();
-        BufReader::new(client.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        // It goes on to write there.
+        let mut said = BufReader::new(client.stdout.take().unwrap());
+        said.read_line(&mut line).unwrap();
         assert!(line.contains("Forwarding from"), "{line}");
         let url = format!("http://127.0.0.1:{port}/");
         for _ in 0..5 {
@@ -201,7 +203,7 @@ fn ports_are_forwarded_and_requests_proxied() {
         streams_of_clients(lab) <= 1
     });
 
-    // C3.18
+    // C3.25
     let raw = |path: &str| lab.try_kubectl(&format!("get --raw {path}"));
     let pods = "/api/v1/namespaces/default/pods";
     for path in [
@@ -222,7 +224,7 @@ fn ports_are_forwarded_and_requests_proxied() {
     // Nothing of the machine itself is behind a proxy.
     assert!(text(&lab.get("node lab")["status"]["addresses"][0]["address"]) == NODE_IP);
 
-    // Whoever may read pods may not run commands in them.
+    // A19.9: whoever may read pods may not run commands in them.
     lab.kubectl("create serviceaccount reader");
     lab.kubectl("create role reader --verb=get,list --resource=pods,pods/exec");
     lab.kubectl("create rolebinding reader --role=reader --serviceaccount=default:reader");

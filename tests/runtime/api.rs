@@ -16,8 +16,9 @@ use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
+use stoker::cgroup::{CgroupConfig, Cgroups};
 use stoker::server::{Handles, Server, ServerConfig, ServingCertificate};
-use stoker_model::handle::{ApiError, Authorizer, PodDirectory, UserInfo};
+use stoker_model::handle::{ApiError, Authorizer, PodDirectory, TokenReviewer, UserInfo};
 use stoker_model::pod::PodUid;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -52,6 +53,17 @@ impl PodDirectory for Pods {
     }
 }
 
+/// Knows one token.
+struct OneToken;
+
+#[async_trait]
+impl TokenReviewer for OneToken {
+    async fn who(&self, token: &str) -> Result<Option<UserInfo>, ApiError> {
+        let user = UserInfo { name: "prometheus".into(), groups: vec!["readers".into()] };
+        Ok((token == "good").then_some(user))
+    }
+}
+
 /// Lets the group `readers` get, and `admins` everything.
 struct Readers;
 
@@ -82,8 +94,20 @@ impl Node {
             },
             client_ca: Some(lab.path().join("ca.crt")),
             debugging_handlers: true,
+            node: "node".into(),
+            kubelet_configuration: json!({ "kind": "KubeletConfiguration" }),
+            root_dir: lab.path().into(),
+            pod_logs_dir: lab.path().join("logs"),
+            system_logs_dir: Some(lab.path().join("logs")),
+            token_ttl: Duration::from_secs(120),
         };
-        let handles = Handles { pods: pods.clone(), authorizer: Arc::new(Readers), runtime: lab.runtime.clone() };
+        let handles = Handles {
+            pods: pods.clone(),
+            authorizer: Arc::new(Readers),
+            tokens: Some(Arc::new(OneToken)),
+            usage: Arc::new(Cgroups::open(CgroupConfig::default()).unwrap()),
+            runtime: lab.runtime.clone(),
+        };
         let server = Server::bind(config, handles).await.unwrap();
         let (address, healthz) = (server.address().unwrap(), server.healthz_address().unwrap());
         let stop = CancellationToken::new();

@@ -1,4 +1,4 @@
-//! Asking nodes: the API server as a client of their HTTPS port (C3.18).
+//! Asking nodes: the API server as a client of their HTTPS port (A19.9).
 
 use std::net::IpAddr;
 use std::sync::Arc;

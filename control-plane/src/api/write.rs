@@ -12,7 +12,7 @@ use crate::clock;
 use crate::resources::field::FieldError;
 use crate::resources::status::StatusError;
 use crate::resources::tree::{items, text};
-use crate::resources::{self, ResourceInfo};
+use crate::resources::{self, ResourceInfo, pod_changes};
 use crate::storage::{Change, Guard, Revision, StoreError, Write};
 
 /// How often a generated name that is taken, or an unconditional update that lost a race, is tried again.
@@ -36,6 +36,11 @@ pub(super) struct Target<'a> {
     pub(super) name: &'a str,
     /// "" or `status`, ….
     pub(super) subresource: &'a str,
+}
+
+/// Whether a sub-resource changes part of a pod's spec.
+fn is_pod_change(info: &ResourceInfo, subresource: &str) -> bool {
+    info.group.is_empty() && info.plural == "pods" && matches!(subresource, "ephemeralcontainers" | "resize")
 }
 
 /// What an update does to the object as it is: the new object, or why not.
@@ -144,6 +149,8 @@ impl Core {
         meta::carry_over(info, &mut new, old);
         if subresource == "status" {
             new = status_only(info, &new, old);
+        } else if is_pod_change(info, subresource) {
+            new = pod_changes::only(subresource, &new, old);
         } else if subresource.is_empty() && info.strategy.status {
             set_or_remove(&mut new, "status", &old["status"]);
         }
@@ -166,6 +173,8 @@ impl Core {
         if subresource != "status" {
             if subresource.is_empty() {
                 errors.extend((info.strategy.validate_update)(&new, old));
+            } else if is_pod_change(info, subresource) {
+                errors.extend(pod_changes::validate(subresource, &new, old));
             }
             if errors.is_empty() {
                 allocation = self.allocate(info, &mut new, Some(old), writer.dry_run).await?;

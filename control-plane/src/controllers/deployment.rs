@@ -591,6 +591,13 @@ fn template_hash(deployment: &Value) -> String {
     safe_encode(&hash.finish().to_string())
 }
 
+/// A short name for a value.
+pub(super) fn hash_of(value: &Value) -> String {
+    let mut hash = Fnv(2_166_136_261);
+    hash.write(value.to_string().as_bytes());
+    safe_encode(&hash.finish().to_string())
+}
+
 /// Letters and digits that make no bad words, as upstream writes hashes and generated names.
 fn safe_encode(digits: &str) -> String {
     const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";

@@ -190,10 +190,15 @@ const WHOLE: &[(&str, &str)] = &[
     ("", "persistentvolumes"),
     ("", "pods"),
     ("", "services"),
+    ("apps", "controllerrevisions"),
+    ("apps", "daemonsets"),
     ("apps", "deployments"),
     ("apps", "replicasets"),
+    ("apps", "statefulsets"),
+    ("batch", "jobs"),
     ("coordination.k8s.io", "leases"),
     ("discovery.k8s.io", "endpointslices"),
+    ("policy", "poddisruptionbudgets"),
     ("storage.k8s.io", "storageclasses"),
 ];
 

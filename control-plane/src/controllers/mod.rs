@@ -5,20 +5,28 @@
 //! Not here: finding nodes for pods (`scheduler`), anything about one object alone (`resources`).
 
 mod bootstrap;
+mod daemon_nodes;
+mod daemonset;
 mod deployment;
 mod deployment_status;
+mod disruption;
 mod endpointslice;
 mod garbage;
 mod informer;
+mod job;
+mod job_status;
 mod namespace;
 mod node_lifecycle;
 mod owner;
+mod pod_control;
 mod queue;
 mod ranking;
 mod replicaset;
+mod revisions;
 mod rollout;
 mod service_addresses;
 mod serviceaccount;
+mod statefulset;
 mod volume_binder;
 mod volume_claims;
 
@@ -56,6 +64,10 @@ type Register = fn(&Context) -> Box<dyn FnOnce(&Context) + Send>;
 const CONTROLLERS: &[Register] = &[
     deployment::register,
     replicaset::register,
+    daemonset::register,
+    statefulset::register,
+    job::register,
+    disruption::register,
     endpointslice::register,
     serviceaccount::register,
     garbage::register,

@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 use super::Context;
 use super::deployment_status::{condition, remove_condition, set_condition};
 use super::informer::Informer;
-use super::owner::{controller_of, controller_reference, is_being_deleted, is_controlled_by, labels_of, selector_of};
+use super::owner::{controller_of, is_being_deleted, selector_of};
+use super::pod_control::{PodControl, pod_of};
 use super::queue::{Key, Queue};
 use super::ranking;
-use crate::api::{DeleteOptions, PatchType, WriteOptions};
+use crate::api::WriteOptions;
 use crate::clock;
-use crate::recorder::Recorder;
 use crate::resources::status::StatusError;
 use crate::resources::tree::text;
 
@@ -24,16 +24,17 @@ const BURST: usize = 500;
 #[derive(Clone)]
 struct ReplicaSets {
     sets: Arc<Informer>,
-    pods: Arc<Informer>,
-    recorder: Recorder,
+    control: PodControl,
 }
 
 /// Registers callbacks and returns what starts the workers.
 pub(super) fn register(context: &Context) -> Box<dyn FnOnce(&Context) + Send> {
     let controller = ReplicaSets {
         sets: context.informers.of("apps", "replicasets"),
-        pods: context.informers.of("", "pods"),
-        recorder: context.recorder.of("replicaset-controller"),
+        control: PodControl {
+            pods: context.informers.of("", "pods"),
+            recorder: context.recorder.of("replicaset-controller"),
+        },
     };
     let queue = Queue::default();
     let of_set = queue.clone();
@@ -42,24 +43,7 @@ pub(super) fn register(context: &Context) -> Box<dyn FnOnce(&Context) + Send> {
             of_set.add(Key::of(object));
         }
     });
-    let (of_pod, sets) = (queue.clone(), Arc::clone(&controller.sets));
-    controller.pods.on_change(move |old, new| {
-        for pod in [old, new].into_iter().flatten() {
-            let namespace = text(&pod["metadata"], "namespace");
-            match controller_of(pod) {
-                Some(owner) if owner["kind"] == "ReplicaSet" => of_pod.add(Key::new(namespace, text(owner, "name"))),
-                Some(_) => {}
-                None => {
-                    let labels = labels_of(pod);
-                    for set in sets.list(namespace) {
-                        if selector_of(&set).is_some_and(|s| s.matches(&labels)) {
-                            of_pod.add(Key::of(&set));
-                        }
-                    }
-                }
-            }
-        }
-    });
+    controller.control.follow("ReplicaSet", &controller.sets, &queue);
     Box::new(move |context| {
         queue.work("replicaset", 4, &context.stop, move |key| {
             let controller = controller.clone();
@@ -72,64 +56,16 @@ impl ReplicaSets {
     async fn reconcile(&self, key: &Key) -> Result<Option<Duration>, StatusError> {
         let Some(set) = self.sets.get(&key.namespace, &key.name) else { return Ok(None) };
         let Some(selector) = selector_of(&set) else { return Ok(None) };
-        let mut pods = self.claimed(&set, &selector).await?;
+        let mut pods = self.control.claimed(&set, &selector).await?;
         let failure = if is_being_deleted(&set) { None } else { self.resize(&set, &pods).await.err() };
         if !is_being_deleted(&set) {
             // As they are after our own writes.
-            pods = self.pods.list(&key.namespace);
-            pods.retain(|pod| is_controlled_by(pod, &set));
+            pods = self.control.of(&set);
         }
         let again = self.write_status(&set, &pods, failure.as_ref()).await?;
         match failure {
             Some((_, error)) => Err(error),
             None => Ok(again),
-        }
-    }
-
-    /// The pods that belong to the set: those it controls and selects, and orphans that it selects and adopts.
-    async fn claimed(
-        &self,
-        set: &Value,
-        selector: &stoker_model::selector::Selector,
-    ) -> Result<Vec<Arc<Value>>, StatusError> {
-        let mut mine = Vec::new();
-        for pod in self.pods.list(text(&set["metadata"], "namespace")) {
-            let finished = matches!(text(&pod["status"], "phase"), "Succeeded" | "Failed");
-            let selected = selector.matches(&labels_of(&pod));
-            match controller_of(&pod) {
-                Some(_) if is_controlled_by(&pod, set) => {
-                    if selected {
-                        mine.push(pod);
-                    } else if !is_being_deleted(set) {
-                        let uid = &set["metadata"]["uid"];
-                        let release = json!([{"$patch": "delete", "uid": uid}]);
-                        self.patch_owner(&pod, release).await?;
-                    }
-                }
-                None if selected && !finished && !is_being_deleted(&pod) && !is_being_deleted(set) => {
-                    if let Some(adopted) = self.patch_owner(&pod, json!([controller_reference(set)])).await? {
-                        mine.push(adopted);
-                    }
-                }
-                _ => {}
-            }
-        }
-        Ok(mine)
-    }
-
-    /// `None`: the pod is gone.
-    async fn patch_owner(&self, pod: &Value, owners: Value) -> Result<Option<Arc<Value>>, StatusError> {
-        let Key { namespace, name } = Key::of(pod);
-        let patch = json!({"metadata": {"uid": pod["metadata"]["uid"], "ownerReferences": owners}});
-        let options = WriteOptions::default();
-        let written = self.pods.objects.patch(&namespace, &name, "", PatchType::Strategic, &patch, &options).await;
-        match written {
-            Ok(written) => {
-                self.pods.wait_for(&written).await;
-                Ok(Some(Arc::new(written)))
-            }
-            Err(error) if error.is_not_found() => Ok(None),
-            Err(error) => Err(error),
         }
     }
 
@@ -169,44 +105,30 @@ impl ReplicaSets {
     }
 
     async fn create_one(&self, set: &Value) -> Result<(), StatusError> {
-        let Key { namespace, name } = Key::of(set);
-        let template = &set["spec"]["template"];
-        let mut metadata = json!({
-            "generateName": format!("{name}-"), "namespace": namespace, "ownerReferences": [controller_reference(set)],
-        });
-        for key in ["labels", "annotations", "finalizers"] {
-            if let Some(value) = template["metadata"].get(key).filter(|value| !value.is_null()) {
-                metadata[key] = value.clone();
-            }
-        }
-        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]});
-        match self.pods.objects.create(&namespace, pod, &WriteOptions::default()).await {
+        let name = text(&set["metadata"], "name");
+        let pod = pod_of(set, &set["spec"]["template"], &format!("{name}-"));
+        match self.control.create(set, pod).await {
             Ok(created) => {
                 let name = text(&created["metadata"], "name");
-                self.recorder.normal(set, "SuccessfulCreate", format!("Created pod: {name}"));
-                self.pods.wait_for(&created).await;
+                self.control.recorder.normal(set, "SuccessfulCreate", format!("Created pod: {name}"));
                 Ok(())
             }
             Err(error) => {
-                self.recorder.warning(set, "FailedCreate", format!("Error creating: {error}"));
+                self.control.recorder.warning(set, "FailedCreate", format!("Error creating: {error}"));
                 Err(error)
             }
         }
     }
 
     async fn delete(&self, set: &Value, pod: &Value) -> Result<(), StatusError> {
-        let Key { namespace, name } = Key::of(pod);
-        let uid = Some(text(&pod["metadata"], "uid").to_owned());
-        let options = DeleteOptions { uid, ..DeleteOptions::default() };
-        match self.pods.objects.delete(&namespace, &name, &options).await {
-            Ok(deleted) => {
-                self.recorder.normal(set, "SuccessfulDelete", format!("Deleted pod: {name}"));
-                self.pods.wait_for(&deleted).await;
+        match self.control.delete(pod).await {
+            Ok(()) => {
+                let name = text(&pod["metadata"], "name");
+                self.control.recorder.normal(set, "SuccessfulDelete", format!("Deleted pod: {name}"));
                 Ok(())
             }
-            Err(error) if error.is_not_found() || error.is_conflict() => Ok(()),
             Err(error) => {
-                self.recorder.warning(set, "FailedDelete", format!("Error deleting: {error}"));
+                self.control.recorder.warning(set, "FailedDelete", format!("Error deleting: {error}"));
                 Err(error)
             }
         }
@@ -227,7 +149,7 @@ impl ReplicaSets {
             .map(|other| other["metadata"]["uid"].clone())
             .collect();
         let mut per_node = ranking::PerNode::new();
-        for pod in self.pods.list(namespace) {
+        for pod in self.control.pods.list(namespace) {
             let mine = controller_of(&pod).is_some_and(|o| related.contains(&o["uid"]));
             let node = text(&pod["spec"], "nodeName");
             if mine && is_active(&pod) && !node.is_empty() {

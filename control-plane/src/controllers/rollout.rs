@@ -59,7 +59,7 @@ impl Goal {
 }
 
 /// A number, or a percentage of `total`; absent means 25 %.
-fn resolve(value: Option<&Value>, total: i64, round_up: bool) -> i64 {
+pub(super) fn resolve(value: Option<&Value>, total: i64, round_up: bool) -> i64 {
     match value {
         Some(Value::Number(number)) => number.as_i64().unwrap_or_default(),
         Some(Value::String(text)) => {

@@ -18,5 +18,7 @@ pub(super) const TABLE: &[ResourceInfo] = &[
         .with_status()
         .subresources(&[STATUS])
         .fields(&[SelectableField { name: "status.successful", path: "status.succeeded", absent: "0" }])
-        .defaults(workload::default_job),
+        .defaults(workload::default_job)
+        .prepared(workload::prepare_job, |_, _| {})
+        .validated(workload::validate_job),
 ];

@@ -21,6 +21,7 @@ mod networking;
 mod node;
 mod object;
 mod pod;
+pub(crate) mod pod_changes;
 mod pod_defaults;
 mod pod_validation;
 mod policy;

@@ -29,7 +29,7 @@ pub(super) fn prepare_update(new: &mut Value, old: &Value) {
 }
 
 /// Guaranteed, Burstable or BestEffort.
-fn qos(pod: &Value) -> &'static str {
+pub(super) fn qos(pod: &Value) -> &'static str {
     use stoker_model::quantity::Milli;
     let spec = &pod["spec"];
     let positive = |resources: &Value, list: &str, name: &str| -> Option<Milli> {

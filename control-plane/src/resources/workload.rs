@@ -94,6 +94,58 @@ pub(super) fn default_job(object: &mut Value) {
     default_job_spec(child(object, "spec"));
 }
 
+/// The selector and the labels of a new Job's pods, which no other job has (C7.5).
+pub(super) fn prepare_job(object: &mut Value) {
+    let (uid, name) = (object["metadata"]["uid"].clone(), object["metadata"]["name"].clone());
+    let spec = child(object, "spec");
+    if spec["manualSelector"] == true {
+        return;
+    }
+    let labels = child(child(child(spec, "template"), "metadata"), "labels");
+    for (key, value) in [
+        ("batch.kubernetes.io/controller-uid", &uid),
+        ("batch.kubernetes.io/job-name", &name),
+        ("controller-uid", &uid),
+        ("job-name", &name),
+    ] {
+        if !value.is_null() {
+            fill(labels, key, value.clone());
+        }
+    }
+    fill(spec, "selector", json!({"matchLabels": {"batch.kubernetes.io/controller-uid": uid}}));
+}
+
+/// What this version does not do is refused rather than ignored.
+pub(super) fn validate_job(object: &Value) -> Vec<FieldError> {
+    let spec = &object["spec"];
+    let mut errors = Vec::new();
+    for key in ["backoffLimitPerIndex", "podFailurePolicy", "successPolicy"] {
+        if !spec[key].is_null() {
+            errors.push(FieldError::forbidden(
+                format!("spec.{key}"),
+                "not supported by this version of stoker-control-plane",
+            ));
+        }
+    }
+    for key in ["parallelism", "completions", "backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished"] {
+        if let Some(value) = spec[key].as_i64().filter(|value| *value < 0) {
+            errors.push(FieldError::invalid(format!("spec.{key}"), value, "must be greater than or equal to 0"));
+        }
+    }
+    let policy = text(&spec["template"]["spec"], "restartPolicy");
+    if !matches!(policy, "OnFailure" | "Never") {
+        let path = "spec.template.spec.restartPolicy";
+        errors.push(match policy {
+            "" | "Always" => FieldError::required(path, "valid values: \"OnFailure\", \"Never\""),
+            other => FieldError::not_supported(path, other, &["OnFailure", "Never"]),
+        });
+    }
+    if spec["completionMode"] == "Indexed" && spec["completions"].is_null() {
+        errors.push(FieldError::required("spec.completions", "when completion mode is Indexed"));
+    }
+    errors
+}
+
 fn default_job_spec(spec: &mut Value) {
     template(spec);
     if spec["completions"].is_null() && spec["parallelism"].is_null() {

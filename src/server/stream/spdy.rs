@@ -48,12 +48,14 @@ impl Writer {
             body.extend_from_slice(&[0x78, 0x01]);
             self.began = true;
         }
-        // One stored block that is not the last.
+        // A stored block that is not the last.
         let length = u16::try_from(block.len()).expect("headers of ours are some ten bytes long");
         body.push(0);
         body.extend_from_slice(&length.to_le_bytes());
         body.extend_from_slice(&(!length).to_le_bytes());
         body.extend_from_slice(&block);
+        // An empty one: Go's reader gives out what it has only then.
+        body.extend_from_slice(&[0, 0, 0, 0xff, 0xff]);
         control(SYN_STREAM, 0, &body)
     }
 

@@ -10,7 +10,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
@@ -120,8 +120,8 @@ async fn join(client: OnUpgrade, runtime: OnUpgrade) -> io::Result<()> {
     let (client, runtime) = tokio::try_join!(client, runtime).map_err(io::Error::other)?;
     let (mut from_client, mut to_client) = tokio::io::split(TokioIo::new(client));
     let (mut from_runtime, mut to_runtime) = tokio::io::split(TokioIo::new(runtime));
-    let up = copy(&mut from_client, &mut to_runtime);
-    let down = copy(&mut from_runtime, &mut to_client);
+    let up = copy(&mut from_client, &mut to_runtime, true);
+    let down = copy(&mut from_runtime, &mut to_client, false);
     tokio::pin!(up, down);
     let first = tokio::select! {
         result = up.as_mut() => result.map(|()| true),
@@ -131,9 +131,25 @@ async fn join(client: OnUpgrade, runtime: OnUpgrade) -> io::Result<()> {
     timeout(LAST_WORDS, rest).await.unwrap_or(Ok(()))
 }
 
-/// Copies to the end, and passes the end on.
-async fn copy(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
-    let mut from = tokio::io::BufReader::with_capacity(COPY_BYTES, from);
-    tokio::io::copy_buf(&mut from, to).await?;
-    to.shutdown().await
+/// Copies to the end, and passes the end on. With `drain` what cannot be written is taken all the same: a connection that is closed
+/// with bytes unread is reset, and then the one who sent them may lose what he had not read yet.
+async fn copy(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin), drain: bool) -> io::Result<()> {
+    let mut buffer = vec![0; COPY_BYTES];
+    let mut is_open = true;
+    loop {
+        let came = from.read(&mut buffer).await?;
+        if came == 0 {
+            return if is_open { to.shutdown().await } else { Ok(()) };
+        }
+        if is_open {
+            let written = async {
+                to.write_all(&buffer[..came]).await?;
+                to.flush().await
+            };
+            match written.await {
+                Err(_) if drain => is_open = false,
+                result => result?,
+            }
+        }
+    }
 }

@@ -195,19 +195,19 @@ async fn join(streams: Streams, client: Client, runtime: TokioIo<Upgraded>) -> R
         Ok::<_, Error>(())
     };
     let up = async {
+        // A runtime that takes nothing more may still have something to say.
+        let mut is_open = true;
         loop {
-            tokio::select! {
+            let written = tokio::select! {
                 message = from_client.next() => match message.transpose()? {
                     None | Some(Message::Close(_)) => return Ok::<_, Error>(()),
-                    Some(Message::Binary(data)) => take(streams, &data, &mut to_runtime).await?,
-                    Some(Message::Text(text)) => take(streams, text.as_bytes(), &mut to_runtime).await?,
-                    Some(_) => {}
+                    Some(Message::Binary(data)) if is_open => take(streams, &data, &mut to_runtime).await,
+                    Some(Message::Text(text)) if is_open => take(streams, text.as_bytes(), &mut to_runtime).await,
+                    Some(_) => Ok(()),
                 },
-                Some(id) = waiting.recv() => {
-                    to_runtime.write_all(&Writer::pong(id)).await?;
-                    to_runtime.flush().await?;
-                }
-            }
+                Some(id) = waiting.recv() => pong(id, &mut to_runtime).await,
+            };
+            is_open = is_open && written.is_ok();
         }
     };
     tokio::select! {
@@ -216,6 +216,11 @@ async fn join(streams: Streams, client: Client, runtime: TokioIo<Upgraded>) -> R
         result = up => return result,
     }
     end(to_client, from_client).await
+}
+
+async fn pong(id: u32, to: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<()> {
+    to.write_all(&Writer::pong(id)).await?;
+    to.flush().await
 }
 
 /// Passes one message of the client on. What is for no channel of his is left out.
@@ -261,11 +266,15 @@ async fn tunnel(client: Client, runtime: TokioIo<Upgraded>) -> Result<(), Error>
         }
     };
     let up = async {
+        let mut is_open = true;
         while let Some(message) = from_client.next().await.transpose()? {
             match message {
-                Message::Binary(data) => {
-                    to_runtime.write_all(&data).await?;
-                    to_runtime.flush().await?;
+                Message::Binary(data) if is_open => {
+                    let written = async {
+                        to_runtime.write_all(&data).await?;
+                        to_runtime.flush().await
+                    };
+                    is_open = written.await.is_ok();
                 }
                 Message::Close(_) => break,
                 _ => {}

@@ -1,4 +1,4 @@
-//! Requests that go on to nodes, pods and services: exec, attach, port-forward and `proxy` (A19.9, C3.18).
+//! Requests that go on to nodes, pods and services: exec, attach, port-forward and `proxy` (A19.9, C3.25).
 //!
 //! Nothing here knows what is said in a stream: after an upgrade bytes go both ways. Websockets that only newer nodes take go to nodes
 //! that declare it; other clients are refused there, and come back with SPDY.

@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
 use super::super::respond::{self, Answer};
@@ -71,8 +71,8 @@ where
 {
     let (mut from_here, mut to_here) = tokio::io::split(here);
     let (mut from_there, mut to_there) = tokio::io::split(there);
-    let up = copy(&mut from_here, &mut to_there);
-    let down = copy(&mut from_there, &mut to_here);
+    let up = copy(&mut from_here, &mut to_there, true);
+    let down = copy(&mut from_there, &mut to_here, false);
     let both = async {
         tokio::pin!(up, down);
         let first = tokio::select! {
@@ -90,11 +90,27 @@ where
     }
 }
 
-/// Copies to the end, and passes the end on.
-async fn copy(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
-    let mut from = tokio::io::BufReader::with_capacity(COPY_BYTES, from);
-    tokio::io::copy_buf(&mut from, to).await?;
-    to.shutdown().await
+/// Copies to the end, and passes the end on. With `drain` what cannot be written is taken all the same: a connection that is closed
+/// with bytes unread is reset, and then the one who sent them may lose what he had not read yet.
+async fn copy(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin), drain: bool) -> io::Result<()> {
+    let mut buffer = vec![0; COPY_BYTES];
+    let mut is_open = true;
+    loop {
+        let came = from.read(&mut buffer).await?;
+        if came == 0 {
+            return if is_open { to.shutdown().await } else { Ok(()) };
+        }
+        if is_open {
+            let written = async {
+                to.write_all(&buffer[..came]).await?;
+                to.flush().await
+            };
+            match written.await {
+                Err(_) if drain => is_open = false,
+                result => result?,
+            }
+        }
+    }
 }
 
 /// Passes an ordinary request on. `before` is what of the path stands before the backend's own: links get it.

@@ -1,0 +1,185 @@
+//! What pods and the node use, in kubelet's and cAdvisor's words: asked for on demand, kept for a second (A18.4, A18.5).
+
+mod metrics;
+mod own;
+mod summary;
+mod text;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use stoker_model::handle::{PodDirectory, PodUsage, Usage, UsageReader};
+
+use crate::clock::{Clock, Now};
+use crate::runtime::Runtime;
+
+/// What was read is good for so long.
+const FRESH: Duration = Duration::from_secs(1);
+/// Processor use is told over at least so long a time.
+const RATE_OVER: Duration = Duration::from_secs(5);
+
+/// Where numbers come from.
+pub(super) struct Stats {
+    node: String,
+    pods: Arc<dyn PodDirectory>,
+    usage: Arc<dyn UsageReader>,
+    runtime: Runtime,
+    places: Places,
+    seen: Mutex<Seen>,
+    /// When the agent started.
+    started: Now,
+}
+
+/// Directories whose file systems are told of.
+#[derive(Debug, Clone)]
+pub(super) struct Places {
+    /// Pods' directories.
+    pub(super) root: PathBuf,
+    /// Pods' logs.
+    pub(super) logs: PathBuf,
+}
+
+#[derive(Default)]
+struct Seen {
+    last: Option<Arc<Snapshot>>,
+    /// At least [`RATE_OVER`] older than the last one, where there is one.
+    before: Option<Arc<Snapshot>>,
+}
+
+/// Everything at one moment.
+struct Snapshot {
+    now: Now,
+    node: PodUsage,
+    pods: Vec<PodUsage>,
+    /// What containers wrote into their own layer, by ID: bytes and inodes.
+    layers: BTreeMap<String, (u64, u64)>,
+    /// What the images take, bytes and inodes, and where they are.
+    images: Option<(u64, u64, PathBuf)>,
+    nodefs: Option<Filesystem>,
+}
+
+/// A file system as a whole.
+#[derive(Debug, Clone, Copy)]
+struct Filesystem {
+    capacity: u64,
+    available: u64,
+    inodes: u64,
+    inodes_free: u64,
+}
+
+impl Filesystem {
+    fn read(path: &std::path::Path) -> Option<Self> {
+        let found = rustix::fs::statvfs(path).ok()?;
+        Some(Self {
+            capacity: found.f_blocks.saturating_mul(found.f_frsize),
+            available: found.f_bavail.saturating_mul(found.f_frsize),
+            inodes: found.f_files,
+            inodes_free: found.f_ffree,
+        })
+    }
+}
+
+/// A container as pods name it, with its numbers.
+struct Named<'a> {
+    pod: &'a Pod,
+    status: &'a ContainerStatus,
+    id: &'a str,
+    usage: &'a Usage,
+}
+
+impl Stats {
+    pub(super) fn new(
+        node: String,
+        pods: Arc<dyn PodDirectory>,
+        usage: Arc<dyn UsageReader>,
+        runtime: Runtime,
+        places: Places,
+    ) -> Self {
+        Self { node, pods, usage, runtime, places, seen: Mutex::default(), started: Clock.now() }
+    }
+
+    /// Everything as it is now, or was a second ago, and as it was some time before.
+    async fn look(&self) -> (Arc<Snapshot>, Option<Arc<Snapshot>>) {
+        let now = Clock.now();
+        {
+            let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(last) = seen.last.as_ref().filter(|last| now.monotonic - last.now.monotonic < FRESH) {
+                return (last.clone(), seen.before.clone());
+            }
+        }
+        let snapshot = Arc::new(self.read(now).await);
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = seen.last.take() {
+            let is_old_enough = now.monotonic.saturating_sub(last.now.monotonic) >= RATE_OVER;
+            if is_old_enough || seen.before.is_none() {
+                seen.before = Some(last);
+            }
+        }
+        seen.last = Some(snapshot.clone());
+        (snapshot, seen.before.clone())
+    }
+
+    async fn read(&self, now: Now) -> Snapshot {
+        let (usage, places) = (self.usage.clone(), self.places.clone());
+        let groups = tokio::task::spawn_blocking(move || (usage.node(), usage.pods(), Filesystem::read(&places.root)));
+        let (stats, images, groups) =
+            tokio::join!(self.runtime.list_container_stats(), self.runtime.image_fs_info(), groups);
+        let (node, pods, nodefs) = groups.unwrap_or_default();
+        let number = |value: &Option<crate::runtime::cri::UInt64Value>| value.as_ref().map_or(0, |value| value.value);
+        let layers = stats.unwrap_or_default().into_iter().filter_map(|stats| {
+            let layer = stats.writable_layer?;
+            Some((stats.attributes?.id, (number(&layer.used_bytes), number(&layer.inodes_used))))
+        });
+        let images = images.ok().and_then(|all| all.image_filesystems.into_iter().next()).map(|images| {
+            let place = images.fs_id.as_ref().map(|id| PathBuf::from(&id.mountpoint)).unwrap_or_default();
+            (number(&images.used_bytes), number(&images.inodes_used), place)
+        });
+        Snapshot { now, node, pods, layers: layers.collect(), images, nodefs }
+    }
+
+    /// Pods that have a group, with it.
+    fn known<'a>(pods: &'a [Arc<Pod>], snapshot: &'a Snapshot) -> Vec<(&'a Pod, &'a PodUsage)> {
+        let of = |usage: &'a PodUsage| {
+            let pod = pods.iter().find(|pod| pod.metadata.uid.as_deref() == Some(usage.uid.as_str()))?;
+            Some((pod.as_ref(), usage))
+        };
+        snapshot.pods.iter().filter_map(of).collect()
+    }
+}
+
+/// The running containers of a pod, by the names that its spec gives them.
+fn containers<'a>(pod: &'a Pod, usage: &'a PodUsage) -> Vec<Named<'a>> {
+    let Some(status) = &pod.status else { return Vec::new() };
+    [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses]
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|status| {
+            let id = status.container_id.as_deref()?.rsplit('/').next()?;
+            Some(Named { pod, status, id, usage: usage.containers.get(id)? })
+        })
+        .collect()
+}
+
+/// Whether the pod has a network of its own.
+fn has_own_network(pod: &Pod) -> bool {
+    !pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or_default()
+}
+
+/// Bytes and files below a directory; what cannot be read counts nothing.
+fn below(path: &std::path::Path) -> (u64, u64) {
+    let mut sum = (0, 0);
+    for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
+        let Ok(kind) = entry.file_type() else { continue };
+        let (bytes, files) = if kind.is_dir() {
+            below(&entry.path())
+        } else {
+            (entry.metadata().map_or(0, |metadata| metadata.len()), 1)
+        };
+        sum = (sum.0 + bytes, sum.1 + files);
+    }
+    sum
+}
