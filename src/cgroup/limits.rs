@@ -73,6 +73,7 @@ impl PodLimits {
             shares: self.shares.max(other.shares),
             milli_cpu: wider(self.milli_cpu, other.milli_cpu),
             memory_bytes: self.memory_bytes.zip(other.memory_bytes).map(|(a, b)| a.max(b)),
+            hugepages: self.hugepages.clone(),
         }
     }
 

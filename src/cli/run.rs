@@ -293,6 +293,7 @@ async fn wire_pods(
         let garbage = super::network::collect_garbage(runtime.clone(), stoker.cni.state_dir.clone(), *clock);
         spawn(tasks, "network garbage", garbage);
     }
+    let mut keep = Vec::new();
     match pause::ensure(&runtime).await {
         Ok(image) => {
             tracing::debug!(?image, "sandbox image present");

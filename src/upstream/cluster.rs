@@ -114,6 +114,18 @@ impl<T: Keyed, M> Forward<T, M> {
                 self.known.remove(&object.key());
                 vec![Listed::Gone(object.key())]
             }
+            Change::Unreadable { meta, gone } => {
+                let key = NamespacedName { namespace: meta.namespace.as_str().into(), name: meta.name.as_str().into() };
+                if gone {
+                    self.known.remove(&key);
+                    return vec![Listed::Gone(key)];
+                }
+                // What was read of it last stays.
+                if let Some(listing) = self.listing.as_mut().filter(|_| self.known.contains(&key)) {
+                    listing.insert(key);
+                }
+                Vec::new()
+            }
             Change::Listed => {
                 let listed = self.listing.take().unwrap_or_default();
                 let gone = self.known.difference(&listed).cloned().map(Listed::Gone);

@@ -30,7 +30,7 @@ impl Hand {
         let wanted = PodLimits::of(&spec);
         let wider = match self.shared.cgroups.pod_limits(qos, &uid) {
             Some(current) => wanted.wider(&current),
-            None => wanted,
+            None => wanted.clone(),
         };
         let limit = |limits: &PodLimits| self.shared.cgroups.limit_pod(&uid, limits).map_err(|e| e.to_string());
         limit(&wider)?;
