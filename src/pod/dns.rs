@@ -17,13 +17,32 @@ const LONGEST_SEARCH: usize = 253;
 pub(super) struct ClusterDns<'a> {
     pub(super) servers: &'a [IpAddr],
     pub(super) domain: &'a str,
-    /// The node's own `resolv.conf`, as text.
-    pub(super) of_node: &'a str,
+    /// The node's own `resolv.conf`, as text; `None`: pods get nothing of the node's.
+    pub(super) of_node: Option<&'a str>,
+    /// The node's addresses.
+    pub(super) node_ips: &'a [IpAddr],
 }
 
-/// The configuration, and texts for events of reason `DNSConfigForming`.
-pub(super) fn config(spec: &PodSpec, namespace: &str, cluster: ClusterDns<'_>) -> (cri::DnsConfig, Vec<String>) {
-    let host = parse(cluster.of_node);
+/// Something about a pod's resolver that somebody should know.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Problem {
+    /// Not all of what was asked for has room.
+    Limits(String),
+    /// The cluster has no DNS: the node's counts instead (A11.7).
+    NoClusterDns,
+}
+
+impl Problem {
+    /// What the node and the pod are told of a cluster without DNS.
+    pub(super) const NO_CLUSTER_DNS: &'static str = "kubelet does not have ClusterDNS IP configured and cannot create Pod using \"ClusterFirst\" policy. Falling back to \"Default\" policy.";
+}
+
+/// The configuration, and what is wrong with it.
+pub(super) fn config(spec: &PodSpec, namespace: &str, cluster: ClusterDns<'_>) -> (cri::DnsConfig, Vec<Problem>) {
+    let host = match cluster.of_node {
+        Some(text) => parse(text),
+        None => nothing(cluster.node_ips),
+    };
     let host_network = spec.host_network.unwrap_or_default();
     let policy = match spec.dns_policy.as_deref().unwrap_or("ClusterFirst") {
         "ClusterFirst" if host_network => "Default",
@@ -39,9 +58,14 @@ pub(super) fn config(spec: &PodSpec, namespace: &str, cluster: ClusterDns<'_>) -
             if !domain.is_empty() {
                 searches.extend([format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.to_owned()]);
             }
-            searches.extend(host.searches);
+            // Where pods get nothing of the node's, that nothing is no domain.
+            searches.extend(host.searches.into_iter().filter(|search| search != "."));
             let servers = cluster.servers.iter().map(ToString::to_string).collect();
             cri::DnsConfig { servers, searches: unique(searches), options: vec!["ndots:5".into()] }
+        }
+        "ClusterFirst" => {
+            problems.push(Problem::NoClusterDns);
+            host
         }
         _ => host,
     };
@@ -60,13 +84,23 @@ pub(super) fn config(spec: &PodSpec, namespace: &str, cluster: ClusterDns<'_>) -
     (dns, problems)
 }
 
-fn limit(dns: &mut cri::DnsConfig, problems: &mut Vec<String>) {
+/// Nobody is asked, and nothing is found.
+fn nothing(node_ips: &[IpAddr]) -> cri::DnsConfig {
+    let loopback = |ip: &IpAddr| if ip.is_ipv6() { "::1" } else { "127.0.0.1" }.to_owned();
+    let mut servers: Vec<String> = node_ips.iter().map(loopback).collect();
+    if servers.is_empty() {
+        servers.push("127.0.0.1".to_owned());
+    }
+    cri::DnsConfig { servers, searches: vec![".".to_owned()], options: Vec::new() }
+}
+
+fn limit(dns: &mut cri::DnsConfig, problems: &mut Vec<Problem>) {
     if dns.servers.len() > MOST_NAMESERVERS {
         dns.servers.truncate(MOST_NAMESERVERS);
-        problems.push(format!(
+        problems.push(Problem::Limits(format!(
             "Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: {}",
             dns.servers.join(" ")
-        ));
+        )));
     }
     let asked = dns.searches.len();
     dns.searches.retain(|search| search.len() <= LONGEST_SEARCH);
@@ -75,10 +109,10 @@ fn limit(dns: &mut cri::DnsConfig, problems: &mut Vec<String>) {
         dns.searches.pop();
     }
     if dns.searches.len() < asked {
-        problems.push(format!(
+        problems.push(Problem::Limits(format!(
             "Search Line limits were exceeded, some search paths have been omitted, the applied search line is: {}",
             dns.searches.join(" ")
-        ));
+        )));
     }
 }
 
@@ -115,7 +149,12 @@ mod tests {
 
     fn of(spec: &PodSpec) -> cri::DnsConfig {
         let servers = ["10.96.0.10".parse().unwrap()];
-        config(spec, "ns", ClusterDns { servers: &servers, domain: "cluster.local", of_node: NODE }).0
+        config(
+            spec,
+            "ns",
+            ClusterDns { servers: &servers, domain: "cluster.local", of_node: Some(NODE), node_ips: &[] },
+        )
+        .0
     }
 
     fn line(dns: &cri::DnsConfig) -> String {
@@ -164,8 +203,24 @@ mod tests {
             options: None,
         };
         let spec = PodSpec { dns_policy: Some("None".into()), dns_config: Some(custom), ..PodSpec::default() };
-        let (dns, problems) = config(&spec, "ns", ClusterDns { servers: &[], domain: "", of_node: "" });
+        let (dns, problems) =
+            config(&spec, "ns", ClusterDns { servers: &[], domain: "", of_node: Some(""), node_ips: &[] });
         assert_eq!((dns.servers.len(), dns.searches.len(), problems.len()), (3, 32, 2));
-        assert!(problems[1].starts_with("Search Line limits were exceeded"));
+        assert!(matches!(&problems[1], Problem::Limits(text) if text.starts_with("Search Line limits were exceeded")));
+    }
+
+    #[test]
+    fn without_a_cluster_s_dns_it_is_the_node_s_or_nobody_s() {
+        // A11.5, A11.7
+        let of = |of_node, ips: &[&str]| {
+            let node_ips: Vec<IpAddr> = ips.iter().map(|ip| ip.parse().unwrap()).collect();
+            let cluster = ClusterDns { servers: &[], domain: "cluster.local", of_node, node_ips: &node_ips };
+            let (dns, problems) = config(&PodSpec::default(), "ns", cluster);
+            assert_eq!(problems, [Problem::NoClusterDns]);
+            line(&dns)
+        };
+        assert_eq!(of(Some(NODE), &[]), "9.9.9.9|corp.example|rotate");
+        assert_eq!(of(None, &[]), "127.0.0.1|.|");
+        assert_eq!(of(None, &["192.0.2.1", "2001:db8::1"]), "127.0.0.1 ::1|.|");
     }
 }

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use stoker_model::handle::EventType;
+use stoker_model::handle::{EventSubject, EventType};
 use stoker_model::resources::qos_class;
 
 use super::{Effect, Hand, Outcome};
-use crate::pod::dns::{self, ClusterDns};
+use crate::pod::dns::{self, ClusterDns, Problem};
 use crate::pod::hosts;
+use crate::pod::plan::pod_text_of;
 use crate::pod::sandbox::{self, SandboxParts};
 use crate::runtime::cri;
 
@@ -69,19 +70,32 @@ impl Hand {
         let names = hosts::names(&self.pod, &shared.config.cluster_domain)?;
         let of_node = match &shared.config.resolv_conf {
             Some(path) => {
-                std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?
+                let read = std::fs::read_to_string(path);
+                Some(read.map_err(|error| format!("cannot read {}: {error}", path.display()))?)
             }
-            None => String::new(),
+            None => None,
         };
+        let node = shared.node();
         let cluster = ClusterDns {
             servers: &shared.config.cluster_dns,
             domain: &shared.config.cluster_domain,
-            of_node: &of_node,
+            of_node: of_node.as_deref(),
+            node_ips: &node.ips,
         };
         let (dns, problems) = dns::config(&spec, &self.reference.namespace, cluster);
         if first {
             for problem in problems {
-                shared.tell(&self.reference, EventType::Warning, "DNSConfigForming", problem);
+                match problem {
+                    Problem::Limits(text) => {
+                        shared.tell(&self.reference, EventType::Warning, "DNSConfigForming", text);
+                    }
+                    Problem::NoClusterDns => {
+                        let (kind, reason, text) = (EventType::Warning, "MissingClusterDNS", Problem::NO_CLUSTER_DNS);
+                        shared.sink.publish(EventSubject::Node, kind, reason, text.to_owned());
+                        let pod = pod_text_of(&self.pod);
+                        shared.tell(&self.reference, kind, reason, format!("pod: \"{pod}\". {text}"));
+                    }
+                }
             }
         }
         let parts = SandboxParts {
