@@ -18,7 +18,14 @@ impl Worker {
         let running = self.memory.stage == Stage::Running && !desired.deleted();
         if self.memory.resize.allocation.allocated.is_empty() {
             let kept = Allocation::load(&self.resources_file());
-            self.memory.resize.allocation = kept.unwrap_or_else(|| Allocation::of(spec));
+            let resize = &mut self.memory.resize;
+            resize.allocation = kept.unwrap_or_else(|| Allocation::of(spec));
+            // A former agent may have begun what it could not finish.
+            let given =
+                resize.allocation.applied(&desired.pod).and_then(|pod| pod.spec).unwrap_or_else(|| spec.clone());
+            let mut all = given.containers.iter().chain(given.init_containers.iter().flatten());
+            resize.under_way = all.any(|c| resize.allocation.change(c) != Change::None);
+            resize.generation = desired.pod.metadata.generation;
         }
         let Some(applied) = self.memory.resize.allocation.applied(&desired.pod) else {
             self.memory.resize.pending = None;
