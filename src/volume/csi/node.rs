@@ -57,10 +57,7 @@ impl Csi {
     pub(in crate::volume) async fn connect(drivers: &Drivers, name: &str) -> Result<Self, VolumeError> {
         let mut client = NodeClient::new(drivers.channel(name)?);
         let answer = call(CALL_LIMIT, client.node_get_capabilities(NodeGetCapabilitiesRequest {})).await?;
-        let rpc = |c: super::proto::NodeServiceCapability| match c.r#type {
-            Some(CapabilityType::Rpc(rpc)) => Some(rpc.r#type),
-            None => None,
-        };
+        let rpc = |c: super::proto::NodeServiceCapability| c.r#type.map(|CapabilityType::Rpc(rpc)| rpc.r#type);
         Ok(Self { client, can: answer.capabilities.into_iter().filter_map(rpc).collect() })
     }
 
