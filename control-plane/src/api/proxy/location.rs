@@ -147,6 +147,7 @@ mod tests {
 
     #[test]
     fn names_come_apart() {
+        // C3.25
         let asked = |scheme, name, port| Some(Asked { scheme, name, port });
         assert_eq!(split("a"), asked(Scheme::Http, "a", ""));
         assert_eq!(split("a:web"), asked(Scheme::Http, "a", "web"));
