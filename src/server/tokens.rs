@@ -90,6 +90,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_token_is_asked_about_once() {
+        // A18.16
         let reviewer = Arc::new(OneGood::default());
         let tokens = Tokens::new(reviewer.clone(), Duration::from_secs(120));
         for _ in 0..3 {

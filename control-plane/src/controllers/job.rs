@@ -14,7 +14,7 @@ use super::queue::{Key, Queue};
 use crate::api::{DeleteOptions, Propagation, WriteOptions};
 use crate::clock;
 use crate::resources::status::StatusError;
-use crate::resources::tree::{items, text};
+use crate::resources::tree::{items, items_mut, text};
 
 const JOB_NAME: &str = "batch.kubernetes.io/job-name";
 /// Made in one go at most.
@@ -201,7 +201,7 @@ fn indexed(job: &Value, template: &mut Value, index: usize) -> Value {
     template["spec"]["hostname"] = json!(format!("{name}-{index}"));
     let from = json!({"fieldRef": {"apiVersion": "v1", "fieldPath": format!("metadata.labels['{INDEX}']")}});
     for list in ["containers", "initContainers"] {
-        for container in template["spec"][list].as_array_mut().into_iter().flatten() {
+        for container in items_mut(&mut template["spec"], list) {
             let variable = json!({"name": "JOB_COMPLETION_INDEX", "valueFrom": from});
             match container["env"].as_array_mut() {
                 Some(env) if env.iter().any(|one| one["name"] == "JOB_COMPLETION_INDEX") => {}

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::field::FieldError;
 use super::pod::qos;
-use super::tree::{items, text};
+use super::tree::{items, items_mut, text};
 
 /// Takes what the sub-resource is for from `new`, and all else from the pod as it is.
 pub(crate) fn only(subresource: &str, new: &Value, old: &Value) -> Value {
@@ -25,7 +25,7 @@ pub(crate) fn only(subresource: &str, new: &Value, old: &Value) -> Value {
         return pod;
     }
     for list in ["containers", "initContainers"] {
-        for container in pod["spec"][list].as_array_mut().into_iter().flatten() {
+        for container in items_mut(&mut pod["spec"], list) {
             let Some(wanted) = items(&new["spec"], list).find(|it| it["name"] == container["name"]) else { continue };
             for key in ["resources", "resizePolicy"] {
                 if let Some(value) = wanted.get(key) {

@@ -132,9 +132,8 @@ pub(super) fn serve(
         let _permit = permit;
         let work = async {
             let client = TokioIo::new(client.await.map_err(|error| Error::Io(std::io::Error::other(error)))?);
-            let mut config = WebSocketConfig::default();
-            config.max_message_size = Some(MESSAGE_BYTES);
-            config.max_frame_size = Some(MESSAGE_BYTES);
+            let config =
+                WebSocketConfig::default().max_message_size(Some(MESSAGE_BYTES)).max_frame_size(Some(MESSAGE_BYTES));
             let client = WebSocketStream::from_raw_socket(client, Role::Server, Some(config)).await;
             match bridge {
                 Bridge::Streams(streams) => join(streams, client, TokioIo::new(runtime)).await,

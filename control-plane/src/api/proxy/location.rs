@@ -134,7 +134,8 @@ fn port_name<'a>(service: &'a Value, asked: &str) -> Option<&'a str> {
     if asked.is_empty() {
         return Some("");
     }
-    let is = |port: &&&Value| text(port, "name") == asked || port["port"].to_string() == asked;
+    let number: Option<u64> = asked.parse().ok();
+    let is = |port: &&&Value| text(port, "name") == asked || (number.is_some() && port["port"].as_u64() == number);
     ports.iter().find(is).map(|port| text(port, "name"))
 }
 
@@ -146,6 +147,7 @@ mod tests {
 
     #[test]
     fn names_come_apart() {
+        // C3.25
         let asked = |scheme, name, port| Some(Asked { scheme, name, port });
         assert_eq!(split("a"), asked(Scheme::Http, "a", ""));
         assert_eq!(split("a:web"), asked(Scheme::Http, "a", "web"));

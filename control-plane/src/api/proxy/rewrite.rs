@@ -18,8 +18,8 @@ const LINKS: [&str; 12] = [
 
 /// A link as the client must follow it; `None` where it can stay: it is relative, or leads elsewhere.
 pub(super) fn link(link: &str, before: &str, host: &str) -> Option<String> {
-    let path = if link.starts_with("//") {
-        link[2..].strip_prefix(host)?
+    let path = if let Some(rest) = link.strip_prefix("//") {
+        rest.strip_prefix(host)?
     } else if link.starts_with('/') {
         link
     } else {
