@@ -315,7 +315,7 @@ mod tests {
     fn thresholds_say_how_much() {
         // A14.8
         let policy = ImagePolicy { high_percent: 85, low_percent: 80, min_age: at(120), max_age: at(0) };
-        for (available, wanted) in [(160, None), (151, None), (150, Some(50)), (0, Some(200)), (2000, None)] {
+        for (available, wanted) in [(160, None), (159, Some(41)), (150, Some(50)), (0, Some(200)), (2000, None)] {
             assert_eq!(to_free(policy, 1000, available), wanted, "{available}");
         }
         assert_eq!(to_free(policy, u64::MAX, 0), Some(u64::MAX / 5));

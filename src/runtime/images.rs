@@ -290,7 +290,7 @@ mod tests {
         let rate = Rate::new(5, 10, at(0));
         assert_eq!((0..20).filter(|_| rate.take(at(0))).count(), 10);
         assert!(!rate.take(at(199)));
-        assert!(rate.take(at(400)) && !rate.take(at(400)));
+        assert!(rate.take(at(399)) && !rate.take(at(399)));
         assert_eq!((0..20).filter(|_| rate.take(at(60_000))).count(), 10);
     }
 
