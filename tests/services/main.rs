@@ -3,6 +3,9 @@
 mod lab;
 
 mod affinity;
+mod ipvs;
+mod leftovers;
 mod policies;
+mod proxy;
 mod reach;
 mod restart;
