@@ -1,4 +1,4 @@
-//! Compiles what the agent embeds: the gRPC client of `proto/` and the pause program.
+//! Compiles what the agent embeds: the gRPC clients of `proto/` and the pause program.
 
 use std::env;
 use std::error::Error;
@@ -25,6 +25,13 @@ fn compile_proto() -> Result<(), Box<dyn Error>> {
         .skip_debug([".runtime.v1.AuthConfig"])
         .disable_comments(["."])
         .compile_fds(files)?;
+    // Volume plugins: a client for the agent, and for the tests a server, in a folder of its own.
+    let plugins = protox::compile(["proto/csi.proto", "proto/pluginregistration.proto"], ["proto"])?;
+    let server = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?).join("server");
+    std::fs::create_dir_all(&server)?;
+    let configure = || tonic_prost_build::configure().build_transport(false).btree_map(".").disable_comments(["."]);
+    configure().build_server(false).compile_fds(plugins.clone())?;
+    configure().build_client(false).out_dir(server).compile_fds(plugins)?;
     Ok(())
 }
 

@@ -1,21 +1,24 @@
 //! Handles: what one room may ask of another that it does not know. `cli` wires them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodStatus, Secret, Taint};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, PodStatus, Secret, Taint};
+use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use tokio::sync::watch;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use tokio::sync::{Notify, watch};
 
 use crate::pod::{PodRef, PodUid};
+use crate::service::NamespacedName;
 
 /// The pods that the API server wants on this node, newest wins. `None` until the first list was complete: until then
 /// nothing may be cleaned up (A1.2).
 pub type PodFeed = watch::Receiver<Option<Arc<DesiredPods>>>;
 
-/// Pods by UID.
+/// Pods by UID. One without a spec could not be read: it exists, and nothing else is known of it.
 pub type DesiredPods = BTreeMap<PodUid, Arc<Pod>>;
 
 /// What went wrong with a request to the API server, by what the caller may do about it.
@@ -50,6 +53,13 @@ pub trait PodApi: Send + Sync + 'static {
     async fn delete_finished(&self, pod: &PodRef) -> Result<(), ApiError>;
 }
 
+/// Makes the pods by which the API server shows static pods (A7.3). Deleted as [`PodApi::delete_finished`] does.
+#[async_trait]
+pub trait MirrorApi: Send + Sync + 'static {
+    /// Creates the pod; one of that name that shows the same version already is success.
+    async fn create_mirror(&self, pod: &Pod) -> Result<(), ApiError>;
+}
+
 /// Reads the objects that a pod's environment and volumes refer to. `Ok(None)`: there is no such object.
 #[async_trait]
 pub trait ObjectApi: Send + Sync + 'static {
@@ -67,6 +77,76 @@ pub trait ObjectApi: Send + Sync + 'static {
         audiences: &[String],
         expiration_seconds: i64,
     ) -> Result<BoundToken, ApiError>;
+
+    /// From now on the pod uses exactly these objects (none: the pod is gone); `changed` is notified when one of them changes (A9.8).
+    /// Reads of followed objects are answered from the watch.
+    fn follow(&self, _pod: &PodUid, _objects: BTreeSet<ObjectName>, _changed: &Arc<Notify>) {}
+
+    /// The PEM texts of the ClusterTrustBundles that a projection chooses.
+    async fn trust_bundles(&self, _choice: &TrustBundles) -> Result<Vec<String>, ApiError> {
+        Err(ApiError::NotFound("clustertrustbundles are not to be had here".to_owned()))
+    }
+}
+
+/// An object that pods refer to.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum ObjectName {
+    /// Namespace and name of a ConfigMap.
+    ConfigMap(String, String),
+    /// Namespace and name of a Secret.
+    Secret(String, String),
+}
+
+/// Which ClusterTrustBundles.
+#[derive(Clone, PartialEq, Debug)]
+pub enum TrustBundles {
+    /// The one of that name.
+    Named(String),
+    /// Those of a signer, chosen by labels.
+    Signer(String, LabelSelector),
+}
+
+/// Reads what persistent volumes are made of, and writes what this node says of its CSI drivers. `Ok(None)`: there is no such object.
+#[async_trait]
+pub trait StorageApi: Send + Sync + 'static {
+    /// One claim.
+    async fn claim(&self, namespace: &str, name: &str) -> Result<Option<PersistentVolumeClaim>, ApiError>;
+
+    /// One persistent volume.
+    async fn persistent_volume(&self, name: &str) -> Result<Option<PersistentVolume>, ApiError>;
+
+    /// What the cluster says of a CSI driver.
+    async fn csi_driver(&self, name: &str) -> Result<Option<CSIDriver>, ApiError>;
+
+    /// One attachment.
+    async fn attachment(&self, name: &str) -> Result<Option<VolumeAttachment>, ApiError>;
+
+    /// Tells the cluster that a CSI driver is there: CSINode, annotation and topology labels of the Node (A9.18).
+    async fn put_driver(&self, driver: &CsiDriverInfo) -> Result<(), ApiError>;
+
+    /// A claim's volume has grown, also on this node.
+    async fn put_claim_capacity(
+        &self,
+        namespace: &str,
+        name: &str,
+        capacity: &BTreeMap<String, Quantity>,
+    ) -> Result<(), ApiError>;
+
+    /// The driver is gone.
+    async fn remove_driver(&self, name: &str) -> Result<(), ApiError>;
+}
+
+/// What a CSI driver said of itself and of this node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CsiDriverInfo {
+    /// The driver.
+    pub name: String,
+    /// What it calls this node.
+    pub node_id: String,
+    /// How many volumes it can attach here; 0: it does not say.
+    pub attach_limit: i64,
+    /// Where the node is, as the driver sees it.
+    pub topology: BTreeMap<String, String>,
 }
 
 /// A service-account token.
@@ -111,6 +191,13 @@ pub enum EventSubject {
     },
     /// This node.
     Node,
+    /// A Service.
+    Service {
+        /// Namespace and name.
+        service: NamespacedName,
+        /// UID.
+        uid: Arc<str>,
+    },
 }
 
 /// Publishes events; never blocks, and may drop when the API server is away.
@@ -124,6 +211,8 @@ pub trait EventSink: Send + Sync + 'static {
 pub struct NodeSnapshot {
     /// The node's name.
     pub name: String,
+    /// UID of the Node object; `None` while there is none, or while it is being deleted.
+    pub uid: Option<String>,
     /// Addresses, primary family first.
     pub ips: Vec<IpAddr>,
     /// Labels of the Node object.
@@ -138,6 +227,10 @@ pub struct NodeSnapshot {
     pub network_ready: bool,
     /// Active pressure conditions: `MemoryPressure`, `DiskPressure`, `PIDPressure`.
     pub pressures: Vec<String>,
+    /// The runtime makes mounts read-only together with what is mounted below them (A9.24).
+    pub recursive_read_only: bool,
+    /// Like `containerd://1.6.20`; empty while it is not known.
+    pub runtime_version: String,
 }
 
 /// The newest [`NodeSnapshot`].

@@ -5,6 +5,7 @@
 
 #![warn(missing_docs)]
 
+pub mod expand;
 pub mod handle;
 pub mod names;
 pub mod pod;

@@ -1,5 +1,6 @@
 //! `stoker cleanup`.
 
+use crate::dns::{self, AddressError};
 use crate::service::leftovers::{self, LeftoverError};
 use crate::service::{self, ServiceConfig, ServiceError};
 
@@ -10,6 +11,10 @@ pub(super) enum CleanupError {
     Service(#[from] ServiceError),
     #[error("{0}")]
     Leftover(#[from] LeftoverError),
+    #[error("cluster DNS addresses are left behind: {0}")]
+    Dns(#[from] AddressError),
+    #[error("cannot start: {0}")]
+    Start(#[from] std::io::Error),
     #[error("{0} things are left behind, see above")]
     Several(usize),
 }
@@ -19,6 +24,8 @@ pub(super) enum CleanupError {
 pub(super) fn cleanup() -> Result<(), CleanupError> {
     let mut errors: Vec<CleanupError> = Vec::new();
     errors.extend(service::cleanup(&ServiceConfig::default()).err().map(CleanupError::from));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    errors.extend(runtime.block_on(dns::cleanup()).err().map(CleanupError::from));
     let found = leftovers::remove(None);
     for removed in found.removed {
         println!("removed {removed}");

@@ -11,6 +11,8 @@ mod logging;
 mod preflight;
 mod proxy;
 mod run;
+mod service;
+mod service_wiring;
 mod standalone;
 mod systemd;
 mod wiring;
@@ -46,6 +48,7 @@ pub fn main() -> ExitCode {
     };
     match name {
         "cleanup" => report(cleanup::cleanup()),
+        "service" => report(service::run(matches)),
         _ => run(matches, as_kubelet),
     }
 }
@@ -86,6 +89,7 @@ fn command(as_kubelet: bool) -> Command {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(Command::new("run").about(RUN_ABOUT).after_help(RUN_DETAILS).args(arguments()))
+        .subcommand(service::command())
         .subcommand(Command::new("cleanup").about(CLEANUP_ABOUT))
 }
 

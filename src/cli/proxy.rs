@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Node;
+use stoker_model::handle::EventSink;
 use stoker_model::service::{NodeFacts, ServiceChange};
 use tokio::sync::{mpsc, watch};
 
@@ -79,7 +80,6 @@ impl ProxySettings {
 }
 
 /// What the proxy is made of.
-#[derive(Debug)]
 pub(super) struct ProxyParts {
     pub(super) settings: ProxySettings,
     pub(super) stoker: StokerConfig,
@@ -87,6 +87,7 @@ pub(super) struct ProxyParts {
     pub(super) changes: mpsc::Receiver<ServiceChange>,
     pub(super) facts: NodeFacts,
     pub(super) object: watch::Receiver<Option<Node>>,
+    pub(super) events: Arc<dyn EventSink>,
     pub(super) clock: Clock,
 }
 
@@ -97,7 +98,7 @@ pub(super) fn start(parts: ProxyParts) -> Result<BoxFuture<'static, ()>, ProxyEr
     if parts.settings.proxy.detect_local_mode != "NodeCIDR" {
         let ProxyParts { changes, facts, .. } = parts;
         let proxy = service::spawn(changes, facts, config.clone(), parts.clock)?;
-        return Ok(serve(proxy, config, parts.settings.proxy, parts.object, parts.clock).boxed());
+        return Ok(serve(proxy, config, parts.settings.proxy, parts.object, parts.events, parts.clock).boxed());
     }
     if config.mode == Mode::Ipvs && !service::ipvs::is_supported() {
         return Err(ServiceError::from(service::ipvs::IpvsError::NoKernelSupport).into());
@@ -107,7 +108,7 @@ pub(super) fn start(parts: ProxyParts) -> Result<BoxFuture<'static, ()>, ProxyEr
 
 /// With `detectLocalMode: NodeCIDR` nothing can be served before this node has its pod ranges.
 async fn start_with_ranges(parts: ProxyParts) {
-    let ProxyParts { settings, stoker, node, changes, facts, mut object, clock } = parts;
+    let ProxyParts { settings, stoker, node, changes, facts, mut object, events, clock } = parts;
     let ranges = pod_ranges(&mut object).await;
     tracing::info!(?ranges, "traffic of these sources is local");
     let started = service_config(&stoker, &settings, &node, &ranges).map_err(ProxyError::from).and_then(|config| {
@@ -115,7 +116,7 @@ async fn start_with_ranges(parts: ProxyParts) {
         Ok((proxy, config))
     });
     match started {
-        Ok((proxy, config)) => serve(proxy, config, settings.proxy, object, clock).await,
+        Ok((proxy, config)) => serve(proxy, config, settings.proxy, object, events, clock).await,
         Err(error) => tracing::error!(%error, "services cannot be served"),
     }
 }
@@ -143,6 +144,7 @@ async fn serve(
     config: ServiceConfig,
     settings: KubeProxyConfig,
     object: watch::Receiver<Option<Node>>,
+    events: Arc<dyn EventSink>,
     clock: Clock,
 ) {
     let (publish, eligible) = watch::channel(false);
@@ -174,6 +176,7 @@ async fn serve(
         error = serve_health_in_time(settings.healthz_address(), hard, &state) => tracing::error!(%error, "ending"),
         error = serve_metrics_in_time(settings.metrics_address(), hard, &state) => tracing::error!(%error, "ending"),
         () = serve_health_checks(proxy.health_checks, addresses, state.clone()) => {}
+        () = super::service::tell_problems(proxy.problems, events) => {}
         () = watch_eligibility(object, publish) => {}
         () = remove_leftovers(proxy.health, kept) => {}
     }

@@ -6,7 +6,9 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use stoker_model::handle::{Authorizer, EventSink, NodeFeed, ObjectApi, PodApi, PodFeed, ServiceLinks};
+use stoker_model::handle::{
+    Authorizer, EventSink, MirrorApi, NodeFeed, ObjectApi, PodApi, PodFeed, ServiceLinks, StorageApi,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -14,8 +16,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::preflight::{PreflightError, check_host, lock, prepare_root};
 use super::proxy::{self, ProxyError, ProxyParts, ProxySettings};
+use super::service_wiring;
 use super::standalone::{AlwaysAllow, Standalone};
-use super::wiring::{WiringError, cgroup_config, node_settings, parallel_pulls, pods_config, server_config};
+use super::wiring::{
+    WiringError, cgroup_config, dns_config, node_settings, parallel_pulls, pods_config, server_config,
+};
 use super::{logging, systemd};
 use crate::cgroup::{CgroupError, Cgroups};
 use crate::clock::Clock;
@@ -23,14 +28,16 @@ use crate::config::{
     ConfigError, Credentials, Flags, KubeconfigError, KubeletConfig, ServiceMode, StokerConfig, load,
     load_stoker_config, read_kubeconfig,
 };
+use crate::dns::{self, AddressError, DnsError, DnsServer};
 use crate::node::{self, NodeSettings};
 use crate::pod::{PodHandles, Pods};
 use crate::runtime::{Images, Runtime, RuntimeError, events as runtime_events, pause};
 use crate::server;
 use crate::upstream::{
-    self, AccessReviews, ApiServer, Backoff, ConnectError, NodeApi, Objects, PodWriter, ServiceStore,
+    self, AccessReviews, ApiServer, Backoff, ConnectError, NodeApi, Objects, PodWriter, ServiceStore, Storage,
 };
 use crate::volume::Volumes;
+use crate::volume::csi::{Drivers, watch_plugins};
 
 /// Changes of services that may wait for the data path.
 const SERVICE_QUEUE: usize = 1024;
@@ -54,6 +61,10 @@ pub(super) enum RunError {
     Runtime(#[from] RuntimeError),
     #[error(transparent)]
     Proxy(#[from] ProxyError),
+    #[error("cluster DNS: {0}")]
+    Dns(#[from] DnsError),
+    #[error("cluster DNS addresses of an earlier run: {0}")]
+    DnsAddress(#[from] AddressError),
     #[error("the node's API: {0}")]
     Server(#[from] server::ServerError),
     #[error(transparent)]
@@ -148,7 +159,10 @@ struct NodeHandles {
     node: NodeFeed,
     pods: PodFeed,
     api: Arc<dyn PodApi>,
+    mirrors: Arc<dyn MirrorApi>,
     objects: Arc<dyn ObjectApi>,
+    /// `None`: without an API server there are no claims.
+    storage: Option<Arc<dyn StorageApi>>,
     services: Arc<dyn ServiceLinks>,
     events: Arc<dyn EventSink>,
     authorizer: Arc<dyn Authorizer>,
@@ -187,7 +201,9 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
             node: observer.snapshots,
             pods: watch::channel(Some(Arc::default())).1,
             api: offline.clone(),
+            mirrors: offline.clone(),
             objects: offline.clone(),
+            storage: None,
             services: offline.clone(),
             events,
             authorizer: offline,
@@ -204,7 +220,22 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
     spawn(tasks, "pod watch", task);
 
     let store = ServiceStore::default();
-    let (changes, queue) = mpsc::channel(SERVICE_QUEUE);
+    let (changes, mut queue) = mpsc::channel(SERVICE_QUEUE);
+    let dns = dns_config(kubelet, stoker)?;
+    let answers_dns = dns.is_some();
+    match dns {
+        Some(config) => {
+            let (to_dns, dns_queue) = mpsc::channel(SERVICE_QUEUE);
+            let (to_rules, rules_queue) = mpsc::channel(SERVICE_QUEUE);
+            let addresses = config.addresses.clone();
+            let server = DnsServer::start(config, *clock).await?;
+            spawn(tasks, "cluster DNS", server.run(dns_queue));
+            let both = std::mem::replace(&mut queue, rules_queue);
+            spawn(tasks, "service changes", service_wiring::share(both, to_rules, to_dns, addresses));
+        }
+        // What a run with DNS claimed would swallow what pods ask of another server.
+        None => dns::cleanup().await?,
+    }
     match stoker.service_proxy.mode {
         ServiceMode::Nftables => {
             let parts = ProxyParts {
@@ -214,13 +245,14 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
                 changes: queue,
                 facts: observer.facts,
                 object,
+                events: events.clone(),
                 clock: *clock,
             };
             spawn(tasks, "service data path", proxy::start(parts)?);
         }
         ServiceMode::None => spawn(tasks, "service drain", drain(queue)),
     }
-    spawn(tasks, "service watch", upstream::watch_services(api.clone(), store.clone(), changes));
+    spawn(tasks, "service watch", upstream::watch_services(api.clone(), store.clone(), changes, answers_dns));
 
     let authorizer: Arc<dyn Authorizer> = if kubelet.authorization.mode == "AlwaysAllow" {
         Arc::new(AlwaysAllow)
@@ -232,7 +264,9 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
         node: observer.snapshots,
         pods,
         api: Arc::new(PodWriter::new(api.clone())),
-        objects: Arc::new(Objects::new(api, *clock)),
+        mirrors: Arc::new(PodWriter::new(api.clone())),
+        objects: Arc::new(Objects::new(api.clone(), *clock)),
+        storage: Some(Arc::new(Storage::new(api, node.name.clone()))),
         services: Arc::new(store),
         events,
         authorizer,
@@ -257,6 +291,14 @@ async fn wire_pods(
         // The runtime pulls it, or pods say what is missing.
         Err(error) => tracing::warn!(%error, "sandbox image not ensured"),
     }
+    let mut volumes = Volumes::new(&flags.root_dir, handles.objects.clone());
+    if let Some(storage) = handles.storage {
+        let drivers = Drivers::default();
+        volumes = volumes.with_storage(storage.clone(), drivers.clone());
+        let plugins = watch_plugins(flags.root_dir.join("plugins_registry"), drivers, storage, stop.clone());
+        // It ends with the agent.
+        tokio::spawn(plugins);
+    }
     let pods = Pods::spawn(
         pods_config(kubelet, &flags.root_dir)?,
         PodHandles {
@@ -266,7 +308,8 @@ async fn wire_pods(
             pods: handles.pods,
             node: handles.node,
             api: handles.api,
-            volumes: Volumes::new(&flags.root_dir, handles.objects.clone()),
+            mirrors: handles.mirrors,
+            volumes,
             objects: handles.objects,
             services: handles.services,
             sink: handles.events,

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::{ConfigMap, PodStatus, Secret};
-use stoker_model::handle::{ApiError, Authorizer, BoundToken, ObjectApi, PodApi, ServiceLinks, UserInfo};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodStatus, Secret};
+use stoker_model::handle::{ApiError, Authorizer, BoundToken, MirrorApi, ObjectApi, PodApi, ServiceLinks, UserInfo};
 use stoker_model::pod::PodRef;
 
 /// A node without an API server (A22.2d): writing goes nowhere, and there are no objects.
@@ -23,6 +23,13 @@ impl PodApi for Standalone {
     }
 
     async fn delete_finished(&self, _: &PodRef) -> Result<(), ApiError> {
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl MirrorApi for Standalone {
+    async fn create_mirror(&self, _: &Pod) -> Result<(), ApiError> {
         Ok(())
     }
 }

@@ -10,8 +10,9 @@ use stoker_model::quantity::{Milli, QuantityError};
 use super::proxy::ProxySettings;
 use crate::cgroup::{CgroupConfig, CgroupDriver};
 use crate::config::{Flags, KubeProxyConfig, KubeletConfig, LabelError, ProxyMode, StokerConfig, parse_node_labels};
+use crate::dns::{DnsConfig, Upstream};
 use crate::node::{AddressError, MachineError, NodeSettings, choose_addresses, node_name};
-use crate::pod::PodsConfig;
+use crate::pod::{PodsConfig, StaticSources};
 use crate::server::{ServerConfig, ServingCertificate};
 use crate::service::sysctls::ConntrackSettings;
 use crate::service::{Cidr, IpvsConfig, LocalTraffic, Mode, ServiceConfig};
@@ -34,6 +35,14 @@ pub(super) enum WiringError {
          with --hostname-override"
     )]
     OtherNode { said: String, name: String },
+    #[error(
+        "StokerConfiguration: dns.enabled needs an address: set dns.addresses, or clusterDNS in KubeletConfiguration"
+    )]
+    NoDnsAddress,
+    #[error(
+        "StokerConfiguration: dns.upstream: {0:?} is not the address of a name server, like 192.0.2.53 or 192.0.2.53:53"
+    )]
+    NotANameServer(String),
     #[error("{field}: {source}")]
     Range { field: &'static str, source: crate::service::config::NotACidr },
 }
@@ -64,11 +73,18 @@ pub(super) fn node_settings(config: &KubeletConfig, flags: &Flags) -> Result<Arc
         max_images: config.node_status_max_images,
         root_dir: flags.root_dir.clone(),
         controller_attach_detach: config.enable_controller_attach_detach,
+        declared_features: declared_features(config),
         reserved,
         name,
         hostname,
         addresses,
     }))
+}
+
+/// Upstream's features that this node has and an API server wants to know of; a feature gate takes one out.
+fn declared_features(config: &KubeletConfig) -> Vec<String> {
+    let wanted = |feature: &&str| config.feature_gates.get(*feature).copied().unwrap_or(true);
+    ["ExtendWebSocketsToKubelet"].into_iter().filter(wanted).map(str::to_owned).collect()
 }
 
 /// Settings of the room `pod`.
@@ -88,6 +104,13 @@ pub(super) fn pods_config(config: &KubeletConfig, root_dir: &Path) -> Result<Pod
         cluster_domain: config.cluster_domain.clone(),
         resolv_conf: Some(PathBuf::from(&config.resolv_conf)).filter(|path| !path.as_os_str().is_empty()),
         seccomp_default: config.seccomp_default,
+        static_sources: StaticSources {
+            path: Some(PathBuf::from(&config.static_pod_path)).filter(|path| !path.as_os_str().is_empty()),
+            path_every: config.file_check_frequency.0,
+            url: Some(config.static_pod_url.clone()).filter(|url| !url.is_empty()),
+            url_headers: config.static_pod_url_header.clone(),
+            url_every: config.http_check_frequency.0,
+        },
         single_process_oom_kill: config.single_process_oom_kill,
         ..PodsConfig::default()
     })
@@ -216,4 +239,43 @@ pub(super) fn conntrack_settings(proxy: &KubeProxyConfig) -> ConntrackSettings {
         udp: conntrack.udp_timeout.0,
         udp_stream: conntrack.udp_stream_timeout.0,
     }
+}
+
+/// Settings of the room `dns`; `None` when it is off.
+pub(super) fn dns_config(kubelet: &KubeletConfig, config: &StokerConfig) -> Result<Option<DnsConfig>, WiringError> {
+    let dns = &config.dns;
+    if !dns.enabled {
+        return Ok(None);
+    }
+    let mut addresses = dns.addresses.clone();
+    if addresses.is_empty() {
+        let address = |text: &String| {
+            text.parse().map_err(|_| WiringError::NotAnAddress { field: "clusterDNS", value: text.clone() })
+        };
+        addresses = kubelet.cluster_dns.iter().map(address).collect::<Result<_, _>>()?;
+    }
+    addresses.dedup();
+    if addresses.is_empty() {
+        return Err(WiringError::NoDnsAddress);
+    }
+    let server = |text: &String| {
+        let address = text.parse::<IpAddr>().map(|address| SocketAddr::new(address, 53));
+        address.or_else(|_| text.parse()).map_err(|_| WiringError::NotANameServer(text.clone()))
+    };
+    let upstream = if !dns.upstream.is_empty() {
+        Upstream::Servers(dns.upstream.iter().map(server).collect::<Result<_, _>>()?)
+    } else if kubelet.resolv_conf.is_empty() {
+        Upstream::None
+    } else {
+        Upstream::ResolvConf(PathBuf::from(&kubelet.resolv_conf))
+    };
+    let domain = if kubelet.cluster_domain.is_empty() { "cluster.local" } else { &kubelet.cluster_domain };
+    Ok(Some(DnsConfig {
+        addresses,
+        domain: domain.to_owned(),
+        ttl: dns.ttl,
+        upstream,
+        cache_entries: dns.cache_entries,
+        metrics_port: Some(dns.metrics_port).filter(|port| *port != 0),
+    }))
 }

@@ -1,5 +1,6 @@
 //! Our own settings, which upstream's files have no place for.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -32,8 +33,42 @@ pub struct StokerConfig {
     pub kind: String,
     /// How Services reach their endpoints.
     pub service_proxy: ServiceProxy,
+    /// Cluster DNS, answered on the node.
+    pub dns: Dns,
     /// `text`, or `json` for logs in JSON.
     pub log_format: String,
+}
+
+/// `dns`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Dns {
+    /// Whether this node answers at the cluster DNS addresses. Off where CoreDNS does.
+    pub enabled: bool,
+    /// Where to answer; empty: at KubeletConfiguration's `clusterDNS`.
+    pub addresses: Vec<IpAddr>,
+    /// Name servers for names outside of the cluster, with or without a port; empty: those of KubeletConfiguration's
+    /// `resolvConf`.
+    pub upstream: Vec<String>,
+    /// Seconds that clients may keep answers about the cluster.
+    pub ttl: u32,
+    /// Answers kept in memory at most.
+    pub cache_entries: usize,
+    /// Port of `/metrics` and `/ready` at the same addresses; 0: none.
+    pub metrics_port: u16,
+}
+
+impl Default for Dns {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            addresses: Vec::new(),
+            upstream: Vec::new(),
+            ttl: 5,
+            cache_entries: 10_000,
+            metrics_port: 9153,
+        }
+    }
 }
 
 /// `serviceProxy`
@@ -88,6 +123,12 @@ mod tests {
         let text = "apiVersion: stoker.dev/v1alpha1\nkind: StokerConfiguration\nserviceProxy:\n  mode: none\n";
         assert_eq!(read(path, text).expect("a configuration").service_proxy.mode, ServiceMode::None);
         assert_eq!(read(path, "").expect("empty"), StokerConfig::default());
+        let dns = read(path, "dns: {enabled: true, addresses: [10.96.0.10]}").expect("a configuration").dns;
+        assert_eq!(
+            dns,
+            Dns { enabled: true, addresses: vec!["10.96.0.10".parse().expect("an address")], ..Dns::default() }
+        );
+        assert!(read(path, "dns: {addresses: [here]}").expect_err("no address").to_string().contains("addresses"));
         let error = read(path, "serviceProxy:\n  mod: none\n").expect_err("unknown field").to_string();
         assert!(error.contains("stoker.yaml") && error.contains("mod") && error.contains("line 2"), "{error}");
     }

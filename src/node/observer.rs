@@ -77,6 +77,7 @@ pub fn observe(
         images: Vec::new(),
         images_read: None,
         imagefs: None,
+        recursive_read_only: false,
         settings,
     };
     let first = eye.look(RuntimeHealth::Unknown);
@@ -161,6 +162,8 @@ struct Eye {
     images: Vec<ContainerImage>,
     images_read: Option<Now>,
     imagefs: Option<String>,
+    /// The runtime's handler can do it.
+    recursive_read_only: bool,
 }
 
 impl Eye {
@@ -196,6 +199,7 @@ impl Eye {
         let pressures = seen.verdicts.iter().filter(|verdict| verdict.kind != "Ready" && verdict.holds);
         NodeSnapshot {
             name: self.settings.name.clone(),
+            uid: node.filter(|n| n.metadata.deletion_timestamp.is_none()).and_then(|n| n.metadata.uid.clone()),
             ips: self.settings.addresses.clone(),
             labels,
             taints,
@@ -203,6 +207,8 @@ impl Eye {
             capacity: quantities(&seen.capacity),
             network_ready,
             pressures: pressures.map(|verdict| verdict.kind.to_owned()).collect(),
+            recursive_read_only: self.recursive_read_only,
+            runtime_version: self.info.as_ref().map(|i| i.container_runtime_version.clone()).unwrap_or_default(),
         }
     }
 
@@ -218,6 +224,9 @@ impl Eye {
             let text = format!("{}://{}", version.runtime_name, version.runtime_version);
             self.info = Some(system_info(text));
         }
+        let default = answer.runtime_handlers.iter().find(|handler| handler.name.is_empty());
+        self.recursive_read_only =
+            default.and_then(|handler| handler.features.as_ref()).is_some_and(|f| f.recursive_read_only_mounts);
         runtime_health(answer.status.as_ref())
     }
 

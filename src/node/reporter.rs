@@ -226,6 +226,7 @@ fn status_fields(settings: &NodeSettings, seen: &Observation) -> Map<String, Val
         ("daemonEndpoints", json!({ "kubeletEndpoint": { "Port": settings.port } })),
         ("nodeInfo", json!(seen.info)),
         ("images", json!(seen.images)),
+        ("declaredFeatures", json!(settings.declared_features)),
     ];
     fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }

@@ -53,6 +53,8 @@ pub struct NodeSettings {
     pub root_dir: PathBuf,
     /// Volumes are attached by the controller (A16.4).
     pub controller_attach_detach: bool,
+    /// What this node can do that an API server may rely on (A19.4).
+    pub declared_features: Vec<String>,
 }
 
 /// Why nothing can be known of the machine.
@@ -108,6 +110,7 @@ pub(super) fn tests_support() -> NodeSettings {
         max_images: 50,
         root_dir: PathBuf::from("/"),
         controller_attach_detach: true,
+        declared_features: Vec::new(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
 use stoker_model::names;
 use stoker_model::pod::PodRef;
 
@@ -12,7 +12,7 @@ use super::sandbox::identity;
 use crate::runtime::cri;
 
 /// CRI annotation: the preStop hook, for an agent that has lost the pod's spec (A1.15).
-const PRE_STOP_HANDLER: &str = "io.kubernetes.container.preStopHandler";
+pub(super) const PRE_STOP_HANDLER: &str = "io.kubernetes.container.preStopHandler";
 /// Where a container writes its last words unless it says otherwise (A4.7).
 const TERMINATION_LOG: &str = "/dev/termination-log";
 
@@ -93,4 +93,53 @@ fn annotations(pod: &Pod, container: &Container, restart_count: u32) -> BTreeMap
         all.insert(names::DELETION_GRACE_PERIOD.into(), grace.to_string());
     }
     all
+}
+
+/// Whether what is mounted below a read-only mount becomes read-only, too (A9.24).
+pub(super) fn recursive_read_only(mount: &VolumeMount, supported: bool) -> Result<bool, String> {
+    let mode = mount.recursive_read_only.as_deref().unwrap_or("Disabled");
+    let asked = format!("volume \"{}\" requested recursive read-only mode, but it is", mount.name);
+    let propagation = mount.mount_propagation.as_deref().unwrap_or("None");
+    match mode {
+        "Disabled" => Ok(false),
+        _ if !mount.read_only.unwrap_or_default() => Err(format!("{asked} not read-only")),
+        _ if propagation != "None" => Err(format!("{asked} not compatible with propagation \"{propagation}\"")),
+        "IfPossible" => Ok(supported),
+        "Enabled" if supported => Ok(true),
+        "Enabled" => Err(format!("{asked} not supported by the runtime")),
+        other => Err(format!("unknown recursive read-only mode \"{other}\"")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(change: impl FnOnce(&mut VolumeMount)) -> VolumeMount {
+        let mut mount = VolumeMount { name: "v".into(), mount_path: "/v".into(), ..VolumeMount::default() };
+        change(&mut mount);
+        mount
+    }
+
+    #[test]
+    fn recursive_read_only_follows_upstreams_rules() {
+        // A9.24
+        let ask = |mode: &str, propagation: Option<&str>, read_only: bool| {
+            mount(|m| {
+                m.recursive_read_only = Some(mode.into());
+                m.mount_propagation = propagation.map(str::to_owned);
+                m.read_only = Some(read_only);
+            })
+        };
+        assert_eq!(recursive_read_only(&mount(|_| {}), true), Ok(false));
+        assert_eq!(recursive_read_only(&ask("Enabled", None, true), true), Ok(true));
+        assert_eq!(recursive_read_only(&ask("IfPossible", Some("None"), true), false), Ok(false));
+        let refused = |mode, propagation, read_only, why: &str| {
+            let text = recursive_read_only(&ask(mode, propagation, read_only), false).unwrap_err();
+            assert_eq!(text, format!("volume \"v\" requested recursive read-only mode, but it is {why}"));
+        };
+        refused("Enabled", None, true, "not supported by the runtime");
+        refused("IfPossible", None, false, "not read-only");
+        refused("Enabled", Some("HostToContainer"), true, "not compatible with propagation \"HostToContainer\"");
+    }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Container, EnvVar, EnvVarSource, Pod};
 use stoker_model::handle::{NodeSnapshot, ObjectApi, ServiceLinks};
 
+use super::sources::is_static;
 use crate::volume::fields;
 
 /// Why an environment cannot be made: the text of `CreateContainerConfigError`.
@@ -31,25 +32,29 @@ impl Environment {
 
     /// Replaces `$(VAR)`, and `$$` by `$`; what is not defined stays as it is (A8.2).
     pub(super) fn expand(&self, text: &str) -> String {
-        let (mut out, mut rest) = (String::with_capacity(text.len()), text);
+        stoker_model::expand::expand(text, |name| self.get(name))
+    }
+
+    #[cfg(test)]
+    pub(super) fn of(pairs: &[(&str, &str)]) -> Self {
+        Self(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
+    }
+
+    /// The names that a text refers to and that have no value, sorted (A9.14).
+    pub(super) fn missing(&self, text: &str) -> Vec<String> {
+        let (mut found, mut rest) = (std::collections::BTreeSet::new(), text);
         while let Some(place) = rest.find('$') {
-            out.push_str(&rest[..place]);
             rest = &rest[place + 1..];
             if let Some(after) = rest.strip_prefix('$') {
-                out.push('$');
                 rest = after;
             } else if let Some((name, after)) = rest.strip_prefix('(').and_then(|inner| inner.split_once(')')) {
-                match self.get(name) {
-                    Some(value) => out.push_str(value),
-                    None => out.push_str(&format!("$({name})")),
+                if self.get(name).is_none_or(str::is_empty) {
+                    found.insert(name.to_owned());
                 }
                 rest = after;
-            } else {
-                out.push('$');
             }
         }
-        out.push_str(rest);
-        out
+        found.into_iter().collect()
     }
 
     /// Names and values.
@@ -86,9 +91,15 @@ impl EnvSources<'_> {
             }
         }
         let links = self.pod.spec.as_ref().and_then(|s| s.enable_service_links).unwrap_or(true);
-        let services = self.services.environment(self.namespace(), links).ok_or_else(|| {
-            EnvError("services have not yet been read at least once, cannot construct envvars".to_owned())
-        })?;
+        let services = match self.services.environment(self.namespace(), links) {
+            Some(services) => services,
+            // The API server may be one of them (A8.6).
+            None if is_static(self.pod) => BTreeMap::new(),
+            None => {
+                let text = "services have not yet been read at least once, cannot construct envvars";
+                return Err(EnvError(text.to_owned()));
+            }
+        };
         for (name, value) in services {
             if environment.get(&name).is_none() {
                 environment.set(&name, value);

@@ -6,7 +6,9 @@
 //! Not here: how containers are made (`runtime`), who is evicted (`node`), how volumes are mounted (`volume`).
 
 mod admission;
+mod adopted;
 mod backoff;
+mod commands;
 mod container;
 mod dns;
 mod env;
@@ -19,6 +21,7 @@ mod resources;
 mod sandbox;
 mod security;
 mod shared;
+mod sources;
 mod status;
 mod steps;
 mod worker;
@@ -26,3 +29,4 @@ mod writer;
 
 pub use pods::Pods;
 pub use shared::{PodHandles, PodsConfig};
+pub use sources::StaticSources;

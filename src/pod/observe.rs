@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use stoker_model::names;
 use stoker_model::pod::PodUid;
 
+use super::container::PRE_STOP_HANDLER;
 use super::observed::{Instance, InstanceState, Sandbox};
 use super::shared::Directory;
 use crate::runtime::{Runtime, RuntimeError, cri, logs};
@@ -137,6 +138,8 @@ fn of_status(status: &cri::ContainerStatus, sandbox_id: &str) -> Instance {
         message: status.message.clone(),
         image: if spec.user_specified_image.is_empty() { spec.image } else { spec.user_specified_image },
         image_ref: status.image_ref.clone(),
+        pre_stop: status.annotations.get(PRE_STOP_HANDLER).cloned(),
+        ports: status.annotations.get(names::CONTAINER_PORTS).cloned(),
     }
 }
 

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod};
 use stoker_model::resources::is_sidecar;
 
 use super::backoff::Backoff;
+pub(super) use crate::probe::Verdict as ProbeVerdict;
 
 /// What its sources want of a pod.
 #[derive(Clone, Debug)]
@@ -197,6 +198,9 @@ pub(super) struct Instance {
     pub(super) image: String,
     /// The image's digest reference.
     pub(super) image_ref: String,
+    /// The preStop hook and the ports that it was made with, as JSON: for an agent that has lost the spec (A1.15).
+    pub(super) pre_stop: Option<String>,
+    pub(super) ports: Option<String>,
 }
 
 impl Instance {
@@ -215,6 +219,8 @@ pub(super) struct Memory {
     /// The pod's control group is there.
     pub(super) cgroup_ready: bool,
     pub(super) volumes: VolumesState,
+    /// The runtime can make mounts read-only with all below them.
+    pub(super) recursive_read_only: bool,
     /// The last attempt to make a sandbox failed.
     pub(super) sandbox_failure: Option<Failure>,
     /// Images by reference and pull policy.
@@ -227,6 +233,8 @@ pub(super) struct Memory {
     pub(super) stops: BTreeMap<String, Stop>,
     /// Containers that were stopped to be made anew, whatever the restart policy says (A3.13).
     pub(super) recreate: BTreeSet<String>,
+    /// Containers whose postStart hook runs, with their IDs: they have not started yet (A4.1).
+    pub(super) post_start: BTreeMap<String, String>,
     /// Containers whose postStart hook failed: they are stopped and wait (A4.1).
     pub(super) hook_failed: BTreeSet<String>,
     /// What probes say, by container name; a container without an entry has no probe.
@@ -345,17 +353,6 @@ pub(super) struct Stop {
     pub(super) deadline: Duration,
     /// Only the preStop hook: the signal waits for its turn (A3.4).
     pub(super) hook_only: bool,
-}
-
-/// What the probes of a container say.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct ProbeVerdict {
-    /// The startup probe passed, or there is none.
-    pub(super) started: bool,
-    /// The readiness probe passed, or there is none.
-    pub(super) ready: bool,
-    /// The startup or liveness probe gave up on the container.
-    pub(super) dead: bool,
 }
 
 /// A pod's one-way road (A1.3). Only the planner moves it.

@@ -15,6 +15,7 @@ use jiff::Timestamp;
 pub(super) use running::{container_hash, pod_text, pod_text_of};
 
 use super::observed::{Cause, DesiredPod, ImageKey, InstanceState, Observed, Stage};
+use super::sources::is_static;
 use crate::clock::Now;
 
 /// At least so long remains for the stop signal, whatever the hooks took (A4.5).
@@ -175,7 +176,8 @@ fn next_stage(desired: &DesiredPod, seen: &Observed, now: Now) -> Stage {
 /// The grace period of the pod's deletion, if it is being deleted.
 fn deletion_grace(desired: &DesiredPod) -> Option<Duration> {
     if desired.gone {
-        return Some(GONE_GRACE);
+        // A static pod has its own grace: nobody can delete it otherwise (A7.5).
+        return Some(if is_static(&desired.pod) { desired.spec_grace() } else { GONE_GRACE });
     }
     desired.pod.metadata.deletion_timestamp.as_ref()?;
     let seconds = desired.pod.metadata.deletion_grace_period_seconds;

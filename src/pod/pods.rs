@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
-use stoker_model::handle::{DesiredPods, EventType, PodDirectory, PodFeed};
+use stoker_model::handle::{EventType, PodDirectory};
 use stoker_model::names;
 use stoker_model::pod::{PodRef, PodUid};
 use stoker_model::resources::{QosClass, pod_requests, qos_class};
@@ -16,11 +16,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::admission;
+use super::commands::Commands;
 use super::observed::{Cause, DesiredPod};
 use super::shared::{Directory, PodHandles, PodsConfig, Shared};
+use super::sources::{self, Mirrors, Reported, Wanted, WantedFeed, full_name, is_static, keep_mirrors};
 use super::worker::Worker;
 use crate::cgroup::cpu_shares;
 use crate::clock::Clock;
+use crate::probe::Prober;
 use crate::runtime::RuntimeError;
 use crate::runtime::events::RuntimeEvent;
 
@@ -49,14 +52,23 @@ impl std::fmt::Debug for Pods {
 }
 
 impl Pods {
-    /// Starts to run pods. Nothing is cleaned up before the feed has told of all pods once (A1.2).
+    /// Starts to run pods. Nothing is cleaned up before every source has told of all its pods once (A1.2).
     ///
     /// Must be called in a tokio runtime.
     pub fn spawn(config: PodsConfig, handles: PodHandles, stop: CancellationToken) -> Self {
         let directory = Directory::default();
-        let PodHandles { runtime, images, events, pods, node, api, objects, services, sink, cgroups, volumes } =
+        let PodHandles { runtime, images, events, pods, node, api, mirrors, objects, services, sink, cgroups, volumes } =
             handles;
+        let commands = Arc::new(Commands(runtime.clone()));
+        let prober = Prober::spawn(commands, sink.clone(), stop.clone());
+        let reported = Reported::default();
+        let wanted = sources::gather(&config.static_sources, pods, &node, reported.clone(), &stop);
+        let keeper =
+            keep_mirrors(mirrors, api.clone(), wanted.clone(), node.clone(), reported.clone(), directory.clone());
+        tokio::spawn(stop.clone().run_until_cancelled_owned(keeper));
+        let api = Arc::new(Mirrors { api, wanted: wanted.clone(), reported, directory: directory.clone() });
         let shared = Shared {
+            prober,
             config,
             runtime,
             images,
@@ -80,7 +92,7 @@ impl Pods {
             orphans_due: true,
             burstable_shares: None,
         };
-        tokio::spawn(supervisor.run(pods, events));
+        tokio::spawn(supervisor.run(wanted, events));
         Self { directory, beat }
     }
 
@@ -127,7 +139,7 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    async fn run(mut self, mut feed: PodFeed, mut events: mpsc::Receiver<RuntimeEvent>) {
+    async fn run(mut self, mut feed: WantedFeed, mut events: mpsc::Receiver<RuntimeEvent>) {
         let mut node = self.shared.node.clone();
         let mut network_ready = node.borrow().network_ready;
         let mut beats = tokio::time::interval(BEAT);
@@ -149,7 +161,7 @@ impl Supervisor {
                     network_ready = ready;
                     self.reconcile(&mut feed).await;
                 }
-                () = tokio::time::sleep(ORPHANS_RETRY), if self.orphans_due && feed.borrow().is_some() => {
+                () = tokio::time::sleep(ORPHANS_RETRY), if self.orphans_due && feed.borrow().complete => {
                     self.reconcile(&mut feed).await;
                 }
             }
@@ -163,7 +175,7 @@ impl Supervisor {
         self.beat.store(now, Ordering::Relaxed);
     }
 
-    async fn ended(&mut self, ended: Result<PodRef, tokio::task::JoinError>, feed: &mut PodFeed) {
+    async fn ended(&mut self, ended: Result<PodRef, tokio::task::JoinError>, feed: &mut WantedFeed) {
         match ended {
             Ok(reference) => {
                 self.workers.remove(&reference.uid);
@@ -197,22 +209,29 @@ impl Supervisor {
     }
 
     /// Makes the workers those of the pods that are wanted.
-    async fn reconcile(&mut self, feed: &mut PodFeed) {
-        let Some(wanted) = feed.borrow_and_update().clone() else { return };
+    async fn reconcile(&mut self, feed: &mut WantedFeed) {
+        let wanted = feed.borrow_and_update().clone();
         for (uid, handle) in &self.workers {
-            let pod = wanted.get(uid);
+            let pod = wanted.pods.get(uid);
             handle.desired.send_if_modified(|desired| match pod {
-                Some(pod) if Arc::ptr_eq(&desired.pod, pod) && !desired.gone => false,
+                // Once unwanted it ends, also when a source wants it again meanwhile: then it begins anew after that (A7.7).
+                _ if desired.gone => false,
+                Some(pod) if Arc::ptr_eq(&desired.pod, pod) || pod.spec.is_none() => false,
                 Some(pod) => {
-                    *desired = DesiredPod { pod: pod.clone(), gone: false };
+                    desired.pod = pod.clone();
                     true
                 }
-                None => !std::mem::replace(&mut desired.gone, true),
+                // A static pod's source has told of it before, so it knows.
+                None if wanted.complete || is_static(&desired.pod) => {
+                    desired.gone = true;
+                    true
+                }
+                None => false,
             });
         }
         self.start_wanted(&wanted);
         self.weigh_burstable();
-        if self.orphans_due {
+        if self.orphans_due && wanted.complete {
             let searched = tokio::time::timeout(ORPHANS_LIMIT, self.orphans(&wanted)).await;
             let late = |_| Err(RuntimeError::TimedOut { call: "ListPodSandbox", after: ORPHANS_LIMIT });
             match searched.unwrap_or_else(late) {
@@ -229,14 +248,21 @@ impl Supervisor {
     }
 
     /// Starts workers for new pods, the oldest first (A1.18).
-    fn start_wanted(&mut self, wanted: &DesiredPods) {
+    fn start_wanted(&mut self, wanted: &Wanted) {
         let node = self.shared.node();
         if node.allocatable.is_empty() {
             // Nothing can be decided about pods before the node knows itself.
             return;
         }
+        // A static pod of the same name waits for the end of the one before (A1.4).
+        let names: BTreeSet<_> = self.workers.values().map(|handle| full_name(&handle.desired.borrow().pod)).collect();
+        let starts = |uid: &PodUid, pod: &Pod| {
+            let waits = is_static(pod) && names.contains(&full_name(pod));
+            !self.workers.contains_key(uid) && pod.spec.is_some() && !waits
+        };
         let mut fresh: Vec<&Arc<Pod>> =
-            wanted.iter().filter(|(uid, _)| !self.workers.contains_key(uid)).map(|(_, pod)| pod).collect();
+            wanted.pods.iter().filter(|(uid, pod)| starts(uid, pod)).map(|(_, pod)| pod).collect();
+        // Static pods, which nobody created, are the first (A7.6).
         fresh.sort_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
         for pod in fresh {
             let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
@@ -297,8 +323,8 @@ impl Supervisor {
     }
 
     /// Pods that left something on this node and are not wanted (A1.14, A1.6).
-    async fn orphans(&self, wanted: &DesiredPods) -> Result<Vec<Pod>, RuntimeError> {
-        let known = |uid: &PodUid| wanted.contains_key(uid) || self.workers.contains_key(uid);
+    async fn orphans(&self, wanted: &Wanted) -> Result<Vec<Pod>, RuntimeError> {
+        let known = |uid: &PodUid| wanted.pods.contains_key(uid) || self.workers.contains_key(uid);
         let mut orphans: BTreeMap<PodUid, Pod> = BTreeMap::new();
         for sandbox in self.shared.runtime.list_pod_sandbox(None).await? {
             let label = |key: &str| sandbox.labels.get(key).cloned();

@@ -8,14 +8,16 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use stoker_model::handle::{
-    EventSink, EventSubject, EventType, NodeFeed, NodeSnapshot, ObjectApi, PodApi, PodFeed, ServiceLinks,
+    EventSink, EventSubject, EventType, MirrorApi, NodeFeed, NodeSnapshot, ObjectApi, PodApi, PodFeed, ServiceLinks,
 };
 use stoker_model::pod::{PodRef, PodUid};
 use tokio::sync::mpsc;
 
 use super::observed::Kind;
+use super::sources::StaticSources;
 use crate::cgroup::Cgroups;
 use crate::clock::Clock;
+use crate::probe::Prober;
 use crate::runtime::events::RuntimeEvent;
 use crate::runtime::{Images, Runtime};
 use crate::volume::Volumes;
@@ -39,6 +41,8 @@ pub struct PodsConfig {
     pub cluster_domain: String,
     /// kubelet's `resolvConf`; `None`: pods get nothing of the node's (A11.5).
     pub resolv_conf: Option<PathBuf>,
+    /// Where static pods come from.
+    pub static_sources: StaticSources,
     /// kubelet's `seccompDefault`.
     pub seccomp_default: bool,
     /// kubelet's `singleProcessOOMKill`.
@@ -58,6 +62,7 @@ impl Default for PodsConfig {
             cluster_dns: Vec::new(),
             cluster_domain: "cluster.local".into(),
             resolv_conf: Some("/etc/resolv.conf".into()),
+            static_sources: StaticSources::default(),
             seccomp_default: false,
             single_process_oom_kill: false,
             runtime_handler: String::new(),
@@ -79,6 +84,8 @@ pub struct PodHandles {
     pub node: NodeFeed,
     /// Writes status.
     pub api: Arc<dyn PodApi>,
+    /// Shows static pods.
+    pub mirrors: Arc<dyn MirrorApi>,
     /// ConfigMaps, Secrets, tokens.
     pub objects: Arc<dyn ObjectApi>,
     /// Service environment.
@@ -108,6 +115,7 @@ pub(super) struct Shared {
     pub(super) sink: Arc<dyn EventSink>,
     pub(super) cgroups: Cgroups,
     pub(super) volumes: Volumes,
+    pub(super) prober: Prober,
     pub(super) clock: Clock,
     /// Pods with the status last computed.
     pub(super) directory: Directory,
@@ -153,6 +161,10 @@ pub(super) struct Directory {
 impl Directory {
     pub(super) fn all(&self) -> Vec<Arc<Pod>> {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    pub(super) fn get(&self, uid: &PodUid) -> Option<Arc<Pod>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
     }
 
     pub(super) fn put(&self, uid: &PodUid, pod: Arc<Pod>) {

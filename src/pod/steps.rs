@@ -1,6 +1,7 @@
 //! Does what a plan says: the only place that acts on a pod. What it learns goes back as [`Effect`]s, which the worker remembers.
 
 mod containers;
+mod hooks;
 mod images;
 mod mounts;
 mod sandboxes;
@@ -14,8 +15,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use stoker_model::handle::EventType;
 use stoker_model::pod::PodRef;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
+pub(super) use hooks::run_post_start;
 pub(super) use images::find_image;
 pub(super) use stops::{StopRequest, run_pre_stop, stop_container};
 
@@ -57,15 +59,18 @@ pub(super) enum Effect {
     },
     Started {
         name: String,
+        id: String,
     },
     ContainerFailed {
         name: String,
         reason: &'static str,
         message: String,
     },
-    HookFailed {
+    /// A postStart hook came to its end.
+    HookEnded {
         name: String,
-        message: String,
+        id: String,
+        failed: Option<String>,
     },
     /// A stop came to its end, well or not.
     StopEnded {
@@ -90,6 +95,8 @@ pub(super) struct Hand {
     pub(super) sandbox: Option<Sandbox>,
     /// IDs and users of images that were found.
     pub(super) images: Vec<(ImageKey, String, super::security::ImageUser)>,
+    /// Notified when the content of a volume is to be brought up to date.
+    pub(super) volumes_changed: Arc<Notify>,
     /// Resolves when the status has been written.
     pub(super) flushed: futures::future::BoxFuture<'static, ()>,
     pub(super) effects: Vec<Effect>,
@@ -198,19 +205,22 @@ impl Hand {
 
     async fn mount_volumes(&mut self) -> Outcome {
         let shared = self.shared.clone();
-        let result = match shared.volumes.make_dirs(&self.reference.uid) {
-            Err(error) => Err(vec![(String::new(), error)]),
-            Ok(_) => shared.volumes.mount(&self.pod, &shared.node(), shared.clock.now()).await,
-        };
-        match result {
-            Ok(_) => {
+        if let Err(error) = shared.volumes.make_dirs(&self.reference.uid) {
+            let message = format!("error making pod data directories: {error}");
+            shared.tell(&self.reference, EventType::Warning, "FailedMakePodDataDirectories", message.clone());
+            self.effects.push(Effect::VolumesFailed(message));
+            return Outcome::Stop;
+        }
+        let (node, now) = (shared.node(), shared.clock.now());
+        match shared.volumes.mount(&self.pod, &node, now, &self.volumes_changed).await {
+            Ok(()) => {
                 self.effects.push(Effect::VolumesMounted);
                 Outcome::Done
             }
-            Err(errors) => {
+            Err(failures) => {
                 let mut message = String::new();
-                for (volume, error) in errors {
-                    message = format!("MountVolume.SetUp failed for volume \"{volume}\" : {error}");
+                for failure in failures {
+                    message = failure.to_string();
                     shared.tell(&self.reference, EventType::Warning, "FailedMount", message.clone());
                 }
                 self.effects.push(Effect::VolumesFailed(message));

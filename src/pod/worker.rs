@@ -4,6 +4,8 @@
 //! younger than the last step. Stops and pulls run beside it and are remembered as under way. No call to the runtime is ever
 //! dropped half way: it has a task of its own, and reports back.
 
+mod refresh;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,17 +18,22 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, warn};
 
+use refresh::{PodFields, Refresh};
+
+use super::adopted::Adopted;
 use super::backoff::{Backoff, backoffs};
 use super::observe::Observer;
 use super::observed::{
-    DesiredPod, Failure, ImageState, Kind, Memory, Observed, ProbeVerdict, Sandbox, Stage, Stop, VolumesState,
+    DesiredPod, Failure, ImageState, Instance, InstanceState, Kind, Memory, Observed, ProbeVerdict, Sandbox, Stage,
+    Stop, VolumesState,
 };
 use super::plan::{Plan, Step, StopContainer, Waiting, plan, pod_text};
 use super::security::ImageUser;
 use super::shared::Shared;
 use super::status::{Facts, differs, status};
-use super::steps::{Effect, Hand, StopRequest, find_image, pull_failure, run_pre_stop, stop_container};
+use super::steps::{Effect, Hand, StopRequest, find_image, pull_failure, run_post_start, run_pre_stop, stop_container};
 use super::writer::StatusWriter;
+use crate::probe::{Target, View};
 
 /// kubelet's back-off after a sync that failed (A1.5).
 const CONTAINER_RETRY: Duration = Duration::from_secs(10);
@@ -45,7 +52,24 @@ const REPEAT_DELAY: (Duration, Duration) = (Duration::from_millis(50), Duration:
 struct Report {
     /// It was the hand.
     hand: bool,
+    /// It brought volumes up to date.
+    refresh: bool,
     effects: Vec<Effect>,
+}
+
+impl Report {
+    const fn of(effects: Vec<Effect>) -> Self {
+        Self { hand: false, refresh: false, effects }
+    }
+}
+
+/// Why a worker woke.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Wake {
+    Look,
+    /// Only time has passed.
+    Resync,
+    VolumesChanged,
 }
 
 pub(super) struct Worker {
@@ -70,9 +94,17 @@ pub(super) struct Worker {
     /// The waiting containers of the last plan: an event is due when one starts to wait for a back-off.
     waiting: BTreeMap<String, Waiting>,
     mount_failures: u32,
+    /// Notified when an object has changed that a volume shows (A9.8).
+    volumes_changed: Arc<Notify>,
+    refresh: Refresh,
+    /// The pod's labels and annotations as its volumes were last given them.
+    shown_fields: PodFields,
     /// Steps of the last hand, and how often they came again.
     repeated: (Vec<Step>, u32),
     sandbox: Option<Sandbox>,
+    /// What was seen before the first round: nothing was done since.
+    looked: Option<(Vec<Sandbox>, Vec<Instance>)>,
+    adopted: Adopted,
     gone: bool,
 }
 
@@ -116,8 +148,13 @@ impl Worker {
             hooks: HashMap::new(),
             waiting: BTreeMap::new(),
             mount_failures: 0,
+            volumes_changed: Arc::default(),
+            refresh: Refresh::Idle,
+            shown_fields: (pod.metadata.labels.clone(), pod.metadata.annotations.clone()),
             repeated: (Vec::new(), 0),
             sandbox: None,
+            looked: None,
+            adopted: Adopted::default(),
             gone: false,
         }
     }
@@ -125,7 +162,7 @@ impl Worker {
     /// Runs until nothing is left of the pod, or the agent stops.
     pub(super) async fn run(mut self) -> PodRef {
         let span = tracing::info_span!("pod", pod = %self.reference);
-        let reference = self.reference.clone();
+        let (reference, prober) = (self.reference.clone(), self.shared.prober.clone());
         async move {
             self.adopt().await;
             let mut runtime_delay = RUNTIME_RETRY.0;
@@ -146,16 +183,21 @@ impl Worker {
                         }
                     };
                 }
-                if self.next_wake(wake_at, resync_at).await {
-                    self.refresh_volumes();
-                    // Should the pod still be there, it is asked again to go.
-                    self.memory.reported = false;
-                    resync_at = self.next_resync();
+                match self.next_wake(wake_at, resync_at).await {
+                    Wake::Look => {}
+                    Wake::VolumesChanged => self.volumes_changed(),
+                    Wake::Resync => {
+                        self.refresh_volumes();
+                        // Should the pod still be there, it is asked again to go.
+                        self.memory.reported = false;
+                        resync_at = self.next_resync();
+                    }
                 }
             }
         }
         .instrument(span.or_current())
         .await;
+        prober.forget(&reference.uid);
         reference
     }
 
@@ -165,8 +207,8 @@ impl Worker {
         self.shared.clock.now().monotonic + self.shared.config.sync_frequency.mul_f64(1.0 + f64::from(spread) / 200.0)
     }
 
-    /// Waits until there is a reason to look; whether it is only that time has passed.
-    async fn next_wake(&mut self, wake_at: Option<Duration>, resync_at: Duration) -> bool {
+    /// Waits until there is a reason to look.
+    async fn next_wake(&mut self, wake_at: Option<Duration>, resync_at: Duration) -> Wake {
         let now = self.shared.clock.now().monotonic;
         let wake_at = wake_at.filter(|_| !self.hand_busy);
         let until = |at: Duration| tokio::time::sleep(at.saturating_sub(now));
@@ -179,17 +221,27 @@ impl Worker {
                 if changed.is_err() {
                     self.stop.cancel();
                 }
+                if self.shows_pod_fields() {
+                    return Wake::VolumesChanged;
+                }
             }
             () = self.wake.notified() => {}
-            () = until(wake_at.unwrap_or(resync_at).min(resync_at)) => return now + Duration::from_millis(1) >= resync_at || wake_at.is_none_or(|at| at >= resync_at),
+            () = self.volumes_changed.notified() => return Wake::VolumesChanged,
+            () = until(wake_at.unwrap_or(resync_at).min(resync_at)) => {
+                let is_resync = now + Duration::from_millis(1) >= resync_at || wake_at.is_none_or(|at| at >= resync_at);
+                return if is_resync { Wake::Resync } else { Wake::Look };
+            }
         }
-        false
+        Wake::Look
     }
 
     fn take(&mut self, report: Result<Report, tokio::task::JoinError>) {
         match report {
             Ok(report) => {
                 self.hand_busy &= !report.hand;
+                if report.refresh && std::mem::replace(&mut self.refresh, Refresh::Idle) == Refresh::Again {
+                    self.refresh_volumes();
+                }
                 for effect in report.effects {
                     self.remember(effect);
                 }
@@ -198,18 +250,22 @@ impl Worker {
                 // A panic in a step is a defect; the pod is looked at again and the step tried again.
                 warn!(%error, "a step ended badly");
                 self.hand_busy = false;
+                self.refresh = Refresh::Idle;
             }
         }
     }
 
     /// What an earlier agent left running is as it should be: nothing is mounted or limited anew before it is looked at (A1.15, A2.23).
     async fn adopt(&mut self) {
-        let Ok((sandboxes, _)) =
+        let Ok((sandboxes, containers)) =
             self.observer.look(&self.shared.runtime, &self.reference.uid, &self.shared.directory).await
         else {
             return;
         };
-        if sandboxes.iter().any(|s| s.ready) {
+        self.adopted = Adopted::of(&self.desired.borrow(), &containers);
+        let found_ready = sandboxes.iter().any(|s| s.ready);
+        self.looked = Some((sandboxes, containers));
+        if found_ready {
             self.memory.volumes = VolumesState::Mounted;
             self.memory.cgroup_ready = true;
             self.refresh_volumes();
@@ -219,12 +275,18 @@ impl Worker {
     /// Looks, plans, reports and begins what is to be done. When to look again (monotonic).
     async fn round(&mut self) -> Result<Option<Duration>, crate::runtime::RuntimeError> {
         let (runtime, directory) = (&self.shared.runtime, &self.shared.directory);
-        let (sandboxes, containers) = self.observer.look(runtime, &self.reference.uid, directory).await?;
+        let (sandboxes, containers) = match self.looked.take() {
+            Some(looked) => looked,
+            None => self.observer.look(runtime, &self.reference.uid, directory).await?,
+        };
         let desired = self.desired.borrow_and_update().clone();
         self.sandbox = sandboxes.first().cloned();
-        let network_ready = self.shared.node().network_ready;
-        let memory = std::mem::take(&mut self.memory);
+        let node = self.shared.node();
+        let network_ready = node.network_ready;
+        let mut memory = std::mem::take(&mut self.memory);
+        memory.recursive_read_only = node.recursive_read_only;
         let mut seen = Observed { sandboxes, containers, network_ready, memory };
+        seen.memory.probes = self.probe(&desired, &seen);
         let now = self.shared.clock.now();
         let mut plan = plan(&desired, &seen, self.shared.config.longest_backoff, now);
         debug!(stage = ?plan.stage, steps = plan.steps.len(), wake_at = ?plan.wake_at, "planned");
@@ -236,6 +298,64 @@ impl Worker {
         self.memory = seen.memory;
         self.waiting = plan.waiting.clone();
         Ok(self.begin(&desired, plan))
+    }
+
+    /// Has the containers that run probed, and asks what their probes say.
+    fn probe(&self, desired: &DesiredPod, seen: &Observed) -> BTreeMap<String, ProbeVerdict> {
+        let address = self.address(desired);
+        let ending = seen.memory.stage != Stage::Running || desired.gone || desired.deleted();
+        let sidecars = desired.init_containers().iter().filter(|c| desired.is_sidecar(&c.name));
+        let probed = desired.containers().iter().map(|c| (Kind::Regular, c)).chain(sidecars.map(|c| (Kind::Init, c)));
+        let running = probed.filter_map(|(kind, spec)| {
+            let instance = seen.newest(&spec.name).filter(|i| i.state == InstanceState::Running)?;
+            // Until its hook has returned it has not started (A4.1).
+            let hooked = seen.memory.post_start.contains_key(&spec.name);
+            (!hooked).then(|| (kind.field_path(&spec.name), spec, instance))
+        });
+        let running: Vec<_> = running.collect();
+        let targets: Vec<Target<'_>> = running
+            .iter()
+            .map(|(field_path, spec, instance)| Target {
+                id: &instance.id,
+                spec,
+                field_path,
+                running_since: instance.started_at.unwrap_or(instance.created_at),
+                reported: self.adopted.reported.get(&instance.id).copied(),
+            })
+            .collect();
+        let view = View { pod: &self.reference, address: &address, ending, containers: &targets };
+        self.shared.prober.keep(view, &self.wake)
+    }
+
+    /// The pod's primary address.
+    fn address(&self, desired: &DesiredPod) -> String {
+        let ips = &self.shared.node().ips;
+        if desired.host_network() {
+            return ips.first().map(ToString::to_string).unwrap_or_default();
+        }
+        let primary_is_v6 = ips.first().is_some_and(std::net::IpAddr::is_ipv6);
+        let of_sandbox = self.sandbox.iter().flat_map(|s| &s.ips);
+        of_sandbox.min_by_key(|ip| ip.contains(':') != primary_is_v6).cloned().unwrap_or_default()
+    }
+
+    /// Runs the postStart hook of a container that was just started, if it has one.
+    fn run_post_start(&mut self, name: String, id: String) {
+        let desired = self.desired.borrow().clone();
+        let Some((kind, container)) = desired.container(&name) else { return };
+        if container.lifecycle.as_ref().is_none_or(|l| l.post_start.is_none()) {
+            return;
+        }
+        self.memory.post_start.insert(name, id.clone());
+        let address = self.address(&desired);
+        let hook = run_post_start(
+            self.shared.clone(),
+            self.reference.clone(),
+            (kind, container, id),
+            address,
+            self.desired.clone(),
+        );
+        let work = async move { Report::of(vec![hook.await]) };
+        self.tasks.spawn(work.in_current_span());
     }
 
     /// Computes the status and has it written if it changed, or if the API server lost it. When to compare again, if that is still
@@ -311,7 +431,7 @@ impl Worker {
         let pause = self.pause_before(&for_hand);
         let hand = self.hand(desired);
         self.hand_busy = true;
-        let work = async move { Report { hand: true, effects: hand.run(for_hand, pause).await } };
+        let work = async move { Report { hand: true, refresh: false, effects: hand.run(for_hand, pause).await } };
         self.tasks.spawn(work.in_current_span());
         None
     }
@@ -342,6 +462,7 @@ impl Worker {
             desired: self.desired.clone(),
             sandbox: self.sandbox.clone(),
             images: images.collect(),
+            volumes_changed: self.volumes_changed.clone(),
             flushed: Box::pin(self.writer.flushed()),
             effects: Vec::new(),
         }
@@ -358,7 +479,7 @@ impl Worker {
         let init = || desired.init_containers().iter().find(wants).map(|c| (Kind::Init, c.name.clone()));
         let container = regular.or_else(init).unwrap_or((Kind::Ephemeral, String::new()));
         let (shared, pod) = (self.shared.clone(), self.reference.clone());
-        let work = async move { Report { hand: false, effects: vec![find_image(shared, pod, container, key).await] } };
+        let work = async move { Report::of(vec![find_image(shared, pod, container, key).await]) };
         self.tasks.spawn(work.in_current_span());
     }
 
@@ -374,13 +495,15 @@ impl Worker {
         self.deadlines.insert(id.to_owned(), sender);
         let found = desired.container(name);
         let kind = found.as_ref().map_or(Kind::Regular, |(kind, _)| *kind);
+        let hooked = found.map(|(_, container)| container).or_else(|| self.adopted.hooked.get(id).cloned());
         StopRequest {
             shared: self.shared.clone(),
             pod: self.reference.clone(),
             container: (kind, name.to_owned()),
             id: id.to_owned(),
             deadline: receiver,
-            pre_stop: found.and_then(|(_, c)| c.lifecycle).and_then(|l| l.pre_stop),
+            hooked,
+            address: self.address(desired),
             message: format!("Stopping container {name}"),
             hook_under_way: None,
         }
@@ -389,7 +512,7 @@ impl Worker {
     fn stop_container(&mut self, desired: &DesiredPod, stop: StopContainer) {
         let mut request = self.stop_request(desired, &stop.id, &stop.name, stop.deadline);
         if !stop.hook {
-            request.pre_stop = None;
+            request.hooked = None;
         }
         request.message = stop.message;
         request.hook_under_way = self.hooks.remove(&stop.id);
@@ -397,7 +520,7 @@ impl Worker {
             self.memory.recreate.insert(stop.name);
         }
         self.memory.stops.insert(stop.id, Stop { deadline: stop.deadline, hook_only: false });
-        let work = async move { Report { hand: false, effects: vec![stop_container(request).await] } };
+        let work = async move { Report::of(vec![stop_container(request).await]) };
         self.tasks.spawn(work.in_current_span());
     }
 
@@ -408,7 +531,7 @@ impl Worker {
         self.memory.stops.insert(id, Stop { deadline, hook_only: true });
         let work = async move {
             run_pre_stop(request, done).await;
-            Report { hand: false, effects: Vec::new() }
+            Report::of(Vec::new())
         };
         self.tasks.spawn(work.in_current_span());
     }
@@ -420,26 +543,6 @@ impl Worker {
         if let Some(stop) = self.memory.stops.get_mut(id) {
             stop.deadline = deadline;
         }
-    }
-
-    /// Brings the content of volumes up to date, beside everything else (A9.8).
-    fn refresh_volumes(&mut self) {
-        let desired = self.desired.borrow().clone();
-        if self.memory.volumes != VolumesState::Mounted || self.memory.stage != Stage::Running || desired.gone {
-            return;
-        }
-        let (shared, pod) = (self.shared.clone(), self.reference.clone());
-        let work = async move {
-            let now = shared.clock.now();
-            for (volume, error) in
-                shared.volumes.mount(&desired.pod, &shared.node(), now).await.err().into_iter().flatten()
-            {
-                let message = format!("MountVolume.SetUp failed for volume \"{volume}\" : {error}");
-                shared.tell(&pod, EventType::Warning, "FailedMount", message);
-            }
-            Report { hand: false, effects: Vec::new() }
-        };
-        self.tasks.spawn(work.in_current_span());
     }
 
     /// Takes over what a step did.
@@ -485,8 +588,9 @@ impl Worker {
                     memory.restarts.insert(name, grown);
                 }
             }
-            Effect::Started { name } => {
+            Effect::Started { name, id } => {
                 memory.failures.remove(&name);
+                self.run_post_start(name, id);
             }
             Effect::ContainerFailed { name, reason, message } => {
                 // The next attempt looks for the image anew: that it is gone may be what is the matter.
@@ -496,11 +600,16 @@ impl Worker {
                 let retry_at = now.monotonic + CONTAINER_RETRY;
                 memory.failures.insert(name, Failure { reason: reason.to_owned(), message, retry_at });
             }
-            Effect::HookFailed { name, message } => {
-                let retry_at = now.monotonic + CONTAINER_RETRY;
-                let failure = Failure { reason: "PostStartHookError".into(), message, retry_at };
-                memory.failures.insert(name.clone(), failure);
-                memory.hook_failed.insert(name);
+            Effect::HookEnded { name, id, failed } => {
+                if memory.post_start.get(&name).is_some_and(|of| *of == id) {
+                    memory.post_start.remove(&name);
+                    if let Some(message) = failed {
+                        let retry_at = now.monotonic + CONTAINER_RETRY;
+                        let failure = Failure { reason: "PostStartHookError".into(), message, retry_at };
+                        memory.failures.insert(name.clone(), failure);
+                        memory.hook_failed.insert(name);
+                    }
+                }
             }
             Effect::StopEnded { id } => {
                 memory.stops.remove(&id);
@@ -517,11 +626,5 @@ impl Worker {
             Effect::Gone => self.gone = true,
             Effect::Stuck => memory.teardown_retry_at = Some(now.monotonic + TEARDOWN_RETRY),
         }
-    }
-
-    /// What a prober says of a container; the seam that `probe` will call.
-    #[expect(dead_code, reason = "the probe room is built next and reports here")]
-    fn probed(&mut self, container: &str, verdict: ProbeVerdict) {
-        self.memory.probes.insert(container.to_owned(), verdict);
     }
 }

@@ -4,7 +4,7 @@ use http::StatusCode;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
-use super::escape::unescape;
+use super::query::Query;
 use crate::runtime::logs::LogOptions;
 
 /// What a query asks for.
@@ -49,11 +49,10 @@ impl NoLog {
 impl LogRequest {
     /// Reads a query. The first of several values counts, and unknown names are ignored.
     pub(super) fn parse(query: &str, now: Timestamp) -> Result<Self, NoLog> {
-        let parameters = parameters(query).ok_or(NoLog::Undecodable)?;
-        let first = |name: &str| parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
-        let flag =
-            |name: &str| first(name).is_some_and(|value| !matches!(value.to_lowercase().as_str(), "false" | "0"));
-        let number = |name: &str| match first(name) {
+        let parameters = Query::parse(query).ok_or(NoLog::Undecodable)?;
+        let first = |name| parameters.first(name);
+        let flag = |name| first(name).is_some_and(|value| !matches!(value.to_lowercase().as_str(), "false" | "0"));
+        let number = |name| match first(name) {
             None | Some("") => Ok(None),
             Some(value) => value.parse::<i64>().map(Some).map_err(|_| NoLog::Undecodable),
         };
@@ -87,18 +86,6 @@ impl LogRequest {
         };
         Ok(Self { options, previous: flag("previous") })
     }
-}
-
-/// Names and values of a query; `None` where an escape is broken.
-fn parameters(query: &str) -> Option<Vec<(String, String)>> {
-    let pairs = query.split('&').filter(|pair| !pair.is_empty());
-    let decode = |text: &str| unescape(&text.replace('+', " "));
-    pairs
-        .map(|pair| {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            Some((decode(name)?, decode(value)?))
-        })
-        .collect()
 }
 
 /// The ID, without the runtime's name, of the instance whose log is wanted.

@@ -1,4 +1,4 @@
-//! The HTTPS API of the node: `/healthz`, `/pods` and `/containerLogs`, as kubelet serves them on 10250; `/healthz` alone on 10248.
+//! The HTTPS API of the node, as kubelet serves it on 10250: what runs, logs, streams into containers; `/healthz` alone on 10248.
 //!
 //! Every request on the HTTPS port has a user, from a client certificate, and is authorized (A18.16, A18.17). What there is to tell comes
 //! through [`Handles`]; nothing here owns any state but the cache of decisions.
@@ -8,8 +8,10 @@ mod certificate;
 mod escape;
 mod identity;
 mod logs;
+mod query;
 mod reply;
 mod route;
+mod stream;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -26,6 +28,7 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use rustix::net::sockopt;
 use stoker_model::handle::{Authorizer, PodDirectory};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -38,6 +41,7 @@ use tracing::{debug, info, warn};
 use self::access::Access;
 use self::reply::Reply;
 use self::route::Routes;
+use self::stream::Streaming;
 use crate::clock::Clock;
 use crate::runtime::Runtime;
 
@@ -54,6 +58,10 @@ const IDLE: Duration = Duration::from_secs(90);
 
 /// From the handshake to the first request: a client that has not said which HTTP it speaks is under no other limit.
 const FIRST_REQUEST: Duration = Duration::from_secs(30);
+
+/// A client that is silent for so long is asked whether it lives, so often.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+const KEEP_ALIVE_PROBES: u32 = 9;
 
 /// Of a request's head; nothing that is served here takes a body.
 const HEAD_LIMIT_BYTES: usize = 64 << 10;
@@ -129,6 +137,8 @@ pub struct Server {
     healthz: Option<TcpListener>,
     tls: TlsAcceptor,
     routes: Arc<Routes>,
+    /// Ends what left HTTP.
+    streams: CancellationToken,
 }
 
 impl fmt::Debug for Server {
@@ -146,9 +156,11 @@ impl Server {
             Some(address) => Some(listen(address).await?),
             None => None,
         };
-        let access = Access::new(handles.authorizer);
-        let routes = Routes::new(handles.pods, handles.runtime, access, config.debugging_handlers);
-        Ok(Self { api, healthz, tls: TlsAcceptor::from(Arc::new(tls)), routes: Arc::new(routes) })
+        let access = Access::new(handles.authorizer.clone());
+        let streams = CancellationToken::new();
+        let streaming = Streaming::new(handles.pods.clone(), handles.runtime.clone(), streams.clone());
+        let routes = Routes::new(handles, access, streaming, config.debugging_handlers);
+        Ok(Self { api, healthz, tls: TlsAcceptor::from(Arc::new(tls)), routes: Arc::new(routes), streams })
     }
 
     /// Where the HTTPS API listens.
@@ -202,6 +214,7 @@ impl Server {
                 }
             }
         }
+        self.streams.cancel();
         if timeout(DRAIN, graceful.shutdown()).await.is_err() {
             debug!("connections to the node's API are still open; leaving them");
         }
@@ -220,6 +233,9 @@ async fn accept(listener: Option<&TcpListener>) -> TcpStream {
             Ok((client, _)) => {
                 // Logs are followed line by line. Where it cannot be set they come a little later.
                 let _ = client.set_nodelay(true);
+                if let Err(error) = keep_alive(&client) {
+                    debug!(%error, "a client that vanishes will be noticed late");
+                }
                 return client;
             }
             Err(error) => {
@@ -228,6 +244,14 @@ async fn accept(listener: Option<&TcpListener>) -> TcpStream {
             }
         }
     }
+}
+
+/// Lets the kernel ask a silent client whether it is still there: a stream may be silent for hours, and must not outlive its client.
+fn keep_alive(client: &TcpStream) -> rustix::io::Result<()> {
+    sockopt::set_socket_keepalive(client, true)?;
+    sockopt::set_tcp_keepidle(client, KEEP_ALIVE)?;
+    sockopt::set_tcp_keepintvl(client, KEEP_ALIVE)?;
+    sockopt::set_tcp_keepcnt(client, KEEP_ALIVE_PROBES)
 }
 
 /// HTTP/1.1 or 2 with one client.
@@ -254,7 +278,7 @@ where
         .timer(TokioTimer::new())
         .max_header_list_size(u32::try_from(HEAD_LIMIT_BYTES).unwrap_or(u32::MAX))
         .keep_alive_interval(IDLE / 3);
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::select! {
         result = watcher.watch(connection) => if let Err(error) = result {
             debug!(error, "connection to the node's API ended");

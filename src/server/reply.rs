@@ -5,9 +5,9 @@ use std::io;
 use bytes::Bytes;
 use futures::TryStreamExt;
 use http::header::{ALLOW, CONTENT_TYPE};
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderValue, Method, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full, StreamBody};
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper::body::Frame;
 
 use crate::runtime::logs::LogStream;
@@ -43,11 +43,19 @@ pub(super) fn no_such_page() -> Reply {
     text(StatusCode::NOT_FOUND, "404: Page Not Found")
 }
 
-/// 405 for everything but GET.
-pub(super) fn get_only() -> Reply {
+/// 405 for everything but these.
+pub(super) fn method_not_allowed(allowed: &[Method]) -> Reply {
     let mut reply = text(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed");
-    reply.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
+    let names: Vec<&str> = allowed.iter().map(Method::as_str).collect();
+    if let Ok(names) = HeaderValue::from_str(&names.join(", ")) {
+        reply.headers_mut().insert(ALLOW, names);
+    }
     reply
+}
+
+/// The body of an answer after which HTTP ends.
+pub(super) fn empty() -> Body {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
 }
 
 fn with_type(status: StatusCode, content_type: &'static str, body: Body) -> Reply {

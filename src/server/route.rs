@@ -9,10 +9,12 @@ use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
 use stoker_model::handle::{PodDirectory, UserInfo};
 
+use super::Handles;
 use super::access::{Access, Refusal};
 use super::escape::unescape;
 use super::logs::{LogRequest, choose_container};
 use super::reply::{self, Reply};
+use super::stream::{Kind, Streaming, Target};
 use crate::clock::Clock;
 use crate::runtime::{Runtime, logs};
 
@@ -21,6 +23,7 @@ pub(super) struct Routes {
     pods: Arc<dyn PodDirectory>,
     runtime: Runtime,
     access: Access,
+    streaming: Streaming,
     debugging_handlers: bool,
 }
 
@@ -30,6 +33,7 @@ enum Page {
     Healthz,
     Pods,
     ContainerLogs { namespace: String, pod: String, container: String },
+    Stream(Kind, Target),
     Unknown,
 }
 
@@ -44,8 +48,32 @@ impl Page {
             ["containerLogs", namespace, pod, container] if [namespace, pod, container].into_iter().all(is_name) => {
                 Self::ContainerLogs { namespace: namespace.into(), pod: pod.into(), container: container.into() }
             }
+            [kind, ref names @ ..] if names.iter().copied().all(is_name) => Self::stream(kind, names),
             _ => Self::Unknown,
         }
+    }
+
+    /// `/exec/<namespace>/<pod>[/<uid>]/<container>` and the like; port-forward has no container.
+    fn stream(kind: &str, names: &[&str]) -> Self {
+        let kind = match kind {
+            "exec" => Kind::Exec,
+            "attach" => Kind::Attach,
+            "portForward" => Kind::PortForward,
+            "run" => Kind::Run,
+            _ => return Self::Unknown,
+        };
+        let (place, container) = match (kind, names) {
+            (Kind::PortForward, place) => (place, ""),
+            (_, [place @ .., container]) => (place, *container),
+            (_, []) => return Self::Unknown,
+        };
+        let (namespace, pod, uid) = match place {
+            [namespace, pod] => (namespace, pod, None),
+            [namespace, pod, uid] => (namespace, pod, Some((*uid).to_owned())),
+            _ => return Self::Unknown,
+        };
+        let (namespace, pod, container) = ((*namespace).to_owned(), (*pod).to_owned(), container.to_owned());
+        Self::Stream(kind, Target { namespace, pod, uid, container })
     }
 
     /// Subresources of `nodes` that allow it, in the order of trying (A18).
@@ -53,14 +81,15 @@ impl Page {
         match self {
             Self::Healthz => &["healthz", "proxy"],
             Self::Pods => &["pods", "proxy"],
-            Self::ContainerLogs { .. } | Self::Unknown => &["proxy"],
+            Self::ContainerLogs { .. } | Self::Stream(..) | Self::Unknown => &["proxy"],
         }
     }
 }
 
 impl Routes {
-    pub(super) fn new(pods: Arc<dyn PodDirectory>, runtime: Runtime, access: Access, debugging_handlers: bool) -> Self {
-        Self { pods, runtime, access, debugging_handlers }
+    pub(super) fn new(handles: Handles, access: Access, streaming: Streaming, debugging_handlers: bool) -> Self {
+        let Handles { pods, runtime, .. } = handles;
+        Self { pods, runtime, access, streaming, debugging_handlers }
     }
 
     /// Answers one request of `user`.
@@ -80,10 +109,14 @@ impl Routes {
         }
         Ok(match page {
             Page::Unknown => reply::no_such_page(),
-            Page::ContainerLogs { .. } if !self.debugging_handlers => {
+            Page::ContainerLogs { .. } | Page::Stream(..) if !self.debugging_handlers => {
                 reply::text(StatusCode::METHOD_NOT_ALLOWED, "Debug endpoints are disabled.")
             }
-            _ if request.method() != Method::GET => reply::get_only(),
+            Page::Stream(kind, _) if !kind.methods().contains(request.method()) => {
+                reply::method_not_allowed(kind.methods())
+            }
+            Page::Stream(kind, target) => self.streaming.answer(kind, &target, request).await,
+            _ if request.method() != Method::GET => reply::method_not_allowed(&[Method::GET]),
             Page::Healthz => reply::text(StatusCode::OK, "ok"),
             Page::Pods => self.pods(),
             Page::ContainerLogs { namespace, pod, container } => {
@@ -165,6 +198,14 @@ mod tests {
             "/containerLogs/ns/pod/%zz",
             "/containerLogs/ns/pod/%ff",
             "/containerLogs/ns/Pod/c",
+            "/exec/ns/pod",
+            "/exec/ns/pod/uid/c/d",
+            "/exec/ns/../c",
+            "/attach/ns/pod/..",
+            "/run/ns/pod/",
+            "/portForward/ns",
+            "/portForward/ns/pod/uid/c",
+            "/portForward",
             "//pods",
             "/pods/",
             "/",
@@ -175,5 +216,17 @@ mod tests {
         }
         let page = Page::ContainerLogs { namespace: "ns".into(), pod: "a.b".into(), container: "c-1".into() };
         assert_eq!(Page::of("/containerLogs/ns/a%2eb/c-1"), page);
+        let target = |uid: Option<&str>, container: &str| Target {
+            namespace: "ns".into(),
+            pod: "p".into(),
+            uid: uid.map(str::to_owned),
+            container: container.into(),
+        };
+        // A18.8, A18.9, A18.10, A18.11
+        assert_eq!(Page::of("/exec/ns/p/c"), Page::Stream(Kind::Exec, target(None, "c")));
+        assert_eq!(Page::of("/attach/ns/p/u-1/c"), Page::Stream(Kind::Attach, target(Some("u-1"), "c")));
+        assert_eq!(Page::of("/run/ns/p/c"), Page::Stream(Kind::Run, target(None, "c")));
+        assert_eq!(Page::of("/portForward/ns/p"), Page::Stream(Kind::PortForward, target(None, "")));
+        assert_eq!(Page::of("/portForward/ns/p/u-1"), Page::Stream(Kind::PortForward, target(Some("u-1"), "")));
     }
 }

@@ -126,3 +126,18 @@ fn tuple(family: Family, tuple: Attributes<'_>) -> Option<Tuple> {
         destination: Backend { ip: ip(2, 4)?, port: port(PROTO_DESTINATION_PORT)? },
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        /// Flows of any shape: judged, or left alone.
+        #[test]
+        fn any_flow_can_be_read(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
+            for family in [Family::Ipv4, Family::Ipv6] {
+                let _ = stale_flow(family, Attributes::of(&bytes), &Serving::new(), &[]);
+            }
+        }
+    }
+}

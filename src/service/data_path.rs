@@ -31,7 +31,7 @@ pub trait DataPath: Debug + Send + 'static {
 
     /// Opens what hears of foreign changes to our rules, if there is such a thing. Called once the first write is through.
     /// The [`Doubt`] covers what happened since that write and went unheard.
-    fn listen(&mut self) -> Result<Option<(Box<dyn Listener>, Doubt)>, ServiceError> {
+    fn listen(&mut self) -> Result<Option<Listening>, ServiceError> {
         Ok(None)
     }
 
@@ -41,6 +41,9 @@ pub trait DataPath: Debug + Send + 'static {
     /// Removes all that it ever wrote; none there is success.
     fn remove(&mut self) -> Result<(), ServiceError>;
 }
+
+/// A listener, and what is in doubt since nobody listened before.
+pub type Listening = (Box<dyn Listener>, Doubt);
 
 /// Hears what others do to our rules. Its descriptor becomes readable when there is something to hear.
 pub trait Listener: AsRawFd + Debug + Send + Sync + 'static {

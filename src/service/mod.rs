@@ -13,6 +13,7 @@ pub mod config;
 mod conntrack;
 pub mod data_path;
 pub mod diff;
+pub mod explain;
 pub mod frontend;
 mod health;
 pub mod http;
@@ -25,5 +26,8 @@ pub mod nftables;
 mod owner;
 pub mod sysctls;
 
+#[cfg(test)]
+mod properties;
+
 pub use config::{Cidr, IpvsConfig, LocalTraffic, Mode, ServiceConfig};
-pub use owner::{Health, HealthCheck, HealthChecks, Problems, ServiceError, ServiceProxy, cleanup, spawn};
+pub use owner::{Health, HealthCheck, HealthChecks, Problems, ServiceError, ServiceProxy, Troubled, cleanup, spawn};

@@ -302,14 +302,14 @@ struct Candidate {
 
 /// Whether topology hints of one kind are there, and name this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum HintFit {
+pub(super) enum HintFit {
     Absent,
     Elsewhere,
     Here,
 }
 
 impl HintFit {
-    fn of(hints: &[stoker_model::service::Hint], here: Option<&Arc<str>>) -> Self {
+    pub(super) fn of(hints: &[stoker_model::service::Hint], here: Option<&Arc<str>>) -> Self {
         match hints {
             [] => Self::Absent,
             hints if hints.iter().any(|hint| Some(&hint.name) == here) => Self::Here,

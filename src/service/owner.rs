@@ -18,7 +18,7 @@ use stoker_model::service::{NamespacedName, NodeFacts, ServiceChange};
 
 use super::config::{Mode, ServiceConfig};
 use super::conntrack::Conntrack;
-use super::data_path::{DataPath, Doubt, Listener};
+use super::data_path::{DataPath, Doubt, Listener, Listening};
 use super::diff::{Batch, Operations, Table};
 use super::frontend::{Problem, ServiceRoutes};
 use super::ipvs::{IpvsError, IpvsPath};
@@ -47,7 +47,16 @@ pub struct Health {
 pub type HealthChecks = Arc<BTreeMap<NamespacedName, HealthCheck>>;
 
 /// What of which Service could not be done; the rest of it was.
-pub type Problems = Arc<BTreeMap<NamespacedName, Vec<Problem>>>;
+pub type Problems = Arc<BTreeMap<NamespacedName, Troubled>>;
+
+/// A Service of which not all could be done.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Troubled {
+    /// Its UID, for events.
+    pub uid: Arc<str>,
+    /// What could not be done.
+    pub problems: Vec<Problem>,
+}
 
 /// What the health-check port of one Service has to answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -145,7 +154,7 @@ pub fn cleanup(config: &ServiceConfig) -> Result<(), ServiceError> {
 struct Written {
     operations: Operations,
     tend: Option<Duration>,
-    listener: Option<(Box<dyn Listener>, Doubt)>,
+    listener: Option<Listening>,
 }
 
 /// A listener that tokio can watch.
@@ -355,7 +364,7 @@ impl Owner {
     }
 
     /// Starts to hear of foreign changes.
-    fn listen(&mut self, (listener, missed): (Box<dyn Listener>, Doubt)) {
+    fn listen(&mut self, (listener, missed): Listening) {
         #[expect(
             deprecated,
             reason = "its successor is unsafe, and a listener owns the one descriptor that it ever returns"
@@ -377,7 +386,7 @@ impl Owner {
         self.problems.send_if_modified(|all| {
             let mut modified = false;
             for (name, problems) in reported {
-                let before = all.get(&name).map_or(&[][..], Vec::as_slice);
+                let before = all.get(&name).map_or(&[][..], |troubled| troubled.problems.as_slice());
                 if before == problems {
                     continue;
                 }
@@ -385,7 +394,11 @@ impl Owner {
                     warn!(service = %format_args!("{}/{}", name.namespace, name.name), %problem, "not all of it is done");
                 }
                 let all = Arc::make_mut(all);
-                if problems.is_empty() { all.remove(&name) } else { all.insert(name, problems) };
+                let uid = self.model.catalogue().services.get(&name).map(|service| service.metadata.uid.clone());
+                match uid {
+                    Some(uid) if !problems.is_empty() => all.insert(name, Troubled { uid, problems }),
+                    _ => all.remove(&name),
+                };
                 modified = true;
             }
             modified
@@ -449,7 +462,7 @@ impl Programmer {
         Ok(operations)
     }
 
-    fn listen(&mut self) -> Option<(Box<dyn Listener>, Doubt)> {
+    fn listen(&mut self) -> Option<Listening> {
         match self.path.listen() {
             Ok(listener) => listener,
             Err(error) => {

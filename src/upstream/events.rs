@@ -147,6 +147,9 @@ impl Entry {
             }),
             // kubelet writes the name as UID, and `kubectl describe node` looks for it.
             EventSubject::Node => json!({ "kind": "Node", "name": node, "uid": node }),
+            EventSubject::Service { service, uid } => json!({
+                "apiVersion": "v1", "kind": "Service", "namespace": service.namespace, "name": service.name, "uid": uid,
+            }),
         };
         json!({
             "apiVersion": "v1",
@@ -176,6 +179,7 @@ fn place(subject: &EventSubject) -> (&str, Option<&str>) {
     match subject {
         EventSubject::Pod { pod, .. } => (&pod.namespace, Some(&pod.name)),
         EventSubject::Node => ("default", None),
+        EventSubject::Service { service, .. } => (&service.namespace, Some(&service.name)),
     }
 }
 
@@ -255,7 +259,7 @@ impl Book {
 fn without_field(subject: &EventSubject) -> EventSubject {
     match subject {
         EventSubject::Pod { pod, .. } => EventSubject::Pod { pod: pod.clone(), field_path: None },
-        EventSubject::Node => EventSubject::Node,
+        other => other.clone(),
     }
 }
 

@@ -132,7 +132,9 @@ impl Sink<Node> for NodeSink {
             Change::Listed if !self.seen => {
                 self.sender.send_replace(None);
             }
-            Change::Present(_) | Change::Gone(_) | Change::Listed => {}
+            // Not to be read is not to be gone.
+            Change::Unreadable { meta, gone: false } if meta.name == self.name => self.seen = true,
+            Change::Present(_) | Change::Gone(_) | Change::Unreadable { .. } | Change::Listed => {}
         }
         !self.sender.is_closed()
     }

@@ -1,22 +1,25 @@
 //! ConfigMaps, Secrets and tokens for pods.
 //!
-//! An object is kept for a second, and one request serves all who ask meanwhile: a burst of pods that mount the same
-//! ConfigMap asks once. Absence is not kept, since a pod that waits for an object wants to know at once.
+//! What pods mount is watched (`followed`). Everything else, and what is not watched yet, is kept for a second, and one request
+//! serves all who ask meanwhile: a burst of pods that mount the same ConfigMap asks once. Absence is not kept, since a pod that
+//! waits for an object wants to know at once.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use serde::de::DeserializeOwned;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use serde::Deserialize;
 use serde_json::json;
-use stoker_model::handle::{ApiError, BoundToken, ObjectApi};
-use stoker_model::pod::PodRef;
-use tokio::sync::OnceCell;
+use stoker_model::handle::{ApiError, BoundToken, ObjectApi, ObjectName, TrustBundles};
+use stoker_model::pod::{PodRef, PodUid};
+use tokio::sync::{Notify, OnceCell};
 
-use super::client::ApiServer;
+use super::client::{ApiServer, query_value};
+use super::followed::{Followable, Followed, watch};
 use crate::clock::Clock;
 
 /// How old an answer may be that a pod is given.
@@ -29,27 +32,34 @@ pub struct Objects {
     clock: Clock,
     config_maps: Cache<ConfigMap>,
     secrets: Cache<Secret>,
+    followed: Followed,
 }
 
 impl Objects {
     /// Reads through this connection.
     pub fn new(api: ApiServer, clock: Clock) -> Self {
-        Self { api, clock, config_maps: Cache::default(), secrets: Cache::default() }
+        let (config_maps, secrets) = (Cache::default(), Cache::default());
+        Self { api, clock, config_maps, secrets, followed: Followed::default() }
     }
 
-    async fn read<T: DeserializeOwned>(
+    async fn read<T: Followable>(
         &self,
         cache: &Cache<T>,
-        kind: &str,
         namespace: &str,
         name: &str,
     ) -> Result<Option<Arc<T>>, ApiError> {
+        if let Some(known) = self.followed.get::<T>(namespace, name) {
+            return Ok(known);
+        }
         let key = (namespace.to_owned(), name.to_owned());
         let cell = cache.cell(&key, self.clock.now().monotonic);
-        let path = format!("/api/v1/namespaces/{namespace}/{kind}/{name}");
+        let path = format!("/api/v1/namespaces/{namespace}/{}/{name}", T::PLURAL);
         let read = cell.get_or_try_init(|| async { self.api.get::<T>(&path).await.map(Arc::new) }).await;
         match read {
-            Ok(object) => Ok(Some(object.clone())),
+            Ok(object) => {
+                self.followed.was_read(namespace, name, object);
+                Ok(Some(object.clone()))
+            }
             Err(ApiError::NotFound(_)) => Ok(None),
             Err(error) => Err(error),
         }
@@ -59,11 +69,11 @@ impl Objects {
 #[async_trait]
 impl ObjectApi for Objects {
     async fn config_map(&self, namespace: &str, name: &str) -> Result<Option<Arc<ConfigMap>>, ApiError> {
-        self.read(&self.config_maps, "configmaps", namespace, name).await
+        self.read(&self.config_maps, namespace, name).await
     }
 
     async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Arc<Secret>>, ApiError> {
-        self.read(&self.secrets, "secrets", namespace, name).await
+        self.read(&self.secrets, namespace, name).await
     }
 
     async fn service_account_token(
@@ -92,6 +102,69 @@ impl ObjectApi for Objects {
             _ => Err(ApiError::Rejected(format!("POST {path}: no token in the answer"))),
         }
     }
+
+    fn follow(&self, pod: &PodUid, objects: BTreeSet<ObjectName>, changed: &Arc<Notify>) {
+        for (name, stop) in self.followed.set(pod, objects, changed) {
+            let (api, all) = (self.api.clone(), self.followed.clone());
+            match name {
+                ObjectName::ConfigMap(namespace, name) => {
+                    tokio::spawn(watch::<ConfigMap>(api, all, namespace, name, stop));
+                }
+                ObjectName::Secret(namespace, name) => {
+                    tokio::spawn(watch::<Secret>(api, all, namespace, name, stop));
+                }
+            }
+        }
+    }
+
+    async fn trust_bundles(&self, choice: &TrustBundles) -> Result<Vec<String>, ApiError> {
+        let all = "/apis/certificates.k8s.io/v1beta1/clustertrustbundles";
+        match choice {
+            TrustBundles::Named(name) => {
+                let bundle: Bundle = self.api.get(&format!("{all}/{}", query_value(name))).await?;
+                Ok(vec![bundle.spec.trust_bundle])
+            }
+            TrustBundles::Signer(signer, labels) => {
+                let fields = query_value(&format!("spec.signerName={signer}"));
+                let labels = query_value(&selector_text(labels));
+                let list: Bundles =
+                    self.api.get(&format!("{all}?fieldSelector={fields}&labelSelector={labels}")).await?;
+                Ok(list.items.into_iter().map(|bundle| bundle.spec.trust_bundle).collect())
+            }
+        }
+    }
+}
+
+/// Of a ClusterTrustBundle, what is projected.
+#[derive(Deserialize)]
+struct Bundle {
+    spec: BundleSpec,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct BundleSpec {
+    trust_bundle: String,
+}
+
+#[derive(Deserialize)]
+struct Bundles {
+    items: Vec<Bundle>,
+}
+
+/// A label selector as queries write it.
+fn selector_text(selector: &LabelSelector) -> String {
+    let equal = selector.match_labels.iter().flatten().map(|(key, value)| format!("{key}={value}"));
+    let others = selector.match_expressions.iter().flatten().map(|r| {
+        let values = r.values.as_deref().unwrap_or_default().join(",");
+        match r.operator.as_str() {
+            "In" => format!("{} in ({values})", r.key),
+            "NotIn" => format!("{} notin ({values})", r.key),
+            "Exists" => r.key.clone(),
+            _ => format!("!{}", r.key),
+        }
+    });
+    equal.chain(others).collect::<Vec<_>>().join(",")
 }
 
 type Key = (String, String);

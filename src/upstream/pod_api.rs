@@ -1,9 +1,10 @@
 //! Writes what became of a pod.
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::PodStatus;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use serde_json::{Value, json};
-use stoker_model::handle::{ApiError, PodApi};
+use stoker_model::handle::{ApiError, MirrorApi, PodApi};
+use stoker_model::names::CONFIG_MIRROR;
 use stoker_model::pod::PodRef;
 
 use super::client::{ApiServer, PatchKind};
@@ -46,6 +47,24 @@ impl PodApi for PodWriter {
             // A conflict is a pod of that name with another UID: ours is gone.
             Err(ApiError::NotFound(_) | ApiError::Conflict(_)) => Ok(()),
             other => other,
+        }
+    }
+}
+
+#[async_trait]
+impl MirrorApi for PodWriter {
+    async fn create_mirror(&self, pod: &Pod) -> Result<(), ApiError> {
+        let reference = PodRef::of(pod);
+        let hash = |pod: &Pod| pod.metadata.annotations.as_ref().and_then(|a| a.get(CONFIG_MIRROR)).cloned();
+        let body = serde_json::to_value(pod).map_err(|e| ApiError::Rejected(format!("mirror pod: {e}")))?;
+        let collection = format!("/api/v1/namespaces/{}/pods", reference.namespace);
+        match self.api.create::<serde::de::IgnoredAny>(&collection, &body).await {
+            Ok(_) => Ok(()),
+            Err(ApiError::Conflict(message)) => {
+                let there: Pod = self.api.get(&path(&reference)).await?;
+                if hash(&there) == hash(pod) { Ok(()) } else { Err(ApiError::Conflict(message)) }
+            }
+            Err(error) => Err(error),
         }
     }
 }

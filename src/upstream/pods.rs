@@ -8,7 +8,7 @@ use stoker_model::pod::PodUid;
 use tokio::sync::watch;
 
 use super::client::ApiServer;
-use super::watch::{Change, Sink, Watchable, Watched, run};
+use super::watch::{Change, Metadata, Sink, Watchable, Watched, run};
 
 /// Watches the pods with `spec.nodeName` equal to `node` (A1.1); no other pod is kept.
 ///
@@ -60,6 +60,17 @@ impl PodSink {
                 pod.metadata.managed_fields = None;
                 self.listing.as_mut().unwrap_or(&mut self.current).insert(uid, Arc::new(pod));
             }
+            Change::Unreadable { meta, gone } => {
+                let uid = PodUid::new(&meta.uid);
+                let before = self.current.get(&uid).cloned();
+                let to = self.listing.as_mut().unwrap_or(&mut self.current);
+                if gone {
+                    to.remove(&uid);
+                } else {
+                    // What is known of it stays; of one never seen only that it exists.
+                    to.insert(uid, before.unwrap_or_else(|| Arc::new(only_named(*meta))));
+                }
+            }
             Change::Gone(pod) => {
                 let uid = PodUid::new(pod.metadata.uid.as_deref().unwrap_or_default());
                 self.listing.as_mut().unwrap_or(&mut self.current).remove(&uid);
@@ -69,6 +80,15 @@ impl PodSink {
             self.feed.send_replace(Some(Arc::new(self.current.clone())));
         }
     }
+}
+
+/// A pod of which no more than its name could be read.
+fn only_named(meta: Metadata) -> Pod {
+    let mut pod = Pod::default();
+    pod.metadata.uid = Some(meta.uid);
+    pod.metadata.name = Some(meta.name);
+    pod.metadata.namespace = Some(meta.namespace);
+    pod
 }
 
 #[cfg(test)]
@@ -118,6 +138,28 @@ mod tests {
         assert_eq!(uids(&feed), Some(vec!["b".into()]));
         sink.apply(Change::Gone(pod("b", "n")));
         assert_eq!(uids(&feed), Some(vec![]));
+    }
+
+    #[test]
+    fn a_pod_that_cannot_be_read_is_not_gone() {
+        let (mut sink, feed) = sink();
+        let unreadable = |uid: &str, gone| {
+            let meta = Box::new(Metadata { uid: uid.into(), name: uid.into(), ..Metadata::default() });
+            Change::Unreadable { meta, gone }
+        };
+        for change in [Change::Listing, Change::Present(pod("a", "n")), Change::Listed] {
+            sink.apply(change);
+        }
+        for change in [Change::Listing, unreadable("a", false), unreadable("b", false), Change::Listed] {
+            sink.apply(change);
+        }
+        assert_eq!(uids(&feed), Some(vec!["a".into(), "b".into()]));
+        let specs: Vec<bool> = feed.borrow().as_ref().unwrap().values().map(|p| p.spec.is_some()).collect();
+        assert_eq!(specs, [true, false], "what was known of it stays; of one never seen only that it exists");
+        sink.apply(unreadable("a", false));
+        assert!(feed.borrow().as_ref().unwrap()[&PodUid::new("a")].spec.is_some());
+        sink.apply(unreadable("a", true));
+        assert_eq!(uids(&feed), Some(vec!["b".into()]));
     }
 
     #[test]

@@ -6,9 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use stoker_model::handle::ServiceLinks;
+use k8s_openapi::api::core::v1::Node;
+use stoker_model::handle::{ApiError, ServiceLinks};
 use stoker_model::names::{SERVICE_HEADLESS, SERVICE_NAME};
-use stoker_model::service::{EndpointSlice, NamespacedName, Service, ServiceChange, SlimMeta};
+use stoker_model::service::{EndpointSlice, NamespacedName, NodeTopology, Service, ServiceChange, SlimMeta};
 use tokio::sync::mpsc;
 
 use super::client::ApiServer;
@@ -20,14 +21,15 @@ const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// Watches Services and EndpointSlices (B1.1) and sends what changes; ends when the receiver is gone.
 ///
 /// Services with the label of another proxy come too, since environment variables need them: the data path leaves
-/// them out. Services without a cluster IP and their slices do not come.
-pub async fn watch_services(api: ApiServer, store: ServiceStore, changes: mpsc::Sender<ServiceChange>) {
+/// them out. Services without a cluster IP and their slices come when somebody needs `headless` ones.
+pub async fn watch_services(api: ApiServer, store: ServiceStore, changes: mpsc::Sender<ServiceChange>, headless: bool) {
+    let unless_headless = |text: &str| if headless { String::new() } else { text.to_owned() };
     let services =
-        Watched { path: "/api/v1/services", fields: "spec.clusterIP!=None".to_owned(), labels: String::new() };
+        Watched { path: "/api/v1/services", fields: unless_headless("spec.clusterIP!=None"), labels: String::new() };
     let slices = Watched {
         path: "/apis/discovery.k8s.io/v1/endpointslices",
         fields: String::new(),
-        labels: format!("!{SERVICE_HEADLESS}"),
+        labels: unless_headless(&format!("!{SERVICE_HEADLESS}")),
     };
     let lists = Lists::default();
     if changes.send(ServiceChange::Restarting).await.is_err() {
@@ -36,6 +38,34 @@ pub async fn watch_services(api: ApiServer, store: ServiceStore, changes: mpsc::
     let mut service_sink = ServiceSink { store, changes: changes.clone(), seen: None, lists: lists.clone() };
     let mut slice_sink = SliceSink { known: BTreeSet::new(), seen: None, changes, lists };
     tokio::join!(run(&api, &services, &mut service_sink), run(&api, &slices, &mut slice_sink));
+}
+
+/// One Service and its slices, for a command that looks once.
+pub async fn fetch_service(api: &ApiServer, name: &NamespacedName) -> Result<(Service, Vec<EndpointSlice>), ApiError> {
+    #[derive(serde::Deserialize)]
+    struct List {
+        items: Vec<EndpointSlice>,
+    }
+    let NamespacedName { namespace, name } = name;
+    let service = api.get(&format!("/api/v1/namespaces/{namespace}/services/{name}")).await?;
+    // `=` and `/` of a selector stand for themselves only when they are escaped.
+    let selector = SERVICE_NAME.replace('/', "%2F");
+    let path =
+        format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices?labelSelector={selector}%3D{name}");
+    let list: List = api.get(&path).await?;
+    Ok((service, list.items))
+}
+
+/// Name, zone and addresses of a node, as the data path on it sees them.
+pub async fn fetch_topology(api: &ApiServer, name: &str) -> Result<NodeTopology, ApiError> {
+    let node: Node = api.get(&format!("/api/v1/nodes/{name}")).await?;
+    let zone = node.metadata.labels.as_ref().and_then(|labels| labels.get("topology.kubernetes.io/zone"));
+    let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
+    Ok(NodeTopology {
+        name: name.into(),
+        zone: zone.filter(|zone| !zone.is_empty()).map(|zone| zone.as_str().into()),
+        ips: addresses.filter(|a| a.type_ == "InternalIP").filter_map(|a| a.address.parse().ok()).collect(),
+    })
 }
 
 impl Watchable for Service {
@@ -174,6 +204,16 @@ impl ServiceSink {
                 });
                 vec![ServiceChange::Service(service)]
             }
+            Change::Unreadable { meta, gone: false } => {
+                let key = NamespacedName { namespace: meta.namespace.as_str().into(), name: meta.name.as_str().into() };
+                self.seen.iter_mut().for_each(|seen| seen.extend([key.clone()]));
+                Vec::new()
+            }
+            Change::Unreadable { meta, gone: true } => {
+                let key = NamespacedName { namespace: meta.namespace.as_str().into(), name: meta.name.as_str().into() };
+                self.store.write(|stored| drop(stored.services.remove(&key)));
+                vec![ServiceChange::ServiceGone(key)]
+            }
             Change::Gone(service) => {
                 let key = key_of(&service.metadata);
                 self.store.write(|stored| {
@@ -238,6 +278,16 @@ impl SliceSink {
                 }
                 self.known.insert(key);
                 vec![ServiceChange::Slice(Arc::new(slice))]
+            }
+            Change::Unreadable { meta, gone } => {
+                let same = |(service, name): &&SliceKey| *service.namespace == *meta.namespace && **name == *meta.name;
+                let Some(key) = self.known.iter().find(same).cloned() else { return Vec::new() };
+                if gone {
+                    self.known.remove(&key);
+                    return vec![ServiceChange::SliceGone(key.0, key.1)];
+                }
+                self.seen.iter_mut().for_each(|seen| seen.extend([key.clone()]));
+                Vec::new()
             }
             Change::Gone(slice) => {
                 let Some(key) = slice_key(&slice) else { return Vec::new() };

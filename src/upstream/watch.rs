@@ -30,9 +30,9 @@ const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
 /// What to watch.
 #[derive(Clone, Debug)]
-pub(super) struct Watched {
+pub(super) struct Watched<P: AsRef<str> = &'static str> {
     /// Like `/api/v1/pods`.
-    pub(super) path: &'static str,
+    pub(super) path: P,
     /// `fieldSelector`, or empty.
     pub(super) fields: String,
     /// `labelSelector`, or empty.
@@ -54,8 +54,25 @@ pub(super) enum Change<T> {
     Present(T),
     /// The object is gone; its last state.
     Gone(T),
+    /// The object exists, or is gone, and no more can be read of it.
+    Unreadable {
+        /// What could be read.
+        meta: Box<Metadata>,
+        /// It is gone.
+        gone: bool,
+    },
     /// The list is complete.
     Listed,
+}
+
+/// What every object has.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Metadata {
+    pub(super) name: String,
+    pub(super) namespace: String,
+    pub(super) uid: String,
+    pub(super) resource_version: String,
 }
 
 /// Takes changes in order.
@@ -80,7 +97,8 @@ enum End {
 }
 
 /// Watches until the sink has enough.
-pub(super) async fn run<T: Watchable>(api: &ApiServer, watched: &Watched, sink: &mut impl Sink<T>) {
+pub(super) async fn run<T: Watchable, P: AsRef<str>>(api: &ApiServer, watched: &Watched<P>, sink: &mut impl Sink<T>) {
+    let path = watched.path.as_ref();
     let mut backoff = Backoff::new(Duration::from_millis(800), Duration::from_secs(30));
     let mut watcher = Watcher { api, watched, version: None, streamed_lists: true, progress: false };
     let mut told = false;
@@ -96,19 +114,19 @@ pub(super) async fn run<T: Watchable>(api: &ApiServer, watched: &Watched, sink: 
             End::Closed if watcher.progress => continue,
             End::Closed => {}
             End::Expired => {
-                tracing::info!(path = watched.path, "watch fell too far behind: listing again");
+                tracing::info!(path, "watch fell too far behind: listing again");
                 watcher.version = None;
                 // The tries before met a server that was away; this one answers.
                 backoff.reset();
             }
             End::NoStreamedList(reason) => {
-                tracing::debug!(path = watched.path, reason, "server does not stream lists: using pages");
+                tracing::debug!(path, reason, "server does not stream lists: using pages");
                 watcher.streamed_lists = false;
                 continue;
             }
-            End::Lost(reason) if told => tracing::debug!(path = watched.path, reason, "watch still interrupted"),
+            End::Lost(reason) if told => tracing::debug!(path, reason, "watch still interrupted"),
             End::Lost(reason) => {
-                tracing::warn!(path = watched.path, reason, "watch interrupted: trying again until it works");
+                tracing::warn!(path, reason, "watch interrupted: trying again until it works");
                 told = true;
             }
         }
@@ -116,9 +134,9 @@ pub(super) async fn run<T: Watchable>(api: &ApiServer, watched: &Watched, sink: 
     }
 }
 
-struct Watcher<'a> {
+struct Watcher<'a, P: AsRef<str>> {
     api: &'a ApiServer,
-    watched: &'a Watched,
+    watched: &'a Watched<P>,
     /// Where we are; `None` until a list was complete.
     version: Option<String>,
     streamed_lists: bool,
@@ -126,7 +144,7 @@ struct Watcher<'a> {
     progress: bool,
 }
 
-impl Watcher<'_> {
+impl<P: AsRef<str>> Watcher<'_, P> {
     async fn round<T: Watchable>(&mut self, sink: &mut impl Sink<T>) -> End {
         if self.version.is_none()
             && !self.streamed_lists
@@ -153,11 +171,15 @@ impl Watcher<'_> {
         }
         let mut next = String::new();
         loop {
-            let path = format!("{}?limit={PAGE}{}{next}", self.watched.path, self.query());
-            let page: Page<T> = self.api.get(&path).await.map_err(|e| End::Lost(e.to_string()))?;
+            let path = format!("{}?limit={PAGE}{}{next}", self.watched.path.as_ref(), self.query());
+            let page: Page = self.api.get(&path).await.map_err(|e| End::Lost(e.to_string()))?;
             self.progress = true;
             for object in page.items {
-                if !sink.take(Change::Present(object)).await {
+                let change = match serde_json::from_str::<T>(object.get()) {
+                    Ok(object) => Change::Present(object),
+                    Err(error) => self.unreadable(object.get(), false, &error)?,
+                };
+                if !sink.take(change).await {
                     return Err(End::Unwanted);
                 }
             }
@@ -179,7 +201,7 @@ impl Watcher<'_> {
         };
         let path = format!(
             "{}?watch=true&allowWatchBookmarks=true&timeoutSeconds={}&{start}{}",
-            self.watched.path,
+            self.watched.path.as_ref(),
             lifetime.as_secs(),
             self.query()
         );
@@ -219,11 +241,7 @@ impl Watcher<'_> {
     ) -> Result<(), End> {
         let event: Event<T> = match serde_json::from_str(line) {
             Ok(event) => event,
-            Err(error) => {
-                // The object stays as it was last seen. Ending the watch would meet the same object again.
-                tracing::warn!(path = self.watched.path, %error, "event cannot be read and is skipped");
-                return Ok(());
-            }
+            Err(error) => return self.unreadable_event(line, *listing, &error, sink).await,
         };
         let (version, change) = match event {
             Event::Added(object) | Event::Modified(object) => {
@@ -252,6 +270,57 @@ impl Watcher<'_> {
         let Some(change) = change else { return Ok(()) };
         if sink.take(change).await { Ok(()) } else { Err(End::Unwanted) }
     }
+
+    /// What cannot be read must never look as if it were gone. Ending the watch would meet the same object again.
+    async fn unreadable_event<T>(
+        &mut self,
+        line: &str,
+        listing: bool,
+        error: &serde_json::Error,
+        sink: &mut impl Sink<T>,
+    ) -> Result<(), End> {
+        let Ok(raw) = serde_json::from_str::<RawEvent<'_>>(line) else {
+            return Err(End::Lost(format!("what came is no event: {error}")));
+        };
+        if !matches!(raw.kind.as_str(), "ADDED" | "MODIFIED" | "DELETED") {
+            tracing::warn!(path = self.watched.path.as_ref(), kind = raw.kind, %error, "an event of this kind means nothing here");
+            return Ok(());
+        }
+        let change: Change<T> = self.unreadable(raw.object.get(), raw.kind == "DELETED", error)?;
+        if let (Change::Unreadable { meta, .. }, false) = (&change, listing) {
+            self.version = Some(meta.resource_version.clone());
+        }
+        if sink.take(change).await { Ok(()) } else { Err(End::Unwanted) }
+    }
+
+    /// An object of which only the metadata can be read; without a name nothing can be said of it, and the list counts for nothing.
+    fn unreadable<T>(&self, object: &str, gone: bool, error: &serde_json::Error) -> Result<Change<T>, End> {
+        let path = self.watched.path.as_ref();
+        match serde_json::from_str::<OnlyMetadata>(object) {
+            Ok(OnlyMetadata { metadata: meta }) if !meta.name.is_empty() => {
+                let (namespace, name) = (&meta.namespace, &meta.name);
+                tracing::error!(
+                    path, namespace, name, %error,
+                    "an object of the API server cannot be read: what is known of it stays as it was; a newer agent may be needed"
+                );
+                Ok(Change::Unreadable { meta: Box::new(meta), gone })
+            }
+            _ => Err(End::Lost(format!("an object without a name cannot be read: {error}"))),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct RawEvent<'a> {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(borrow)]
+    object: &'a serde_json::value::RawValue,
+}
+
+#[derive(Deserialize)]
+struct OnlyMetadata {
+    metadata: Metadata,
 }
 
 /// The tag comes first on the wire, so the object is decoded in place.
@@ -278,15 +347,19 @@ struct BookmarkMeta {
     annotations: std::collections::BTreeMap<String, String>,
 }
 
+/// Objects stay text until their turn: one that cannot be read is no matter of the others.
 #[derive(Deserialize)]
-#[serde(bound = "T: Deserialize<'de>")]
-struct Page<T> {
+struct Page {
     metadata: PageMeta,
-    #[serde(default = "Vec::new", deserialize_with = "null_is_empty")]
-    items: Vec<T>,
+    #[serde(default, deserialize_with = "null_is_empty")]
+    items: Vec<Box<serde_json::value::RawValue>>,
 }
 
-fn null_is_empty<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+fn null_is_empty<'de, D, T>(from: D) -> Result<Vec<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de>,
+{
     Option::<Vec<T>>::deserialize(from).map(Option::unwrap_or_default)
 }
 
@@ -326,8 +399,7 @@ mod tests {
 
     #[test]
     fn a_page_without_items_is_empty() {
-        let page: Page<Thing> =
-            serde_json::from_str(r#"{"metadata":{"resourceVersion":"9"},"items":null}"#).expect("a page");
+        let page: Page = serde_json::from_str(r#"{"metadata":{"resourceVersion":"9"},"items":null}"#).expect("a page");
         assert!(page.items.is_empty());
         assert_eq!(page.metadata.resource_version, "9");
     }

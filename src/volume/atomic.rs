@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::error::VolumeError;
+use super::ownership::{self, Access};
 
 const DATA: &str = "..data";
 const DATA_NEW: &str = "..data_tmp";
@@ -42,8 +43,7 @@ pub(super) fn write(dir: &Path, payload: &Payload, group: Option<u32>, now: Time
     let fresh = new_dir(dir, now)?;
     for (path, file) in payload {
         let target = fresh.join(path);
-        let parent = target.parent().unwrap_or(&fresh);
-        fs::create_dir_all(parent).map_err(VolumeError::file("make", parent))?;
+        make_parents(&fresh, path)?;
         write_private(&target, &file.content).map_err(VolumeError::file("write", &target))?;
         let (mut mode, owner) = (file.mode, file.uid.map(rustix::fs::Uid::from_raw));
         if group.is_some() {
@@ -56,12 +56,31 @@ pub(super) fn write(dir: &Path, payload: &Payload, group: Option<u32>, now: Time
         }
         fs::set_permissions(&target, fs::Permissions::from_mode(mode)).map_err(VolumeError::file("chmod", &target))?;
     }
+    if let Some(group) = group {
+        // What the files are given, they have; this is for the directories (A9.7).
+        ownership::give(&fresh, group, Access::Read).map_err(VolumeError::file("give to its group", &fresh))?;
+        ownership::give_one(dir, group, Access::Read).map_err(VolumeError::file("give to its group", dir))?;
+    }
     swap(dir, &fresh)?;
     link(dir, payload)?;
     if let Some(old) = current {
         fs::remove_dir_all(&old).map_err(VolumeError::file("remove", &old))?;
     }
     Ok(true)
+}
+
+/// Makes the directories above a file, with upstream's mode whatever the umask.
+fn make_parents(root: &Path, path: &str) -> Result<(), VolumeError> {
+    let mut dir = root.to_owned();
+    let parents = Path::new(path).parent().into_iter().flat_map(Path::components);
+    for part in parents {
+        dir.push(part);
+        if !dir.is_dir() {
+            fs::create_dir(&dir).map_err(VolumeError::file("make", &dir))?;
+            fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).map_err(VolumeError::file("chmod", &dir))?;
+        }
+    }
+    Ok(())
 }
 
 fn check(path: &str) -> Result<(), VolumeError> {

@@ -38,6 +38,26 @@ pub enum VolumeError {
         /// `a directory` and the like.
         expected: &'static str,
     },
+    /// Anything that is said in upstream's own words.
+    #[error("{0}")]
+    Other(String),
+    /// A claim is not what it must be.
+    #[error("{0}")]
+    Claim(String),
+    /// The volume could not be staged on the node.
+    #[error("{0}")]
+    Device(String),
+    /// The volume is not attached to the node.
+    #[error("{0}")]
+    Attach(String),
+    /// A CSI driver refused, or did not answer.
+    #[error("{text}")]
+    Driver {
+        /// In gRPC's form.
+        text: String,
+        /// The driver has ended the operation: nothing of it goes on.
+        finished: bool,
+    },
     /// A kind of volume that this agent does not know.
     #[error("no volume plugin matched: volumes of this type are not supported on this node")]
     Unsupported,
@@ -57,6 +77,11 @@ pub enum VolumeError {
 }
 
 impl VolumeError {
+    /// Nothing of the operation goes on anywhere.
+    pub(super) const fn is_finished(&self) -> bool {
+        !matches!(self, Self::Driver { finished: false, .. })
+    }
+
     pub(super) fn file(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::File { what, path, source }

@@ -43,9 +43,26 @@ fn unescape(text: &str) -> String {
 }
 
 pub(super) fn mount_tmpfs(path: &Path, size_bytes: Option<i64>) -> io::Result<()> {
-    let options = size_bytes.filter(|s| *s > 0).map(|s| format!("size={s}")).unwrap_or_default();
-    let options = std::ffi::CString::new(options).map_err(io::Error::other)?;
-    mount("tmpfs", path, "tmpfs", MountFlags::empty(), options.as_c_str()).map_err(io::Error::from)
+    let size = size_bytes.filter(|s| *s > 0).map(|s| format!("size={s}"));
+    let with = |more: Option<&str>| {
+        let options: Vec<&str> = size.as_deref().into_iter().chain(more).collect();
+        let options = std::ffi::CString::new(options.join(",")).map_err(io::Error::other)?;
+        mount("tmpfs", path, "tmpfs", MountFlags::empty(), options.as_c_str()).map_err(io::Error::from)
+    };
+    // Secrets should not reach a disk; kernels before 6.4 do not know the word.
+    with(Some("noswap")).or_else(|_| with(None))
+}
+
+/// `size_bytes` is the size of a page.
+pub(super) fn mount_hugepages(path: &Path, size_bytes: i64) -> io::Result<()> {
+    let options = std::ffi::CString::new(format!("pagesize={size_bytes}")).map_err(io::Error::other)?;
+    mount("nodev", path, "hugetlbfs", MountFlags::empty(), options.as_c_str()).map_err(io::Error::from)
+}
+
+/// Makes a mount that is there read-only; what was bound from it stays as it is.
+pub(super) fn make_read_only(path: &Path) -> io::Result<()> {
+    let flags = MountFlags::BIND | MountFlags::RDONLY;
+    rustix::mount::mount_remount(path, flags, c"").map_err(io::Error::from)
 }
 
 pub(super) fn bind(source: &Path, target: &Path) -> io::Result<()> {

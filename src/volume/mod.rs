@@ -7,6 +7,9 @@
 //! Not here: which container sees which volume (`pod`), and when to try again (`pod::plan`).
 
 mod atomic;
+mod claim;
+pub mod csi;
+mod csi_volume;
 mod empty_dir;
 mod error;
 pub mod fields;
@@ -14,9 +17,12 @@ mod host_path;
 mod kernel;
 mod ownership;
 mod payload;
+mod persistent;
+mod places;
 mod sub_path;
+mod teardown;
 mod token;
 mod volumes;
 
 pub use error::VolumeError;
-pub use volumes::{PodDirs, Volumes};
+pub use volumes::{MountFailure, PodDirs, Volumes};

@@ -1,14 +1,14 @@
 //! The files of `configMap`, `secret`, `downwardAPI` and `projected` volumes (A9.7, A9.9, A9.10).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, DownwardAPIVolumeFile, KeyToPath, Pod, ProjectedVolumeSource, Secret, ServiceAccountTokenProjection,
-    Volume,
+    ClusterTrustBundleProjection, ConfigMap, DownwardAPIVolumeFile, KeyToPath, Pod, ProjectedVolumeSource, Secret,
+    ServiceAccountTokenProjection, Volume,
 };
-use stoker_model::handle::{NodeSnapshot, ObjectApi};
+use stoker_model::handle::{ApiError, NodeSnapshot, ObjectApi, ObjectName, TrustBundles};
 use stoker_model::pod::PodRef;
 
 use super::atomic::{File, Payload};
@@ -76,10 +76,50 @@ impl Sources<'_> {
                 self.downward(payload, part.items.as_deref().unwrap_or_default(), mode)?;
             } else if let Some(part) = &source.service_account_token {
                 self.token(payload, part, mode).await?;
+            } else if let Some(part) = &source.cluster_trust_bundle {
+                self.trust_bundle(payload, part, mode).await?;
             } else {
-                return Err(VolumeError::Unsupported);
+                return Err(VolumeError::Other("this node does not support podCertificate projections".to_owned()));
             }
         }
+        Ok(())
+    }
+
+    async fn trust_bundle(
+        &self,
+        payload: &mut Payload,
+        source: &ClusterTrustBundleProjection,
+        default_mode: i32,
+    ) -> Result<(), VolumeError> {
+        let choice = if let Some(name) = &source.name {
+            TrustBundles::Named(name.clone())
+        } else if let Some(signer) = &source.signer_name {
+            // No selector chooses nothing, an empty one everything.
+            match &source.label_selector {
+                Some(selector) => TrustBundles::Signer(signer.clone(), selector.clone()),
+                None => {
+                    return Err(VolumeError::Other(format!("no label selector for the bundles of signer {signer}")));
+                }
+            }
+        } else {
+            let text = "ClusterTrustBundle projection requires either name or signerName to be set";
+            return Err(VolumeError::Other(text.to_owned()));
+        };
+        let texts = match self.objects.trust_bundles(&choice).await {
+            Err(ApiError::NotFound(_)) if source.optional.unwrap_or_default() => Vec::new(),
+            other => other?,
+        };
+        if texts.is_empty() && !source.optional.unwrap_or_default() {
+            let text = match choice {
+                TrustBundles::Named(name) => format!("clustertrustbundle \"{name}\" not found"),
+                TrustBundles::Signer(signer, _) => {
+                    format!("no trust bundles found for signer {signer} and the label selector")
+                }
+            };
+            return Err(VolumeError::Other(text));
+        }
+        let content = certificates(&texts).into_bytes();
+        payload.insert(source.path.clone(), File { content, mode: mode(default_mode), uid: shared_user(self.pod) });
         Ok(())
     }
 
@@ -137,6 +177,34 @@ impl Sources<'_> {
         payload.insert(source.path.clone(), File { content: token.token.into_bytes(), mode, uid: owner });
         Ok(())
     }
+}
+
+/// The certificates of PEM texts, each once, in an order that does not depend on that of the texts.
+fn certificates(texts: &[String]) -> String {
+    let (begin, end) = ("-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----");
+    let mut all = BTreeSet::new();
+    for text in texts {
+        for block in text.split(begin).skip(1) {
+            if let Some((body, _)) = block.split_once(end) {
+                all.insert(format!("{begin}{body}{end}\n"));
+            }
+        }
+    }
+    all.into_iter().collect()
+}
+
+/// The ConfigMaps and Secrets that the pod's volumes show.
+pub(super) fn objects_of(pod: &Pod) -> BTreeSet<ObjectName> {
+    let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+    let volumes = || pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
+    let projected =
+        || volumes().flat_map(|v| v.projected.iter()).flat_map(|projected| projected.sources.iter().flatten());
+    let maps = volumes().filter_map(|v| Some(v.config_map.as_ref()?.name.clone()));
+    let maps = maps.chain(projected().filter_map(|s| Some(s.config_map.as_ref()?.name.clone())));
+    let secrets = volumes().filter_map(|v| v.secret.as_ref()?.secret_name.clone());
+    let secrets = secrets.chain(projected().filter_map(|s| Some(s.secret.as_ref()?.name.clone())));
+    let maps = maps.map(|name| ObjectName::ConfigMap(namespace.clone(), name));
+    maps.chain(secrets.map(|name| ObjectName::Secret(namespace.clone(), name))).collect()
 }
 
 /// What a ConfigMap holds, text and binary.

@@ -12,13 +12,13 @@ use rustix::io::Errno;
 use super::error::VolumeError;
 use super::kernel;
 
-/// Binds `sub_path` of the volume at `root` to `target`. A missing one is made as a directory, unless `read_only`.
-pub(super) fn bind(root: &Path, sub_path: &str, target: &Path, read_only: bool) -> Result<(), VolumeError> {
+/// Binds `sub_path` of the volume at `root` to `target`. A missing one is made as a directory, with the mode of the root.
+pub(super) fn bind(root: &Path, sub_path: &str, target: &Path) -> Result<(), VolumeError> {
     let normal = Path::new(sub_path).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
     if !normal {
         return Err(VolumeError::Path(sub_path.to_owned()));
     }
-    let opened = open(root, sub_path, !read_only).map_err(VolumeError::file("open subPath in", root.join(sub_path)))?;
+    let opened = open(root, sub_path).map_err(VolumeError::file("open subPath in", root.join(sub_path)))?;
     let is_dir = rustix::fs::fstat(&opened)
         .map(|s| rustix::fs::FileType::from_raw_mode(s.st_mode).is_dir())
         .map_err(|e| VolumeError::file("look at", root.join(sub_path))(e.into()))?;
@@ -38,7 +38,7 @@ pub(super) fn bind(root: &Path, sub_path: &str, target: &Path, read_only: bool) 
 }
 
 /// Opens a path that cannot leave `root`, making what is missing.
-fn open(root: &Path, sub_path: &str, make: bool) -> io::Result<OwnedFd> {
+fn open(root: &Path, sub_path: &str) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let root_fd = rustix::fs::open(root, flags | OFlags::DIRECTORY, Mode::empty())?;
     let mode = Mode::from_raw_mode(fs::metadata(root)?.mode() & 0o7777);
@@ -46,7 +46,7 @@ fn open(root: &Path, sub_path: &str, make: bool) -> io::Result<OwnedFd> {
     for part in Path::new(sub_path).components().filter(|c| matches!(c, Component::Normal(_))) {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         let next = match rustix::fs::openat2(reached.as_fd(), part.as_os_str(), flags, Mode::empty(), resolve) {
-            Err(Errno::NOENT) if make => {
+            Err(Errno::NOENT) => {
                 rustix::fs::mkdirat(reached.as_fd(), part.as_os_str(), mode)?;
                 let made = rustix::fs::openat2(reached.as_fd(), part.as_os_str(), flags, Mode::empty(), resolve)?;
                 // The umask took something off.
@@ -75,13 +75,12 @@ mod tests {
         std::os::unix::fs::symlink("../..", dir.path().join("up")).unwrap();
         fs::create_dir(dir.path().join("in")).unwrap();
         std::os::unix::fs::symlink("in", dir.path().join("ok")).unwrap();
-        assert!(open(dir.path(), "out/passwd", true).is_err());
-        assert!(open(dir.path(), "up", true).is_err());
-        open(dir.path(), "ok", true).unwrap();
-        open(dir.path(), "new/deep", true).unwrap();
+        assert!(open(dir.path(), "out/passwd").is_err());
+        assert!(open(dir.path(), "up").is_err());
+        open(dir.path(), "ok").unwrap();
+        open(dir.path(), "new/deep").unwrap();
         assert!(dir.path().join("new/deep").is_dir());
-        assert!(open(dir.path(), "absent", false).is_err());
         let target = dir.path().join("t");
-        assert!(matches!(bind(dir.path(), "../x", &target, false), Err(VolumeError::Path(_))));
+        assert!(matches!(bind(dir.path(), "../x", &target), Err(VolumeError::Path(_))));
     }
 }

@@ -1,22 +1,26 @@
-//! [`Volumes`]: what a pod's volumes are on this node, made, brought up to date and taken away.
+//! [`Volumes`]: what a pod's volumes are on this node, made and brought up to date. `teardown` takes them away.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::fmt;
 use std::fs;
-use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_openapi::api::core::v1::{Pod, Volume};
-use stoker_model::handle::{NodeSnapshot, ObjectApi};
+use stoker_model::handle::{NodeSnapshot, ObjectApi, StorageApi};
 use stoker_model::pod::{PodRef, PodUid};
-use stoker_model::resources::pod_limits;
+use tokio::sync::{Notify, Semaphore, watch};
 
 use super::atomic::{self, Payload};
+use super::claim::{self, Bound};
+use super::csi::Drivers;
 use super::error::VolumeError;
-use super::payload::Sources;
+use super::ownership::{self, Access};
+use super::payload::{Sources, objects_of};
+use super::places::{Place, Places};
 use super::token::Tokens;
-use super::{empty_dir, host_path, kernel, ownership, sub_path};
+use super::{empty_dir, host_path, kernel, persistent, sub_path};
 use crate::clock::Now;
 
 /// The directories of one pod (A1.9).
@@ -41,21 +45,59 @@ impl PodDirs {
         self.root.join("containers").join(name)
     }
 
-    fn volume(&self, plugin: &str, name: &str) -> PathBuf {
+    pub(super) fn volume(&self, plugin: &str, name: &str) -> PathBuf {
         self.root.join("volumes").join(format!("kubernetes.io~{plugin}")).join(name)
     }
 }
 
+/// A volume that could not be mounted; its text is that of the event `FailedMount` (A9.2).
+#[derive(Debug)]
+pub struct MountFailure {
+    /// The volume's name in the pod.
+    pub volume: String,
+    /// As the event names it: the persistent volume's name, where there is one.
+    named: String,
+    error: VolumeError,
+}
+
+impl fmt::Display for MountFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { volume, named, error } = self;
+        match error {
+            VolumeError::Claim(text) => write!(
+                f,
+                "Unable to attach or mount volumes: unmounted volumes=[{volume}], unattached volumes=[], failed to process volumes=[{volume}]: {text}"
+            ),
+            VolumeError::Device(text) => write!(f, "MountVolume.MountDevice failed for volume \"{named}\" : {text}"),
+            VolumeError::Attach(text) => write!(f, "MountVolume.WaitForAttach failed for volume \"{named}\" : {text}"),
+            other => write!(f, "MountVolume.SetUp failed for volume \"{named}\" : {other}"),
+        }
+    }
+}
+
+/// The pod's group for volumes.
+pub(super) fn fs_group(pod: &Pod) -> Option<u32> {
+    let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
+    context.and_then(|s| s.fs_group).and_then(|group| u32::try_from(group).ok())
+}
+
+/// What serialises the operations on one persistent volume, by driver and handle.
+type Gates = Arc<Mutex<HashMap<(String, String), Arc<Semaphore>>>>;
+
 /// Mounts the volumes of this node's pods. Cloning is cheap.
 #[derive(Clone)]
 pub struct Volumes {
-    pods_dir: PathBuf,
-    objects: Arc<dyn ObjectApi>,
-    tokens: Arc<Tokens>,
+    pub(super) pods_dir: PathBuf,
+    pub(super) objects: Arc<dyn ObjectApi>,
+    storage: Option<Arc<dyn StorageApi>>,
+    pub(super) drivers: Drivers,
+    pub(super) tokens: Arc<Tokens>,
+    pub(super) places: Places,
+    gates: Gates,
 }
 
-impl std::fmt::Debug for Volumes {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Volumes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Volumes").field("pods_dir", &self.pods_dir).finish_non_exhaustive()
     }
 }
@@ -63,7 +105,43 @@ impl std::fmt::Debug for Volumes {
 impl Volumes {
     /// Volumes below `root_dir`, kubelet's `--root-dir`.
     pub fn new(root_dir: &Path, objects: Arc<dyn ObjectApi>) -> Self {
-        Self { pods_dir: root_dir.join("pods"), objects, tokens: Arc::default() }
+        let pods_dir = root_dir.join("pods");
+        Self {
+            places: Places::read(&pods_dir),
+            pods_dir,
+            objects,
+            storage: None,
+            drivers: Drivers::default(),
+            tokens: Arc::default(),
+            gates: Gates::default(),
+        }
+    }
+
+    /// Mounts claims, too.
+    #[must_use]
+    pub fn with_storage(mut self, storage: Arc<dyn StorageApi>, drivers: Drivers) -> Self {
+        self.storage = Some(storage);
+        self.drivers = drivers;
+        self
+    }
+
+    pub(super) fn storage(&self) -> Result<&dyn StorageApi, VolumeError> {
+        self.storage.as_deref().ok_or_else(|| {
+            VolumeError::Other("this node has no API server that could tell of persistent volumes".to_owned())
+        })
+    }
+
+    /// The attachable volumes in use, as in the Node's `volumesInUse`.
+    pub fn in_use(&self) -> watch::Receiver<Vec<String>> {
+        self.places.in_use()
+    }
+
+    /// One operation at a time on each persistent volume.
+    pub(super) fn gate(&self, driver: &str, handle: &str) -> Arc<Semaphore> {
+        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        gates.retain(|_, gate| Arc::strong_count(gate) > 1);
+        let key = (driver.to_owned(), handle.to_owned());
+        gates.entry(key).or_insert_with(|| Arc::new(Semaphore::new(1))).clone()
     }
 
     /// Makes the root directory a shared mount, so that containers see what is mounted there later (A9.15).
@@ -84,67 +162,132 @@ impl Volumes {
     /// Makes the pod's directories (A1.9).
     pub fn make_dirs(&self, uid: &PodUid) -> Result<PodDirs, VolumeError> {
         let dirs = self.dirs(uid);
-        for dir in [dirs.root.clone(), dirs.root.join("volumes"), dirs.root.join("containers")] {
+        for name in ["", "volumes", "plugins", "containers"] {
+            let dir = dirs.root.join(name);
             let made = fs::DirBuilder::new().recursive(true).mode(0o750).create(&dir);
             made.map_err(VolumeError::file("make", dir))?;
         }
         Ok(dirs)
     }
 
-    /// Mounts all volumes of a pod, and brings the content of those that are there up to date (A9.8). Where they lie, by name.
+    /// Mounts all volumes of a pod, and brings the content of those that are there up to date. `changed` is notified when they
+    /// are to be brought up to date again (A9.8).
     ///
     /// # Errors
     ///
-    /// Every volume that failed, by name; the others are there.
+    /// Every volume that failed; the others are there.
     pub async fn mount(
         &self,
         pod: &Pod,
         node: &NodeSnapshot,
         now: Now,
-    ) -> Result<BTreeMap<String, PathBuf>, Vec<(String, VolumeError)>> {
-        let (mut places, mut errors) = (BTreeMap::new(), Vec::new());
+        changed: &Arc<Notify>,
+    ) -> Result<(), Vec<MountFailure>> {
+        self.objects.follow(&PodRef::of(pod).uid, objects_of(pod), changed);
+        let mut failures = Vec::new();
         for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
-            match self.mount_one(pod, volume, node, now).await {
-                Ok(place) => drop(places.insert(volume.name.clone(), place)),
-                Err(error) => errors.push((volume.name.clone(), error)),
+            if let Err((named, error)) = self.mount_one(pod, volume, node, now).await {
+                let named = named.unwrap_or_else(|| volume.name.clone());
+                failures.push(MountFailure { volume: volume.name.clone(), named, error });
             }
         }
-        if errors.is_empty() { Ok(places) } else { Err(errors) }
+        if failures.is_empty() { Ok(()) } else { Err(failures) }
     }
 
+    /// A failure comes with the name of the persistent volume, once it is known.
     async fn mount_one(
         &self,
         pod: &Pod,
         volume: &Volume,
         node: &NodeSnapshot,
         now: Now,
-    ) -> Result<PathBuf, VolumeError> {
+    ) -> Result<(), (Option<String>, VolumeError)> {
+        let Some((name, read_only)) = claim::claim_name(&PodRef::of(pod), volume) else {
+            return self.mount_own(pod, volume, node, now).await.map_err(|error| (None, error));
+        };
+        let storage = self.storage().map_err(|error| (None, error))?;
+        let bound = claim::resolve(storage, pod, volume, &name, read_only).await.map_err(|error| (None, error))?;
+        let mounted = self.mount_bound(pod, volume, &bound, node, now).await;
+        mounted.map_err(|error| (Some(bound.name().to_owned()), error))
+    }
+
+    /// A volume that the pod's spec describes.
+    async fn mount_own(&self, pod: &Pod, volume: &Volume, node: &NodeSnapshot, now: Now) -> Result<(), VolumeError> {
         let reference = PodRef::of(pod);
-        let Some(place) = self.place(&reference.uid, volume) else { return Err(VolumeError::Unsupported) };
-        let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
-        let group = context.and_then(|s| s.fs_group).and_then(|g| u32::try_from(g).ok());
-        if let Some(source) = &volume.host_path {
-            host_path::set_up(&source.path, source.type_.as_deref().unwrap_or_default())?;
-            return Ok(place);
+        if let Some(source) = &volume.csi {
+            return self.mount_csi_inline(pod, source, &volume.name, node, now).await.map(drop);
         }
+        if volume.image.is_some() {
+            // The runtime mounts it with the container.
+            return Ok(());
+        }
+        if volume.git_repo.is_some() {
+            let text = "git-repo volume plugin has been disabled; if necessary, it may be re-enabled by enabling the feature-gate `GitRepoVolumeDriver`";
+            return Err(VolumeError::Other(text.to_owned()));
+        }
+        let Some(place) = self.place(&reference.uid, volume) else { return Err(VolumeError::Unsupported) };
+        if let Some(source) = &volume.host_path {
+            return host_path::set_up(&source.path, source.type_.as_deref().unwrap_or_default());
+        }
+        if let Some(source) = &volume.nfs {
+            return persistent::mount_nfs(source, &[], &place, false).await;
+        }
+        let group = fs_group(pod);
         if let Some(source) = &volume.empty_dir {
-            let limit = pod.spec.as_ref().and_then(|s| pod_limits(s).get("memory").map(|m| m.units()));
-            empty_dir::set_up(&place, source, limit)?;
-            if let Some(group) = group {
-                let policy = context.and_then(|s| s.fs_group_change_policy.as_deref());
-                ownership::give_to_group(&place, group, policy == Some("OnRootMismatch"))?;
-            }
-            return Ok(place);
+            let fresh = empty_dir::set_up(&place, source, pod, node)?;
+            return match group.filter(|_| fresh) {
+                Some(group) => ownership::give_to_group(&place, group, Access::ReadWrite, false),
+                None => Ok(()),
+            };
         }
         let (objects, tokens) = (&*self.objects, &*self.tokens);
         let sources = Sources { pod, reference: &reference, node, objects, tokens, now: now.wall };
         let payload = sources.payload(volume).await?.ok_or(VolumeError::Unsupported)?;
-        let in_memory = volume.secret.is_some() || volume.projected.is_some();
-        write_payload(&place, &payload, in_memory, group, now)?;
-        Ok(place)
+        let memory = volume.config_map.is_none().then(|| empty_dir::memory_size(None, pod, node));
+        write_payload(&place, &payload, memory, group, now)
     }
 
-    /// Where a volume lies, or would; `None`: its kind is not known here.
+    /// The volume behind a claim.
+    async fn mount_bound(
+        &self,
+        pod: &Pod,
+        volume: &Volume,
+        bound: &Bound,
+        node: &NodeSnapshot,
+        now: Now,
+    ) -> Result<(), VolumeError> {
+        let uid = PodRef::of(pod).uid;
+        let Some(spec) = bound.spec() else { return Err(VolumeError::Unsupported) };
+        persistent::check_node(spec, node)?;
+        let dirs = self.dirs(&uid);
+        let of_plugin = |plugin: &str| dirs.volume(plugin, &bound.name().replace('/', "~"));
+        let at = |path: PathBuf| Place { path, read_only: bound.read_only, attachable: None };
+        let place = if let Some(source) = &spec.host_path {
+            host_path::set_up(&source.path, source.type_.as_deref().unwrap_or_default())?;
+            at(PathBuf::from(&source.path))
+        } else if let Some(source) = &spec.local {
+            let place = at(of_plugin("local-volume"));
+            let fresh = persistent::mount_local(&source.path, &place.path, bound.read_only)?;
+            if let Some(group) = fs_group(pod).filter(|_| fresh && !bound.read_only) {
+                let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
+                let policy = context.and_then(|s| s.fs_group_change_policy.as_deref());
+                ownership::give_to_group(&place.path, group, Access::ReadWrite, policy == Some("OnRootMismatch"))?;
+            }
+            place
+        } else if let Some(source) = &spec.nfs {
+            let place = at(of_plugin("nfs"));
+            let options = spec.mount_options.as_deref().unwrap_or_default();
+            persistent::mount_nfs(source, options, &place.path, bound.read_only).await?;
+            place
+        } else if let Some(source) = &spec.csi {
+            return self.mount_csi(pod, bound, source, &volume.name, node, now).await.map(drop);
+        } else {
+            return Err(VolumeError::Unsupported);
+        };
+        self.places.put(&uid, dirs.root(), &volume.name, place)
+    }
+
+    /// Where a volume lies, or would; `None`: its kind is not known here, or it is not mounted yet.
     pub fn place(&self, uid: &PodUid, volume: &Volume) -> Option<PathBuf> {
         let plugin = if let Some(source) = &volume.host_path {
             return Some(PathBuf::from(&source.path));
@@ -158,10 +301,22 @@ impl Volumes {
             "downward-api"
         } else if volume.projected.is_some() {
             "projected"
+        } else if volume.nfs.is_some() {
+            "nfs"
         } else {
-            return None;
+            return self.places.get(uid, &volume.name).map(|place| place.path);
         };
         Some(self.dirs(uid).volume(plugin, &volume.name))
+    }
+
+    /// Whether the volume may only be read, whatever the container says.
+    pub fn is_read_only(&self, uid: &PodUid, volume: &Volume) -> bool {
+        let of_content = volume.config_map.is_some()
+            || volume.secret.is_some()
+            || volume.downward_api.is_some()
+            || volume.projected.is_some();
+        let of_nfs = volume.nfs.as_ref().and_then(|nfs| nfs.read_only).unwrap_or_default();
+        of_content || of_nfs || self.places.get(uid, &volume.name).is_some_and(|place| place.read_only)
     }
 
     /// A part of a volume, safe from links that lead out of it (A9.13). `index`: the place of the mount in its container.
@@ -172,61 +327,31 @@ impl Volumes {
         container: &str,
         index: usize,
         path: &str,
-        read_only: bool,
     ) -> Result<PathBuf, VolumeError> {
         let root = self.place(uid, volume).ok_or(VolumeError::Unsupported)?;
         let target =
             self.dirs(uid).root.join("volume-subpaths").join(&volume.name).join(container).join(index.to_string());
-        sub_path::bind(&root, path, &target, read_only)?;
+        sub_path::bind(&root, path, &target)?;
         Ok(target)
-    }
-
-    /// Unmounts everything of a pod. What cannot be undone now is reported, and the rest is undone all the same.
-    pub fn unmount(&self, uid: &PodUid) -> Vec<VolumeError> {
-        self.tokens.forget(uid);
-        let root = self.dirs(uid).root;
-        let mut errors = Vec::new();
-        match kernel::mount_points_below(&root) {
-            Err(source) => errors.push(VolumeError::file("look at", &root)(source)),
-            Ok(places) => errors.extend(places.into_iter().filter_map(|place| {
-                kernel::unmount_now(Path::new(&place)).map_err(VolumeError::file("unmount", place)).err()
-            })),
-        }
-        errors
-    }
-
-    /// Removes a pod's directories, after [`Self::unmount`]. Nothing is removed while something is still mounted below (A9.22).
-    pub fn remove_dirs(&self, uid: &PodUid) -> Result<(), VolumeError> {
-        let root = self.dirs(uid).root;
-        let mounted = kernel::mount_points_below(&root).map_err(VolumeError::file("look at", &root))?;
-        if let Some(place) = mounted.first() {
-            let busy = io::Error::from(io::ErrorKind::ResourceBusy);
-            return Err(VolumeError::file("remove a directory with a mount below it:", place)(busy));
-        }
-        match fs::remove_dir_all(&root) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(VolumeError::file("remove", root)(error)),
-            _ => Ok(()),
-        }
-    }
-
-    /// The pods that have a directory.
-    pub fn pods_on_disk(&self) -> Vec<PodUid> {
-        let entries = fs::read_dir(&self.pods_dir).into_iter().flatten().flatten();
-        entries.filter_map(|e| e.file_name().to_str().map(PodUid::new)).collect()
     }
 }
 
+/// `memory`: it lies there, and may grow to so many bytes.
 fn write_payload(
     place: &Path,
     payload: &Payload,
-    in_memory: bool,
+    memory: Option<Option<i64>>,
     group: Option<u32>,
     now: Now,
 ) -> Result<(), VolumeError> {
-    fs::create_dir_all(place).map_err(VolumeError::file("make", place))?;
-    if in_memory && !kernel::is_mount_point(place).map_err(VolumeError::file("look at", place))? {
-        kernel::mount_tmpfs(place, None).map_err(VolumeError::file("mount a tmpfs at", place))?;
+    if !place.is_dir() {
+        fs::create_dir_all(place).map_err(VolumeError::file("make", place))?;
+        fs::set_permissions(place, fs::Permissions::from_mode(0o777)).map_err(VolumeError::file("chmod", place))?;
     }
-    fs::set_permissions(place, fs::Permissions::from_mode(0o755)).map_err(VolumeError::file("chmod", place))?;
+    if let Some(size) = memory
+        && !kernel::is_mount_point(place).map_err(VolumeError::file("look at", place))?
+    {
+        kernel::mount_tmpfs(place, size).map_err(VolumeError::file("mount a tmpfs at", place))?;
+    }
     atomic::write(place, payload, group, now.wall).map(drop)
 }

@@ -3,6 +3,8 @@
 #[path = "../lab/mod.rs"]
 mod lab;
 
+mod dns;
 mod enclosure;
 mod faults;
 mod hello;
+mod streams;

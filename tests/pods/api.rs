@@ -1,6 +1,7 @@
 //! An API server in memory: pods with their status, deletion with grace, ConfigMaps and Secrets, events.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -8,10 +9,14 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodStatus, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use stoker_model::handle::{
-    ApiError, BoundToken, DesiredPods, EventSink, EventSubject, EventType, ObjectApi, PodApi, PodFeed, ServiceLinks,
+    ApiError, BoundToken, DesiredPods, EventSink, EventSubject, EventType, MirrorApi, ObjectApi, PodApi, PodFeed,
+    ServiceLinks,
 };
 use stoker_model::pod::{PodRef, PodUid};
 use tokio::sync::watch;
+
+/// Mirror pods made so far.
+static MIRRORS: AtomicU32 = AtomicU32::new(1);
 
 #[derive(Clone)]
 pub struct Api(Arc<Inner>);
@@ -54,6 +59,23 @@ impl Api {
         let uid = PodRef::of(&pod).uid;
         self.edit(|pods| pods.insert(uid.clone(), Arc::new(pod)));
         uid
+    }
+
+    /// The pod of that name, with its UID.
+    pub fn named(&self, name: &str) -> Option<(PodUid, Arc<Pod>)> {
+        let pods = self.0.pods.borrow();
+        let found = pods.as_ref()?.iter().find(|(_, pod)| pod.metadata.name.as_deref() == Some(name));
+        found.map(|(uid, pod)| (uid.clone(), pod.clone()))
+    }
+
+    /// From now on the API server does not answer: pods that it has are not told of.
+    pub fn go_away(&self) {
+        self.0.pods.send_replace(None);
+    }
+
+    /// It answers, and has no pods.
+    pub fn come_back(&self) {
+        self.0.pods.send_replace(Some(Arc::default()));
     }
 
     pub fn pod(&self, uid: &PodUid) -> Option<Arc<Pod>> {
@@ -173,6 +195,25 @@ impl PodApi for Api {
     async fn delete_finished(&self, pod: &PodRef) -> Result<(), ApiError> {
         self.edit(|pods| pods.remove(&pod.uid));
         Ok(())
+    }
+}
+
+#[async_trait]
+impl MirrorApi for Api {
+    async fn create_mirror(&self, pod: &Pod) -> Result<(), ApiError> {
+        let named = |other: &Pod| {
+            other.metadata.name == pod.metadata.name && other.metadata.namespace == pod.metadata.namespace
+        };
+        self.edit(|pods| {
+            if pods.values().any(|other| named(other)) {
+                return Err(ApiError::Conflict("pods already exists".into()));
+            }
+            let uid = PodUid::new(&format!("mirror-{}", MIRRORS.fetch_add(1, Ordering::Relaxed)));
+            let mut pod = pod.clone();
+            pod.metadata.uid = Some(uid.to_string());
+            pods.insert(uid, Arc::new(pod));
+            Ok(())
+        })
     }
 }
 

@@ -9,3 +9,4 @@ mod lab;
 mod lifecycle;
 mod node;
 mod restarts;
+mod sources;

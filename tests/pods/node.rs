@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use stoker::cgroup::{CgroupConfig, Cgroups};
-use stoker::pod::{PodHandles, Pods, PodsConfig};
+use stoker::pod::{PodHandles, Pods, PodsConfig, StaticSources};
 use stoker::runtime::{Images, events};
 use stoker::volume::Volumes;
 use stoker_model::handle::NodeSnapshot;
@@ -31,6 +31,8 @@ pub struct Node {
     pub api: Api,
     agent: Option<(CancellationToken, Pods)>,
     node: watch::Sender<Arc<NodeSnapshot>>,
+    /// The agents that are started from now on read static pods here.
+    pub static_path: Option<PathBuf>,
     /// Goes after the lab, also when a test fails.
     _groups: Groups,
 }
@@ -62,6 +64,7 @@ impl Node {
             .into();
         let snapshot = NodeSnapshot {
             name: "node-1".into(),
+            uid: Some("node-1-uid".into()),
             ips: vec!["192.0.2.7".parse().unwrap()],
             allocatable: amounts.clone(),
             capacity: amounts,
@@ -70,7 +73,7 @@ impl Node {
         };
         let groups = Groups(lab.path().file_name().unwrap().to_owned());
         let node = watch::Sender::new(Arc::new(snapshot));
-        let mut node = Self { lab, api: Api::new(), agent: None, node, _groups: groups };
+        let mut node = Self { lab, api: Api::new(), agent: None, node, static_path: None, _groups: groups };
         node.start_agent();
         node
     }
@@ -86,6 +89,7 @@ impl Node {
             log_dir: self.path("pod-logs"),
             link_dir: self.path("links"),
             resolv_conf: None,
+            static_sources: StaticSources { path: self.static_path.clone(), ..StaticSources::default() },
             ..PodsConfig::default()
         };
         let handles = PodHandles {
@@ -95,6 +99,7 @@ impl Node {
             pods: self.api.feed(),
             node: self.node.subscribe(),
             api: api.clone(),
+            mirrors: api.clone(),
             objects: api.clone(),
             services: api.clone(),
             sink: api.clone(),

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use stoker::clock::Clock;
 use stoker::service::http::{self, ProxyState};
-use stoker::service::{Cidr, Health, LocalTraffic, ServiceConfig};
+use stoker::service::{Cidr, Health, LocalTraffic, Problems, ServiceConfig};
 use stoker_model::service::{EndpointSlice, NodeTopology, Service, ServiceChange};
 use tokio::sync::{mpsc, watch};
 
@@ -137,6 +137,13 @@ impl Lab {
         self.within(from, move || Connection::open(to)).join().unwrap()
     }
 
+    /// Whether a TCP connection is made within a moment; a packet that comes too soon is lost, and sent again only after 1 s.
+    pub(crate) fn answers_at_once(&self, from: &str, to: &str) -> bool {
+        let to: SocketAddr = to.parse().unwrap();
+        let connect = move || TcpStream::connect_timeout(&to, Duration::from_millis(20)).is_ok();
+        self.within(from, connect).join().unwrap()
+    }
+
     /// Which pod answers a TCP connection.
     #[track_caller]
     pub(crate) fn served_by(&self, from: &str, to: &str) -> String {
@@ -179,6 +186,39 @@ impl Lab {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// One more address of a namespace.
+    pub(crate) fn add_address(&self, name: &str, address: &str) {
+        run(&format!("ip -n {} addr add {address} dev lo", self.ns(name)));
+    }
+
+    /// Runs conntrack in the node's namespace.
+    pub(crate) fn conntrack(&self, arguments: &str) -> String {
+        let arguments = arguments.split(' ').chain(["-o", "id"]);
+        let output =
+            Command::new("ip").args(["netns", "exec", &self.ns("node"), "conntrack"]).args(arguments).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Sends SCTP's first packet to port 80 of an address; the port at which it arrives in a pod, if it does.
+    pub(crate) fn sctp_arrives(&self, from: &str, to: &str, pod: &str) -> Option<u16> {
+        use rustix::net::{
+            AddressFamily, RecvFlags, SendFlags, SocketAddrV4, SocketType, ipproto, recv, sendto, socket,
+        };
+        let raw = || socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::SCTP)).unwrap();
+        let arrivals = self.within(pod, raw).join().unwrap();
+        let patience = Some(Duration::from_secs(1));
+        rustix::net::sockopt::set_socket_timeout(&arrivals, rustix::net::sockopt::Timeout::Recv, patience).unwrap();
+        let to = SocketAddrV4::new(to.parse().unwrap(), 0);
+        self.within(from, move || sendto(raw(), &sctp_init(5000, 80), SendFlags::empty(), &to).unwrap())
+            .join()
+            .unwrap();
+        let mut packet = [0_u8; 256];
+        let (length, _) = recv(&arrivals, &mut packet[..], RecvFlags::empty()).ok()?;
+        // Behind the IP header: source port, destination port.
+        let header = usize::from(packet[0] & 0xf) * 4;
+        packet[..length].get(header + 2..)?.first_chunk().map(|port| u16::from_be_bytes(*port))
+    }
+
     /// Starts the data path on the node, with pods recognised by their addresses.
     pub(crate) fn start(&self) -> Daemon {
         let sources = ["10.244.0.0/16", "fd00:244::/32"];
@@ -202,7 +242,7 @@ impl Lab {
                 let sync_period = config.sync_period;
                 let proxy = stoker::service::spawn(receiver, facts, config, Clock).unwrap();
                 let (eligible, is_eligible) = watch::channel(true);
-                answer.send((proxy.health.clone(), eligible)).unwrap();
+                answer.send((proxy.health.clone(), proxy.problems, eligible)).unwrap();
                 let state = ProxyState {
                     health: proxy.health,
                     eligible: is_eligible,
@@ -221,8 +261,8 @@ impl Lab {
                 }
             });
         });
-        let (health, eligible) = started.recv().unwrap();
-        Daemon { changes: Some(changes), health, eligible, thread: Some(thread) }
+        let (health, problems, eligible) = started.recv().unwrap();
+        Daemon { changes: Some(changes), health, problems, eligible, thread: Some(thread) }
     }
 
     /// GETs a page within a namespace: the status, the head in lower case and the body.
@@ -337,6 +377,7 @@ pub(crate) struct Daemon {
     health: watch::Receiver<Health>,
     /// Whether this node should get traffic.
     pub(crate) eligible: watch::Sender<bool>,
+    problems: watch::Receiver<Problems>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -373,6 +414,13 @@ impl Daemon {
     /// Transactions written since its start.
     pub(crate) fn transactions(&self) -> u64 {
         self.health.borrow().transactions
+    }
+
+    /// What could not be done, each with its Service.
+    pub(crate) fn problems(&self) -> Vec<String> {
+        let all = self.problems.borrow();
+        let of = all.iter().flat_map(|(name, troubled)| troubled.problems.iter().map(move |problem| (name, problem)));
+        of.map(|(name, problem)| format!("{}/{}: {problem}", name.namespace, name.name)).collect()
     }
 
     /// Whether the kernel was brought up to date at least once.
@@ -458,4 +506,28 @@ pub(crate) fn elsewhere(pods: &[u8]) -> Vec<ServiceChange> {
         }
     }
     all
+}
+
+/// The packet that opens an SCTP association, with the checksum without which no kernel tracks it.
+fn sctp_init(source: u16, destination: u16) -> Vec<u8> {
+    let mut packet = [source.to_be_bytes(), destination.to_be_bytes()].concat();
+    packet.extend([0; 8]);
+    packet.extend([1, 0, 0, 20, 0, 0, 0, 7, 0, 0, 16, 0, 0, 1, 0, 1, 0, 0, 0, 1]);
+    let crc = packet.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 * (crc & 1)))
+    });
+    packet[8..12].copy_from_slice(&(!crc).to_le_bytes());
+    packet
+}
+
+/// Waits until something holds.
+#[track_caller]
+pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..200 {
+        if holds() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(25));
+    }
+    panic!("{what}: not within 5 s");
 }

@@ -9,3 +9,4 @@ mod policies;
 mod proxy;
 mod reach;
 mod restart;
+mod robust;

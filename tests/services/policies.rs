@@ -151,3 +151,21 @@ fn masquerade_all_hides_pods_too() {
     daemon.apply([service(json!({}))].into_iter().chain(endpoints(&[1])).chain([Complete]));
     assert_eq!(lab.connect("pod2", VIP).unwrap().source.to_string(), "10.244.1.1");
 }
+
+/// B1.7: where a node's address is allowed, so is the load balancer's own, which packets of the node carry when it is an
+/// address of the node too; and a range guards an address that is an external IP as well.
+#[test]
+fn a_node_reaches_a_load_balancer_address_that_is_its_own() {
+    let lab = Lab::with_pods(1);
+    lab.add_address("node", "203.0.113.7/32");
+    let spec = |range: &str| {
+        service(json!({"type": "LoadBalancer", "loadBalancerSourceRanges": [range], "externalIPs": ["203.0.113.7"],
+            "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}]}}}))
+    };
+    let daemon = lab.start();
+    daemon.apply([spec("192.0.2.1/32")].into_iter().chain(endpoints(&[1])).chain([Complete]));
+    assert_eq!(lab.served_by("node", "203.0.113.7:80"), "pod1");
+    assert!(lab.connect("client", "203.0.113.7:80").is_err());
+    daemon.apply([spec("198.51.100.0/24")]);
+    assert!(lab.connect("node", "203.0.113.7:80").is_err());
+}

@@ -116,7 +116,7 @@ fn unused_ports_are_refused_and_unused_addresses_dropped() {
     assert_eq!(nobody.unwrap_err().kind(), ErrorKind::TimedOut);
 }
 
-/// B1.19: one port number over TCP and UDP.
+/// B1.3, B1.19: one port number over TCP and UDP.
 #[test]
 fn tcp_and_udp_share_a_port_number() {
     let lab = Lab::with_pods(2);
@@ -148,7 +148,7 @@ fn removing_an_endpoint_leaves_its_open_connections_alone() {
     assert!(open.still_answers());
 }
 
-/// Whatever we write, the user's nft can list it, and would take it back.
+/// Whatever we write, the user's nft can list it, and would take it back. B1.17: bit 14, and random source ports.
 #[test]
 fn nft_lists_all_of_it() {
     let lab = Lab::with_pods(1);
@@ -161,6 +161,8 @@ fn nft_lists_all_of_it() {
         "0 . 10.96.0.10 . tcp . 80 : 10.244.1.2 . 8080",
         "65536 . tcp . 30080 : 10.244.1.2 . 8080",
         "meta l4proto @protocols dnat ip to numgen random mod 1 . ip daddr . meta l4proto . th dport map @endpoints",
+        "meta mark set meta mark | 0x00004000",
+        "meta mark & 0x00004000 == 0x00004000 meta mark set meta mark ^ 0x00004000 masquerade fully-random",
         "dnat ip6 to numgen random mod 1 offset 65536 . meta l4proto . th dport map @nodeport-endpoints",
     ] {
         assert!(listed.contains(expected), "{expected:?} is not in:\n{listed}");

@@ -6,19 +6,9 @@ use serde_json::json;
 use stoker_model::service::NamespacedName;
 use stoker_model::service::ServiceChange::{Complete, Restarting, ServiceGone};
 
-use crate::lab::{Lab, endpoints, service};
+use crate::lab::{Lab, endpoints, eventually, service};
 
 const VIP: &str = "10.96.0.10:80";
-
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    for _ in 0..200 {
-        if holds() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(25));
-    }
-    panic!("{what}: not within 5 s");
-}
 
 /// B1.2
 #[test]

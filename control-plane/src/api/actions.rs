@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::Method;
 use serde_json::{Value, json};
 
+use super::proxy;
 use super::respond::{self, Answer, Wanted};
 use super::serve::{Asked, Server};
 use super::verbs::{AskedShape, Place, only, read_object, writer};
@@ -42,6 +43,8 @@ pub(super) async fn dispatch(server: &Arc<Server>, place: &Place, asked: Asked) 
             core.bind(&place.namespace, &place.name, &binding, &writer).await?;
             Ok(respond::object(201, &success(201), Wanted::JSON))
         }
+        "exec" | "attach" | "portforward" => proxy::stream(server, place, asked).await,
+        "proxy" => proxy::proxy(server, place, asked).await,
         other => Err(StatusError::new(
             501,
             "NotImplemented",

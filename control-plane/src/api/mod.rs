@@ -22,6 +22,7 @@ mod options;
 pub mod patch;
 mod paths;
 pub mod protobuf;
+mod proxy;
 mod read;
 mod respond;
 mod route;

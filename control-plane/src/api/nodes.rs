@@ -10,6 +10,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -28,6 +29,7 @@ const KUBELET_PORT: u16 = 10250;
 #[derive(Clone)]
 pub struct NodeClient {
     tls: Arc<rustls::ClientConfig>,
+    anybody: Arc<rustls::ClientConfig>,
 }
 
 impl std::fmt::Debug for NodeClient {
@@ -38,33 +40,83 @@ impl std::fmt::Debug for NodeClient {
 
 impl NodeClient {
     /// With a configuration that has the API server's client certificate for nodes, and says whose certificates are
-    /// good.
-    pub fn new(tls: Arc<rustls::ClientConfig>) -> Self {
-        Self { tls }
+    /// good; and another for pods and services that want TLS.
+    pub fn new(tls: Arc<rustls::ClientConfig>, anybody: Arc<rustls::ClientConfig>) -> Self {
+        Self { tls, anybody }
+    }
+
+    /// Sends a request over TLS. Only nodes are shown the API server's certificate.
+    pub(super) async fn send<B>(
+        &self,
+        address: IpAddr,
+        port: u16,
+        request: Request<B>,
+        is_node: bool,
+    ) -> Result<Response<Incoming>, String>
+    where
+        B: hyper::body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let tls = if is_node { self.tls.clone() } else { self.anybody.clone() };
+        let connect = async {
+            let stream = dial(address, port).await?;
+            let name = ServerName::IpAddress(address.into());
+            TlsConnector::from(tls).connect(name, stream).await.map_err(|error| error.to_string())
+        };
+        let stream = in_time(address, port, connect).await?;
+        talk(stream, request).await
+    }
+
+    /// Sends a request without TLS.
+    pub(super) async fn send_plain<B>(
+        &self,
+        address: IpAddr,
+        port: u16,
+        request: Request<B>,
+    ) -> Result<Response<Incoming>, String>
+    where
+        B: hyper::body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let stream = in_time(address, port, dial(address, port)).await?;
+        talk(stream, request).await
     }
 
     async fn get(&self, address: IpAddr, port: u16, path: &str) -> Result<Response<Incoming>, String> {
-        let connect = async {
-            let stream = TcpStream::connect((address, port)).await.map_err(|error| error.to_string())?;
-            let connector = TlsConnector::from(self.tls.clone());
-            let name = ServerName::IpAddress(address.into());
-            connector.connect(name, stream).await.map_err(|error| error.to_string())
-        };
-        let late = || format!("dial tcp {address}:{port}: i/o timeout");
-        let stream = tokio::time::timeout(CONNECT, connect).await.map_err(|_| late())??;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection to a node ended early");
-            }
-        });
         let request = Request::get(path)
             .header("host", format!("{address}:{port}"))
             .body(Empty::<Bytes>::new())
             .map_err(|error| error.to_string())?;
-        sender.send_request(request).await.map_err(|error| error.to_string())
+        self.send(address, port, request, true).await
     }
+}
+
+async fn dial(address: IpAddr, port: u16) -> Result<TcpStream, String> {
+    let stream = TcpStream::connect((address, port)).await.map_err(|error| error.to_string())?;
+    // Streams carry single key presses. Where it cannot be set they come a little later.
+    let _ = stream.set_nodelay(true);
+    Ok(stream)
+}
+
+async fn in_time<T>(address: IpAddr, port: u16, connect: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    let late = |_| Err(format!("dial tcp {address}:{port}: i/o timeout"));
+    tokio::time::timeout(CONNECT, connect).await.unwrap_or_else(late)
+}
+
+async fn talk<S, B>(stream: S, request: Request<B>) -> Result<Response<Incoming>, String>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    B: hyper::body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "a connection to a node or pod ended early");
+        }
+    });
+    sender.send_request(request).await.map_err(|error| error.to_string())
 }
 
 /// `pods/log`: the node's answer, as it comes.
@@ -73,13 +125,10 @@ pub(super) async fn log(server: &Server, namespace: &str, name: &str, asked: &As
     let pods = resources::find("", "pods").expect("`resources::core` has pods");
     let pod = core.find(pods, namespace, name).await?.ok_or_else(|| StatusError::not_found(pods, name))?;
     let container = container(&pod, asked.query.get("container"), name)?;
-    let node_name = text(&pod["spec"], "nodeName");
-    if node_name.is_empty() {
+    let Some(node) = node_of(server, &pod).await? else {
         // Nothing was started yet, so nothing was written.
         return Ok(super::respond::text(200, ""));
-    }
-    let nodes = resources::find("", "nodes").expect("`resources::core` has nodes");
-    let node = core.find(nodes, "", node_name).await?.ok_or_else(|| StatusError::not_found(nodes, node_name))?;
+    };
     let (address, port) = address_of(&node).ok_or_else(|| {
         StatusError::internal(format!("no preferred addresses found; known addresses: {}", node["status"]["addresses"]))
     })?;
@@ -110,6 +159,17 @@ pub(super) async fn log(server: &Server, namespace: &str, name: &str, asked: &As
     Ok(passed)
 }
 
+/// The node of a pod; `None` where it has none yet.
+pub(super) async fn node_of(server: &Server, pod: &Value) -> Result<Option<Value>, StatusError> {
+    let name = text(&pod["spec"], "nodeName");
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let nodes = resources::find("", "nodes").expect("`resources::core` has nodes");
+    let node = server.cluster.core.find(nodes, "", name).await?;
+    node.map(Some).ok_or_else(|| StatusError::not_found(nodes, name))
+}
+
 /// What a node's refusal is to the client.
 async fn refused(code: u16, body: Incoming, container: &str) -> StatusError {
     let limited = http_body_util::Limited::new(body, 64 << 10);
@@ -129,7 +189,7 @@ async fn refused(code: u16, body: Incoming, container: &str) -> StatusError {
 }
 
 /// The container whose logs are meant; one name is needed where there are several.
-fn container(pod: &Value, asked: &str, name: &str) -> Result<String, StatusError> {
+pub(super) fn container(pod: &Value, asked: &str, name: &str) -> Result<String, StatusError> {
     let spec = &pod["spec"];
     let names =
         |list: &str| -> Vec<String> { items(spec, list).map(|container| text(container, "name").to_owned()).collect() };
@@ -155,7 +215,7 @@ fn container(pod: &Value, asked: &str, name: &str) -> Result<String, StatusError
 }
 
 /// Where the node's HTTPS port is: its first internal address, else any that is an address.
-fn address_of(node: &Value) -> Option<(IpAddr, u16)> {
+pub(super) fn address_of(node: &Value) -> Option<(IpAddr, u16)> {
     let addresses = || items(&node["status"], "addresses");
     let parse = |entry: &Value| text(entry, "address").parse::<IpAddr>().ok();
     let address = addresses()

@@ -9,6 +9,7 @@ use http::header::AUTHORIZATION;
 use http::{HeaderValue, Method, Request};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
@@ -80,6 +81,8 @@ pub(super) struct Asked {
     pub(super) raw_query: String,
     pub(super) headers: http::HeaderMap,
     pub(super) body: Incoming,
+    /// The connection after an answer that ends HTTP.
+    pub(super) upgrade: OnUpgrade,
     pub(super) user: UserInfo,
 }
 
@@ -183,8 +186,9 @@ async fn answer(server: Arc<Server>, certificate: Option<Arc<[u8]>>, request: Re
 async fn handle(
     server: &Arc<Server>,
     certificate: Option<&[u8]>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Result<Answer, StatusError> {
+    let upgrade = hyper::upgrade::on(&mut request);
     let user = authenticate(server, certificate, request.headers()).await?;
     let user = impersonate::acting(server.authorizer.as_ref(), user, request.headers()).await?;
     let (parts, body) = request.into_parts();
@@ -196,6 +200,7 @@ async fn handle(
         raw_query,
         headers: parts.headers,
         body,
+        upgrade,
         user,
     };
     let route = Route::parse(&asked.path);

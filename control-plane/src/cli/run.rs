@@ -144,7 +144,7 @@ pub(super) async fn run(options: RunOptions) -> Result<(), RunError> {
         authenticator: Arc::new(ClusterAuthenticator::new(&pki, lookup.clone())),
         authorizer: Arc::new(ClusterAuthorizer::new(lookup)),
         tokens: pki.tokens(),
-        nodes: NodeClient::new(tls::to_nodes(&pki)?),
+        nodes: NodeClient::new(tls::to_nodes(&pki)?, tls::to_anybody()?),
         stop: stop.clone(),
     }));
     tokio::spawn(compact(store, stop.clone()));

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
@@ -56,31 +57,55 @@ pub(super) fn server(pki: &Pki) -> Result<Arc<ServerConfig>, TlsError> {
 }
 
 /// For asking nodes. A node's serving certificate is its own by default (upstream's API server does not check it either
-/// unless told to), so only that it has the key is checked.
+/// unless told to), so that only its key is checked; but one that our CA signed must be good for that address and time.
 pub(super) fn to_nodes(pki: &Pki) -> Result<Arc<ClientConfig>, TlsError> {
     let (chain, key) = pair(pki.kubelet_client())?;
+    let ours =
+        WebPkiServerVerifier::builder_with_provider(Arc::new(roots(pki.ca_certificate())?), provider()).build()?;
     let config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider())))
+        .with_custom_certificate_verifier(Arc::new(OursOrTheirOwn { ours: Some(ours), provider: provider() }))
         .with_client_auth_cert(chain, key)?;
     Ok(Arc::new(config))
 }
 
-/// Takes any certificate whose key the other side has.
-#[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
+/// For `proxy` requests to pods and services: nobody knows who signs their certificates.
+pub(super) fn to_anybody() -> Result<Arc<ClientConfig>, TlsError> {
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(OursOrTheirOwn { ours: None, provider: provider() }))
+        .with_no_client_auth();
+    Ok(Arc::new(config))
+}
 
-impl ServerCertVerifier for AnyCertificate {
+/// Takes any certificate whose key the other side has, unless our CA signed it and it is not good.
+#[derive(Debug)]
+struct OursOrTheirOwn {
+    ours: Option<Arc<WebPkiServerVerifier>>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for OursOrTheirOwn {
     fn verify_server_cert(
         &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
+        let Some(ours) = &self.ours else { return Ok(ServerCertVerified::assertion()) };
+        match ours.verify_server_cert(certificate, intermediates, name, ocsp, now) {
+            // Its own, not ours.
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::UnknownIssuer | CertificateError::BadSignature,
+            )) => Ok(ServerCertVerified::assertion()),
+            // A self-signed one of kubelet's says that it is a CA.
+            Err(rustls::Error::InvalidCertificate(CertificateError::Other(_))) => Ok(ServerCertVerified::assertion()),
+            result => result,
+        }
     }
 
     fn verify_tls12_signature(
@@ -89,7 +114,7 @@ impl ServerCertVerifier for AnyCertificate {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
+        let algorithms = &self.provider.signature_verification_algorithms;
         rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
     }
 
@@ -99,11 +124,11 @@ impl ServerCertVerifier for AnyCertificate {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
+        let algorithms = &self.provider.signature_verification_algorithms;
         rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }

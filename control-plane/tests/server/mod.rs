@@ -155,7 +155,7 @@ async fn run(dir: &Path) -> (Cluster, PathBuf, CancellationToken) {
         authenticator: Arc::new(ClusterAuthenticator::new(&pki, lookup.clone())),
         authorizer: Arc::new(ClusterAuthorizer::new(lookup)),
         tokens: pki.tokens(),
-        nodes: NodeClient::new(Arc::new(nodes)),
+        nodes: NodeClient::new(Arc::new(nodes.clone()), Arc::new(nodes)),
         stop: stop.clone(),
     }));
     (cluster, pki.admin_kubeconfig_path(), stop)

@@ -1,4 +1,7 @@
-//! The web server of the example image: answers on port 8080 with who it is, and ends at once on TERM.
+//! The web server of the example image: answers on port 8080 with who it is, and ends at once on TERM. `hello lookup NAME`
+//! asks for a name's addresses instead.
+
+mod lookup;
 
 use std::io;
 use std::net::Ipv6Addr;
@@ -17,6 +20,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> io::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [verb, name] = arguments.as_slice()
+        && verb == "lookup"
+    {
+        return lookup::lookup(name);
+    }
     // As PID 1 of its container the process would not even notice a TERM for which it has no handler.
     let mut term = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

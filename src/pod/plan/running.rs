@@ -139,8 +139,10 @@ impl Planner<'_> {
         match instance {
             Some(running) if running.state == InstanceState::Running => {
                 self.keep_running(container, running, "Init container");
-                self.seen.memory.probes.get(&container.name).is_none_or(|probe| probe.started)
-                    && !self.seen.memory.hook_failed.contains(&container.name)
+                let memory = &self.seen.memory;
+                memory.probes.get(&container.name).is_none_or(|probe| probe.started)
+                    && !memory.hook_failed.contains(&container.name)
+                    && !memory.post_start.contains_key(&container.name)
             }
             Some(lost) if lost.state == InstanceState::Unknown => {
                 self.stop(lost, format!("Stopping container {}", container.name), true);
@@ -180,7 +182,8 @@ impl Planner<'_> {
             let flow = match instance {
                 Some(running) if running.state == InstanceState::Running => {
                     self.keep_running(container, running, "Container");
-                    Flow::On
+                    // The next one starts when the hook has returned: users rely on that order.
+                    if seen.memory.post_start.contains_key(&container.name) { Flow::Halt } else { Flow::On }
                 }
                 Some(lost) if lost.state == InstanceState::Unknown => {
                     self.stop(lost, format!("Stopping container {}", container.name), true);
@@ -240,27 +243,39 @@ impl Planner<'_> {
         let name = &container.name;
         let hash_changed = running.hash.as_ref().is_some_and(|hash| *hash != container_hash(container));
         if hash_changed {
-            let message = format!("{called} {name} definition changed, will be restarted");
-            self.stop(running, message, true);
-        } else if self.seen.memory.probes.get(name).is_some_and(|probe| probe.dead) {
-            let probe = if self.seen.memory.probes[name].started { "liveness" } else { "startup" };
-            let again = if restarts(self.desired, self.seen, container, running) { ", will be restarted" } else { "" };
-            self.stop(running, format!("{called} {name} failed {probe} probe{again}"), false);
+            let again = if is_sidecar(container) { "" } else { ", will be restarted" };
+            self.stop(running, format!("{called} {name} definition changed{again}"), true);
+        } else if let Some(verdict) = self.seen.memory.probes.get(name).filter(|verdict| verdict.dead) {
+            let (kind, probe) = match verdict.started {
+                true => ("liveness", &container.liveness_probe),
+                false => ("startup", &container.startup_probe),
+            };
+            let restarted = !is_sidecar(container) && restarts_after_probe(self.desired, container);
+            let again = if restarted { ", will be restarted" } else { "" };
+            let own = probe.as_ref().and_then(|p| p.termination_grace_period_seconds);
+            let grace = own.map(|s| Duration::from_secs(u64::try_from(s).unwrap_or_default()));
+            self.stop_within(running, format!("{called} {name} failed {kind} probe{again}"), false, grace);
         } else if self.seen.memory.hook_failed.contains(name) {
             self.stop(running, "FailedPostStartHook".to_owned(), false);
         }
     }
 
     fn stop(&mut self, instance: &Instance, message: String, recreate: bool) {
+        self.stop_within(instance, message, recreate, None);
+    }
+
+    /// Stops an instance. `grace`: another one than the pod's (A5.7).
+    fn stop_within(&mut self, instance: &Instance, message: String, recreate: bool, grace: Option<Duration>) {
         if self.seen.memory.stops.contains_key(&instance.id) {
             return;
         }
-        let deadline = self.now.monotonic + self.desired.spec_grace();
+        let grace = grace.unwrap_or_else(|| self.desired.spec_grace());
+        let deadline = self.now.monotonic + grace;
         self.step(Step::StopContainer(StopContainer {
             id: instance.id.clone(),
             name: instance.name.clone(),
             deadline,
-            hook: true,
+            hook: !grace.is_zero(),
             message,
             recreate,
         }));
@@ -276,9 +291,12 @@ impl Planner<'_> {
             self.wake_at(failure.retry_at);
             return Flow::On;
         }
+        // While a postStart hook runs, those after its container wait.
+        let has_hook = container.lifecycle.as_ref().is_some_and(|l| l.post_start.is_some());
+        let flow = if has_hook { Flow::Halt } else { Flow::On };
         if let Some(created) = instance.filter(|i| i.state == InstanceState::Created) {
             self.step(Step::StartContainer { name: name.clone(), id: Some(created.id.clone()) });
-            return Flow::On;
+            return flow;
         }
         if self.waits_for_backoff(container) {
             return Flow::On;
@@ -291,7 +309,7 @@ impl Planner<'_> {
                 let restart_count = next_restart_count(self.desired, self.seen, name);
                 self.step(Step::CreateContainer { name: name.clone(), image, restart_count, restarts });
                 self.step(Step::StartContainer { name: name.clone(), id: None });
-                Flow::On
+                flow
             }
             Some(ImageState::Pulling { last }) => match last {
                 None => Flow::Halt,
@@ -379,6 +397,11 @@ pub(super) fn restarts(desired: &DesiredPod, seen: &Observed, container: &Contai
         "OnFailure" => !ended.succeeded(),
         _ => true,
     }
+}
+
+/// The same, of a container that its probes gave up on: it will be killed, whatever code it exits with.
+fn restarts_after_probe(desired: &DesiredPod, container: &Container) -> bool {
+    container.restart_policy.as_deref().unwrap_or(desired.restart_policy()) != "Never"
 }
 
 /// How many instances of the container went before the next one (A1.15, A3.15).

@@ -2,10 +2,12 @@
 
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
+    VolumeMount, VolumeMountStatus,
 };
 use stoker_model::resources::is_sidecar;
 
 use super::{Facts, reported, stamp};
+use crate::pod::container::recursive_read_only;
 use crate::pod::observed::{DesiredPod, Instance, InstanceState};
 
 /// Exit code of what nobody saw end: as if killed.
@@ -87,6 +89,7 @@ fn container_status(facts: Facts<'_>, container: &Container, previous: Option<&C
         Some(instance) => of_instance(container, instance),
         None => of_nothing(facts, container, previous),
     };
+    status.volume_mounts = volume_mounts(container, facts.seen.memory.recursive_read_only);
     if status.last_state.is_none() {
         let remembered = || previous.and_then(|p| p.last_state.clone()).filter(|s| *s != ContainerState::default());
         status.last_state = before.map(|i| ended(end_of(i))).or_else(remembered);
@@ -109,10 +112,28 @@ fn container_status(facts: Facts<'_>, container: &Container, previous: Option<&C
     let running = status.state.as_ref().is_some_and(|s| s.running.is_some());
     let probe = facts.seen.memory.probes.get(name);
     let hook_failed = facts.seen.memory.hook_failed.contains(name);
-    let started = running && !hook_failed && probe.is_none_or(|p| p.started);
+    let hook_runs = facts.seen.memory.post_start.contains_key(name);
+    let started = running && !hook_failed && !hook_runs && probe.is_none_or(|p| p.started);
     status.started = Some(started);
     status.ready = started && probe.is_none_or(|p| p.ready);
     status
+}
+
+/// What became of the wishes for read-only mounts (A9.24).
+fn volume_mounts(container: &Container, supported: bool) -> Option<Vec<VolumeMountStatus>> {
+    let mounts = container.volume_mounts.as_deref().filter(|mounts| !mounts.is_empty())?;
+    let of_mount = |mount: &VolumeMount| {
+        let read_only = mount.read_only.unwrap_or_default();
+        let recursive = recursive_read_only(mount, supported).unwrap_or_default();
+        VolumeMountStatus {
+            name: mount.name.clone(),
+            mount_path: mount.mount_path.clone(),
+            read_only: read_only.then_some(true),
+            recursive_read_only: read_only.then(|| if recursive { "Enabled" } else { "Disabled" }.to_owned()),
+            ..VolumeMountStatus::default()
+        }
+    };
+    Some(mounts.iter().map(of_mount).collect())
 }
 
 fn of_instance(container: &Container, instance: &Instance) -> ContainerStatus {

@@ -1,7 +1,5 @@
 //! Makes, starts and removes containers.
 
-use std::time::Duration;
-
 use k8s_openapi::api::core::v1::Container;
 use stoker_model::handle::EventType;
 use stoker_model::quantity::Milli;
@@ -85,39 +83,15 @@ impl Hand {
         })
     }
 
-    /// Starts a container and runs its postStart hook (A4.1).
+    /// Starts a container. Its postStart hook runs beside everything else.
     pub(super) async fn start_container(&mut self, name: String, id: &str) -> Outcome {
         if let Err(error) = self.shared.runtime.start_container(id).await {
             return self.container_failed(name, "RunContainerError", error.to_string());
         }
         let kind = self.kind(&name);
         self.shared.tell_of(&self.reference, (kind, &name), EventType::Normal, "Started", "Container started");
-        self.effects.push(Effect::Started { name: name.clone() });
-        let container = self.desired.borrow().container(&name).map(|(_, c)| c);
-        let hook = container.and_then(|c| c.lifecycle).and_then(|l| l.post_start);
-        let Some(hook) = hook else { return Outcome::Done };
-        let hooks = super::stops::Hook { shared: &self.shared, id, handler: &hook };
-        let mut desired = self.desired.clone();
-        let ran = tokio::select! {
-            ran = hooks.run(Duration::ZERO) => ran,
-            // The pod is to end: its preStop hook and its grace count, not this.
-            _ = desired.wait_for(|d| d.gone || d.deleted()) => Ok(()),
-        };
-        match ran {
-            Ok(()) => Outcome::Done,
-            Err(message) => {
-                tracing::info!(pod = %self.reference, container = %name, %message, "postStart hook failed");
-                self.shared.tell_of(
-                    &self.reference,
-                    (kind, &name),
-                    EventType::Warning,
-                    "FailedPostStartHook",
-                    "PostStartHook failed",
-                );
-                self.effects.push(Effect::HookFailed { name: name.clone(), message });
-                Outcome::Skip(name)
-            }
-        }
+        self.effects.push(Effect::Started { name, id: id.to_owned() });
+        Outcome::Done
     }
 
     /// Removes a dead container with its log.

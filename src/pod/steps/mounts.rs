@@ -3,10 +3,10 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use k8s_openapi::api::core::v1::{Container, VolumeMount};
+use k8s_openapi::api::core::v1::{Container, ImageVolumeSource, VolumeMount};
 
 use super::Hand;
-use crate::pod::container::termination_message_path;
+use crate::pod::container::{recursive_read_only, termination_message_path};
 use crate::pod::env::Environment;
 use crate::pod::hosts;
 use crate::runtime::cri;
@@ -60,29 +60,23 @@ impl Hand {
             ))
         };
         let volume = volume.ok_or_else(missing)?;
-        let read_only = mount.read_only.unwrap_or_default();
-        let sub_path = match (&mount.sub_path, &mount.sub_path_expr) {
-            (Some(path), _) if !path.is_empty() => path.clone(),
-            (_, Some(expression)) if !expression.is_empty() => {
-                let path = environment.expand(expression);
-                let leaves = path.starts_with('/') || path.split('/').any(|part| part == "..");
-                if leaves || path.contains('`') || path.contains("$(") {
-                    return Err(config_error(format!(
-                        "subPath \"{path}\" must be a relative path that stays in its volume"
-                    )));
-                }
-                path
-            }
-            _ => String::new(),
-        };
         let uid = &self.reference.uid;
+        let read_only = mount.read_only.unwrap_or_default() || volumes.is_read_only(uid, volume);
+        let sub_path = sub_path(mount, environment)?;
+        let supported = self.shared.node().recursive_read_only;
+        let recursive_read_only = recursive_read_only(mount, supported)
+            .map_err(|text| config_error(format!("failed to resolve recursive read-only mode: {text}")))?;
+        if let Some(image) = &volume.image {
+            return self.image_mount(mount, image, sub_path);
+        }
         let host_path = if sub_path.is_empty() {
             volumes.place(uid, volume).ok_or_else(missing)?
         } else {
-            let prepared = volumes.sub_path(uid, volume, &container.name, index, &sub_path, read_only);
-            prepared.map_err(|error| {
+            volumes.sub_path(uid, volume, &container.name, index, &sub_path).map_err(|error| {
+                // What is wrong in detail may tell of the node's files.
+                tracing::warn!(pod = %self.reference, %error, "subPath not prepared");
                 config_error(format!(
-                    "failed to prepare subPath for volumeMount \"{}\" of container \"{}\": {error}",
+                    "failed to prepare subPath for volumeMount \"{}\" of container \"{}\"",
                     mount.name, container.name
                 ))
             })?
@@ -92,13 +86,41 @@ impl Hand {
             Some("Bidirectional") => cri::MountPropagation::PropagationBidirectional,
             _ => cri::MountPropagation::PropagationPrivate,
         };
-        let container_path =
-            if mount.mount_path.starts_with('/') { mount.mount_path.clone() } else { format!("/{}", mount.mount_path) };
         Ok(cri::Mount {
-            container_path,
+            container_path: container_path(mount),
             host_path: host_path.to_string_lossy().into_owned(),
             readonly: read_only,
+            recursive_read_only,
             propagation: propagation.into(),
+            ..Default::default()
+        })
+    }
+
+    /// The runtime itself mounts an image (A9.20).
+    fn image_mount(
+        &self,
+        mount: &VolumeMount,
+        image: &ImageVolumeSource,
+        image_sub_path: String,
+    ) -> Result<cri::Mount, Refusal> {
+        let reference = image.reference.clone().unwrap_or_default();
+        let runtime = &self.shared.node().runtime_version;
+        if !mounts_images(runtime) {
+            let text = format!(
+                "failed to mount image \"{reference}\" for volume \"{}\": {runtime} cannot mount images: it takes containerd 2.1 or CRI-O 1.31",
+                mount.name
+            );
+            return Err(("CreateContainerError", text));
+        }
+        Ok(cri::Mount {
+            container_path: container_path(mount),
+            readonly: true,
+            image: Some(cri::ImageSpec {
+                image: reference.clone(),
+                user_specified_image: reference,
+                ..Default::default()
+            }),
+            image_sub_path,
             ..Default::default()
         })
     }
@@ -131,11 +153,90 @@ impl Hand {
     }
 }
 
+fn container_path(mount: &VolumeMount) -> String {
+    if mount.mount_path.starts_with('/') { mount.mount_path.clone() } else { format!("/{}", mount.mount_path) }
+}
+
+/// The part of the volume that is mounted, with variables replaced (A9.14).
+fn sub_path(mount: &VolumeMount, environment: &Environment) -> Result<String, Refusal> {
+    let path = match (&mount.sub_path, &mount.sub_path_expr) {
+        (Some(path), _) if !path.is_empty() => path.clone(),
+        (_, Some(expression)) if !expression.is_empty() => {
+            let missing = environment.missing(expression);
+            if !missing.is_empty() {
+                return Err(config_error(format!("missing value for {}", missing.join(", "))));
+            }
+            environment.expand(expression)
+        }
+        _ => return Ok(String::new()),
+    };
+    if path.starts_with('/') {
+        return Err(config_error(format!("error SubPath `{path}` must not be an absolute path")));
+    }
+    if path.split('/').any(|part| part == "..") {
+        return Err(config_error(format!("unable to provision SubPath `{path}`: must not contain '..'")));
+    }
+    Ok(path)
+}
+
+/// Whether a runtime, as in `containerd://1.6.20`, can mount images. Of one that is not known it is tried.
+fn mounts_images(runtime: &str) -> bool {
+    let Some((name, version)) = runtime.split_once("://") else { return true };
+    let mut numbers =
+        version.trim_start_matches('v').split(['.', '-', '+', '~']).map(|n| n.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    match name {
+        "containerd" => version >= (2, 1),
+        "cri-o" => version >= (1, 31),
+        _ => true,
+    }
+}
+
 /// Points a link in `/var/log/containers` at an instance's log (A20.1).
 pub(super) fn link_log(link_dir: &Path, name: &str, log: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(link_dir)?;
     match std::os::unix::fs::symlink(log, link_dir.join(name)) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(change: impl FnOnce(&mut VolumeMount)) -> VolumeMount {
+        let mut mount = VolumeMount { name: "v".into(), mount_path: "/v".into(), ..VolumeMount::default() };
+        change(&mut mount);
+        mount
+    }
+
+    #[test]
+    fn runtimes_that_mount_images_are_known() {
+        // A9.20
+        for (runtime, can) in [
+            ("containerd://1.6.20~ds1", false),
+            ("containerd://v2.0.5", false),
+            ("containerd://2.1.0", true),
+            ("cri-o://1.30.1", false),
+            ("cri-o://1.33.0", true),
+            ("", true),
+        ] {
+            assert_eq!(mounts_images(runtime), can, "{runtime}");
+        }
+    }
+
+    #[test]
+    fn sub_paths_stay_in_their_volume() {
+        // A9.14
+        let environment = Environment::of(&[("POD", "web"), ("UP", ".."), ("ROOT", "/tmp"), ("EMPTY", "")]);
+        let ask = |expression: &str| {
+            sub_path(&mount(|m| m.sub_path_expr = Some(expression.into())), &environment).map_err(|(_, text)| text)
+        };
+        assert_eq!(ask("a/$(POD)/b").unwrap(), "a/web/b");
+        assert_eq!(ask("$$(POD)").unwrap(), "$(POD)");
+        assert_eq!(ask("$(ROOT)").unwrap_err(), "error SubPath `/tmp` must not be an absolute path");
+        assert_eq!(ask("$(UP)/x").unwrap_err(), "unable to provision SubPath `../x`: must not contain '..'");
+        assert_eq!(ask("$(EMPTY)$(NONE)").unwrap_err(), "missing value for EMPTY, NONE");
     }
 }

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::LifecycleHandler;
+use k8s_openapi::api::core::v1::Container;
 use stoker_model::handle::EventType;
 use stoker_model::pod::PodRef;
 use tokio::sync::watch;
 
 use super::Effect;
+use super::hooks::Hook;
 use crate::pod::observed::Kind;
 use crate::pod::plan::MINIMUM_GRACE;
 use crate::pod::shared::Shared;
@@ -21,7 +22,10 @@ pub(in crate::pod) struct StopRequest {
     pub(in crate::pod) id: String,
     /// Monotonic; its sender brings it nearer.
     pub(in crate::pod) deadline: watch::Receiver<Duration>,
-    pub(in crate::pod) pre_stop: Option<LifecycleHandler>,
+    /// The container whose preStop hook is to run, if it has one.
+    pub(in crate::pod) hooked: Option<Container>,
+    /// The pod's address, for hooks that call it.
+    pub(in crate::pod) address: String,
     /// Text of the event `Killing`.
     pub(in crate::pod) message: String,
     /// A hook of the same container that runs already: it is waited for.
@@ -52,11 +56,14 @@ impl StopRequest {
     }
 
     async fn run_hook(&self) {
-        let Some(handler) = &self.pre_stop else { return };
-        let hook = Hook { shared: &self.shared, id: &self.id, handler };
+        let Some(container) = &self.hooked else { return };
+        let Some(handler) = container.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref()) else { return };
+        let hook =
+            Hook { shared: &self.shared, pod: &self.pod, id: &self.id, container, address: &self.address, handler };
         let result = tokio::select! {
-            result = hook.run(self.remaining()) => result,
-            () = self.deadline_passed() => Err("the grace period is over".to_owned()),
+            result = hook.run() => result,
+            // It did not fail: there is no more time for it (A4.2).
+            () = self.deadline_passed() => Ok(()),
         };
         if let Err(message) = result {
             tracing::info!(pod = %self.pod, container = %self.container.1, %message, "preStop hook failed");
@@ -114,36 +121,4 @@ pub(in crate::pod) async fn stop_container(mut request: StopRequest) -> Effect {
         tokio::time::sleep(Duration::from_secs(2)).await;
     }
     Effect::StopEnded { id: request.id }
-}
-
-/// A lifecycle hook of a running container.
-pub(super) struct Hook<'a> {
-    pub(super) shared: &'a Shared,
-    pub(super) id: &'a str,
-    pub(super) handler: &'a LifecycleHandler,
-}
-
-impl Hook<'_> {
-    /// Runs it; `limit` zero: as long as it takes. The error is for the log.
-    pub(super) async fn run(&self, limit: Duration) -> Result<(), String> {
-        if let Some(exec) = &self.handler.exec {
-            let command = exec.command.clone().unwrap_or_default();
-            let answer = self.shared.runtime.exec_sync(self.id, command, limit).await.map_err(|e| e.to_string())?;
-            return if answer.exit_code == 0 {
-                Ok(())
-            } else {
-                let output = [&answer.stdout[..], &answer.stderr[..]].concat();
-                Err(format!("exit code {}: {}", answer.exit_code, String::from_utf8_lossy(&output)))
-            };
-        }
-        if let Some(sleep) = &self.handler.sleep {
-            let wanted = Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or_default());
-            tokio::time::sleep(if limit.is_zero() { wanted } else { wanted.min(limit) }).await;
-            return Ok(());
-        }
-        if self.handler.http_get.is_some() {
-            return Err("httpGet hooks are not supported by this version".to_owned());
-        }
-        Err("the hook has no action".to_owned())
-    }
 }

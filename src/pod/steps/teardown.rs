@@ -12,7 +12,7 @@ const CLASSES: [QosClass; 3] = [QosClass::Guaranteed, QosClass::Burstable, QosCl
 
 impl Hand {
     pub(super) async fn tear_down(&mut self) -> Outcome {
-        let problems = self.undo();
+        let problems = self.undo().await;
         if problems.is_empty() {
             self.effects.push(Effect::TornDown);
             return Outcome::Done;
@@ -25,9 +25,9 @@ impl Hand {
     }
 
     /// Unmounts, and removes the control group whatever class it was made in.
-    fn undo(&self) -> Vec<String> {
+    async fn undo(&mut self) -> Vec<String> {
         let uid = &self.reference.uid;
-        let volumes = self.shared.volumes.unmount(uid).into_iter().map(|e| e.to_string());
+        let volumes = self.shared.volumes.unmount(uid).await.into_iter().map(|e| e.to_string());
         let groups = CLASSES.iter().filter_map(|qos| {
             let removed = self.shared.cgroups.remove_pod(*qos, uid.as_str());
             removed.err().map(|e| e.to_string())
@@ -53,7 +53,7 @@ impl Hand {
 
     /// The pod is no longer in any source: nothing of it needs to be kept.
     pub(super) async fn remove_everything(&mut self) -> Outcome {
-        let mut problems = self.undo();
+        let mut problems = self.undo().await;
         let labels = [(names::POD_UID.to_owned(), self.reference.uid.to_string())];
         let filter = cri::PodSandboxFilter { label_selector: labels.into(), ..Default::default() };
         match self.shared.runtime.list_pod_sandbox(Some(filter)).await {

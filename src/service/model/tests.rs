@@ -188,3 +188,59 @@ fn only_what_changed_is_compiled_again() {
     assert_eq!(model.take_dirty().len(), 1);
     assert_eq!(model.routes(&web), ServiceRoutes::default());
 }
+
+/// B1.7: ranges of one family, none within another, with the load balancer's own address where a node address is allowed.
+#[test]
+fn source_ranges_follow_upstream() {
+    let ranges = |ranges: &[&str], externals: &[&str]| {
+        let spec = json!({
+            "type": "LoadBalancer", "loadBalancerSourceRanges": ranges, "externalIPs": externals,
+            "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}]}},
+        });
+        let all = compile(spec, &[slice(json!([at(1, "here", json!({}))]))]);
+        let ours = |path: &&Path| path.frontend.to_string() == "203.0.113.7:80/tcp";
+        let path = all.paths.iter().find(ours).unwrap();
+        path.allowed_sources.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(ranges(&["10.0.0.0/8", " 10.1.0.0/16 ", "fd00::/8"], &[]), ["10.0.0.0/8"]);
+    assert_eq!(ranges(&["10.0.0.0/8", "0.0.0.0/0"], &[]), [""; 0]);
+    assert_eq!(ranges(&["fd00::/8"], &[]), [""; 0], "of the other family");
+    assert_eq!(ranges(&["192.0.2.0/24"], &[]), ["192.0.2.0/24", "203.0.113.7/32"], "the node is 192.0.2.1");
+    assert_eq!(ranges(&["10.0.0.0/8"], &["203.0.113.7"]), ["10.0.0.0/8"], "an external IP too");
+}
+
+/// What cannot be used is named, and no more.
+#[test]
+fn problems_are_named() {
+    let text = |routes: &ServiceRoutes| routes.problems.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let fine = compile(json!({}), &[slice(json!([at(1, "here", json!({}))]))]);
+    assert_eq!(text(&fine), [""; 0]);
+    let bad = json!({"externalIPs": ["x"], "ports": [{"port": 80}, {"name": "odd", "port": 81, "protocol": "DCCP"}]});
+    let wrong = slice(json!([{"addresses": ["fd00::1"]}, {"addresses": ["010.244.0.9"]}]));
+    let routes = compile(bad, &[wrong]);
+    assert_eq!(text(&routes).len(), 3, "{:?}", routes.problems);
+    assert_eq!(served(&routes, 0).0, [9], "leading zeros are decimal, as upstream reads them");
+    let mut zero = slice(json!([at(1, "here", json!({}))]));
+    zero.ports[0].port = Some(0);
+    assert_eq!(compile(json!({}), &[zero]).paths[0].route, Route::Reject, "port 0 is none (B1.23)");
+}
+
+/// More backends than there are slots: the first ones, and a word about it.
+#[test]
+fn no_backend_is_left_out_in_silence() {
+    let many = |from: u32, count: u32| {
+        let endpoint = |n: u32| json!({"addresses": [std::net::Ipv4Addr::from(0x0a00_0000 + n)], "nodeName": "here"});
+        slice_named(&format!("web-{from}"), "IPv4", (from..from + count).map(endpoint).collect())
+    };
+    let routes = compile(json!({}), &[many(0, 40_000), many(40_000, 25_540)]);
+    assert_eq!(served(&routes, 0).0.len(), MAX_BACKENDS);
+    let expected = Problem::TooManyBackends { frontend: routes.paths[0].frontend, count: 65_540 };
+    assert_eq!(routes.problems, [expected]);
+}
+
+/// Whoever publishes them says so in the slice, and that is all that counts.
+#[test]
+fn endpoints_published_before_they_are_ready_are_used() {
+    let published = [slice(json!([at(1, "x", json!({"ready": true, "serving": false}))]))];
+    assert_eq!(served(&compile(json!({"publishNotReadyAddresses": true}), &published), 0).0, [1]);
+}

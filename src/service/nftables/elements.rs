@@ -352,4 +352,36 @@ mod tests {
             }
         }
     }
+
+    proptest::proptest! {
+        /// Elements that others wrote into our sets, of any shape: read, or left out.
+        #[test]
+        fn any_element_can_be_read(
+            key in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..64),
+            value in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..64),
+            noise in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..64),
+        ) {
+            let mut messages = Messages::new(0);
+            messages.message(Kind::NewElements, 0, 2, |m| {
+                m.nested(LIST_ELEM, |m| {
+                    m.nested(ELEM_KEY, |m| m.attribute(DATA_VALUE, &key));
+                    m.nested(ELEM_KEY_END, |m| m.attribute(DATA_VALUE, &noise));
+                    m.nested(ELEM_DATA, |m| {
+                        m.attribute(if noise.len() % 2 == 0 { DATA_VALUE } else { DATA_VERDICT }, &value);
+                    });
+                });
+            });
+            let message = received(messages.bytes()).next().unwrap();
+            let element = message.attributes().nested(LIST_ELEM).unwrap();
+            for set in ["services", "nodeports-local", "endpoints", "nodeport-endpoints", "hairpins", "allowed-sources",
+                "cluster-ips", "services-lb-2", "nodeport-slot-1", "local-slot-4294967295", "clients-5s-1", ""]
+            {
+                for family in [Family::Ipv4, Family::Ipv6] {
+                    let _ = read_element(set, family, element);
+                    let _ = read_element(set, family, Attributes::of(&noise));
+                }
+            }
+            let _ = (super::super::sticky::read_client(element), super::super::sticky::read_client(Attributes::of(&noise)));
+        }
+    }
 }

@@ -4,15 +4,12 @@
 //! [`Kernel::apply`] writes element operations and the chains that they need first in one transaction, over netlink. What
 //! the elements mean is decided elsewhere (`diff`).
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::io::{self, Write as _};
-use std::os::fd::OwnedFd;
-use std::process::{Command, Stdio};
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::config::ServiceConfig;
-use super::data_path::{DataPath, Doubt, Listener};
+use super::data_path::{DataPath, Doubt, Listening};
 use super::diff::{Balance, Key, Operations, StickyChange, Table, Value, Verdict};
 use super::frontend::{Family, Frontend, Place};
 use super::netlink::message::{self, CREATE, DUMP, Kind, Messages, Received, family_number};
@@ -23,9 +20,15 @@ mod beside_ipvs;
 mod chains;
 mod elements;
 mod layout;
+mod listener;
+mod loader;
+mod parts;
 mod sticky;
 
-use sticky::{Client, Clients};
+use listener::TableListener;
+use loader::run_nft;
+use parts::{Part, Refused, parts};
+use sticky::{ClientList, Clients};
 
 const TABLE: u16 = 1;
 const CHAIN_NAME: u16 = 3;
@@ -316,7 +319,7 @@ impl Kernel {
         &mut self,
         operations: &Operations,
         parts: &[Part],
-        [freed, bound]: &[Vec<((Family, String), Client)>; 2],
+        [freed, bound]: &[ClientList; 2],
     ) -> Result<Option<Refused>, NftError> {
         let mut messages = self.socket.messages();
         messages.begin_batch();
@@ -393,7 +396,7 @@ impl Kernel {
     }
 
     /// What becomes of the clients of slots that change hands.
-    fn moved_clients(&mut self, changes: &[StickyChange]) -> Result<[Vec<((Family, String), Client)>; 2], NftError> {
+    fn moved_clients(&mut self, changes: &[StickyChange]) -> Result<[ClientList; 2], NftError> {
         let mut clients = Clients::new();
         for (family, set) in sticky::sets_of(changes) {
             if self.sets.get(&family).is_some_and(|sets| sets.contains(&set)) {
@@ -447,82 +450,17 @@ impl Kernel {
     }
 }
 
+/// The table family and the set or map that holds an element.
+pub(super) fn set_of(key: &Key, value: &Value) -> (&'static str, String) {
+    (layout::words(elements::family_of(key)).table, elements::set_of(key, value).into_owned())
+}
+
 /// The balances that new elements lead to.
 fn balances(operations: &Operations) -> impl Iterator<Item = (Frontend, Balance)> + '_ {
     operations.add.iter().filter_map(|(key, value)| match (key.frontend(), *value) {
         (Some(at), Value::Verdict(Verdict::Balance(balance))) => Some((at, balance)),
         _ => None,
     })
-}
-
-/// Which part of a transaction the kernel refused.
-enum Refused {
-    /// Elements, by their place in the list of parts.
-    Part(usize, io::Error),
-    /// Clients of session affinity.
-    Clients(io::Error),
-    /// A chain, or the whole.
-    Other(io::Error),
-}
-
-/// Elements that one message changes.
-#[derive(Clone, Debug)]
-struct Part {
-    kind: Kind,
-    family: Family,
-    set: Cow<'static, str>,
-    elements: Vec<(Key, Value)>,
-}
-
-/// Sorts a list into parts of one family and one set that fit one message.
-fn parts(kind: Kind, list: &[(Key, Value)]) -> Vec<Part> {
-    let mut growing: HashMap<_, Vec<(Key, Value)>> = HashMap::new();
-    let mut full = Vec::new();
-    for &(key, value) in list {
-        let (family, set) = (elements::family_of(&key), elements::set_of(&key, &value));
-        let part = growing.entry((family, set.clone())).or_default();
-        part.push((key, value));
-        if part.len() == elements::LIST_ELEMENTS {
-            full.push(Part { kind, family, set, elements: std::mem::take(part) });
-        }
-    }
-    let rest = growing.into_iter().filter(|(_, elements)| !elements.is_empty());
-    full.extend(rest.map(|((family, set), elements)| Part { kind, family, set, elements }));
-    full
-}
-
-/// What the part does, for an error: its only element, or the first of many.
-impl std::fmt::Display for Part {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let verb = if self.kind == Kind::NewElements { "add" } else { "delete" };
-        let preposition = if self.kind == Kind::NewElements { "to" } else { "from" };
-        let (key, value) = &self.elements[0];
-        write!(f, "{verb} {key} = {value} {preposition} {}", self.set)
-    }
-}
-
-/// Loads nft text. A process of its own, but only when the fixed part is not there: at the first start on a machine, after
-/// an upgrade with another layout, after somebody flushed the table.
-fn run_nft(config: &ServiceConfig, family: Family, text: &str) -> Result<u32, NftError> {
-    let failed = |source| NftError::NoNft { program: config.nft.display().to_string(), source };
-    let mut child = Command::new(&config.nft)
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
-    // The kernel gives a process's first netlink socket the process ID as its port.
-    let port = child.id();
-    let mut input = child.stdin.take().expect("stdin was piped above");
-    // A broken pipe means that nft ended early; its exit status and message say why.
-    let written = input.write_all(text.as_bytes());
-    drop(input);
-    let output = child.wait_with_output().map_err(failed)?;
-    if output.status.success() && written.is_ok() {
-        return Ok(port);
-    }
-    Err(NftError::Refused { family, message: String::from_utf8_lossy(&output.stderr).trim().to_owned() })
 }
 
 /// Where IPVS balances: our rules stand beside it.
@@ -583,7 +521,7 @@ impl DataPath for Kernel {
 
     /// Only after the first write, whose echo would be large: the kernel's count of transactions tells whether somebody else
     /// came in between.
-    fn listen(&mut self) -> Result<Option<(Box<dyn Listener>, Doubt)>, ServiceError> {
+    fn listen(&mut self) -> Result<Option<Listening>, ServiceError> {
         let own_port = self.socket.port().map_err(NftError::Open)?;
         let fd = socket::listen().map_err(NftError::Open)?;
         let expected = self.first_generation.map(|first| first.wrapping_add(self.own_transactions));
@@ -597,52 +535,5 @@ impl DataPath for Kernel {
 
     fn remove(&mut self) -> Result<(), ServiceError> {
         Ok(Kernel::remove(self)?)
-    }
-}
-
-/// Hears what others do to our tables.
-#[derive(Debug)]
-struct TableListener {
-    fd: OwnedFd,
-    own_port: u32,
-    loaders: Arc<Mutex<VecDeque<u32>>>,
-}
-
-impl std::os::fd::AsRawFd for TableListener {
-    fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        std::os::fd::AsRawFd::as_raw_fd(&self.fd)
-    }
-}
-
-impl Listener for TableListener {
-    /// Reads all that is queued, but for what our own sockets and nft processes did.
-    fn foreign_changes(&self) -> io::Result<Doubt> {
-        let mut buffer = vec![0; 32 * 1024];
-        let mut heard = Doubt::None;
-        loop {
-            match rustix::net::recv(&self.fd, &mut buffer[..], rustix::net::RecvFlags::DONTWAIT) {
-                Ok((bytes, _)) => {
-                    let loaders = self.loaders.lock().unwrap_or_else(PoisonError::into_inner);
-                    let foreign = message::received(&buffer[..bytes])
-                        .filter(|m| m.port != self.own_port && !loaders.contains(&m.port));
-                    heard = foreign.map(|m| judge(&m)).fold(heard, Doubt::max);
-                }
-                Err(rustix::io::Errno::AGAIN) => return Ok(heard),
-                // So much happened that some of it was lost.
-                Err(rustix::io::Errno::NOBUFS) => heard = heard.max(Doubt::Elements),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-}
-
-fn judge(message: &Received<'_>) -> Doubt {
-    if message.is(Kind::NewGeneration) || message.attributes().text(TABLE) != Some(layout::TABLE) {
-        Doubt::None
-    } else if message.is(Kind::NewElements) || message.is(Kind::DelElements) {
-        Doubt::Elements
-    } else {
-        Doubt::Rules
     }
 }

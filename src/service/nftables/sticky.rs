@@ -116,6 +116,9 @@ pub(super) struct Client {
 /// Clients by the set that holds them.
 pub(super) type Clients = BTreeMap<(Family, String), BTreeMap<Vec<u8>, u64>>;
 
+/// Clients, each with its set.
+pub(super) type ClientList = Vec<((Family, String), Client)>;
+
 /// Reads one element of a dump.
 pub(super) fn read_client(element: Attributes<'_>) -> Option<(Vec<u8>, u64)> {
     let key = element.nested(ELEM_KEY)?.get(DATA_VALUE)?.to_vec();
@@ -147,7 +150,7 @@ fn set(change: &StickyChange, slot: u32) -> String {
 }
 
 /// What becomes of the clients: which to delete from which set, and which to add.
-pub(super) fn moves(mut clients: Clients, changes: &[StickyChange]) -> [Vec<((Family, String), Client)>; 2] {
+pub(super) fn moves(mut clients: Clients, changes: &[StickyChange]) -> [ClientList; 2] {
     let before = clients.clone();
     for change in changes {
         let family = change.frontend.family();
@@ -186,12 +189,14 @@ mod tests {
         Frontend { place: Place::Address([10, 96, 0, 1].into()), protocol: Protocol::Tcp, port }
     }
 
-    fn client(last: u8, port: u16) -> (Vec<u8>, u64) {
+    type Held = (Vec<u8>, u64);
+
+    fn client(last: u8, port: u16) -> Held {
         let key = [vec![192, 0, 2, last], super::super::elements::frontend_bytes(&at(port))].concat();
         (key, u64::from(last) * 1000)
     }
 
-    fn sets(all: &[(u32, &[(Vec<u8>, u64)])]) -> Clients {
+    fn sets(all: &[(u32, &[Held])]) -> Clients {
         let named = |slot: u32| (Family::Ipv4, clients_set(60, slot, false));
         all.iter().map(|(slot, held)| (named(*slot), held.iter().cloned().collect())).collect()
     }
@@ -203,7 +208,7 @@ mod tests {
         let change = |from, to| StickyChange { frontend: at(80), affinity_seconds: 60, from, to };
         let there = sets(&[(0, &[client(1, 80), client(2, 81)]), (2, &[client(3, 80), client(4, 81)])]);
         let [delete, add] = moves(there, &[change(0, None), change(2, Some(0))]);
-        let named = |slot: u32, (key, expires_ms): (Vec<u8>, u64)| {
+        let named = |slot: u32, (key, expires_ms): Held| {
             ((Family::Ipv4, clients_set(60, slot, false)), Client { key, expires_ms })
         };
         assert_eq!(delete, [named(0, client(1, 80)), named(2, client(3, 80))]);

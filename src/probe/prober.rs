@@ -1,0 +1,152 @@
+//! The one task that makes all attempts of this node, each when it is due.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use stoker_model::handle::{EventSink, EventSubject};
+use stoker_model::pod::PodUid;
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::{Id, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::action::{Action, Outcome};
+use super::board::{ATTEMPTS, Board, Due, Message};
+use super::{Exec, Verdict, View};
+use crate::clock::Clock;
+
+/// Commands that run at the same time. A command costs a process start of about 50 ms of CPU in the runtime, so more of them would
+/// only slow each other down; those that wait for something else leave room for the rest.
+const MOST_COMMANDS: usize = 32;
+
+/// Probes the containers of this node. Cloning is cheap; it goes on until the token given to [`Prober::spawn`] is cancelled.
+#[derive(Clone)]
+pub struct Prober {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    board: Mutex<Board>,
+    /// Something may be due earlier than before.
+    changed: Notify,
+    clock: Clock,
+}
+
+impl Shared {
+    fn board(&self) -> MutexGuard<'_, Board> {
+        // Everything in it is as good after a panic as before: a probe more or less.
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Prober {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Prober").field("probes", &self.shared.board().len()).finish_non_exhaustive()
+    }
+}
+
+impl Prober {
+    /// Starts to probe. Must be called in a tokio runtime.
+    pub fn spawn(runner: Arc<dyn Exec>, sink: Arc<dyn EventSink>, stop: CancellationToken) -> Self {
+        let shared = Arc::new(Shared { board: Mutex::default(), changed: Notify::new(), clock: Clock });
+        let attempts =
+            Attempts { shared: shared.clone(), runner, sink, commands: Arc::new(Semaphore::new(MOST_COMMANDS)) };
+        tokio::spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = attempts.run() => {}
+            }
+        });
+        Self { shared }
+    }
+
+    /// Probes the containers of a pod from now on, and no others of it. What their probes say, by container name; one without
+    /// probes has no entry. `wake` is notified when that changes.
+    pub fn keep(&self, view: View<'_>, wake: &Arc<Notify>) -> BTreeMap<String, Verdict> {
+        let now = self.shared.clock.now();
+        let mut board = self.shared.board();
+        let before = board.next_due();
+        let verdicts = board.keep(view, wake, now);
+        let sooner = board.next_due().is_some_and(|due| before.is_none_or(|before| due < before));
+        drop(board);
+        if sooner {
+            self.shared.changed.notify_one();
+        }
+        verdicts
+    }
+
+    /// Forgets a pod.
+    pub fn forget(&self, uid: &PodUid) {
+        self.shared.board().forget(uid);
+    }
+}
+
+struct Attempts {
+    shared: Arc<Shared>,
+    runner: Arc<dyn Exec>,
+    sink: Arc<dyn EventSink>,
+    commands: Arc<Semaphore>,
+}
+
+impl Attempts {
+    async fn run(self) {
+        let mut under_way: JoinSet<Outcome> = JoinSet::new();
+        let mut numbers: HashMap<Id, u64> = HashMap::new();
+        loop {
+            let now = self.shared.clock.now().monotonic;
+            let (due, next) = {
+                let mut board = self.shared.board();
+                (board.take_due(now), board.next_due())
+            };
+            for attempt in due {
+                let number = attempt.number;
+                let handle = under_way.spawn(self.attempt(attempt));
+                numbers.insert(handle.id(), number);
+            }
+            let wait = next.map_or(Duration::MAX, |at| at.saturating_sub(now));
+            tokio::select! {
+                biased;
+                Some(done) = under_way.join_next_with_id() => {
+                    let (id, outcome) = match done {
+                        Ok((id, outcome)) => (id, Some(outcome)),
+                        // A panic in an attempt is a defect; the probe goes on.
+                        Err(error) => (error.id(), None),
+                    };
+                    if let Some(number) = numbers.remove(&id) {
+                        self.record(number, outcome);
+                    }
+                }
+                () = self.shared.changed.notified() => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    fn attempt(&self, due: Due) -> impl Future<Output = Outcome> + Send + 'static {
+        let (runner, commands) = (self.runner.clone(), self.commands.clone());
+        async move {
+            // The wait for a place is not part of the time that the command has.
+            let _place = match &*due.action {
+                Action::Exec { .. } => commands.acquire_owned().await.ok(),
+                _ => None,
+            };
+            let mut outcome = due.action.attempt(due.timeout, &*runner).await;
+            for _ in 1..ATTEMPTS {
+                if !matches!(outcome, Outcome::Unknown(_)) {
+                    break;
+                }
+                outcome = due.action.attempt(due.timeout, &*runner).await;
+            }
+            outcome
+        }
+    }
+
+    fn record(&self, number: u64, outcome: Option<Outcome>) {
+        let now = self.shared.clock.now().monotonic;
+        let message = self.shared.board().record(number, outcome, now);
+        if let Some(Message { pod, field_path, reason, text }) = message {
+            let subject = EventSubject::Pod { pod, field_path: Some(field_path) };
+            self.sink.publish(subject, Message::KIND, reason, text);
+        }
+    }
+}

@@ -1,0 +1,463 @@
+//! CSI volumes of pods: attach, stage, publish, and the way back (A9.18).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{CSIPersistentVolumeSource, CSIVolumeSource, Pod};
+use k8s_openapi::api::storage::v1::CSIDriver;
+use sha2::{Digest, Sha256};
+use stoker_model::handle::{NodeSnapshot, StorageApi};
+use stoker_model::pod::PodRef;
+use stoker_model::quantity::Milli;
+
+use super::claim::Bound;
+use super::csi::{Attributes, Csi, MountDevice, PodData, Publish, attachment_name, ephemeral_handle, published};
+use super::error::VolumeError;
+use super::kernel;
+use super::ownership::{self, Access};
+use super::places::Place;
+use super::volumes::{Volumes, fs_group};
+use crate::clock::Now;
+
+/// An attachment is waited for so long before the mount counts as failed, and is tried again.
+const ATTACH_LIMIT: Duration = Duration::from_secs(20);
+const ATTACH_LOOK: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
+
+/// What a driver's object says, with upstream's defaults where there is none.
+struct Policy {
+    attach: bool,
+    pod_info: bool,
+    group: String,
+    modes: Vec<String>,
+    audiences: Vec<(String, Option<i64>)>,
+    tokens_in_secrets: bool,
+    republish: bool,
+}
+
+impl Policy {
+    fn of(driver: Option<CSIDriver>) -> Self {
+        let spec = driver.map(|driver| driver.spec).unwrap_or_default();
+        let requests = spec.token_requests.into_iter().flatten();
+        Self {
+            attach: spec.attach_required.unwrap_or(true),
+            pod_info: spec.pod_info_on_mount.unwrap_or_default(),
+            group: spec.fs_group_policy.unwrap_or_else(|| "ReadWriteOnceWithFSType".to_owned()),
+            modes: spec.volume_lifecycle_modes.unwrap_or_else(|| vec!["Persistent".to_owned()]),
+            audiences: requests.map(|r| (r.audience, r.expiration_seconds)).collect(),
+            tokens_in_secrets: spec.service_account_token_in_secrets.unwrap_or_default(),
+            republish: spec.requires_republish.unwrap_or_default(),
+        }
+    }
+}
+
+/// One volume of one pod on its way.
+struct Job<'a> {
+    pod: &'a Pod,
+    reference: PodRef,
+    node: &'a NodeSnapshot,
+    now: Now,
+    driver: &'a str,
+    /// `Persistent` or `Ephemeral`.
+    mode: &'static str,
+    spec_name: &'a str,
+}
+
+impl Volumes {
+    /// Mounts the volume of a claim.
+    pub(super) async fn mount_csi(
+        &self,
+        pod: &Pod,
+        bound: &Bound,
+        source: &CSIPersistentVolumeSource,
+        volume_name: &str,
+        node: &NodeSnapshot,
+        now: Now,
+    ) -> Result<Place, VolumeError> {
+        let api = self.storage()?;
+        let policy = Policy::of(api.csi_driver(&source.driver).await?);
+        let reference = PodRef::of(pod);
+        let job =
+            Job { pod, reference, node, now, driver: &source.driver, mode: "Persistent", spec_name: bound.name() };
+        job.check_mode(&policy)?;
+        let spec = bound.spec().cloned().unwrap_or_default();
+        let target = self.csi_target(&job);
+        let read_only = bound.read_only || source.read_only.unwrap_or_default();
+        let unique = format!("kubernetes.io/csi/{}^{}", source.driver, source.volume_handle);
+        let place = Place { path: target.clone(), read_only, attachable: policy.attach.then_some(unique) };
+        // Before it is used, and until it is gone for sure, the cluster must not detach it.
+        let root = self.dirs(&job.reference.uid).root().to_owned();
+        self.places.put(&job.reference.uid, &root, volume_name, place.clone())?;
+
+        let mut device = MountDevice {
+            handle: source.volume_handle.clone(),
+            staging: self.staging(&source.driver, &source.volume_handle),
+            context: source.volume_attributes.clone().unwrap_or_default(),
+            fs_type: source.fs_type.clone().unwrap_or_default(),
+            options: spec.mount_options.clone().unwrap_or_default(),
+            access_mode: spec.access_modes.iter().flatten().next().cloned().unwrap_or_default(),
+            group: fs_group(pod),
+            ..MountDevice::default()
+        };
+        if policy.attach {
+            let name = attachment_name(&device.handle, &source.driver, &node.name);
+            device.publish_context = wait_for_attachment(api, &name).await?;
+        }
+        let gate = self.gate(&source.driver, &source.volume_handle);
+        let Ok(_permit) = gate.acquire().await else { return Err(VolumeError::Unsupported) };
+        let mut csi = Csi::connect(&self.drivers, &source.driver).await.map_err(|error| match error {
+            VolumeError::Other(text) => VolumeError::Device(format!(
+                "kubernetes.io/csi: attacher.MountDevice failed to create newCsiDriverClient: {text}"
+            )),
+            other => other,
+        })?;
+        let staged = csi.stages();
+        if staged && !self.is_staged(&device.staging) {
+            self.stage(&mut csi, &job, &device, source).await?;
+        }
+        device.secrets = match &source.node_publish_secret_ref {
+            Some(secret) => {
+                let namespace = secret.namespace.as_deref().unwrap_or_default();
+                self.secret_of_driver("NodePublishSecretRef", namespace, secret.name.as_deref()).await?
+            }
+            None => Attributes::new(),
+        };
+        let publish = Publish { device, staged, target, read_only };
+        let fresh = self.publish(&mut csi, &job, &policy, publish.clone()).await?;
+        let once = spec.access_modes.iter().flatten().any(|m| m == "ReadWriteOnce" || m == "ReadWriteOncePod");
+        let by_default = !publish.device.fs_type.is_empty() && once;
+        self.own(&job, &csi, &policy, &publish, by_default, fresh)?;
+        self.expand(api, &mut csi, bound, &publish).await;
+        Ok(place)
+    }
+
+    /// Mounts a volume that lives and dies with the pod.
+    pub(super) async fn mount_csi_inline(
+        &self,
+        pod: &Pod,
+        source: &CSIVolumeSource,
+        volume_name: &str,
+        node: &NodeSnapshot,
+        now: Now,
+    ) -> Result<Place, VolumeError> {
+        let policy = Policy::of(self.storage()?.csi_driver(&source.driver).await?);
+        let reference = PodRef::of(pod);
+        let job = Job { pod, reference, node, now, driver: &source.driver, mode: "Ephemeral", spec_name: volume_name };
+        job.check_mode(&policy)?;
+        let mut csi = Csi::connect(&self.drivers, &source.driver).await.map_err(|error| match error {
+            VolumeError::Other(text) => {
+                VolumeError::Other(format!("kubernetes.io/csi: mounter.SetUpAt failed to get CSI client: {text}"))
+            }
+            other => other,
+        })?;
+        let secrets = match &source.node_publish_secret_ref {
+            Some(secret) => {
+                let name = Some(secret.name.as_str());
+                self.secret_of_driver("NodePublishSecretRef", &job.reference.namespace, name).await?
+            }
+            None => Attributes::new(),
+        };
+        let device = MountDevice {
+            handle: ephemeral_handle(job.reference.uid.as_str(), volume_name),
+            context: source.volume_attributes.clone().unwrap_or_default(),
+            fs_type: source.fs_type.clone().unwrap_or_default(),
+            access_mode: "ReadWriteOnce".to_owned(),
+            group: fs_group(pod),
+            secrets,
+            ..MountDevice::default()
+        };
+        let read_only = source.read_only.unwrap_or_default();
+        let publish = Publish { device, staged: false, target: self.csi_target(&job), read_only };
+        let place = Place { path: publish.target.clone(), read_only, attachable: None };
+        let fresh = self.publish(&mut csi, &job, &policy, publish.clone()).await?;
+        self.own(&job, &csi, &policy, &publish, !publish.device.fs_type.is_empty(), fresh)?;
+        let root = self.dirs(&job.reference.uid).root().to_owned();
+        self.places.put(&job.reference.uid, &root, volume_name, place.clone())?;
+        Ok(place)
+    }
+
+    /// `…/volumes/kubernetes.io~csi/<name>/mount` (A9.1).
+    fn csi_target(&self, job: &Job<'_>) -> PathBuf {
+        self.dirs(&job.reference.uid).volume("csi", &job.spec_name.replace('/', "~")).join("mount")
+    }
+
+    /// `plugins/kubernetes.io/csi/<driver>/<sha256>/globalmount` (A9.1).
+    fn staging(&self, driver: &str, handle: &str) -> PathBuf {
+        let plugins = self.pods_dir.with_file_name("plugins");
+        plugins.join("kubernetes.io/csi").join(driver).join(hex::encode(Sha256::digest(handle))).join("globalmount")
+    }
+
+    /// A volume that was staged to its end leaves its data beside the directory.
+    fn is_staged(&self, staging: &Path) -> bool {
+        staging.is_dir() && staging.parent().is_some_and(|dir| dir.join("staged").exists())
+    }
+
+    async fn stage(
+        &self,
+        csi: &mut Csi,
+        job: &Job<'_>,
+        device: &MountDevice,
+        source: &CSIPersistentVolumeSource,
+    ) -> Result<(), VolumeError> {
+        let mut device = device.clone();
+        if let Some(secret) = &source.node_stage_secret_ref {
+            let namespace = secret.namespace.as_deref().unwrap_or_default();
+            device.secrets = self.secret_of_driver("NodeStageSecretRef", namespace, secret.name.as_deref()).await?;
+        }
+        make_dir(&device.staging)?;
+        let dir = device.staging.parent().unwrap_or(&device.staging).to_owned();
+        let data =
+            PodData { volume_handle: device.handle.clone(), driver_name: job.driver.to_owned(), ..PodData::default() };
+        data.save(&dir)?;
+        match csi.stage(&device).await {
+            Ok(()) => fs::write(dir.join("staged"), "").map_err(VolumeError::file("write", dir.join("staged"))),
+            Err(error) => {
+                if error.is_finished() {
+                    remove_staging(&device.staging)?;
+                }
+                Err(VolumeError::Device(error.to_string()))
+            }
+        }
+    }
+
+    /// Publishes where that is due; whether nothing was mounted before.
+    async fn publish(
+        &self,
+        csi: &mut Csi,
+        job: &Job<'_>,
+        policy: &Policy,
+        mut publish: Publish,
+    ) -> Result<bool, VolumeError> {
+        let target = publish.target.clone();
+        let mounted = kernel::is_mount_point(&target).map_err(VolumeError::file("look at", &target))?;
+        if mounted && !policy.republish {
+            return Ok(false);
+        }
+        if policy.pod_info {
+            publish.device.context.extend(job.pod_info());
+        }
+        if !policy.audiences.is_empty() {
+            let tokens = self.tokens_for_driver(job, policy).await?;
+            let place =
+                if policy.tokens_in_secrets { &mut publish.device.secrets } else { &mut publish.device.context };
+            place.insert("csi.storage.k8s.io/serviceAccount.tokens".to_owned(), tokens);
+        }
+        let dir = target.parent().unwrap_or(&target).to_owned();
+        make_dir(&dir)?;
+        let data = PodData {
+            spec_volume: job.spec_name.to_owned(),
+            volume_handle: publish.device.handle.clone(),
+            driver_name: job.driver.to_owned(),
+            node_name: job.node.name.clone(),
+            volume_lifecycle_mode: job.mode.to_owned(),
+            attachment: attachment_name(&publish.device.handle, job.driver, &job.node.name),
+            ..PodData::load(&dir)?.unwrap_or_default()
+        };
+        data.save(&dir)?;
+        if let Err(error) = csi.publish(&publish).await {
+            if error.is_finished() && !mounted {
+                remove_published(&dir)?;
+            }
+            return Err(error);
+        }
+        Ok(!mounted)
+    }
+
+    /// `fsGroup`, where the driver leaves it to the node (A9.16).
+    fn own(
+        &self,
+        job: &Job<'_>,
+        csi: &Csi,
+        policy: &Policy,
+        publish: &Publish,
+        by_default: bool,
+        fresh: bool,
+    ) -> Result<(), VolumeError> {
+        let applies = match policy.group.as_str() {
+            "None" => false,
+            "File" => true,
+            _ => by_default,
+        };
+        let Some(group) = publish.device.group.filter(|_| applies && fresh && !csi.sets_group()) else { return Ok(()) };
+        if publish.read_only {
+            // Nothing can be changed there.
+            return Ok(());
+        }
+        let context = job.pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
+        let on_mismatch = context.and_then(|s| s.fs_group_change_policy.as_deref()) == Some("OnRootMismatch");
+        ownership::give_to_group(&publish.target, group, Access::ReadWrite, on_mismatch)
+    }
+
+    /// Lets a volume grow that the driver has made larger than the claim knows. A failure is no reason to keep the pod waiting.
+    async fn expand(&self, api: &dyn StorageApi, csi: &mut Csi, bound: &Bound, publish: &Publish) {
+        let storage =
+            |list: Option<&BTreeMap<String, _>>| list.and_then(|l| l.get("storage")).map(|q| Milli::of(q).units());
+        let wanted = storage(bound.spec().and_then(|s| s.capacity.as_ref())).unwrap_or_default();
+        let known = storage(bound.claim.status.as_ref().and_then(|s| s.capacity.as_ref())).unwrap_or(wanted);
+        if wanted <= known || !csi.expands() {
+            return;
+        }
+        let result = match csi.expand(publish, wanted).await {
+            Ok(_) => {
+                let namespace = bound.claim.metadata.namespace.as_deref().unwrap_or_default();
+                let name = bound.claim.metadata.name.as_deref().unwrap_or_default();
+                let capacity = bound.spec().and_then(|s| s.capacity.clone()).unwrap_or_default();
+                api.put_claim_capacity(namespace, name, &capacity).await.map_err(VolumeError::from)
+            }
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok(()) => tracing::info!(volume = bound.name(), "volume expanded"),
+            Err(error) => tracing::warn!(volume = bound.name(), %error, "the volume cannot grow; it is tried again"),
+        }
+    }
+
+    async fn secret_of_driver(
+        &self,
+        what: &str,
+        namespace: &str,
+        name: Option<&str>,
+    ) -> Result<Attributes, VolumeError> {
+        let name = name.unwrap_or_default();
+        let failed = |error: String| VolumeError::Other(format!("fetching {what} {namespace}/{name} failed: {error}"));
+        let secret = self.objects.secret(namespace, name).await.map_err(|error| failed(error.to_string()))?;
+        let secret = secret.ok_or_else(|| failed(format!("secrets \"{name}\" not found")))?;
+        let text = |(key, value): (&String, &k8s_openapi::ByteString)| {
+            (key.clone(), String::from_utf8_lossy(&value.0).into_owned())
+        };
+        Ok(secret.data.iter().flatten().map(text).collect())
+    }
+
+    async fn tokens_for_driver(&self, job: &Job<'_>, policy: &Policy) -> Result<String, VolumeError> {
+        let spec = job.pod.spec.as_ref();
+        let account = spec.and_then(|s| s.service_account_name.as_deref()).filter(|n| !n.is_empty());
+        let mut all = BTreeMap::new();
+        for (audience, seconds) in &policy.audiences {
+            let audiences: Vec<String> = Some(audience.clone()).filter(|a| !a.is_empty()).into_iter().collect();
+            let (account, seconds) = (account.unwrap_or("default"), seconds.unwrap_or(3600));
+            let token = self.tokens.get(&*self.objects, &job.reference, account, &audiences, seconds, job.now.wall);
+            let token = token.await?;
+            let told = serde_json::json!({
+                "token": token.token, "expirationTimestamp": token.expires.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            });
+            all.insert(audience.clone(), told);
+        }
+        serde_json::to_string(&all).map_err(|e| VolumeError::Other(e.to_string()))
+    }
+
+    /// Takes away the CSI volumes of a pod. What fails is told, and the others go all the same.
+    pub(super) async fn unmount_csi(&self, pod_root: &Path) -> Vec<VolumeError> {
+        let mut errors = Vec::new();
+        for (dir, data) in published(pod_root) {
+            if let Err(error) = self.unmount_one(&dir, &data).await {
+                errors.push(error);
+            }
+        }
+        errors
+    }
+
+    async fn unmount_one(&self, dir: &Path, data: &PodData) -> Result<(), VolumeError> {
+        let gate = self.gate(&data.driver_name, &data.volume_handle);
+        let Ok(_permit) = gate.acquire().await else { return Err(VolumeError::Unsupported) };
+        let mut csi = Csi::connect(&self.drivers, &data.driver_name).await?;
+        csi.unpublish(&data.volume_handle, &dir.join("mount")).await?;
+        remove_published(dir)?;
+        let staging = self.staging(&data.driver_name, &data.volume_handle);
+        if data.volume_lifecycle_mode == "Ephemeral" || !staging.exists() || self.is_used(data) {
+            return Ok(());
+        }
+        if csi.stages() {
+            csi.unstage(&data.volume_handle, &staging).await?;
+        }
+        remove_staging(&staging)
+    }
+
+    /// Whether another pod on this node has the same volume.
+    fn is_used(&self, data: &PodData) -> bool {
+        let pods = fs::read_dir(&self.pods_dir).into_iter().flatten().flatten();
+        let mut others = pods.flat_map(|pod| published(&pod.path()));
+        others.any(|(_, other)| other.driver_name == data.driver_name && other.volume_handle == data.volume_handle)
+    }
+}
+
+impl Job<'_> {
+    fn check_mode(&self, policy: &Policy) -> Result<(), VolumeError> {
+        if policy.modes.iter().any(|mode| mode == self.mode) {
+            return Ok(());
+        }
+        Err(VolumeError::Other(format!(
+            "kubernetes.io/csi: mounter.SetupAt failed to check volume lifecycle mode: volume mode \"{}\" not supported by driver {} (only supports {:?})",
+            self.mode, self.driver, policy.modes
+        )))
+    }
+
+    fn pod_info(&self) -> Attributes {
+        let spec = self.pod.spec.as_ref();
+        let account = spec.and_then(|s| s.service_account_name.clone()).unwrap_or_default();
+        let ephemeral = (self.mode == "Ephemeral").to_string();
+        [
+            ("pod.name", self.reference.name.clone()),
+            ("pod.namespace", self.reference.namespace.clone()),
+            ("pod.uid", self.reference.uid.to_string()),
+            ("serviceAccount.name", account),
+            ("ephemeral", ephemeral),
+        ]
+        .map(|(key, value)| (format!("csi.storage.k8s.io/{key}"), value))
+        .into()
+    }
+}
+
+/// Waits until the controller has attached the volume; what it has to tell the node.
+async fn wait_for_attachment(api: &dyn StorageApi, name: &str) -> Result<Attributes, VolumeError> {
+    let (mut waited, mut delay) = (Duration::ZERO, ATTACH_LOOK.0);
+    loop {
+        let status = api.attachment(name).await?.and_then(|attachment| attachment.status);
+        match status {
+            Some(status) if status.attached => return Ok(status.attachment_metadata.unwrap_or_default()),
+            Some(status) if status.attach_error.is_some() => {
+                let text = status.attach_error.and_then(|e| e.message).unwrap_or_default();
+                return Err(VolumeError::Attach(text));
+            }
+            _ if waited >= ATTACH_LIMIT => {
+                return Err(VolumeError::Attach(format!("volume attachment {name} is not attached yet")));
+            }
+            _ => {}
+        }
+        tokio::time::sleep(delay).await;
+        waited += delay;
+        delay = (delay * 2).min(ATTACH_LOOK.1);
+    }
+}
+
+fn make_dir(dir: &Path) -> Result<(), VolumeError> {
+    fs::DirBuilder::new().recursive(true).mode(0o750).create(dir).map_err(VolumeError::file("make", dir))
+}
+
+/// Removes what is left of a published volume, never what is mounted there.
+fn remove_published(dir: &Path) -> Result<(), VolumeError> {
+    remove_empty(&dir.join("mount"))?;
+    PodData::remove(dir)?;
+    remove_empty(dir)
+}
+
+fn remove_staging(staging: &Path) -> Result<(), VolumeError> {
+    remove_empty(staging)?;
+    let Some(dir) = staging.parent() else { return Ok(()) };
+    // It may never have been staged.
+    let _ = fs::remove_file(dir.join("staged"));
+    PodData::remove(dir)?;
+    remove_empty(dir)
+}
+
+/// rmdir: what holds data stays.
+fn remove_empty(dir: &Path) -> Result<(), VolumeError> {
+    if kernel::is_mount_point(dir).map_err(VolumeError::file("look at", dir))? {
+        kernel::unmount_now(dir).map_err(VolumeError::file("unmount", dir))?;
+    }
+    match fs::remove_dir(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(VolumeError::file("remove", dir)(error)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,119 @@
+//! The plugins behind claims that need no driver: local, hostPath and NFS (A9.17).
+
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{NFSVolumeSource, NodeSelectorTerm, PersistentVolumeSpec};
+use stoker_model::handle::NodeSnapshot;
+use tokio::process::Command;
+
+use super::error::VolumeError;
+use super::kernel;
+
+/// What mounting over the network may take.
+const MOUNT_LIMIT: Duration = Duration::from_secs(120);
+
+/// Whether the volume may be used on this node; upstream's words when not.
+pub(super) fn check_node(spec: &PersistentVolumeSpec, node: &NodeSnapshot) -> Result<(), VolumeError> {
+    let required = spec.node_affinity.as_ref().and_then(|affinity| affinity.required.as_ref());
+    match required {
+        Some(selector) if !selector.node_selector_terms.iter().any(|term| matches(term, node)) => {
+            Err(VolumeError::Other("no matching NodeSelectorTerms".to_owned()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn matches(term: &NodeSelectorTerm, node: &NodeSnapshot) -> bool {
+    let (labels, fields) = (term.match_expressions.as_deref(), term.match_fields.as_deref());
+    let (labels, fields) = (labels.unwrap_or_default(), fields.unwrap_or_default());
+    let holds = |r: &k8s_openapi::api::core::v1::NodeSelectorRequirement, value: Option<&str>| {
+        let values = r.values.as_deref().unwrap_or_default();
+        let number =
+            || value.and_then(|v| v.parse::<i64>().ok()).zip(values.first().and_then(|v| v.parse::<i64>().ok()));
+        match r.operator.as_str() {
+            "In" => value.is_some_and(|value| values.iter().any(|v| v == value)),
+            "NotIn" => value.is_none_or(|value| values.iter().all(|v| v != value)),
+            "Exists" => value.is_some(),
+            "DoesNotExist" => value.is_none(),
+            "Gt" => number().is_some_and(|(a, b)| a > b),
+            "Lt" => number().is_some_and(|(a, b)| a < b),
+            _ => false,
+        }
+    };
+    !(labels.is_empty() && fields.is_empty())
+        && labels.iter().all(|r| holds(r, node.labels.get(&r.key).map(String::as_str)))
+        && fields.iter().all(|r| holds(r, (r.key == "metadata.name").then_some(node.name.as_str())))
+}
+
+/// Binds a directory of the node. Whether nothing was there before.
+pub(super) fn mount_local(source: &str, target: &Path, read_only: bool) -> Result<bool, VolumeError> {
+    if kernel::is_mount_point(target).map_err(VolumeError::file("look at", target))? {
+        return Ok(false);
+    }
+    let back = Path::new(source).components().any(|part| part == std::path::Component::ParentDir);
+    if source.is_empty() || back {
+        return Err(VolumeError::Other(format!("invalid path: {source} must not contain '..'")));
+    }
+    let found = fs::metadata(source).map_err(|_| VolumeError::Other(format!("path \"{source}\" does not exist")))?;
+    if !found.is_dir() {
+        return Err(VolumeError::Other("only directory and block device are supported".to_owned()));
+    }
+    make_dir(target)?;
+    kernel::bind(Path::new(source), target).map_err(VolumeError::file("bind", target))?;
+    if read_only {
+        kernel::make_read_only(target).map_err(VolumeError::file("make read-only", target))?;
+    }
+    Ok(true)
+}
+
+/// Mounts an NFS export with the system's mount program.
+pub(super) async fn mount_nfs(
+    source: &NFSVolumeSource,
+    options: &[String],
+    target: &Path,
+    read_only: bool,
+) -> Result<(), VolumeError> {
+    if kernel::is_mount_point(target).map_err(VolumeError::file("look at", target))? {
+        return Ok(());
+    }
+    let helpers = ["/sbin/mount.nfs", "/usr/sbin/mount.nfs"];
+    if !helpers.iter().any(|helper| Path::new(helper).exists()) {
+        let text = format!(
+            "mount failed: mount -t nfs {}:{}: bad option; for several filesystems (e.g. nfs, cifs) you might need a /sbin/mount.<type> helper program: install nfs-common",
+            source.server, source.path
+        );
+        return Err(VolumeError::Other(text));
+    }
+    make_dir(target)?;
+    let mut all: Vec<&str> = options.iter().map(String::as_str).collect();
+    if read_only || source.read_only.unwrap_or_default() {
+        all.push("ro");
+    }
+    let server = if source.server.contains(':') { format!("[{}]", source.server) } else { source.server.clone() };
+    let mut command = Command::new("mount");
+    command.args(["-t", "nfs"]);
+    if !all.is_empty() {
+        command.args(["-o", &all.join(",")]);
+    }
+    command.arg(format!("{server}:{}", source.path)).arg(target);
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    let result = match tokio::time::timeout(MOUNT_LIMIT, command.output()).await {
+        Ok(Ok(output)) if output.status.success() => return Ok(()),
+        Ok(Ok(output)) => {
+            format!("mount failed: {}\nOutput: {}", output.status, String::from_utf8_lossy(&output.stderr).trim())
+        }
+        Ok(Err(error)) => format!("mount cannot be run: {error}"),
+        Err(_) => format!("mount did not end within {MOUNT_LIMIT:?}"),
+    };
+    // What is left would look like a volume.
+    let _ = fs::remove_dir(target);
+    Err(VolumeError::Other(result))
+}
+
+fn make_dir(target: &Path) -> Result<(), VolumeError> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new().recursive(true).mode(0o750).create(target).map_err(VolumeError::file("make", target))
+}
