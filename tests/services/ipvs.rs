@@ -64,7 +64,7 @@ fn the_rules_beside_it_load_and_replace_those_of_the_other_mode() {
 
 #[test]
 fn addresses_and_node_ports_are_served() {
-    // B1.3, B1.4, B1.11, B1.19
+    // B1.3, B1.4, B1.11, B1.19, B2.10
     let Some((lab, daemon)) = lab(2) else { return };
     let ports = json!([{ "name": "t", "port": 80, "nodePort": 30080, "protocol": "TCP" },
         { "name": "u", "port": 80, "nodePort": 30080, "protocol": "UDP" }]);

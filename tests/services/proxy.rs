@@ -12,6 +12,7 @@ fn load_balancers_hear_of_local_endpoints() {
     let spec = json!({ "type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 32123 });
     let at = format!("{NODE}:32123");
     daemon.apply([&[service(spec)], &endpoints(&[1, 2])[..]].concat().into_iter().chain([complete()]));
+    // One number for both families.
     let (status, head, body) = lab.get("client", &at, "/");
     assert_eq!(status, 200, "{body}");
     assert!(head.contains("x-load-balancing-endpoint-weight: 2") && head.contains("nosniff"), "{head}");
@@ -34,7 +35,7 @@ fn load_balancers_hear_of_local_endpoints() {
 
 #[test]
 fn health_and_metrics_follow_the_data_path() {
-    // B2.1, B2.3
+    // B2.1, B2.2, B2.3
     let lab = Lab::with_pods(1);
     let daemon = lab.start();
     let health = format!("{NODE}:10256");
