@@ -235,6 +235,24 @@ pub struct ServiceCatalogue {
     pub slices: BTreeMap<NamespacedName, BTreeMap<Arc<str>, Arc<EndpointSlice>>>,
 }
 
+/// A range of cluster IPs.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceCidr {
+    /// Name and version.
+    pub metadata: SlimMeta,
+    /// Its ranges.
+    pub spec: ServiceCidrSpec,
+}
+
+/// `spec` of a [`ServiceCidr`].
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceCidrSpec {
+    /// At most one of each family.
+    pub cidrs: Vec<String>,
+}
+
 /// One change of the catalogue, as `upstream` sees it on its watches.
 #[derive(Clone, Debug)]
 pub enum ServiceChange {

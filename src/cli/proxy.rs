@@ -1,5 +1,6 @@
 //! Starts what kube-proxy would be: the service data path, its health and metrics, and the clean-up after other modes.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use crate::config::{ConfigError, KubeProxyConfig, ProxyMode, StokerConfig, load_
 use crate::node::NodeSettings;
 use crate::service::http::{BindError, ProxyState, serve_health, serve_health_checks, serve_metrics};
 use crate::service::{self, Health, Mode, ServiceConfig, ServiceError, ServiceProxy, leftovers};
+use crate::upstream::{self, ApiServer};
 
 /// By this the cluster autoscaler takes a node out of load balancers before it deletes it.
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
@@ -87,6 +89,7 @@ pub(super) struct ProxyParts {
     pub(super) changes: mpsc::Receiver<ServiceChange>,
     pub(super) facts: NodeFacts,
     pub(super) object: watch::Receiver<Option<Node>>,
+    pub(super) api: ApiServer,
     pub(super) events: Arc<dyn EventSink>,
     pub(super) clock: Clock,
 }
@@ -98,7 +101,9 @@ pub(super) fn start(parts: ProxyParts) -> Result<BoxFuture<'static, ()>, ProxyEr
     if parts.settings.proxy.detect_local_mode != "NodeCIDR" {
         let ProxyParts { changes, facts, .. } = parts;
         let proxy = service::spawn(changes, facts, config.clone(), parts.clock)?;
-        return Ok(serve(proxy, config, parts.settings.proxy, parts.object, parts.events, parts.clock).boxed());
+        return Ok(
+            serve(proxy, config, parts.settings.proxy, parts.object, (parts.api, parts.events), parts.clock).boxed()
+        );
     }
     if config.mode == Mode::Ipvs && !service::ipvs::is_supported() {
         return Err(ServiceError::from(service::ipvs::IpvsError::NoKernelSupport).into());
@@ -108,7 +113,7 @@ pub(super) fn start(parts: ProxyParts) -> Result<BoxFuture<'static, ()>, ProxyEr
 
 /// With `detectLocalMode: NodeCIDR` nothing can be served before this node has its pod ranges.
 async fn start_with_ranges(parts: ProxyParts) {
-    let ProxyParts { settings, stoker, node, changes, facts, mut object, events, clock } = parts;
+    let ProxyParts { settings, stoker, node, changes, facts, mut object, api, events, clock } = parts;
     let ranges = pod_ranges(&mut object).await;
     tracing::info!(?ranges, "traffic of these sources is local");
     let started = service_config(&stoker, &settings, &node, &ranges).map_err(ProxyError::from).and_then(|config| {
@@ -116,7 +121,7 @@ async fn start_with_ranges(parts: ProxyParts) {
         Ok((proxy, config))
     });
     match started {
-        Ok((proxy, config)) => serve(proxy, config, settings.proxy, object, events, clock).await,
+        Ok((proxy, config)) => serve(proxy, config, settings.proxy, object, (api, events), clock).await,
         Err(error) => tracing::error!(%error, "services cannot be served"),
     }
 }
@@ -144,7 +149,7 @@ async fn serve(
     config: ServiceConfig,
     settings: KubeProxyConfig,
     object: watch::Receiver<Option<Node>>,
-    events: Arc<dyn EventSink>,
+    (api, events): (ApiServer, Arc<dyn EventSink>),
     clock: Clock,
 ) {
     let (publish, eligible) = watch::channel(false);
@@ -176,6 +181,7 @@ async fn serve(
         error = serve_health_in_time(settings.healthz_address(), hard, &state) => tracing::error!(%error, "ending"),
         error = serve_metrics_in_time(settings.metrics_address(), hard, &state) => tracing::error!(%error, "ending"),
         () = serve_health_checks(proxy.health_checks, addresses, state.clone()) => {}
+        () = watch_ranges(api, proxy.service_ranges) => {}
         () = super::service::tell_problems(proxy.problems, events) => {}
         () = watch_eligibility(object, publish) => {}
         () = remove_leftovers(proxy.health, kept) => {}
@@ -208,6 +214,12 @@ async fn watch_eligibility(mut object: watch::Receiver<Option<Node>>, publish: w
 fn is_eligible(node: &Node) -> bool {
     let mut taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
     node.metadata.deletion_timestamp.is_none() && !taints.any(|taint| taint.key == TO_BE_DELETED)
+}
+
+/// Ends only with the agent, as every task does.
+async fn watch_ranges(api: ApiServer, ranges: watch::Sender<Arc<BTreeSet<String>>>) {
+    upstream::watch_service_ranges(api, ranges).await;
+    std::future::pending().await
 }
 
 /// Once our rules are there, those of other modes go: connections find their way at every moment.

@@ -245,6 +245,7 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
                 changes: queue,
                 facts: observer.facts,
                 object,
+                api: api.clone(),
                 events: events.clone(),
                 clock: *clock,
             };

@@ -183,7 +183,7 @@ pub struct ServiceConfig {
     pub masquerade_bit: u8,
     /// Local addresses that accept NodePorts; empty: all but loopback.
     pub node_port_addresses: Vec<Cidr>,
-    /// Ranges that service IPs come from: traffic to an unallocated one is dropped.
+    /// Ranges that service IPs come from, beside those of ServiceCIDR objects: traffic to an unallocated one is dropped.
     pub service_cidrs: Vec<Cidr>,
     /// Queued updates older than twice this make the proxy unhealthy (B2.1).
     pub sync_period: Duration,

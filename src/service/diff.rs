@@ -123,6 +123,7 @@ pub struct Table {
     frontends: HashMap<Frontend, Held>,
     cluster_ips: HashMap<IpAddr, u32>,
     hairpins: HashMap<IpAddr, u32>,
+    service_ranges: BTreeSet<Cidr>,
 }
 
 impl Table {
@@ -160,6 +161,20 @@ impl Table {
         for frontend in touched {
             self.settle(frontend, batch);
         }
+    }
+
+    /// Exchanges the ranges that cluster IPs come from: traffic to one that no Service has is dropped (B1.13).
+    pub fn set_service_ranges(&mut self, mut ranges: BTreeSet<Cidr>, batch: &mut Batch) {
+        let all = ranges.clone();
+        // The kernel takes no range within another.
+        ranges.retain(|range| !all.iter().any(|other| other != range && other.covers(*range)));
+        for gone in self.service_ranges.difference(&ranges) {
+            batch.note(Key::ServiceRange(*gone), Some(Value::Present), None);
+        }
+        for new in ranges.difference(&self.service_ranges) {
+            batch.note(Key::ServiceRange(*new), None, Some(Value::Present));
+        }
+        self.service_ranges = ranges;
     }
 
     /// Gives a frontend to its first claimant and notes the elements that differ.
@@ -234,6 +249,7 @@ impl Table {
         }
         self.cluster_ips.keys().for_each(|&ip| each(Key::ClusterIp(ip), Value::Present));
         self.hairpins.keys().for_each(|&ip| each(Key::Hairpin(ip), Value::Present));
+        self.service_ranges.iter().for_each(|&range| each(Key::ServiceRange(range), Value::Present));
     }
 
     /// The backends that may answer for UDP and SCTP frontends, for the search for stale flows (B1.20). Frontends of Services

@@ -3,7 +3,7 @@
 //! What is queued when it wakes becomes one transaction. After a failure, and when somebody else wrote to our tables, it
 //! reads them and writes the difference.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use tracing::{Instrument as _, debug, info, warn};
 
 use stoker_model::service::{NamespacedName, NodeFacts, ServiceChange};
 
-use super::config::{Mode, ServiceConfig};
+use super::config::{Cidr, Mode, ServiceConfig};
 use super::conntrack::Conntrack;
 use super::data_path::{DataPath, Doubt, Listener, Listening};
 use super::diff::{Batch, Operations, Table};
@@ -85,6 +85,8 @@ pub struct ServiceProxy {
     pub health: watch::Receiver<Health>,
     /// Newest wins: what the load balancers' health checks are to be told.
     pub health_checks: watch::Receiver<HealthChecks>,
+    /// Newest wins: `spec.cidrs` of all ServiceCIDRs, to be told by who watches them (B1.1, B1.13).
+    pub service_ranges: watch::Sender<Arc<BTreeSet<String>>>,
     /// Newest wins: what of which Service could not be done.
     pub problems: watch::Receiver<Problems>,
     /// What is counted.
@@ -105,6 +107,7 @@ pub fn spawn(
     let conntrack = Conntrack::open(&config.families).map_err(NftError::Open)?;
     let (sender, health) = watch::channel(Health::default());
     let (checks, health_checks) = watch::channel(HealthChecks::default());
+    let (service_ranges, ranges) = watch::channel(Arc::default());
     let (trouble, problems) = watch::channel(Problems::default());
     let metrics = Arc::new(Metrics::new(config.families.clone(), clock.now()));
     let model = Model::new(Arc::clone(&node.borrow()));
@@ -125,6 +128,9 @@ pub fn spawn(
         doubt: Doubt::Elements,
         retry: None,
         tend: None,
+        new_ranges: Some(config.service_cidrs.iter().copied().collect()),
+        configured_ranges: config.service_cidrs,
+        service_ranges: ranges,
         sync_period: config.sync_period,
         clock,
         health: sender,
@@ -133,7 +139,7 @@ pub fn spawn(
         metrics: Arc::clone(&metrics),
     };
     let task = tokio::spawn(owner.run().instrument(tracing::info_span!("service")));
-    Ok(ServiceProxy { health, health_checks, problems, metrics, task })
+    Ok(ServiceProxy { health, health_checks, service_ranges, problems, metrics, task })
 }
 
 /// The data path that the operator chose.
@@ -195,9 +201,14 @@ struct Owner {
     retry: Option<Duration>,
     /// When the data path wants to be called again.
     tend: Option<Duration>,
+    /// Ranges of cluster IPs that the operator named.
+    configured_ranges: Vec<Cidr>,
+    /// Ranges of cluster IPs that are to be written.
+    new_ranges: Option<BTreeSet<Cidr>>,
     sync_period: Duration,
     clock: Clock,
     health: watch::Sender<Health>,
+    service_ranges: watch::Receiver<Arc<BTreeSet<String>>>,
     checks: watch::Sender<HealthChecks>,
     problems: watch::Sender<Problems>,
     metrics: Arc<Metrics>,
@@ -206,6 +217,7 @@ struct Owner {
 enum Wake {
     Change(ServiceChange),
     Node,
+    Ranges,
     Kernel,
     Time,
     Stop,
@@ -221,6 +233,7 @@ impl Owner {
                     let node = Arc::clone(&self.node.borrow_and_update());
                     self.model.set_node(node);
                 }
+                Wake::Ranges => self.take_ranges(),
                 Wake::Kernel => self.hear(),
                 Wake::Time => {}
             }
@@ -249,6 +262,7 @@ impl Owner {
             biased;
             change = self.changes.recv() => change.map_or(Wake::Stop, Wake::Change),
             Ok(()) = self.node.changed() => Wake::Node,
+            Ok(()) = self.service_ranges.changed() => Wake::Ranges,
             () = heard => Wake::Kernel,
             () = time => Wake::Time,
         }
@@ -264,6 +278,19 @@ impl Owner {
             self.metrics.changed(&change, now);
             self.model.apply(change);
         }
+    }
+
+    /// Takes in the ranges of cluster IPs, beside those that are configured.
+    fn take_ranges(&mut self) {
+        let texts = Arc::clone(&self.service_ranges.borrow_and_update());
+        let mut ranges: BTreeSet<Cidr> = self.configured_ranges.iter().copied().collect();
+        for text in texts.iter() {
+            match text.parse() {
+                Ok(range) => _ = ranges.insert(range),
+                Err(error) => warn!(%error, "a ServiceCIDR is left out"),
+            }
+        }
+        self.new_ranges = Some(ranges);
     }
 
     /// Looks at what happened in the kernel.
@@ -292,7 +319,8 @@ impl Owner {
     /// Brings the kernel to what the model says.
     async fn synchronise(&mut self) {
         let dirty = self.model.take_dirty();
-        if dirty.is_empty() && self.doubt == Doubt::None && self.tend.is_none() {
+        let ranges = self.new_ranges.take();
+        if dirty.is_empty() && ranges.is_none() && self.doubt == Doubt::None && self.tend.is_none() {
             self.report(None);
             return;
         }
@@ -310,7 +338,7 @@ impl Owner {
         let doubt = self.doubt;
         let listens = self.listener.is_some();
         let written = tokio::task::spawn_blocking(move || {
-            let result = programmer.write(compiled, doubt).and_then(|operations| {
+            let result = programmer.write(compiled, ranges, doubt).and_then(|operations| {
                 let tend = programmer.path.tend()?;
                 let listener = if listens { None } else { programmer.listen() };
                 Ok(Written { operations, tend, listener })
@@ -355,7 +383,9 @@ impl Owner {
                 self.report(Some(transactions));
             }
             Err(error) => {
-                let wait = self.retry.map_or(FIRST_RETRY, |wait| (wait * 2).min(self.sync_period));
+                let wait = self
+                    .retry
+                    .map_or(FIRST_RETRY, |wait| (wait * 2).clamp(FIRST_RETRY, self.sync_period.max(FIRST_RETRY)));
                 warn!(error = &error as &dyn std::error::Error, ?wait, "cannot write service rules; trying again");
                 self.doubt = self.doubt.max(Doubt::Elements);
                 self.retry = Some(wait);
@@ -440,9 +470,13 @@ impl Programmer {
     fn write(
         &mut self,
         compiled: Vec<(NamespacedName, ServiceRoutes)>,
+        ranges: Option<BTreeSet<Cidr>>,
         doubt: Doubt,
     ) -> Result<Operations, ServiceError> {
         let mut batch = if doubt == Doubt::None { Batch::default() } else { Batch::before_reconciling() };
+        if let Some(ranges) = ranges {
+            self.table.set_service_ranges(ranges, &mut batch);
+        }
         for (name, routes) in compiled {
             self.table.set(&name, routes, &mut batch);
         }

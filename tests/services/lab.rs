@@ -1,6 +1,7 @@
 //! A node, its pods and somebody outside, as network namespaces joined by veth pairs; and the data path under test in the
 //! node's namespace.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -242,7 +243,7 @@ impl Lab {
                 let sync_period = config.sync_period;
                 let proxy = stoker::service::spawn(receiver, facts, config, Clock).unwrap();
                 let (eligible, is_eligible) = watch::channel(true);
-                answer.send((proxy.health.clone(), proxy.problems, eligible)).unwrap();
+                answer.send((proxy.health.clone(), proxy.problems, proxy.service_ranges, eligible)).unwrap();
                 let state = ProxyState {
                     health: proxy.health,
                     eligible: is_eligible,
@@ -261,8 +262,8 @@ impl Lab {
                 }
             });
         });
-        let (health, problems, eligible) = started.recv().unwrap();
-        Daemon { changes: Some(changes), health, problems, eligible, thread: Some(thread) }
+        let (health, problems, ranges, eligible) = started.recv().unwrap();
+        Daemon { changes: Some(changes), health, problems, ranges, eligible, thread: Some(thread) }
     }
 
     /// GETs a page within a namespace: the status, the head in lower case and the body.
@@ -378,6 +379,7 @@ pub(crate) struct Daemon {
     /// Whether this node should get traffic.
     pub(crate) eligible: watch::Sender<bool>,
     problems: watch::Receiver<Problems>,
+    ranges: watch::Sender<Arc<BTreeSet<String>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -414,6 +416,11 @@ impl Daemon {
     /// Transactions written since its start.
     pub(crate) fn transactions(&self) -> u64 {
         self.health.borrow().transactions
+    }
+
+    /// Tells it the ranges of all ServiceCIDRs.
+    pub(crate) fn service_ranges(&self, ranges: &[&str]) {
+        self.ranges.send_replace(Arc::new(ranges.iter().map(ToString::to_string).collect()));
     }
 
     /// What could not be done, each with its Service.

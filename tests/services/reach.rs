@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use serde_json::json;
 use stoker_model::service::ServiceChange::Complete;
 
-use crate::lab::{CLIENT, Lab, NODE, NODE6, endpoints, exchange, service};
+use crate::lab::{CLIENT, Lab, NODE, NODE6, endpoints, eventually, exchange, service};
 
 const VIP: &str = "10.96.0.10:80";
 const VIP6: &str = "[fd00:96::10]:80";
@@ -114,6 +114,15 @@ fn unused_ports_are_refused_and_unused_addresses_dropped() {
     }
     let nobody = lab.connect("pod1", "10.96.0.11:80").map(|c| c.served_by);
     assert_eq!(nobody.unwrap_err().kind(), ErrorKind::TimedOut);
+    // More ranges, one within another and one that is none: as ServiceCIDRs come and go.
+    let ranges = || lab.nft_command("list set ip stoker service-ranges");
+    daemon.service_ranges(&["10.112.0.0/16", "10.112.1.0/24", "fd00:96::/112", "nonsense"]);
+    eventually("the ranges are written", || ranges().contains("10.112.0.0/16"));
+    assert!(ranges().contains("10.96.0.0/16") && !ranges().contains("10.112.1.0/24"), "{}", ranges());
+    assert!(lab.nft().contains("@service-ranges drop"));
+    daemon.service_ranges(&[]);
+    eventually("they are gone", || !ranges().contains("10.112."));
+    assert_eq!(lab.served_by("pod1", VIP), "pod1");
 }
 
 /// B1.3, B1.19: one port number over TCP and UDP.

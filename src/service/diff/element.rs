@@ -30,6 +30,8 @@ pub enum Key {
     Guarded(Frontend),
     /// A source that may use a guarded frontend.
     Allowed(Frontend, Cidr),
+    /// A range that cluster IPs come from.
+    ServiceRange(Cidr),
 }
 
 impl Key {
@@ -38,7 +40,7 @@ impl Key {
         match *self {
             Self::Route(at) | Self::Everywhere(at) | Self::Local(at) | Self::Refusal(at) => Some(at),
             Self::Slot(at, _) | Self::StickySlot(_, at) | Self::Guarded(at) | Self::Allowed(at, _) => Some(at),
-            Self::ClusterIp(_) | Self::Hairpin(_) => None,
+            Self::ClusterIp(_) | Self::Hairpin(_) | Self::ServiceRange(_) => None,
         }
     }
 }
@@ -59,6 +61,7 @@ impl fmt::Display for Key {
             Self::Hairpin(ip) => write!(f, "local endpoint {ip}"),
             Self::Guarded(at) => write!(f, "guard of {at}"),
             Self::Allowed(at, range) => write!(f, "source {range} of {at}"),
+            Self::ServiceRange(range) => write!(f, "range {range} of cluster IPs"),
         }
     }
 }

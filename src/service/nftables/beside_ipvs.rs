@@ -8,7 +8,7 @@
 use std::fmt::Write as _;
 
 use super::layout::{MARK, PROTOCOLS, REFUSE, TABLE, Words, local_match, node_port_match, route_set, words};
-use crate::service::config::{Cidr, ServiceConfig};
+use crate::service::config::ServiceConfig;
 use crate::service::diff::{Balance, Key, Value, Verdict};
 use crate::service::frontend::{Family, Place};
 
@@ -20,7 +20,15 @@ fn served(masquerade: bool) -> Balance {
 /// The element that stands beside IPVS for one of the nftables data path; `None` where IPVS needs none.
 pub(super) fn element(key: Key, value: Value) -> Option<(Key, Value)> {
     let value = match (key, value) {
-        (Key::ClusterIp(_) | Key::Hairpin(_) | Key::Guarded(_) | Key::Allowed(..) | Key::Refusal(_), value) => value,
+        (
+            Key::ClusterIp(_)
+            | Key::Hairpin(_)
+            | Key::ServiceRange(_)
+            | Key::Guarded(_)
+            | Key::Allowed(..)
+            | Key::Refusal(_),
+            value,
+        ) => value,
         (Key::Route(at), Value::Verdict(verdict)) => {
             let masquerade = match verdict {
                 Verdict::Balance(balance) => balance.masquerade,
@@ -58,6 +66,7 @@ pub(super) fn text(family: Family, config: &ServiceConfig, stamp: &str) -> Strin
     }
     let _ = writeln!(t, "set cluster-ips {{ type {address}; }}");
     let _ = writeln!(t, "set hairpins {{ type {address} . {address}; }}");
+    let _ = writeln!(t, "set service-ranges {{ typeof {header} daddr . meta l4proto; flags interval; }}");
     let _ = writeln!(t, "set allowed-sources {{ typeof {vip} . {header} saddr; flags interval; }}");
 
     let mut chain = |name: &str, rules: &[String]| {
@@ -128,11 +137,7 @@ pub(super) fn text(family: Family, config: &ServiceConfig, stamp: &str) -> Strin
         format!("{vip} @{masked} return"),
         format!("{header} daddr @cluster-ips goto {REFUSE}"),
     ];
-    let ranges: Vec<String> =
-        config.service_cidrs.iter().filter(|range| range.family() == family).map(Cidr::to_string).collect();
-    if !ranges.is_empty() {
-        refused.push(format!("{header} daddr {{ {} }} drop", ranges.join(", ")));
-    }
+    refused.push(format!("{header} daddr . meta l4proto @service-ranges drop"));
     chain("refused", &refused);
     chain(
         "refused-here",

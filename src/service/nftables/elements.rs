@@ -37,6 +37,7 @@ pub(super) fn family_of(key: &Key) -> Family {
         Key::ClusterIp(ip) | Key::Hairpin(ip) => Family::of(*ip),
         Key::Route(at) | Key::Everywhere(at) | Key::Local(at) | Key::Refusal(at) => at.family(),
         Key::Slot(at, _) | Key::StickySlot(_, at) | Key::Guarded(at) | Key::Allowed(at, _) => at.family(),
+        Key::ServiceRange(range) => range.family(),
     }
 }
 
@@ -62,6 +63,7 @@ pub(super) fn set_of(key: &Key, value: &Value) -> Cow<'static, str> {
         (Key::Hairpin(_), _) => "hairpins".into(),
         (Key::Guarded(_), _) => "guarded".into(),
         (Key::Allowed(..), _) => "allowed-sources".into(),
+        (Key::ServiceRange(_), _) => "service-ranges".into(),
     }
 }
 
@@ -129,6 +131,11 @@ fn key_bytes(key: &Key, end: bool) -> Bytes {
             bytes.frontend(at);
             bytes.ip(if end { range.last() } else { range.first() });
         }
+        // Every protocol: only a set of several parts takes a range as one element.
+        Key::ServiceRange(range) => {
+            bytes.ip(if end { range.last() } else { range.first() });
+            bytes.push(&[if end { u8::MAX } else { 0 }]);
+        }
     }
     bytes
 }
@@ -144,7 +151,7 @@ pub(super) fn frontend_bytes(at: &Frontend) -> Vec<u8> {
 pub(super) fn write_element(m: &mut Messages, key: &Key, value: Option<&Value>) {
     m.nested(LIST_ELEM, |m| {
         m.nested(ELEM_KEY, |m| m.attribute(DATA_VALUE, key_bytes(key, false).as_slice()));
-        if matches!(key, Key::Allowed(..)) {
+        if matches!(key, Key::Allowed(..) | Key::ServiceRange(_)) {
             m.nested(ELEM_KEY_END, |m| m.attribute(DATA_VALUE, key_bytes(key, true).as_slice()));
         }
         match value.filter(|value| !value_is_the_set(key, value)) {
@@ -223,6 +230,11 @@ fn read(set: &str, family: Family, element: Attributes<'_>) -> Option<(Key, Valu
                 None => first,
             };
             Key::Allowed(at, Cidr::between(first, last)?)
+        }
+        "service-ranges" => {
+            let first = key.ip()?;
+            let end = element.nested(ELEM_KEY_END)?.get(DATA_VALUE)?;
+            Key::ServiceRange(Cidr::between(first, Parts { bytes: end, family }.ip()?)?)
         }
         other if let Some((balance, node_port)) = layout::route_of(other) => {
             let at = if node_port { key.node_port()? } else { key.address()? };
@@ -340,6 +352,7 @@ mod tests {
             if !range.is_empty() {
                 all.push((Key::Guarded(at), Value::Present));
                 all.push((Key::Allowed(at, range.parse().unwrap()), Value::Present));
+                all.push((Key::ServiceRange(range.parse().unwrap()), Value::Present));
             }
             for (key, value) in all {
                 let mut messages = Messages::new(0);
@@ -374,7 +387,7 @@ mod tests {
             let message = received(messages.bytes()).next().unwrap();
             let element = message.attributes().nested(LIST_ELEM).unwrap();
             for set in ["services", "nodeports-local", "endpoints", "nodeport-endpoints", "hairpins", "allowed-sources",
-                "cluster-ips", "services-lb-2", "nodeport-slot-1", "local-slot-4294967295", "clients-5s-1", ""]
+                "cluster-ips", "service-ranges", "services-lb-2", "nodeport-slot-1", "local-slot-4294967295", "clients-5s-1", ""]
             {
                 for family in [Family::Ipv4, Family::Ipv6] {
                     let _ = read_element(set, family, element);

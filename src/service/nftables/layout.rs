@@ -94,6 +94,7 @@ pub(super) fn text(family: Family, config: &ServiceConfig, stamp: &str) -> Strin
     }
     let _ = writeln!(t, "set cluster-ips {{ type {address}; }}");
     let _ = writeln!(t, "set hairpins {{ type {address} . {address}; }}");
+    let _ = writeln!(t, "set service-ranges {{ typeof {header} daddr . meta l4proto; flags interval; }}");
     let _ = writeln!(t, "set guarded {{ typeof {vip}; }}");
     let _ = writeln!(t, "set allowed-sources {{ typeof {vip} . {header} saddr; flags interval; }}");
 
@@ -183,11 +184,7 @@ pub(super) fn text(family: Family, config: &ServiceConfig, stamp: &str) -> Strin
     let refused = [format!("{vip} @services-refused goto {REFUSE}"), format!("{vip} @services-dropped drop")];
     let mut unused = refused.to_vec();
     unused.push(format!("{header} daddr @cluster-ips goto {REFUSE}"));
-    let ranges: Vec<String> =
-        config.service_cidrs.iter().filter(|range| range.family() == family).map(Cidr::to_string).collect();
-    if !ranges.is_empty() {
-        unused.push(format!("{header} daddr {{ {} }} drop", ranges.join(", ")));
-    }
+    unused.push(format!("{header} daddr . meta l4proto @service-ranges drop"));
     chain("unused", &unused);
     let mut refused_here = vec![format!("{node_ports} {port} @nodeports-refused goto {REFUSE}")];
     refused_here.push(format!("{node_ports} {port} @nodeports-dropped drop"));
