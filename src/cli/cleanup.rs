@@ -1,33 +1,41 @@
 //! `stoker cleanup`.
 
-use std::path::Path;
-
-use super::wiring::{WiringError, service_config};
-use crate::config::{ConfigError, load_stoker_config};
 use crate::dns::{self, AddressError};
-use crate::service::{self, ServiceError};
+use crate::service::leftovers::{self, LeftoverError};
+use crate::service::{self, ServiceConfig, ServiceError};
 
 /// Why not everything could be removed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CleanupError {
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    #[error(transparent)]
-    Wiring(#[from] WiringError),
     #[error("service rules are left behind: {0}")]
     Service(#[from] ServiceError),
+    #[error("{0}")]
+    Leftover(#[from] LeftoverError),
     #[error("cluster DNS addresses are left behind: {0}")]
     Dns(#[from] AddressError),
     #[error("cannot start: {0}")]
     Start(#[from] std::io::Error),
+    #[error("{0} things are left behind, see above")]
+    Several(usize),
 }
 
-/// Removes our tables and routes from the kernel.
-pub(super) fn cleanup(stoker_config: Option<&Path>) -> Result<(), CleanupError> {
-    let config = load_stoker_config(stoker_config)?;
-    let rules = service::cleanup(&service_config(&config)?);
-    // Whatever became of the rules.
+/// Removes our tables and virtual servers from the kernel, and what kube-proxy has left in any of its modes. One failure keeps
+/// nothing else from being removed.
+pub(super) fn cleanup() -> Result<(), CleanupError> {
+    let mut errors: Vec<CleanupError> = Vec::new();
+    errors.extend(service::cleanup(&ServiceConfig::default()).err().map(CleanupError::from));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(dns::cleanup())?;
-    Ok(rules?)
+    errors.extend(runtime.block_on(dns::cleanup()).err().map(CleanupError::from));
+    let found = leftovers::remove(None);
+    for removed in found.removed {
+        println!("removed {removed}");
+    }
+    errors.extend(found.errors.into_iter().map(CleanupError::from));
+    match errors.len() {
+        0 | 1 => errors.pop().map_or(Ok(()), Err),
+        several => {
+            errors.iter().for_each(|error| eprintln!("stoker: {error}"));
+            Err(CleanupError::Several(several))
+        }
+    }
 }

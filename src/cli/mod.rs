@@ -9,6 +9,7 @@ use crate::config::{Flags, arguments, read_flags, with_pflag_names};
 mod cleanup;
 mod logging;
 mod preflight;
+mod proxy;
 mod run;
 mod service;
 mod service_wiring;
@@ -30,7 +31,8 @@ kubelet no longer has are accepted and ignored with a warning.
 
 On SIGTERM the agent ends and leaves containers, volumes and service rules as they are; the next one takes them over.";
 
-const CLEANUP_ABOUT: &str = "Remove the service rules that the agent leaves in the kernel when it ends";
+const CLEANUP_ABOUT: &str =
+    "Remove the service rules that the agent leaves in the kernel when it ends, and those that kube-proxy has left";
 
 /// Runs the command that the process was called with.
 pub fn main() -> ExitCode {
@@ -45,7 +47,7 @@ pub fn main() -> ExitCode {
         None => ("run", &matches),
     };
     match name {
-        "cleanup" => report(cleanup::cleanup(matches.get_one::<String>("stoker-config").map(AsRef::as_ref))),
+        "cleanup" => report(cleanup::cleanup()),
         "service" => report(service::run(matches)),
         _ => run(matches, as_kubelet),
     }
@@ -88,11 +90,7 @@ fn command(as_kubelet: bool) -> Command {
         .arg_required_else_help(true)
         .subcommand(Command::new("run").about(RUN_ABOUT).after_help(RUN_DETAILS).args(arguments()))
         .subcommand(service::command())
-        .subcommand(
-            Command::new("cleanup").about(CLEANUP_ABOUT).arg(
-                clap::Arg::new("stoker-config").long("stoker-config").value_name("FILE").help("StokerConfiguration"),
-            ),
-        )
+        .subcommand(Command::new("cleanup").about(CLEANUP_ABOUT))
 }
 
 #[cfg(test)]
