@@ -142,7 +142,8 @@ impl Path {
     }
 }
 
-fn bench(report: &mut Report, count: u32, seconds: u32) {
+/// Everything wanted at once, as after a start of the daemon; then once more, as after a restart.
+fn cold_start(report: &mut Report, count: u32) -> Path {
     let at_promise = count == PROMISED_AT;
     let mut path = Path::new();
     path.tell((0..count).flat_map(|n| kube_proxy::changes(n, &addresses(n, 2))));
@@ -157,7 +158,12 @@ fn bench(report: &mut Report, count: u32, seconds: u32) {
     let (same, reading) = timed(|| path.nothing_to_do());
     report.add(format!("{count} x 2: restart reads and compares"), reading, "");
     report.promise("nothing to write", same);
+    path
+}
 
+fn bench(report: &mut Report, count: u32, seconds: u32) {
+    let at_promise = count == PROMISED_AT;
+    let mut path = cold_start(report, count);
     let mut singles: Vec<_> =
         (count..count + 200).map(|n| path.change(kube_proxy::changes(n, &addresses(n, 2)))).collect();
     singles.sort_unstable_by_key(|(_, writing)| *writing);

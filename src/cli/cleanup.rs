@@ -1,38 +1,45 @@
 //! `stoker cleanup`.
 
-use std::path::Path;
-
-use super::wiring::{WiringError, service_config};
-use crate::config::{ConfigError, load_stoker_config};
 use crate::dns::{self, AddressError};
 use crate::network;
-use crate::service::{self, ServiceError};
+use crate::service::leftovers::{self, LeftoverError};
+use crate::service::{self, ServiceConfig, ServiceError};
 
 /// Why not everything could be removed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CleanupError {
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    #[error(transparent)]
-    Wiring(#[from] WiringError),
     #[error("service rules are left behind: {0}")]
     Service(#[from] ServiceError),
     #[error("rules or routes of the pod network are left behind: {0}")]
     Network(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("{0}")]
+    Leftover(#[from] LeftoverError),
     #[error("cluster DNS addresses are left behind: {0}")]
     Dns(#[from] AddressError),
     #[error("cannot start: {0}")]
     Start(#[from] std::io::Error),
+    #[error("{0} things are left behind, see above")]
+    Several(usize),
 }
 
-/// Removes our tables, routes and tunnels from the kernel.
-pub(super) fn cleanup(stoker_config: Option<&Path>) -> Result<(), CleanupError> {
-    let config = load_stoker_config(stoker_config)?;
-    // Whatever becomes of one, the others go.
-    let rules = service::cleanup(&service_config(&config)?);
-    let pods = network::cleanup();
+/// Removes our tables, routes, tunnels and virtual servers from the kernel, and what kube-proxy has left in any of its modes. One failure keeps
+/// nothing else from being removed.
+pub(super) fn cleanup() -> Result<(), CleanupError> {
+    let mut errors: Vec<CleanupError> = Vec::new();
+    errors.extend(service::cleanup(&ServiceConfig::default()).err().map(CleanupError::from));
+    errors.extend(network::cleanup().err().map(CleanupError::Network));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(dns::cleanup())?;
-    pods.map_err(CleanupError::Network)?;
-    Ok(rules?)
+    errors.extend(runtime.block_on(dns::cleanup()).err().map(CleanupError::from));
+    let found = leftovers::remove(None);
+    for removed in found.removed {
+        println!("removed {removed}");
+    }
+    errors.extend(found.errors.into_iter().map(CleanupError::from));
+    match errors.len() {
+        0 | 1 => errors.pop().map_or(Ok(()), Err),
+        several => {
+            errors.iter().for_each(|error| eprintln!("stoker: {error}"));
+            Err(CleanupError::Several(several))
+        }
+    }
 }

@@ -12,6 +12,7 @@ mod images;
 mod logging;
 mod network;
 mod preflight;
+mod proxy;
 mod reservations;
 mod run;
 mod service;
@@ -33,7 +34,8 @@ kubelet no longer has are accepted and ignored with a warning.
 
 On SIGTERM the agent ends and leaves containers, volumes and service rules as they are; the next one takes them over.";
 
-const CLEANUP_ABOUT: &str = "Remove the service rules that the agent leaves in the kernel when it ends";
+const CLEANUP_ABOUT: &str =
+    "Remove the service rules that the agent leaves in the kernel when it ends, and those that kube-proxy has left";
 
 /// Runs the command that the process was called with.
 pub fn main() -> ExitCode {
@@ -48,7 +50,7 @@ pub fn main() -> ExitCode {
         None => ("run", &matches),
     };
     match name {
-        "cleanup" => report(cleanup::cleanup(matches.get_one::<String>("stoker-config").map(AsRef::as_ref))),
+        "cleanup" => report(cleanup::cleanup()),
         "service" => report(service::run(matches)),
         _ => run(matches, as_kubelet),
     }
@@ -91,11 +93,7 @@ fn command(as_kubelet: bool) -> Command {
         .arg_required_else_help(true)
         .subcommand(Command::new("run").about(RUN_ABOUT).after_help(RUN_DETAILS).args(arguments()))
         .subcommand(service::command())
-        .subcommand(
-            Command::new("cleanup").about(CLEANUP_ABOUT).arg(
-                clap::Arg::new("stoker-config").long("stoker-config").value_name("FILE").help("StokerConfiguration"),
-            ),
-        )
+        .subcommand(Command::new("cleanup").about(CLEANUP_ABOUT))
 }
 
 #[cfg(test)]

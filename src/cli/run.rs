@@ -15,9 +15,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::preflight::{PreflightError, check_host, lock, prepare_root};
+use super::proxy::{self, ProxyError, ProxyParts, ProxySettings};
 use super::reservations::enforcement;
 use super::standalone::{AlwaysAllow, Standalone};
-use super::wiring::{WiringError, cgroup_config, node_settings, pods_config, server_config, service_config};
+use super::wiring::{WiringError, cgroup_config, node_settings, pods_config, server_config};
 use super::{cluster_dns, images};
 use super::{logging, systemd};
 use crate::cgroup::{CgroupError, Cgroups};
@@ -32,7 +33,6 @@ use crate::runtime::gc::ImageCollector;
 use crate::runtime::logs::rotate_logs;
 use crate::runtime::{Runtime, RuntimeError, events as runtime_events, pause};
 use crate::server;
-use crate::service::{self, ServiceError};
 use crate::upstream::{
     self, AccessReviews, ApiServer, Backoff, ConnectError, NodeApi, Objects, PodWriter, ServiceStore, Storage,
 };
@@ -59,8 +59,8 @@ pub(super) enum RunError {
     Connect(#[from] ConnectError),
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
-    #[error("the service data path: {0}")]
-    Service(#[from] ServiceError),
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
     #[error(transparent)]
     ClusterDns(#[from] cluster_dns::ClusterDnsError),
     #[error(transparent)]
@@ -82,6 +82,7 @@ struct Decided {
     flags: Flags,
     kubelet: KubeletConfig,
     stoker: StokerConfig,
+    proxy: ProxySettings,
     node: Arc<NodeSettings>,
     clock: Clock,
 }
@@ -92,7 +93,8 @@ pub(super) fn run(flags: Flags, as_kubelet: bool) -> Result<(), RunError> {
     let stoker = load_stoker_config(flags.stoker_config.as_deref())?;
     let verbosity = flags.verbosity.max(loaded.kubelet.logging.verbosity.into());
     logging::init(verbosity, stoker.log_format == "json" || loaded.kubelet.logging.format == "json");
-    for warning in flags.warnings.iter().chain(&loaded.warnings) {
+    let (proxy, proxy_warnings) = ProxySettings::load(flags.proxy_config.as_deref(), &stoker)?;
+    for warning in flags.warnings.iter().chain(&loaded.warnings).chain(&proxy_warnings) {
         tracing::warn!("{warning}");
     }
     check_host(&loaded.kubelet)?;
@@ -102,7 +104,7 @@ pub(super) fn run(flags: Flags, as_kubelet: bool) -> Result<(), RunError> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = node.name, addresses = ?node.addresses, "starting");
     // The first provider wins; nobody else sets one.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let decided = Decided { flags, kubelet: loaded.kubelet, stoker, node, clock: Clock };
+    let decided = Decided { flags, kubelet: loaded.kubelet, stoker, proxy, node, clock: Clock };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(start(decided));
     runtime.shutdown_timeout(LAST_WORDS);
@@ -171,7 +173,7 @@ struct NodeHandles {
 
 /// Starts what waits for nothing: the node's own tasks, the watches, the service rules.
 async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, NodeHandles), RunError> {
-    let Decided { flags, kubelet, stoker, node, clock } = &decided;
+    let Decided { flags, kubelet, stoker, proxy, node, clock } = &decided;
     let credentials = read_kubeconfig(flags.kubeconfig.as_deref(), flags.bootstrap_kubeconfig.as_deref()).await?;
     let api = match credentials {
         Credentials::Standalone => None,
@@ -221,6 +223,7 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
     spawn(tasks, "events", event_task(api.clone()).run());
     spawn(tasks, "lease", node::renew_lease(node_api.clone(), node.lease_seconds, *clock));
     super::network::spawn(stoker, node, &api, (node_api.clone(), node_object.clone()), tasks).await?;
+    let object = node_object.clone();
     let report = node::report(node.clone(), node_api, events.clone(), observer.observations, node_object, *clock);
     spawn(tasks, "node reporter", report);
     let (pods, task) = upstream::watch_pods(api.clone(), node.name.clone());
@@ -235,14 +238,18 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
     }
     match stoker.service_proxy.mode {
         ServiceMode::Nftables => {
-            let proxy = service::spawn(queue, observer.facts, service_config(stoker)?, *clock)?;
-            spawn(tasks, "service ranges", watch_ranges(api.clone(), proxy.service_ranges));
-            spawn(tasks, "service events", super::service::tell_problems(proxy.problems, events.clone()));
-            spawn(tasks, "service data path", async move {
-                if let Err(error) = proxy.task.await {
-                    tracing::error!(%error, "the service data path died");
-                }
-            });
+            let parts = ProxyParts {
+                settings: proxy.clone(),
+                stoker: stoker.clone(),
+                node: node.clone(),
+                changes: queue,
+                facts: observer.facts,
+                object,
+                api: api.clone(),
+                events: events.clone(),
+                clock: *clock,
+            };
+            spawn(tasks, "service data path", proxy::start(parts)?);
         }
         ServiceMode::None => spawn(tasks, "service drain", drain(queue)),
     }
@@ -346,12 +353,6 @@ async fn wire_pods(
         spawn(tasks, "server", bound.run(stop.clone()));
     }
     Ok(pods)
-}
-
-/// Ends only with the agent, as every task does.
-async fn watch_ranges(api: ApiServer, ranges: watch::Sender<Arc<std::collections::BTreeSet<String>>>) {
-    upstream::watch_service_ranges(api, ranges).await;
-    std::future::pending().await
 }
 
 /// Environment variables need the services even where another program routes them.

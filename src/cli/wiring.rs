@@ -6,13 +6,15 @@ use std::sync::Arc;
 
 use stoker_model::quantity::QuantityError;
 
+use super::proxy::ProxySettings;
 use super::reservations::reserved;
 use crate::cgroup::{CgroupConfig, CgroupDriver};
-use crate::config::{Flags, KubeletConfig, LabelError, StokerConfig, parse_node_labels};
+use crate::config::{Flags, KubeProxyConfig, KubeletConfig, LabelError, ProxyMode, StokerConfig, parse_node_labels};
 use crate::node::{AddressError, MachineError, NodeSettings, choose_addresses, node_name};
 use crate::pod::{PodsConfig, StaticSources, SysctlError, SysctlRules};
 use crate::server::{ServerConfig, ServingCertificate};
-use crate::service::{Cidr, LocalTraffic, ServiceConfig};
+use crate::service::sysctls::ConntrackSettings;
+use crate::service::{Cidr, IpvsConfig, LocalTraffic, Mode, ServiceConfig};
 
 /// Which setting does not fit a room.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +33,12 @@ pub(super) enum WiringError {
     Sysctl(#[from] SysctlError),
     #[error("{field}: {value:?} is not an IP address")]
     NotAnAddress { field: &'static str, value: String },
-    #[error("StokerConfiguration: serviceProxy.{field}: {source}")]
+    #[error(
+        "KubeProxyConfiguration: hostnameOverride is {said:?}, but this node is {name:?}: leave it empty, or set the node's name \
+         with --hostname-override"
+    )]
+    OtherNode { said: String, name: String },
+    #[error("{field}: {source}")]
     Range { field: &'static str, source: crate::service::config::NotACidr },
 }
 
@@ -161,16 +168,74 @@ fn shown(config: &KubeletConfig) -> serde_json::Value {
     shown
 }
 
-/// Settings of the room `service`.
-pub(super) fn service_config(config: &StokerConfig) -> Result<ServiceConfig, WiringError> {
-    let ranges = |field, texts: &[String]| -> Result<Vec<Cidr>, WiringError> {
-        texts.iter().map(|text| text.parse().map_err(|source| WiringError::Range { field, source })).collect()
+/// Settings of the room `service`. `pod_ranges` are those of this node, for `detectLocalMode: NodeCIDR`.
+pub(super) fn service_config(
+    stoker: &StokerConfig,
+    settings: &ProxySettings,
+    node: &NodeSettings,
+    pod_ranges: &[String],
+) -> Result<ServiceConfig, WiringError> {
+    let ProxySettings { proxy, from_file } = settings;
+    if !proxy.hostname_override.is_empty() && proxy.hostname_override != node.name {
+        return Err(WiringError::OtherNode { said: proxy.hostname_override.clone(), name: node.name.clone() });
+    }
+    let ours = &stoker.service_proxy;
+    let cidrs = |field, texts: &mut dyn Iterator<Item = &str>| -> Result<Vec<Cidr>, WiringError> {
+        texts.map(|text| text.parse().map_err(|source| WiringError::Range { field, source })).collect()
     };
-    let cluster = ranges("clusterCIDR", &config.service_proxy.cluster_cidr)?;
+    let of = |field, texts: &[String]| cidrs(field, &mut texts.iter().map(String::as_str));
+    let sources = |ranges: Vec<Cidr>| match ranges.is_empty() {
+        true => LocalTraffic::Unknown,
+        false => LocalTraffic::Sources(ranges),
+    };
+    let local_traffic = match proxy.detect_local_mode.as_str() {
+        "BridgeInterface" => LocalTraffic::Bridge(proxy.detect_local.bridge_interface.clone()),
+        "InterfaceNamePrefix" => LocalTraffic::InterfacePrefix(proxy.detect_local.interface_name_prefix.clone()),
+        "NodeCIDR" => sources(of("podCIDRs", pod_ranges)?),
+        _ if *from_file => {
+            let mut ranges = proxy.cluster_cidr.split(',').filter(|text| !text.is_empty());
+            sources(cidrs("clusterCIDR", &mut ranges)?)
+        }
+        _ => sources(of("serviceProxy.clusterCIDR", &ours.cluster_cidr)?),
+    };
+    let written = if *from_file { &proxy.node_port_addresses } else { &ours.node_port_addresses };
+    let primary = written.iter().any(|text| text == "primary")
+        || (written.is_empty() && proxy.proxy_mode() == ProxyMode::Nftables);
+    let node_port_addresses = match primary {
+        true => node.addresses.iter().map(|address| Cidr::from(*address)).collect(),
+        false => of("nodePortAddresses", written)?,
+    };
+    let (bit, masquerade_all, sync_period) = proxy.of_mode();
+    let scheduler = if proxy.ipvs.scheduler.is_empty() { "rr" } else { &proxy.ipvs.scheduler };
     Ok(ServiceConfig {
-        local_traffic: if cluster.is_empty() { LocalTraffic::Unknown } else { LocalTraffic::Sources(cluster) },
-        masquerade_all: config.service_proxy.masquerade_all,
-        node_port_addresses: ranges("nodePortAddresses", &config.service_proxy.node_port_addresses)?,
+        mode: if proxy.proxy_mode() == ProxyMode::Ipvs { Mode::Ipvs } else { Mode::Nftables },
+        ipvs: IpvsConfig {
+            scheduler: scheduler.to_owned(),
+            exclude_cidrs: of("ipvs.excludeCIDRs", &proxy.ipvs.exclude_cidrs)?,
+            strict_arp: proxy.ipvs.strict_arp,
+            tcp_timeout: proxy.ipvs.tcp_timeout.0,
+            tcp_fin_timeout: proxy.ipvs.tcp_fin_timeout.0,
+            udp_timeout: proxy.ipvs.udp_timeout.0,
+        },
+        local_traffic,
+        masquerade_all: masquerade_all || (!from_file && ours.masquerade_all),
+        masquerade_bit: u8::try_from(bit).unwrap_or_default(),
+        node_port_addresses,
+        sync_period: sync_period.0,
         ..ServiceConfig::default()
     })
+}
+
+/// Settings of connection tracking.
+pub(super) fn conntrack_settings(proxy: &KubeProxyConfig) -> ConntrackSettings {
+    let conntrack = &proxy.conntrack;
+    ConntrackSettings {
+        max_per_core: u32::try_from(conntrack.max_per_core).unwrap_or_default(),
+        min: u32::try_from(conntrack.min).unwrap_or_default(),
+        tcp_established: conntrack.tcp_established_timeout.0,
+        tcp_close_wait: conntrack.tcp_close_wait_timeout.0,
+        tcp_be_liberal: conntrack.tcp_be_liberal,
+        udp: conntrack.udp_timeout.0,
+        udp_stream: conntrack.udp_stream_timeout.0,
+    }
 }

@@ -70,6 +70,11 @@ impl Cidr {
         self.bits == 0
     }
 
+    /// Whether it holds one address only.
+    pub fn is_single(self) -> bool {
+        self.first() == self.last()
+    }
+
     /// The family of its addresses.
     pub fn family(self) -> Family {
         Family::of(self.address)

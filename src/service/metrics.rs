@@ -311,6 +311,7 @@ mod tests {
 
     #[test]
     fn no_metric_is_there_that_nothing_moves() {
+        // B2.3
         let now = Clock.now();
         let metrics = Metrics::new(vec![Family::Ipv4], now);
         let still = sample_values(&metrics.text());

@@ -201,7 +201,10 @@ pub fn routes<'a>(
     all.problems.sort_unstable();
     all.problems.dedup();
     if service.spec.health_check_node_port != 0 && is_local(&service.spec.external_traffic_policy) {
-        all.health_check = Some((service.spec.health_check_node_port, local_ready.len()));
+        // One endpoint has an address of each family of the Service.
+        let of = |family| local_ready.iter().filter(|ip| Family::of(**ip) == family).count();
+        let endpoints = of(Family::Ipv4).max(of(Family::Ipv6));
+        all.health_check = Some((service.spec.health_check_node_port, endpoints));
     }
     all
 }

@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use stoker::clock::Clock;
+use stoker::service::http::{self, ProxyState};
 use stoker::service::{Cidr, Health, LocalTraffic, Problems, ServiceConfig};
 use stoker_model::service::{EndpointSlice, NodeTopology, Service, ServiceChange};
 use tokio::sync::{mpsc, watch};
@@ -238,13 +239,67 @@ impl Lab {
                 let ips = vec![NODE.parse().unwrap(), NODE6.parse().unwrap()];
                 let topology = NodeTopology { name: "node".into(), zone: Some("zone-a".into()), ips };
                 let (_keep, facts) = watch::channel(Arc::new(topology));
+                let families = config.families.clone();
+                let sync_period = config.sync_period;
                 let proxy = stoker::service::spawn(receiver, facts, config, Clock).unwrap();
-                answer.send((proxy.health, proxy.problems, proxy.service_ranges)).unwrap();
-                proxy.task.await.unwrap();
+                let (eligible, is_eligible) = watch::channel(true);
+                answer.send((proxy.health.clone(), proxy.problems, proxy.service_ranges, eligible)).unwrap();
+                let state = ProxyState {
+                    health: proxy.health,
+                    eligible: is_eligible,
+                    families,
+                    sync_period,
+                    metrics: proxy.metrics,
+                    mode: "nftables",
+                    configz: "{}".into(),
+                    clock: Clock,
+                };
+                tokio::select! {
+                    ended = proxy.task => ended.unwrap(),
+                    Err(error) = http::serve_health("0.0.0.0:10256".parse().unwrap(), true, state.clone()) => panic!("{error}"),
+                    Err(error) = http::serve_metrics("127.0.0.1:10249".parse().unwrap(), true, state.clone()) => panic!("{error}"),
+                    () = http::serve_health_checks(proxy.health_checks, Vec::new(), state.clone()) => {}
+                }
             });
         });
-        let (health, problems, ranges) = started.recv().unwrap();
-        Daemon { changes: Some(changes), health, problems, ranges, thread: Some(thread) }
+        let (health, problems, ranges, eligible) = started.recv().unwrap();
+        Daemon { changes: Some(changes), health, problems, ranges, eligible, thread: Some(thread) }
+    }
+
+    /// GETs a page within a namespace: the status, the head in lower case and the body.
+    #[track_caller]
+    pub(crate) fn get(&self, from: &str, to: &str, path: &str) -> (u16, String, String) {
+        let to: SocketAddr = to.parse().unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n");
+        let asked = move || -> std::io::Result<String> {
+            // The port may be opened a moment after the rules are written.
+            let connect = || TcpStream::connect_timeout(&to, Duration::from_secs(1));
+            let mut tries = (0..50).map(|_| connect().inspect_err(|_| std::thread::sleep(Duration::from_millis(20))));
+            let mut stream = tries.find(Result::is_ok).unwrap_or_else(connect)?;
+            stream.write_all(request.as_bytes())?;
+            let mut text = String::new();
+            std::io::Read::read_to_string(&mut stream, &mut text)?;
+            Ok(text)
+        };
+        let text = self.within(from, asked).join().unwrap().unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, head.to_lowercase(), body.to_owned())
+    }
+
+    /// What a command of the node prints.
+    #[track_caller]
+    pub(crate) fn run(&self, command: &str) -> String {
+        self.run_in("node", command)
+    }
+
+    /// What a command of a namespace prints.
+    #[track_caller]
+    pub(crate) fn run_in(&self, name: &str, command: &str) -> String {
+        let words = command.split(' ');
+        let output = Command::new("ip").args(["netns", "exec", &self.ns(name)]).args(words).output().unwrap();
+        assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// Removes our tables from the node.
@@ -321,6 +376,8 @@ fn read_line(stream: &TcpStream) -> std::io::Result<String> {
 pub(crate) struct Daemon {
     changes: Option<mpsc::Sender<ServiceChange>>,
     health: watch::Receiver<Health>,
+    /// Whether this node should get traffic.
+    pub(crate) eligible: watch::Sender<bool>,
     problems: watch::Receiver<Problems>,
     ranges: watch::Sender<Arc<BTreeSet<String>>>,
     thread: Option<JoinHandle<()>>,

@@ -3,7 +3,10 @@
 mod lab;
 
 mod affinity;
+mod ipvs;
+mod leftovers;
 mod policies;
+mod proxy;
 mod reach;
 mod restart;
 mod robust;

@@ -77,8 +77,8 @@ pub fn is_supported() -> bool {
 /// Removes every virtual server and `kube-ipvs0`; none there, and no IPVS in the kernel, is success.
 pub fn remove_everything() -> Result<Removed, IpvsError> {
     let interface = |source| IpvsError::Interface { what: "remove", source };
-    let mut removed = Removed::default();
-    removed.interface = Links::open().map_err(IpvsError::Open)?.remove_dummy().map_err(interface)?;
+    let dummy = Links::open().map_err(IpvsError::Open)?.remove_dummy().map_err(interface)?;
+    let mut removed = Removed { interface: dummy, servers: 0 };
     // Only where its module is loaded already: without it there is nothing to remove.
     let mut ipvs = match Ipvs::open_if_loaded() {
         Ok(Some(ipvs)) => ipvs,

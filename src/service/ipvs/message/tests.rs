@@ -149,6 +149,7 @@ fn check(recorded: &str, only_key: bool, write: impl FnOnce(&mut Writer<'_>) -> 
 
 #[test]
 fn services_are_written_as_ipvsadm_writes_them() {
+    // B2.10
     check(ADD_TCP, false, |w| w.add_service(&web(), &settings("rr", 0, 0)));
     let dns = key(Protocol::Udp, "10.96.0.10", 53);
     check(ADD_UDP_STICKY, false, |w| w.add_service(&dns, &settings("sh", PERSISTENT, 10800)));

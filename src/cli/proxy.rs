@@ -1,0 +1,274 @@
+//! Starts what kube-proxy would be: the service data path, its health and metrics, and the clean-up after other modes.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use k8s_openapi::api::core::v1::Node;
+use stoker_model::handle::EventSink;
+use stoker_model::service::{NodeFacts, ServiceChange};
+use tokio::sync::{mpsc, watch};
+
+use super::wiring::{WiringError, conntrack_settings, service_config};
+use crate::clock::Clock;
+use crate::config::{ConfigError, KubeProxyConfig, ProxyMode, StokerConfig, load_proxy_config};
+use crate::node::NodeSettings;
+use crate::service::http::{BindError, ProxyState, serve_health, serve_health_checks, serve_metrics};
+use crate::service::{self, Health, Mode, ServiceConfig, ServiceError, ServiceProxy, leftovers};
+use crate::upstream::{self, ApiServer};
+
+/// By this the cluster autoscaler takes a node out of load balancers before it deletes it.
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
+
+/// How services are served, as decided by files.
+#[derive(Clone, Debug)]
+pub(super) struct ProxySettings {
+    /// The resolved KubeProxyConfiguration.
+    pub(super) proxy: KubeProxyConfig,
+    /// Whether a file said so; otherwise our own configuration adds to the defaults.
+    pub(super) from_file: bool,
+}
+
+/// Why there is no proxy.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ProxyError {
+    #[error(transparent)]
+    Wiring(#[from] WiringError),
+    #[error("the service data path: {0}")]
+    Service(#[from] ServiceError),
+}
+
+impl ProxySettings {
+    /// Reads `--proxy-config`; without one, kube-proxy's defaults in mode nftables. Also returns what is to be logged.
+    pub(super) fn load(
+        file: Option<&std::path::Path>,
+        stoker: &StokerConfig,
+    ) -> Result<(Self, Vec<String>), ConfigError> {
+        let Some(path) = file else {
+            return Ok((Self { proxy: KubeProxyConfig::without_file(), from_file: false }, Vec::new()));
+        };
+        let loaded = load_proxy_config(path)?;
+        let mut warnings = loaded.warnings;
+        let ours = &stoker.service_proxy;
+        for (field, written) in [
+            ("clusterCIDR", !ours.cluster_cidr.is_empty()),
+            ("nodePortAddresses", !ours.node_port_addresses.is_empty()),
+            ("masqueradeAll", ours.masquerade_all),
+        ] {
+            if written {
+                warnings.push(format!(
+                    "StokerConfiguration: serviceProxy.{field} has no effect: {} decides it",
+                    path.display()
+                ));
+            }
+        }
+        match loaded.proxy.proxy_mode() {
+            ProxyMode::InsteadOfIptables => warnings.push(format!(
+                "{}: mode {:?} asks for iptables; services are served by nftables rules instead, on the same addresses \
+                 but for node ports at 127.0.0.1",
+                path.display(),
+                loaded.proxy.mode
+            )),
+            ProxyMode::Ipvs => warnings.push(format!(
+                "{}: mode ipvs is deprecated since Kubernetes 1.35; nftables serves the same services",
+                path.display()
+            )),
+            ProxyMode::Nftables => {}
+        }
+        Ok((Self { proxy: loaded.proxy, from_file: true }, warnings))
+    }
+}
+
+/// What the proxy is made of.
+pub(super) struct ProxyParts {
+    pub(super) settings: ProxySettings,
+    pub(super) stoker: StokerConfig,
+    pub(super) node: Arc<NodeSettings>,
+    pub(super) changes: mpsc::Receiver<ServiceChange>,
+    pub(super) facts: NodeFacts,
+    pub(super) object: watch::Receiver<Option<Node>>,
+    pub(super) api: ApiServer,
+    pub(super) events: Arc<dyn EventSink>,
+    pub(super) clock: Clock,
+}
+
+/// Starts it. The future that comes back runs as long as it does.
+pub(super) fn start(parts: ProxyParts) -> Result<BoxFuture<'static, ()>, ProxyError> {
+    conntrack_settings(&parts.settings.proxy).apply();
+    let config = service_config(&parts.stoker, &parts.settings, &parts.node, &[])?;
+    if parts.settings.proxy.detect_local_mode != "NodeCIDR" {
+        let ProxyParts { changes, facts, .. } = parts;
+        let proxy = service::spawn(changes, facts, config.clone(), parts.clock)?;
+        return Ok(
+            serve(proxy, config, parts.settings.proxy, parts.object, (parts.api, parts.events), parts.clock).boxed()
+        );
+    }
+    if config.mode == Mode::Ipvs && !service::ipvs::is_supported() {
+        return Err(ServiceError::from(service::ipvs::IpvsError::NoKernelSupport).into());
+    }
+    Ok(start_with_ranges(parts).boxed())
+}
+
+/// With `detectLocalMode: NodeCIDR` nothing can be served before this node has its pod ranges.
+async fn start_with_ranges(parts: ProxyParts) {
+    let ProxyParts { settings, stoker, node, changes, facts, mut object, api, events, clock } = parts;
+    let ranges = pod_ranges(&mut object).await;
+    tracing::info!(?ranges, "traffic of these sources is local");
+    let started = service_config(&stoker, &settings, &node, &ranges).map_err(ProxyError::from).and_then(|config| {
+        let proxy = service::spawn(changes, facts, config.clone(), clock)?;
+        Ok((proxy, config))
+    });
+    match started {
+        Ok((proxy, config)) => serve(proxy, config, settings.proxy, object, (api, events), clock).await,
+        Err(error) => tracing::error!(%error, "services cannot be served"),
+    }
+}
+
+/// The pod ranges of this node, as soon as it has some.
+async fn pod_ranges(object: &mut watch::Receiver<Option<Node>>) -> Vec<String> {
+    let mut told = false;
+    loop {
+        let ranges = object.borrow_and_update().as_ref().and_then(|node| node.spec.as_ref()?.pod_cidrs.clone());
+        match ranges {
+            Some(ranges) if !ranges.is_empty() => return ranges,
+            _ if !told => tracing::warn!("detectLocalMode is NodeCIDR: waiting for podCIDRs of this node"),
+            _ => {}
+        }
+        told = true;
+        if object.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// Runs as long as the data path does.
+async fn serve(
+    proxy: ServiceProxy,
+    config: ServiceConfig,
+    settings: KubeProxyConfig,
+    object: watch::Receiver<Option<Node>>,
+    (api, events): (ApiServer, Arc<dyn EventSink>),
+    clock: Clock,
+) {
+    let (publish, eligible) = watch::channel(false);
+    let (mode, kept) = match config.mode {
+        Mode::Nftables => ("nftables", Mode::Nftables),
+        Mode::Ipvs => ("ipvs", Mode::Ipvs),
+    };
+    let state = ProxyState {
+        health: proxy.health.clone(),
+        eligible,
+        families: config.families.clone(),
+        sync_period: config.sync_period,
+        metrics: proxy.metrics,
+        mode,
+        configz: serde_json::json!({ "kubeproxy.config.k8s.io": settings }).to_string().into(),
+        clock,
+    };
+    let hard = settings.bind_address_hard_fail;
+    let addresses: Vec<_> = config.node_port_addresses.iter().filter(|range| range.is_single()).collect();
+    let addresses = if addresses.len() == config.node_port_addresses.len() {
+        addresses.into_iter().map(|range| range.first()).collect()
+    } else {
+        Vec::new()
+    };
+    tokio::select! {
+        ended = proxy.task => if let Err(error) = ended {
+            tracing::error!(%error, "the service data path died");
+        },
+        error = serve_health_in_time(settings.healthz_address(), hard, &state) => tracing::error!(%error, "ending"),
+        error = serve_metrics_in_time(settings.metrics_address(), hard, &state) => tracing::error!(%error, "ending"),
+        () = serve_health_checks(proxy.health_checks, addresses, state.clone()) => {}
+        () = watch_ranges(api, proxy.service_ranges) => {}
+        () = super::service::tell_problems(proxy.problems, events) => {}
+        () = watch_eligibility(object, publish) => {}
+        () = remove_leftovers(proxy.health, kept) => {}
+    }
+}
+
+async fn serve_health_in_time(address: Option<SocketAddr>, hard: bool, state: &ProxyState) -> BindError {
+    let Some(address) = address else { return std::future::pending().await };
+    let Err(error) = serve_health(address, hard, state.clone()).await;
+    error
+}
+
+async fn serve_metrics_in_time(address: Option<SocketAddr>, hard: bool, state: &ProxyState) -> BindError {
+    let Some(address) = address else { return std::future::pending().await };
+    let Err(error) = serve_metrics(address, hard, state.clone()).await;
+    error
+}
+
+/// Publishes whether load balancers should send traffic to this node (B2.1).
+async fn watch_eligibility(mut object: watch::Receiver<Option<Node>>, publish: watch::Sender<bool>) {
+    loop {
+        let eligible = object.borrow_and_update().as_ref().is_some_and(is_eligible);
+        publish.send_if_modified(|before| std::mem::replace(before, eligible) != eligible);
+        if object.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
+fn is_eligible(node: &Node) -> bool {
+    let mut taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    node.metadata.deletion_timestamp.is_none() && !taints.any(|taint| taint.key == TO_BE_DELETED)
+}
+
+/// Ends only with the agent, as every task does.
+async fn watch_ranges(api: ApiServer, ranges: watch::Sender<Arc<BTreeSet<String>>>) {
+    upstream::watch_service_ranges(api, ranges).await;
+    std::future::pending().await
+}
+
+/// Once our rules are there, those of other modes go: connections find their way at every moment.
+async fn remove_leftovers(mut health: watch::Receiver<Health>, kept: Mode) {
+    if health.wait_for(|health| health.last_updated.is_some()).await.is_err() {
+        return std::future::pending().await;
+    }
+    match tokio::task::spawn_blocking(move || leftovers::remove(Some(kept))).await {
+        Ok(found) => {
+            if !found.removed.is_empty() {
+                tracing::info!(removed = ?found.removed, "rules of another proxy are gone");
+            }
+            for error in found.errors {
+                tracing::warn!(%error, "rules of another proxy may be in the way");
+            }
+        }
+        Err(error) => tracing::warn!(%error, "rules of another proxy may be in the way"),
+    }
+    std::future::pending().await
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn node(fields: serde_json::Value) -> Node {
+        serde_json::from_value(fields).expect("a node")
+    }
+
+    #[test]
+    fn a_node_that_goes_gets_no_traffic() {
+        // B2.1
+        let taint = |key: &str| json!({ "spec": { "taints": [{ "key": key, "effect": "NoSchedule" }] } });
+        assert!(is_eligible(&node(json!({}))));
+        assert!(is_eligible(&node(taint("node.kubernetes.io/unschedulable"))));
+        assert!(!is_eligible(&node(taint(TO_BE_DELETED))));
+        assert!(!is_eligible(&node(json!({ "metadata": { "deletionTimestamp": "2026-01-01T00:00:00Z" } }))));
+    }
+
+    #[tokio::test]
+    async fn local_sources_wait_for_the_nodes_ranges() {
+        let (sender, mut object) = watch::channel(None);
+        let waiting = tokio::spawn(async move { pod_ranges(&mut object).await });
+        sender.send_replace(Some(node(json!({ "spec": {} }))));
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        sender.send_replace(Some(node(json!({ "spec": { "podCIDRs": ["10.244.3.0/24"] } }))));
+        assert_eq!(waiting.await.expect("ranges"), ["10.244.3.0/24"]);
+    }
+}
