@@ -284,7 +284,7 @@ async fn wire_pods(
     tasks: &mut Tasks,
     stop: &CancellationToken,
 ) -> Result<Pods, RunError> {
-    let Decided { flags, kubelet, stoker, node, clock } = decided;
+    let Decided { flags, kubelet, stoker, node, clock, .. } = decided;
     let runtime = handles.runtime;
     let cgroups = Cgroups::open(cgroup_config(kubelet))?;
     cgroups.make_tree()?;

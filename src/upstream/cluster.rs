@@ -110,16 +110,6 @@ impl<T: Keyed, M> Forward<T, M> {
                 }
                 vec![Listed::Present(object)]
             }
-            Change::Unreadable { meta, gone } => {
-                let key = NamespacedName { namespace: meta.namespace.as_str().into(), name: meta.name.as_str().into() };
-                if gone {
-                    self.known.remove(&key);
-                    return vec![Listed::Gone(key)];
-                }
-                // It stays as it was last seen.
-                self.listing.iter_mut().for_each(|listing| listing.extend([key.clone()]));
-                Vec::new()
-            }
             Change::Gone(object) => {
                 self.known.remove(&object.key());
                 vec![Listed::Gone(object.key())]

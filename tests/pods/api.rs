@@ -162,8 +162,9 @@ impl Api {
         self.edit(|pods| change(Arc::make_mut(pods.get_mut(uid).expect("the pod is there"))));
     }
 
-    pub fn put_secret(&self, name: &str, kind: &str, key: &str, value: &str) {
-        let data = [(key.to_owned(), k8s_openapi::ByteString(value.as_bytes().to_vec()))].into();
+    /// A Secret that opens a registry.
+    pub fn put_pull_secret(&self, name: &str, kind: &str, key: &str, value: &str) {
+        let data = [(key.to_owned(), ByteString(value.as_bytes().to_vec()))].into();
         let object = Secret { data: Some(data), type_: Some(kind.to_owned()), ..Secret::default() };
         self.0.secrets.lock().unwrap().insert(name.to_owned(), Arc::new(object));
     }
@@ -360,6 +361,7 @@ impl EventSink for Api {
         let place = match subject {
             EventSubject::Pod { pod, field_path } => format!("{} {}", pod.name, field_path.unwrap_or_default()),
             EventSubject::Node => "node".to_owned(),
+            other => format!("{other:?}"),
         };
         self.0.events.lock().unwrap().push(format!("{place} {reason}: {message}"));
     }
