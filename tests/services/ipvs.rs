@@ -9,7 +9,7 @@ use stoker::service::nftables::Kernel;
 use stoker::service::{Cidr, LocalTraffic, Mode, ServiceConfig, ServiceError, leftovers};
 use stoker_model::service::ServiceChange;
 
-use super::lab::{Daemon, Lab, NODE, NODE6, elsewhere, endpoints, service};
+use super::lab::{Daemon, Lab, NODE, NODE6, endpoints, endpoints_on, service};
 
 fn config() -> ServiceConfig {
     let sources = ["10.244.0.0/16", "fd00:244::/32"];
@@ -168,7 +168,7 @@ fn policies_and_affinity_hold() {
     for _ in 0..4 {
         assert_eq!(lab.served_by("client", "203.0.113.7:80"), first.served_by, "a client stays with its backend");
     }
-    daemon.apply(elsewhere(&[1, 2]));
+    daemon.apply(endpoints_on(&[1, 2], "other"));
     std::thread::sleep(Duration::from_millis(50));
     let error = lab.connect("client", "203.0.113.7:80").map(drop).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::TimedOut, "no backend here: dropped");

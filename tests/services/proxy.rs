@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::lab::{Lab, NODE, elsewhere, endpoints, service};
+use super::lab::{Lab, NODE, endpoints, endpoints_on, service};
 
 #[test]
 fn load_balancers_hear_of_local_endpoints() {
@@ -21,7 +21,7 @@ fn load_balancers_hear_of_local_endpoints() {
     });
     assert_eq!(serde_json::from_str::<Value>(&body).unwrap(), expected);
 
-    daemon.apply(elsewhere(&[1, 2]));
+    daemon.apply(endpoints_on(&[1, 2], "other"));
     let (status, head, body) = lab.get("client", &at, "/anything");
     assert_eq!(status, 503, "{body}");
     assert!(head.contains("x-load-balancing-endpoint-weight: 0"), "{head}");

@@ -411,7 +411,9 @@ impl Kernel {
     /// Appends the missing chains and returns their names.
     fn write_chains(&self, messages: &mut Messages, operations: &Operations) -> BTreeSet<(Family, String)> {
         let mut new = BTreeSet::new();
-        for (at, balance) in balances(operations).filter(|(_, balance)| balance.affinity_seconds.is_none()) {
+        let made = |balance: &Balance| balance.affinity_seconds.is_none() && !layout::has_own_set(*balance);
+        // The chains behind sets of their own are part of the fixed text, and beside IPVS there are none.
+        for (at, balance) in balances(operations).filter(|(_, balance)| made(balance)) {
             let node_port = matches!(at.place, Place::Node(_));
             let plain = Balance { masquerade: false, ..balance };
             for needed in [plain, balance] {
