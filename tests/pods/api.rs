@@ -21,6 +21,9 @@ use tokio::sync::{Notify, watch};
 /// Mirror pods made so far.
 static MIRRORS: AtomicU32 = AtomicU32::new(1);
 
+/// The objects that a pod uses, and what wakes it when one changes.
+type Follower = (BTreeSet<ObjectName>, Arc<Notify>);
+
 #[derive(Clone)]
 pub struct Api(Arc<Inner>);
 
@@ -29,7 +32,7 @@ struct Inner {
     config_maps: Mutex<BTreeMap<String, Arc<ConfigMap>>>,
     secrets: Mutex<BTreeMap<String, Arc<Secret>>>,
     /// Who wants to know of which object.
-    followers: Mutex<BTreeMap<PodUid, (BTreeSet<ObjectName>, Arc<Notify>)>>,
+    followers: Mutex<BTreeMap<PodUid, Follower>>,
     /// What persistent volumes are made of.
     storage: Mutex<Storage>,
     events: Mutex<Vec<String>>,

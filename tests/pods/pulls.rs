@@ -100,8 +100,18 @@ async fn private_images_come_with_the_secrets_of_the_pod_or_of_the_node() {
     // A14.4, A14.5
     let node = Node::start().await;
     let registry = Registry::start(&node).await;
-    node.api.put_pull_secret("good", "kubernetes.io/dockerconfigjson", ".dockerconfigjson", &registry.config_json("s3cret"));
-    node.api.put_pull_secret("bad", "kubernetes.io/dockerconfigjson", ".dockerconfigjson", &registry.config_json("wrong"));
+    node.api.put_pull_secret(
+        "good",
+        "kubernetes.io/dockerconfigjson",
+        ".dockerconfigjson",
+        &registry.config_json("s3cret"),
+    );
+    node.api.put_pull_secret(
+        "bad",
+        "kubernetes.io/dockerconfigjson",
+        ".dockerconfigjson",
+        &registry.config_json("wrong"),
+    );
     let old = serde_json::json!({ &registry.host: { "auth": "cm9ib3Q6czNjcmV0" } }).to_string();
     node.api.put_pull_secret("old", "kubernetes.io/dockercfg", ".dockercfg", &old);
     let succeeded = |p: &Pod| phase(p) == "Succeeded";
