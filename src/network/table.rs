@@ -141,18 +141,22 @@ fn merged(ranges: &[Cidr]) -> Vec<Cidr> {
     kept
 }
 
-/// A port of the node that leads to a pod, as the runtime hands it over.
+/// A port of the node that leads to a pod, as the runtime hands it over. containerd writes the names with capitals, which
+/// plugins in Go take for the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct PortMapping {
     /// The node's port.
+    #[serde(alias = "HostPort")]
     pub(super) host_port: u16,
     /// The pod's port.
+    #[serde(alias = "ContainerPort")]
     pub(super) container_port: u16,
     /// `tcp`, `udp` or `sctp`, in any case.
+    #[serde(alias = "Protocol")]
     pub(super) protocol: String,
     /// The only address of the node on which it answers; empty: all.
-    #[serde(rename = "hostIP")]
+    #[serde(rename = "hostIP", alias = "HostIP")]
     pub(super) host_ip: String,
 }
 
@@ -248,6 +252,13 @@ mod tests {
         check(mapping(53, 53, "UDP", "192.0.2.1"), &[("addressports4", "192.0.2.1 . udp . 53 : 10.244.0.5 . 53")]);
         check(mapping(53, 53, "SCTP", "2001:db8::1"), &[("addressports6", "2001:db8::1 . sctp . 53 : fd00::5 . 53")]);
         check(mapping(0, 80, "tcp", ""), &[]);
+    }
+
+    #[test]
+    fn containerds_spelling_is_read() {
+        let text = r#"{"HostPort":8090,"ContainerPort":8080,"Protocol":"tcp","HostIP":"192.0.2.1"}"#;
+        let read: PortMapping = serde_json::from_str(text).expect("a mapping");
+        assert_eq!(read, mapping(8090, 8080, "tcp", "192.0.2.1"));
     }
 
     #[test]

@@ -29,7 +29,18 @@ fn run(node: &Node<'_>, command: &str, pod: &str, calls: &[(&str, &Path, Value)]
     script += "sh -c 'echo $$'\n";
     let begun = Clock.now().monotonic;
     let output = Command::new("ip")
-        .args(["netns", "exec", &node.lab.ns(&node.name), "unshare", "--pid", "--fork", "sh", "-c", &script])
+        .args([
+            "netns",
+            "exec",
+            &node.lab.ns(&node.name),
+            "unshare",
+            "--pid",
+            "--fork",
+            "--mount-proc",
+            "sh",
+            "-c",
+            &script,
+        ])
         .env("CNI_COMMAND", command)
         .env("CNI_CONTAINERID", pod)
         .env("CNI_NETNS", node.lab.ns_path(pod))

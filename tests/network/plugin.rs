@@ -116,12 +116,15 @@ fn host_ports_lead_to_the_pod_from_everywhere() {
     let node = lab.node(1);
     let mappings = json!([
         port(8081, "tcp", ""), port(8082, "udp", ""), port(8083, "tcp", "192.0.2.1"), port(8084, "tcp", "127.0.0.1"),
+        // As containerd spells it.
+        {"HostPort": 8087, "ContainerPort": 8080, "Protocol": "tcp", "HostIP": ""},
         {"hostPort": 0, "containerPort": 9999, "protocol": "tcp"},
     ]);
     let pod = node.pod_with("web", &json!({"runtimeConfig": {"portMappings": mappings}}));
     node.pod("other");
     assert_eq!(lab.reaches("outside", "192.0.2.1:8081", "web").to_string(), "192.0.2.100", "the source is kept");
     lab.reaches("outside", "[2001:db8::1]:8081", "web");
+    lab.reaches("outside", "192.0.2.1:8087", "web");
     lab.reaches("node1", "192.0.2.1:8081", "web");
     lab.reaches("node1", "127.0.0.1:8081", "web");
     lab.reaches("other", "192.0.2.1:8081", "web");
