@@ -33,7 +33,10 @@ fn use_is_told_in_the_words_of_kubelet_and_cadvisor() {
             && container["logs"]["usedBytes"].as_u64().is_some_and(|bytes| bytes > 292)
             && busy["network"]["interfaces"][0]["name"] == "eth0"
     });
-    // A18.5
+    // A18.5. containerd measures its images ten seconds after its start.
+    lab.eventually("the images are measured", |lab| {
+        summary(lab)["node"]["runtime"]["imageFs"]["usedBytes"].as_u64().is_some_and(|bytes| bytes > 0)
+    });
     let now = summary(&lab);
     let node = &now["node"];
     assert_eq!(text(&node["nodeName"]), "lab");

@@ -206,14 +206,14 @@ fn ports_are_forwarded_and_requests_proxied() {
     // C3.25
     let raw = |path: &str| lab.try_kubectl(&format!("get --raw {path}"));
     let pods = "/api/v1/namespaces/default/pods";
-    for path in [
-        format!("{pods}/web/proxy/"),
-        format!("{pods}/web:8080/proxy/some/path?x=y"),
-        format!("{pods}/http:web:8080/proxy/"),
-        "/api/v1/namespaces/default/services/web/proxy/".to_owned(),
-        "/api/v1/namespaces/default/services/http:web:80/proxy/".to_owned(),
+    for (path, answer) in [
+        (format!("{pods}/web/proxy/"), "hello from web"),
+        (format!("{pods}/web:8080/proxy/healthz"), "ok"),
+        (format!("{pods}/http:web:8080/proxy/"), "hello from web"),
+        ("/api/v1/namespaces/default/services/web/proxy/".to_owned(), "hello from web"),
+        ("/api/v1/namespaces/default/services/http:web:80/proxy/".to_owned(), "hello from web"),
     ] {
-        lab.eventually(&format!("{path} answers"), |_| raw(&path).out.starts_with("hello from web"));
+        lab.eventually(&format!("{path} answers"), |_| raw(&path).out.starts_with(answer));
     }
     assert_eq!(raw("/api/v1/nodes/lab/proxy/healthz").out, "ok");
     assert!(raw("/api/v1/nodes/lab:10250/proxy/pods").out.contains("\"PodList\""));

@@ -76,7 +76,7 @@ async fn faults_at_random_moments_start_everything_once() {
     for uid in &uids {
         node.api.until(uid, "ready again", |p| condition(p, "Ready")).await;
     }
-    assert_eq!(counts(&node), [[0; 3]; 3]);
+    assert_eq!(counts(&node), [[0; 3]; 3], "{:#?}", node.api.events());
     for name in names {
         let told = fs::read_to_string(starts.join(name)).unwrap();
         let expected = ["init", "side", "main"].map(|who| format!("{name}-{who}"));
