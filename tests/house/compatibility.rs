@@ -123,7 +123,7 @@ fn test_in(text: &str, name: &str) -> Option<String> {
     Some(lines[first..=at + length].join("\n"))
 }
 
-/// Whether `text` has `id` as a whole word: A1.1 is not in A1.15.
+/// Whether `text` has `id` as a whole word: D9.1 is not in D9.15.
 fn names(text: &str, id: &str) -> bool {
     text.match_indices(id).any(|(at, _)| {
         let before = text[..at].chars().next_back();
@@ -140,18 +140,18 @@ mod tests {
     use super::*;
 
     const SOURCE: &str = "\
-/// A1.1: all of it.
+/// D9.1: all of it.
 #[test]
 fn one() {}
 
-// A1.2
+// D9.2
 #[tokio::test(flavor = \"multi_thread\")]
 async fn two() {
-    check(\"A1.15\");
+    check(\"D9.15\");
 }
 
 fn helper() {
-    // A1.1
+    // D9.1
 }
 ";
 
@@ -160,51 +160,51 @@ fn helper() {
         let rows: String = rows.iter().map(|(id, state)| format!("| {id} | m | {state} |\n")).collect();
         let document = format!("| ID | meaning | state |\n|---|---|---|\n{rows}");
         let text_of = |file: &str| (file == "a.rs").then(|| SOURCE.to_owned());
-        assert_eq!(check_states(&document, &[("A1", 2)], text_of), expected);
+        assert_eq!(check_states(&document, &[("D9", 2)], text_of), expected);
     }
 
     #[test]
     fn the_four_states_are_accepted() {
-        check(&[("A1.1", "`a.rs::one`"), ("A1.2", "partly: `a.rs::two`")], &[]);
-        check(&[("A1.1", "open"), ("A1.2", "excluded: nobody uses it")], &[]);
+        check(&[("D9.1", "`a.rs::one`"), ("D9.2", "partly: `a.rs::two`")], &[]);
+        check(&[("D9.1", "open"), ("D9.2", "excluded: nobody uses it")], &[]);
     }
 
     #[test]
     fn rows_are_there_once() {
-        check(&[("A1.1", "open")], &["A1.2: this row is missing"]);
-        check(&[("A1.1", "open"), ("A1.2", "open"), ("A1.1", "open")], &["A1.1: this row is there twice"]);
-        check(&[("A1.1", "open"), ("A1.2", "open"), ("A1.3", "open")], &["A1.3: the contract has no such row"]);
+        check(&[("D9.1", "open")], &["D9.2: this row is missing"]);
+        check(&[("D9.1", "open"), ("D9.2", "open"), ("D9.1", "open")], &["D9.1: this row is there twice"]);
+        check(&[("D9.1", "open"), ("D9.2", "open"), ("D9.3", "open")], &["D9.3: the contract has no such row"]);
         check(
-            &[("A1.1", "open | "), ("A1.2", "open")],
-            &["A1.1: a row has three cells: ID, meaning, state", "A1.1: this row is missing"],
+            &[("D9.1", "open | "), ("D9.2", "open")],
+            &["D9.1: a row has three cells: ID, meaning, state", "D9.1: this row is missing"],
         );
         assert_eq!(
-            check_states("| A1.1 | | open |", &[("A1", 1)], |_| None),
-            ["A1.1: say in a few words what it means"]
+            check_states("| D9.1 | | open |", &[("D9", 1)], |_| None),
+            ["D9.1: say in a few words what it means"]
         );
     }
 
     #[test]
     fn letters_are_parts_of_a_row() {
-        assert_eq!(ids(&("A22.2", 3)), ["A22.2a", "A22.2b", "A22.2c"]);
+        assert_eq!(ids(&("D9.2", 3)), ["D9.2a", "D9.2b", "D9.2c"]);
     }
 
     #[test]
     fn cited_tests_exist_and_name_the_row() {
-        let second = ("A1.2", "open");
-        check(&[("A1.1", "`b.rs::one`"), second], &["A1.1: there is no file b.rs"]);
-        check(&[("A1.1", "`a.rs::on`"), second], &["A1.1: there is no test `on` in a.rs"]);
-        check(&[("A1.1", "`a.rs::helper`"), second], &["A1.1: there is no test `helper` in a.rs"]);
-        let unnamed = "A1.1: the test `two` in a.rs does not name the row";
-        check(&[("A1.1", "`a.rs::two`"), second], &[unnamed]);
-        check(&[("A1.1", "partly: `a.rs::one`, `a.rs::two`"), second], &[unnamed]);
+        let second = ("D9.2", "open");
+        check(&[("D9.1", "`b.rs::one`"), second], &["D9.1: there is no file b.rs"]);
+        check(&[("D9.1", "`a.rs::on`"), second], &["D9.1: there is no test `on` in a.rs"]);
+        check(&[("D9.1", "`a.rs::helper`"), second], &["D9.1: there is no test `helper` in a.rs"]);
+        let unnamed = "D9.1: the test `two` in a.rs does not name the row";
+        check(&[("D9.1", "`a.rs::two`"), second], &[unnamed]);
+        check(&[("D9.1", "partly: `a.rs::one`, `a.rs::two`"), second], &[unnamed]);
     }
 
     #[test]
     fn other_states_are_refused() {
         for state in ["", "done", "a.rs::one", "excluded: ", "partly", "partly: soon"] {
-            let document = format!("| A1.1 | m | {state} |");
-            let found = check_states(&document, &[("A1", 1)], |_| Some(SOURCE.to_owned()));
+            let document = format!("| D9.1 | m | {state} |");
+            let found = check_states(&document, &[("D9", 1)], |_| Some(SOURCE.to_owned()));
             assert_eq!(found.len(), 1, "{state}");
             assert!(found[0].contains("is no state"), "{found:?}");
         }
