@@ -19,6 +19,12 @@ use stoker_model::service::{EndpointSlice, NodeTopology, Service, ServiceChange}
 use tokio::sync::{mpsc, watch};
 
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a packet may take before it counts as lost; an emulated machine sets STOKER_LAB_PACKET_SECONDS.
+fn packet_patience() -> Duration {
+    let seconds = std::env::var("STOKER_LAB_PACKET_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(1))
+}
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 
 /// The address of the node on the link to the client.
@@ -165,7 +171,7 @@ impl Lab {
         self.within(from, move || {
             let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
             let socket = UdpSocket::bind(any).unwrap();
-            socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+            socket.set_read_timeout(Some(packet_patience())).unwrap();
             socket.connect(to).unwrap();
             socket
         })
@@ -207,7 +213,7 @@ impl Lab {
         };
         let raw = || socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::SCTP)).unwrap();
         let arrivals = self.within(pod, raw).join().unwrap();
-        let patience = Some(Duration::from_secs(1));
+        let patience = Some(packet_patience());
         rustix::net::sockopt::set_socket_timeout(&arrivals, rustix::net::sockopt::Timeout::Recv, patience).unwrap();
         let to = SocketAddrV4::new(to.parse().unwrap(), 0);
         self.within(from, move || sendto(raw(), &sctp_init(5000, 80), SendFlags::empty(), &to).unwrap())
@@ -273,7 +279,7 @@ impl Lab {
         let request = format!("GET {path} HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n");
         let asked = move || -> std::io::Result<String> {
             // The port may be opened a moment after the rules are written.
-            let connect = || TcpStream::connect_timeout(&to, Duration::from_secs(1));
+            let connect = || TcpStream::connect_timeout(&to, packet_patience());
             let mut tries = (0..50).map(|_| connect().inspect_err(|_| std::thread::sleep(Duration::from_millis(20))));
             let mut stream = tries.find(Result::is_ok).unwrap_or_else(connect)?;
             stream.write_all(request.as_bytes())?;
@@ -353,7 +359,7 @@ pub(crate) struct Connection {
 
 impl Connection {
     fn open(to: SocketAddr) -> std::io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&to, Duration::from_secs(1))?;
+        let stream = TcpStream::connect_timeout(&to, packet_patience())?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let line = read_line(&stream)?;
         let (name, source) = line.trim().split_once(' ').unwrap();

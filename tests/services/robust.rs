@@ -37,6 +37,7 @@ fn rules_flushed_by_others_come_back() {
         // As soon as there is a table, most likely before anybody listens.
         eventually("the table", || lab.nft_command("list tables").contains("ip stoker"));
         lab.nft_command("flush table ip stoker");
+        #[expect(clippy::disallowed_methods, reason = "a test measures how long something took")]
         let flushed = Instant::now();
         eventually("the rules are back", || lab.connect("client", VIP).is_ok());
         assert!(flushed.elapsed() < Duration::from_secs(3), "within a second, and the time that a lost packet takes");
@@ -112,6 +113,7 @@ fn large_services_and_new_ones() {
     let mut waits: Vec<Duration> = (0..15)
         .map(|n| {
             let (name, ip) = (format!("new-{n}"), format!("10.96.1.{n}"));
+            #[expect(clippy::disallowed_methods, reason = "a test measures how long something took")]
             let begun = Instant::now();
             daemon.tell(other(&name, json!({"clusterIP": ip, "clusterIPs": [ip]})));
             daemon.tell(slice(&name, &name, &json!([{"addresses": ["10.244.1.2"]}]), &ports));
