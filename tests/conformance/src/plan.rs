@@ -79,10 +79,10 @@ pub(crate) fn choose(tests: &[Test], focus: Option<&Regex>, skip: Option<&Regex>
     plan
 }
 
-/// The expression for `--ginkgo.focus` that matches exactly these tests.
+/// The expression for `--ginkgo.focus` that matches exactly these tests. Ginkgo compares with the suite's name, a space and the test's.
 pub(crate) fn focus(batch: &[String]) -> String {
     let names: Vec<String> = batch.iter().map(|name| regex::escape(name)).collect();
-    format!("^({})$", names.join("|"))
+    format!("^Kubernetes e2e suite ({})$", names.join("|"))
 }
 
 #[cfg(test)]
@@ -130,8 +130,8 @@ mod tests {
     fn the_focus_matches_the_names_and_nothing_else() {
         let names = ["[sig-node] a (b) c.".to_owned(), "x+y".to_owned()];
         let focus = Regex::new(&focus(&names)).expect("an expression");
-        assert!(names.iter().all(|name| focus.is_match(name)));
-        assert!(!focus.is_match("[sig-node] a (b) cd"));
-        assert!(!focus.is_match("xx+y"));
+        assert!(names.iter().all(|name| focus.is_match(&format!("Kubernetes e2e suite {name}"))));
+        assert!(!focus.is_match("Kubernetes e2e suite [sig-node] a (b) cd"));
+        assert!(!focus.is_match("Kubernetes e2e suite xx+y"));
     }
 }

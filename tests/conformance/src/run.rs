@@ -99,7 +99,7 @@ for argument; do
   esac
 done
 case $focus in *crash*) exit 2 ;; esac
-names=$(printf %s "$focus" | sed 's/^^(//; s/)\$$//')
+names=$(printf %s "$focus" | sed 's/^^Kubernetes e2e suite (//; s/)\$$//')
 { echo '<testsuites><testsuite>'; echo "$names" | tr '|' '\n' | sed 's/.*/<testcase name="[It] &"\/>/'; echo '</testsuite></testsuites>'; } >"$report"
 "#;
 
