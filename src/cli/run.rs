@@ -3,6 +3,7 @@
 //! Order: what needs neither the runtime nor the API server, then the runtime, then the rest; nothing waits for the
 //! API server, so static pods and rules in the kernel do not depend on it.
 
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use super::preflight::{PreflightError, check_host, lock, prepare_root};
 use super::proxy::{self, ProxyError, ProxyParts, ProxySettings};
 use super::reservations::enforcement;
 use super::standalone::{AlwaysAllow, Standalone};
-use super::wiring::{WiringError, cgroup_config, node_settings, pods_config, server_config};
+use super::wiring::{WiringError, cgroup_config, node_settings, pods_config, resources_config, server_config};
 use super::{cluster_dns, images};
 use super::{logging, systemd};
 use crate::cgroup::{CgroupError, Cgroups};
@@ -29,6 +30,7 @@ use crate::config::{
 };
 use crate::node::{self, NodeSettings};
 use crate::pod::{PodHandles, Pods};
+use crate::resources::{Assignments, Machine, ResourcesError, serve_pod_resources};
 use crate::runtime::gc::ImageCollector;
 use crate::runtime::logs::rotate_logs;
 use crate::runtime::{Runtime, RuntimeError, events as runtime_events, pause};
@@ -71,6 +73,10 @@ pub(super) enum RunError {
     Network(#[from] crate::network::NetworkError),
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    Resources(#[from] ResourcesError),
+    #[error("the socket pod-resources/kubelet.sock: {0}; make its directory writable")]
+    PodResources(std::io::Error),
     #[error("cannot start threads or take signals: {0}")]
     Start(#[from] std::io::Error),
     #[error("the task {0} ended although it must not: this is a bug, its log lines above tell more")]
@@ -121,7 +127,9 @@ async fn start(decided: Decided) -> Result<(), RunError> {
     let watched = supervised.clone();
     spawn(&mut tasks, "watchdog", systemd::watchdog(move || watched.get().is_none_or(Pods::is_alive)));
     let work = async {
-        let (decided, handles) = wire_node(decided, &mut tasks).await?;
+        let config = resources_config(&decided.kubelet, &decided.flags.root_dir)?;
+        let assignments = Assignments::start(config, Machine::read(Path::new("/sys")), stop.clone())?;
+        let (decided, handles) = wire_node(decided, assignments, &mut tasks).await?;
         // Not later: a service manager that waits for us would give up on a machine whose runtime comes late.
         systemd::tell(&[sd_notify::NotifyState::Ready]);
         let pods = wire_pods(&decided, handles, &mut tasks, &stop).await?;
@@ -166,13 +174,18 @@ struct NodeHandles {
     /// `None`: without an API server there are no claims.
     storage: Option<Arc<dyn StorageApi>>,
     services: Arc<dyn ServiceLinks>,
+    assignments: Assignments,
     events: Arc<dyn EventSink>,
     authorizer: Arc<dyn Authorizer>,
     tokens: Option<Arc<dyn TokenReviewer>>,
 }
 
 /// Starts what waits for nothing: the node's own tasks, the watches, the service rules.
-async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, NodeHandles), RunError> {
+async fn wire_node(
+    decided: Decided,
+    assignments: Assignments,
+    tasks: &mut Tasks,
+) -> Result<(Decided, NodeHandles), RunError> {
     let Decided { flags, kubelet, stoker, proxy, node, clock } = &decided;
     let credentials = read_kubeconfig(flags.kubeconfig.as_deref(), flags.bootstrap_kubeconfig.as_deref()).await?;
     let api = match credentials {
@@ -192,7 +205,8 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
         }
         None => watch::channel(None).1,
     };
-    let (observer, task) = node::observe(node.clone(), runtime.clone(), node_object.clone(), *clock);
+    let (observer, task) =
+        node::observe(node.clone(), runtime.clone(), node_object.clone(), assignments.device_feed(), *clock);
     spawn(tasks, "node observer", task);
     spawn(tasks, "status line", status_line(node.name.clone(), observer.observations.clone()));
 
@@ -213,6 +227,7 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
             objects: offline.clone(),
             storage: None,
             services: offline.clone(),
+            assignments,
             events,
             authorizer: offline,
             tokens: None,
@@ -271,6 +286,7 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
         objects: Arc::new(Objects::new(api.clone(), *clock)),
         storage: Some(Arc::new(Storage::new(api, node.name.clone()))),
         services: Arc::new(store),
+        assignments,
         events,
         authorizer,
     };
@@ -310,13 +326,14 @@ async fn wire_pods(
         Err(error) => tracing::warn!(%error, "sandbox image not ensured"),
     }
     let mut volumes = Volumes::new(&flags.root_dir, handles.objects.clone());
-    if let Some(storage) = handles.storage {
-        let drivers = Drivers::default();
-        volumes = volumes.with_storage(storage.clone(), drivers.clone());
-        let plugins = watch_plugins(flags.root_dir.join("plugins_registry"), drivers, storage, stop.clone());
-        // It ends with the agent.
-        tokio::spawn(plugins);
+    let drivers = Drivers::default();
+    if let Some(storage) = handles.storage.clone() {
+        volumes = volumes.with_storage(storage, drivers.clone());
     }
+    let registry = flags.root_dir.join("plugins_registry");
+    let others = vec![handles.assignments.plugins()];
+    // It ends with the agent.
+    tokio::spawn(watch_plugins(registry, drivers, handles.storage, others, stop.clone()));
     let images = images::images(&runtime, kubelet, flags)?;
     let collector = ImageCollector::new(runtime.clone(), images::image_policy(kubelet), keep, *clock);
     spawn(tasks, "image collector", collector.run(handles.events.clone()));
@@ -336,9 +353,12 @@ async fn wire_pods(
             services: handles.services,
             sink: handles.events,
             cgroups: cgroups.clone(),
+            assignments: handles.assignments.clone(),
         },
         stop.clone(),
     );
+    serve_pod_resources(&flags.root_dir, Arc::new(pods.clone()), handles.assignments, stop.clone())
+        .map_err(RunError::PodResources)?;
     if kubelet.enable_server {
         let config = server_config(kubelet, flags, node)?;
         let handles = server::Handles {

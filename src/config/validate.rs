@@ -79,16 +79,78 @@ fn choices(config: &KubeletConfig) -> Result<(), Invalid> {
     Ok(())
 }
 
+/// A truth value as Go reads it.
+pub fn parse_bool(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
+/// `cpuManagerPolicyOptions`: those that are on by default upstream.
+fn cpu_options(config: &KubeletConfig) -> Result<(), Invalid> {
+    const FIELD: &str = "cpuManagerPolicyOptions";
+    let options = &config.cpu_manager_policy_options;
+    if !options.is_empty() && config.cpu_manager_policy != "static" {
+        return Err(invalid(
+            FIELD,
+            options.keys().cloned().collect::<Vec<_>>().join(", "),
+            "needs cpuManagerPolicy: static",
+        ));
+    }
+    for (name, value) in options {
+        match name.as_str() {
+            "full-pcpus-only"
+            | "strict-cpu-reservation"
+            | "prefer-align-cpus-by-uncorecache"
+            | "distribute-cpus-across-numa" => {}
+            "align-by-socket" | "distribute-cpus-across-cores" => {
+                let text =
+                    "is of alpha level, which is not enabled: CPU Manager Policy Alpha-level Options not enabled";
+                return Err(invalid(FIELD, name, text));
+            }
+            _ => return Err(invalid(FIELD, name, "is an unknown CPU Manager Policy option")),
+        }
+        if parse_bool(value).is_none() {
+            return Err(invalid(FIELD, value, format!("is a bad value for option \"{name}\": write true or false")));
+        }
+    }
+    let on = |name: &str| options.get(name).and_then(|value| parse_bool(value)) == Some(true);
+    let (cache, numa) = ("prefer-align-cpus-by-uncorecache", "distribute-cpus-across-numa");
+    if on(cache) && on(numa) {
+        return Err(invalid(FIELD, cache, format!("and {numa} can not be used at the same time")));
+    }
+    Ok(())
+}
+
 /// What would promise places on certain CPUs and memory that nobody gives yet.
 fn managers(config: &KubeletConfig) -> Result<(), Invalid> {
     const NOT_YET: &str = "is not supported by this agent yet; leave it at its default";
-    for (field, value, default) in [
-        ("cpuManagerPolicy", &config.cpu_manager_policy, "none"),
-        ("memoryManagerPolicy", &config.memory_manager_policy, "None"),
-        ("topologyManagerPolicy", &config.topology_manager_policy, "none"),
-    ] {
-        if value != default {
-            return Err(invalid(field, value, NOT_YET));
+    if config.memory_manager_policy != "None" {
+        return Err(invalid("memoryManagerPolicy", &config.memory_manager_policy, NOT_YET));
+    }
+    cpu_options(config)?;
+    const OPTIONS: &str = "topologyManagerPolicyOptions";
+    for (name, value) in &config.topology_manager_policy_options {
+        match name.as_str() {
+            "prefer-closest-numa-nodes" if parse_bool(value).is_none() => {
+                return Err(invalid(
+                    OPTIONS,
+                    value,
+                    format!("is a bad value for option \"{name}\": write true or false"),
+                ));
+            }
+            "max-allowable-numa-nodes" if value.parse::<u16>().is_ok_and(|nodes| nodes >= 8) => {}
+            "max-allowable-numa-nodes" => {
+                return Err(invalid(
+                    OPTIONS,
+                    value,
+                    format!("is too little: the minimum value of \"{name}\" should not be less than 8"),
+                ));
+            }
+            "prefer-closest-numa-nodes" => {}
+            _ => return Err(invalid(OPTIONS, name, "is an unknown Topology Manager Policy option")),
         }
     }
     Ok(())

@@ -62,8 +62,21 @@ impl Pods {
     /// Must be called in a tokio runtime.
     pub fn spawn(config: PodsConfig, handles: PodHandles, stop: CancellationToken) -> Self {
         let directory = Directory::default();
-        let PodHandles { runtime, images, events, pods, node, api, mirrors, objects, services, sink, cgroups, volumes } =
-            handles;
+        let PodHandles {
+            runtime,
+            images,
+            events,
+            pods,
+            node,
+            api,
+            mirrors,
+            objects,
+            services,
+            sink,
+            cgroups,
+            volumes,
+            assignments,
+        } = handles;
         let commands = Arc::new(Commands(runtime.clone()));
         let prober = Prober::spawn(commands, sink.clone(), stop.clone());
         let reported = Reported::default();
@@ -84,13 +97,19 @@ impl Pods {
             sink,
             cgroups,
             volumes,
+            assignments,
             clock: Clock,
             directory: directory.clone(),
         };
+        let shared = Arc::new(shared);
+        if shared.assignments.gives_cpus() {
+            let keeper = super::cpu_sets::keep_cpu_sets(shared.clone(), shared.config.cpu_sets_every);
+            tokio::spawn(stop.clone().run_until_cancelled_owned(keeper));
+        }
         let beat = Arc::new(AtomicU64::new(0));
         let supervisor = Supervisor {
             beat: beat.clone(),
-            shared: Arc::new(shared),
+            shared,
             workers: BTreeMap::new(),
             tasks: JoinSet::new(),
             stop,
@@ -149,6 +168,7 @@ impl Supervisor {
         let mut network_ready = node.borrow().network_ready;
         let mut beats = tokio::time::interval(BEAT);
         let mut garbage = tokio::time::interval(GARBAGE_EVERY);
+        let mut health = self.shared.assignments.health();
         self.beat();
         self.reconcile(&mut feed).await;
         loop {
@@ -162,6 +182,7 @@ impl Supervisor {
                 }
                 Some(ended) = self.tasks.join_next() => self.ended(ended, &mut feed).await,
                 Some(event) = events.recv() => self.pass_on(&event),
+                Ok(()) = health.changed() => self.wake_assigned(),
                 Ok(()) = feed.changed() => self.reconcile(&mut feed).await,
                 Ok(()) = node.changed() => {
                     let ready = node.borrow_and_update().network_ready;
@@ -190,6 +211,7 @@ impl Supervisor {
             Ok(reference) => {
                 self.workers.remove(&reference.uid);
                 self.shared.directory.forget(&reference.uid);
+                self.shared.assignments.release(&reference.uid);
                 // What it had may be what another one waits for.
                 self.wake_deferred();
             }
@@ -222,6 +244,13 @@ impl Supervisor {
             if conditions.into_iter().any(|c| c.type_ == "PodResizePending") {
                 handle.wake.notify_one();
             }
+        }
+    }
+
+    /// Wakes the pods that have something for themselves: their status tells how it is.
+    fn wake_assigned(&self) {
+        for handle in self.shared.assignments.pods().iter().filter_map(|uid| self.workers.get(uid)) {
+            handle.wake.notify_one();
         }
     }
 
@@ -318,7 +347,7 @@ impl Supervisor {
         let leaving: Vec<PodUid> =
             self.workers.iter().filter(|(_, h)| h.desired.borrow().ended.is_some()).map(|(u, _)| u.clone()).collect();
         let rules = Rules { sysctls: &self.shared.config.sysctls, app_armor: app_armor_enabled() };
-        admission::admit(pod, &self.admitted(), &leaving, node, rules)
+        admission::admit(pod, &self.admitted(), &leaving, &self.shared.countable(node), rules)
     }
 
     /// Ends pods in favour of a critical one (A6.6).
@@ -385,6 +414,9 @@ impl Supervisor {
                 let pod = remains(&uid, label(names::POD_NAMESPACE), label(names::POD_NAME));
                 orphans.insert(PodUid::new(&uid), pod);
             }
+        }
+        for uid in self.shared.assignments.pods().iter().filter(|uid| !known(uid)) {
+            self.shared.assignments.release(uid);
         }
         let on_disk = self.shared.volumes.pods_on_disk();
         let in_groups = self.shared.cgroups.pods().into_iter().map(|(_, uid)| PodUid::new(&uid));

@@ -203,7 +203,11 @@ impl Hand {
     fn make_cgroup(&mut self) -> Outcome {
         let spec = self.pod.spec.clone().unwrap_or_default();
         let cgroups = &self.shared.cgroups;
-        match cgroups.make_tree().and_then(|()| cgroups.make_pod(self.reference.uid.as_str(), &PodLimits::of(&spec))) {
+        let mut limits = PodLimits::of(&spec);
+        if self.shared.assignments.has_own_cpus(&self.reference.uid) {
+            limits.milli_cpu = None;
+        }
+        match cgroups.make_tree().and_then(|()| cgroups.make_pod(self.reference.uid.as_str(), &limits)) {
             Ok(()) => {
                 self.effects.push(Effect::CgroupReady);
                 Outcome::Done

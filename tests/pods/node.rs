@@ -16,6 +16,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use stoker::cgroup::{CgroupConfig, Cgroups};
 use stoker::pod::{PodHandles, Pods, PodsConfig, StaticSources};
+use stoker::resources::{Assignments, Machine, ResourcesConfig, serve_pod_resources};
 use stoker::runtime::{Images, NodeCredentials, events};
 use stoker::volume::Volumes;
 use stoker::volume::csi::{Drivers, watch_plugins};
@@ -31,6 +32,10 @@ pub struct Node {
     pub lab: Lab,
     pub api: Api,
     agent: Option<(CancellationToken, Pods)>,
+    /// Of the agent that runs.
+    pub assignments: Option<Assignments>,
+    /// How the agents that are started from now on assign.
+    pub resources: ResourcesConfig,
     node: watch::Sender<Arc<NodeSnapshot>>,
     /// The agents that are started from now on read static pods here.
     pub static_path: Option<PathBuf>,
@@ -74,7 +79,17 @@ impl Node {
         };
         let groups = Groups(lab.path().file_name().unwrap().to_owned());
         let node = watch::Sender::new(Arc::new(snapshot));
-        let mut node = Self { lab, api: Api::new(), agent: None, node, static_path: None, _groups: groups };
+        let resources = ResourcesConfig::new(lab.path().join("kubelet"));
+        let mut node = Self {
+            lab,
+            api: Api::new(),
+            agent: None,
+            assignments: None,
+            resources,
+            node,
+            static_path: None,
+            _groups: groups,
+        };
         node.start_agent();
         node
     }
@@ -93,9 +108,13 @@ impl Node {
             static_sources: StaticSources { path: self.static_path.clone(), ..StaticSources::default() },
             ..PodsConfig::default()
         };
+        let machine = Machine::read(Path::new("/sys"));
+        let assignments = Assignments::start(self.resources.clone(), machine, stop.clone()).unwrap();
+        self.assignments = Some(assignments.clone());
         let drivers = Drivers::default();
         let plugins = self.path("kubelet/plugins_registry");
-        tokio::spawn(watch_plugins(plugins, drivers.clone(), api.clone(), stop.clone()));
+        let others = vec![assignments.plugins()];
+        tokio::spawn(watch_plugins(plugins, drivers.clone(), Some(api.clone()), others, stop.clone()));
         let handles = PodHandles {
             images: Images::new(runtime.clone(), NonZeroUsize::MIN).with_node_credentials(NodeCredentials {
                 root_dir: Some(self.path("kubelet")),
@@ -112,8 +131,11 @@ impl Node {
             sink: api.clone(),
             cgroups,
             volumes: Volumes::new(&self.path("kubelet"), api.clone()).with_storage(api, drivers),
+            assignments: assignments.clone(),
         };
-        self.agent = Some((stop.clone(), Pods::spawn(config, handles, stop)));
+        let pods = Pods::spawn(config, handles, stop.clone());
+        serve_pod_resources(&self.path("kubelet"), Arc::new(pods.clone()), assignments, stop.clone()).unwrap();
+        self.agent = Some((stop, pods));
     }
 
     /// Changes how pods see the node.

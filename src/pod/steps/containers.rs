@@ -48,8 +48,16 @@ impl Hand {
         };
         let environment = sources.environment(&spec).await.map_err(config_error)?;
         let mounts = self.mounts(&spec, &environment, &pod_ips)?;
-        let linux = self.linux(&spec, &user, &node, target)?;
-        let parts = ContainerParts { restart_count, image: image_id, environment, mounts, linux };
+        let extras = self.shared.assignments.for_container(&self.pod, &spec).await.map_err(config_error)?;
+        let mut linux = self.linux(&spec, &user, &node, target)?;
+        if let Some(resources) = &mut linux.resources {
+            resources.cpuset_cpus.clone_from(&extras.cpus);
+            if extras.own_cpus && resources.cpu_quota > 0 {
+                // Nobody else uses them, so nothing has to be kept from this one (A15.2).
+                resources.cpu_quota = -1;
+            }
+        }
+        let parts = ContainerParts { restart_count, image: image_id, environment, mounts, linux, extras };
         let config = container::config(&self.pod, &spec, parts);
         let sandbox_config = self.sandbox_config(sandbox.attempt, false).map_err(config_error)?;
         let log_dir = self.shared.log_dir(&self.reference).join(name);

@@ -34,9 +34,12 @@ impl Hand {
             let message = "Pod sandbox changed, it will be killed and re-created.";
             self.shared.tell(&self.reference, EventType::Normal, "SandboxChanged", message);
         }
+        let handler = match self.runtime_handler().await {
+            Ok(handler) => handler,
+            Err(message) => return self.sandbox_failed(message),
+        };
         if self.pod.spec.as_ref().and_then(|spec| spec.host_users) == Some(false) {
             // Without its own users the pod would be root on the node, which it must not be.
-            let handler = &self.shared.config.runtime_handler;
             return self.sandbox_failed(format!("RuntimeClass handler \"{handler}\" does not support user namespaces"));
         }
         let config = match self.sandbox_config(attempt, true) {
@@ -47,12 +50,26 @@ impl Hand {
         if let Err(error) = made {
             return self.sandbox_failed(format!("cannot make the log directory {}: {error}", config.log_directory));
         }
-        match self.shared.runtime.run_pod_sandbox(config, &self.shared.config.runtime_handler).await {
+        match self.shared.runtime.run_pod_sandbox(config, &handler).await {
             Ok(_) => {
                 self.effects.push(Effect::SandboxMade);
                 Outcome::Done
             }
             Err(error) => self.sandbox_failed(error.to_string()),
+        }
+    }
+
+    /// What the pod's RuntimeClass calls for (A15.11).
+    async fn runtime_handler(&self) -> Result<String, String> {
+        let class = self.pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref()).unwrap_or_default();
+        if class.is_empty() {
+            return Ok(self.shared.config.runtime_handler.clone());
+        }
+        let failed = |text: String| format!("failed to lookup RuntimeClass {class}: {text}");
+        match self.shared.objects.runtime_handler(class).await {
+            Ok(Some(handler)) => Ok(handler),
+            Ok(None) => Err(failed(format!("runtimeclass.node.k8s.io \"{class}\" not found"))),
+            Err(error) => Err(failed(error.to_string())),
         }
     }
 

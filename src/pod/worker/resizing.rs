@@ -43,7 +43,7 @@ impl Worker {
         let spec = desired.pod.spec.clone().unwrap_or_default();
         let admitted = self.shared.directory.replace_if(&desired.pod, |others| {
             let rules = Rules { sysctls: &self.shared.config.sysctls, app_armor: app_armor_enabled() };
-            match admission::admit(&desired.pod, others, &[], &self.shared.node(), rules) {
+            match admission::admit(&desired.pod, others, &[], &self.shared.countable(&self.shared.node()), rules) {
                 Verdict::Admitted => Ok(()),
                 Verdict::Rejected(rejection) => Err(rejection.text),
                 Verdict::Preempts(_) => Err("no other pod ends for a resize".to_owned()),
