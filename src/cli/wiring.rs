@@ -1,5 +1,6 @@
 //! From what the operator wrote to what each room wants to know.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,9 +13,9 @@ use crate::cgroup::{CgroupConfig, CgroupDriver};
 use crate::config::{
     Flags, KubeProxyConfig, KubeletConfig, LabelError, ProxyMode, StokerConfig, parse_bool, parse_node_labels,
 };
-use crate::node::{AddressError, MachineError, NodeSettings, choose_addresses, node_name};
+use crate::node::{AddressError, MachineError, NodeSettings, choose_addresses, memory_threshold, node_name};
 use crate::pod::{PodsConfig, StaticSources, SysctlError, SysctlRules};
-use crate::resources::{CpuOptions, NotCpus, ReservedCpus, ResourcesConfig, StaticCpus, TopologyPolicy};
+use crate::resources::{CpuOptions, NotCpus, ReservedCpus, ResourcesConfig, StaticCpus, StaticMemory, TopologyPolicy};
 use crate::server::{ServerConfig, ServingCertificate};
 use crate::service::sysctls::ConntrackSettings;
 use crate::service::{Cidr, IpvsConfig, LocalTraffic, Mode, ServiceConfig};
@@ -136,6 +137,7 @@ pub(super) fn resources_config(config: &KubeletConfig, root_dir: &Path) -> Resul
     };
     Ok(ResourcesConfig {
         cpus: (config.cpu_manager_policy == "static").then(fixed_cpus).transpose()?,
+        memory: (config.memory_manager_policy == "Static").then(|| fixed_memory(config)).transpose()?,
         topology: match config.topology_manager_policy.as_str() {
             "best-effort" => TopologyPolicy::BestEffort,
             "restricted" => TopologyPolicy::Restricted,
@@ -148,6 +150,27 @@ pub(super) fn resources_config(config: &KubeletConfig, root_dir: &Path) -> Resul
         most_nodes: option("max-allowable-numa-nodes").and_then(|value| value.parse().ok()).unwrap_or(8),
         ..ResourcesConfig::new(root_dir.to_path_buf())
     })
+}
+
+/// Memory that is kept back by node, and in all: reservations and the hard threshold of eviction.
+fn fixed_memory(config: &KubeletConfig) -> Result<StaticMemory, WiringError> {
+    let bytes = |amount: Milli| u64::try_from(amount.units()).unwrap_or_default();
+    let mut by_node: BTreeMap<usize, BTreeMap<String, u64>> = BTreeMap::new();
+    for reservation in &config.reserved_memory {
+        let node = by_node.entry(usize::try_from(reservation.numa_node).unwrap_or(usize::MAX)).or_default();
+        for (resource, amount) in &reservation.limits {
+            node.insert(resource.clone(), bytes(Milli::parse(amount)?));
+        }
+    }
+    let mut total: BTreeMap<String, u64> = reserved(config)?
+        .into_iter()
+        .filter(|(resource, _)| resource == "memory" || resource.starts_with("hugepages-"))
+        .map(|(resource, amount)| (resource, bytes(amount)))
+        .collect();
+    if let Some(threshold) = config.eviction_hard.get("memory.available") {
+        *total.entry("memory".to_owned()).or_default() += bytes(memory_threshold(threshold));
+    }
+    Ok(StaticMemory { reserved: by_node, total })
 }
 
 /// Settings of the room `cgroup`.

@@ -1,5 +1,6 @@
 //! What makes no sense although it can be read.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use stoker_model::quantity::Milli;
@@ -124,13 +125,49 @@ fn cpu_options(config: &KubeletConfig) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// What would promise places on certain CPUs and memory that nobody gives yet.
-fn managers(config: &KubeletConfig) -> Result<(), Invalid> {
-    const NOT_YET: &str = "is not supported by this agent yet; leave it at its default";
-    if config.memory_manager_policy != "None" {
-        return Err(invalid("memoryManagerPolicy", &config.memory_manager_policy, NOT_YET));
+/// `reservedMemory`.
+fn reserved_memory(config: &KubeletConfig) -> Result<(), Invalid> {
+    let mut seen = BTreeSet::new();
+    for reservation in &config.reserved_memory {
+        let node = reservation.numa_node;
+        let wrong = |resource: &String, what: String| Err(invalid("reservedMemory", resource, what));
+        for (resource, amount) in &reservation.limits {
+            if resource != "memory" && !resource.starts_with("hugepages-") {
+                return wrong(
+                    resource,
+                    format!("for NUMA node {node} is not supported: only memory and hugepages-<size> are"),
+                );
+            }
+            if Milli::parse(amount).map_or(true, |amount| amount <= Milli::ZERO) {
+                return wrong(resource, format!("for NUMA node {node} needs an amount, which may not be zero"));
+            }
+            if !seen.insert((node, resource)) {
+                return wrong(resource, format!("has a duplicate value for NUMA node {node}"));
+            }
+        }
     }
+    Ok(())
+}
+
+/// Policies that give containers CPUs and memory of certain places, with upstream's conditions.
+fn managers(config: &KubeletConfig) -> Result<(), Invalid> {
     cpu_options(config)?;
+    reserved_memory(config)?;
+    if let Some(name) = config.qos_reserved.keys().next() {
+        return Err(invalid(
+            "qosReserved",
+            name,
+            "needs the alpha feature QOSReserved, which this agent does not have",
+        ));
+    }
+    let list = &config.reserved_system_cpus;
+    if !list.is_empty() && !(config.system_reserved_cgroup.is_empty() && config.kube_reserved_cgroup.is_empty()) {
+        return Err(invalid(
+            "reservedSystemCPUs",
+            list,
+            "cannot be used with systemReservedCgroup or kubeReservedCgroup",
+        ));
+    }
     const OPTIONS: &str = "topologyManagerPolicyOptions";
     for (name, value) in &config.topology_manager_policy_options {
         match name.as_str() {

@@ -16,7 +16,8 @@ use super::cpu_set::CpuSet;
 use super::cpus::{self, CpuRefusal, Cpus, StaticCpus};
 use super::devices::{Devices, Reusable, Wanted, pool};
 use super::machine::Machine;
-use super::numa::{Chooser, Hint, Hints, NumaSet, TopologyPolicy};
+use super::memory::{Block, Memory, StaticMemory};
+use super::numa::{Chooser, Hint, Hints, TopologyPolicy};
 
 /// What the operator decides.
 #[derive(Clone, Debug)]
@@ -33,12 +34,22 @@ pub struct ResourcesConfig {
     pub most_nodes: usize,
     /// `cpuManagerPolicy` is `static`.
     pub cpus: Option<StaticCpus>,
+    /// `memoryManagerPolicy` is `Static`.
+    pub memory: Option<StaticMemory>,
 }
 
 impl ResourcesConfig {
     /// kubelet's defaults.
     pub const fn new(root_dir: PathBuf) -> Self {
-        Self { root_dir, topology: TopologyPolicy::None, pod_scope: false, closest: false, most_nodes: 8, cpus: None }
+        Self {
+            root_dir,
+            topology: TopologyPolicy::None,
+            pod_scope: false,
+            closest: false,
+            most_nodes: 8,
+            cpus: None,
+            memory: None,
+        }
     }
 }
 
@@ -140,6 +151,8 @@ pub struct Extras {
     pub cpus: String,
     /// They are the container's own, so nothing limits how much of them it uses.
     pub own_cpus: bool,
+    /// The memory nodes to use; empty: all.
+    pub memory_nodes: String,
 }
 
 /// Who has what. Cloning is cheap.
@@ -154,6 +167,7 @@ struct Inner {
     turn: Semaphore,
     devices: Devices,
     cpus: Cpus,
+    memory: Memory,
 }
 
 impl std::fmt::Debug for Assignments {
@@ -184,10 +198,11 @@ impl Assignments {
         let distances = machine.nodes.iter().map(|(number, node)| (*number, node.distances.clone())).collect();
         let chooser = Chooser { policy: config.topology, closest: config.closest, distances };
         let cpus = Cpus::open(config.cpus.as_ref(), &machine, &config.root_dir.join("cpu_manager_state"))?;
+        let memory = Memory::open(config.memory.as_ref(), &machine, &config.root_dir.join("memory_manager_state"))?;
         let dir = config.root_dir.join("device-plugins");
         let devices = Devices::open(&dir, stop);
         devices.start().map_err(|source| ResourcesError::Socket { path: dir, source })?;
-        Ok(Self(Arc::new(Inner { config, machine, chooser, turn: Semaphore::new(1), devices, cpus })))
+        Ok(Self(Arc::new(Inner { config, machine, chooser, turn: Semaphore::new(1), devices, cpus, memory })))
     }
 
     /// Devices for the Node.
@@ -209,6 +224,7 @@ impl Assignments {
     pub fn pods(&self) -> BTreeSet<PodUid> {
         let mut pods = self.0.devices.pods();
         pods.extend(self.0.cpus.pods());
+        pods.extend(self.0.memory.pods());
         pods
     }
 
@@ -241,6 +257,7 @@ impl Assignments {
     pub fn release(&self, pod: &PodUid) {
         self.0.devices.release(pod);
         self.0.cpus.release(pod);
+        self.0.memory.release(pod);
     }
 
     /// Gives a pod what it asks for; nothing changes for what it has already.
@@ -263,7 +280,7 @@ impl Assignments {
     }
 
     fn concerns(&self, spec: &PodSpec) -> bool {
-        let aligns = self.0.config.topology != TopologyPolicy::None;
+        let aligns = self.0.config.topology != TopologyPolicy::None || self.0.memory.is_static();
         let own_cpus = |container| self.0.cpus.is_static() && cpus::count(spec, container) > 0;
         aligns || all(spec).any(|container| own_cpus(container) || !self.0.wanted(&limits(container)).is_empty())
     }
@@ -286,6 +303,7 @@ impl Assignments {
         }
         Ok(Extras {
             cpus: self.cpus_of(&uid, &container.name).unwrap_or_default().to_string(),
+            memory_nodes: self.memory_nodes_of(&uid, &container.name),
             own_cpus: self.0.cpus.own(&uid, &container.name).is_some(),
             ..extras(&self.0.devices.shares(&uid, &container.name))
         })
@@ -324,6 +342,22 @@ impl Assignments {
         shares.iter().map(|(resource, share)| (resource.clone(), nodes(share))).collect()
     }
 
+    /// The memory nodes that a container has to use; empty: all.
+    fn memory_nodes_of(&self, pod: &PodUid, container: &str) -> String {
+        let blocks = self.0.memory.of(pod, container);
+        blocks.iter().flat_map(|block| block.nodes.iter().copied()).collect::<CpuSet>().to_string()
+    }
+
+    /// Memory that a container was promised.
+    pub(super) fn memory_of(&self, pod: &PodUid, container: &str) -> Vec<Block> {
+        self.0.memory.of(pod, container)
+    }
+
+    /// Memory that containers may be promised.
+    pub(super) fn allocatable_memory(&self) -> Vec<Block> {
+        self.0.memory.allocatable()
+    }
+
     /// CPUs that a container has for itself.
     pub(super) fn own_cpus(&self, pod: &PodUid, container: &str) -> CpuSet {
         self.0.cpus.own(pod, container).unwrap_or_default()
@@ -356,14 +390,17 @@ impl Inner {
         };
         for container in all(spec) {
             let place = Place { uid, container, wanted: self.wanted(&limits(container)) };
-            let affinity = match whole {
-                Some(affinity) => affinity,
+            let hint = match whole {
+                Some(hint) => hint,
                 None => self.place_of(spec, &place, &reusable, &reusable_cpus)?,
             };
             let named = (uid, container.name.as_str());
-            let given = self.devices.allocate(named, &place.wanted, &reusable, affinity).await;
+            let given = self.devices.allocate(named, &place.wanted, &reusable, hint.affinity).await;
             given.map_err(|text| Refusal::unexpected(&text))?;
-            let own = self.cpus.give((uid, spec, container), affinity, &reusable_cpus).map_err(Refusal::of_cpus)?;
+            let own =
+                self.cpus.give((uid, spec, container), hint.affinity, &reusable_cpus).map_err(Refusal::of_cpus)?;
+            let promised = self.memory.give((uid, spec, container), Some(hint));
+            promised.map_err(|text| Refusal::unexpected(&text))?;
             self.note_reusable(spec, &place, &mut reusable);
             if let Some(own) = own {
                 let ends = is_init(spec, container) && !is_sidecar(container);
@@ -392,28 +429,30 @@ impl Inner {
         place: &Place<'_>,
         reusable: &Reusable,
         reusable_cpus: &CpuSet,
-    ) -> Result<Option<NumaSet>, Refusal> {
+    ) -> Result<Hint, Refusal> {
         if self.config.topology == TopologyPolicy::None {
-            return Ok(None);
+            return Ok(ANYWHERE);
         }
         let nodes = self.machine.node_numbers();
         let named = (place.uid, place.container.name.as_str());
+        let memory = self.memory.hints(place.uid, spec, Some(place.container));
         let cpus = self.cpus.hints((place.uid, spec, place.container), reusable_cpus);
-        let hints = [self.devices.hints(named, &place.wanted, reusable, &nodes), of_one("cpu", cpus)];
+        let hints = [self.devices.hints(named, &place.wanted, reusable, &nodes), of_one("cpu", cpus), memory];
         self.choose(&hints)
     }
 
     /// Where all of a pod shall be.
-    fn place_of_pod(&self, uid: &PodUid, spec: &PodSpec) -> Result<Option<NumaSet>, Refusal> {
+    fn place_of_pod(&self, uid: &PodUid, spec: &PodSpec) -> Result<Hint, Refusal> {
         let without_overhead = PodSpec { overhead: None, ..spec.clone() };
         let wanted = self.wanted(&pod_limits(&without_overhead));
         if wanted.keys().any(|resource| all(spec).any(|c| self.has(uid, c, resource))) {
             // It was placed before.
-            return Ok(None);
+            return Ok(ANYWHERE);
         }
         let nodes = self.machine.node_numbers();
+        let memory = self.memory.hints(uid, spec, None);
         let cpus = self.cpus.hints_for_pod(uid, spec);
-        let hints = [self.devices.hints((uid, ""), &wanted, &Reusable::new(), &nodes), of_one("cpu", cpus)];
+        let hints = [self.devices.hints((uid, ""), &wanted, &Reusable::new(), &nodes), of_one("cpu", cpus), memory];
         self.choose(&hints)
     }
 
@@ -421,11 +460,14 @@ impl Inner {
         self.devices.shares(uid, &container.name).contains_key(resource)
     }
 
-    fn choose(&self, hints: &[Hints]) -> Result<Option<NumaSet>, Refusal> {
+    fn choose(&self, hints: &[Hints]) -> Result<Hint, Refusal> {
         let (best, good) = self.chooser.choose(hints);
-        if good { Ok(best.affinity) } else { Err(Refusal::topology()) }
+        if good { Ok(best) } else { Err(Refusal::topology()) }
     }
 }
+
+/// Where nothing is aligned.
+const ANYWHERE: Hint = Hint { affinity: None, preferred: false };
 
 /// Hints of a provider that has one resource, if it is asked for.
 fn of_one(resource: &str, hints: Option<Vec<Hint>>) -> Hints {
@@ -476,3 +518,7 @@ fn extras(shares: &pool::Shares) -> Extras {
     }
     extras
 }
+
+#[cfg(test)]
+#[path = "assign/tests.rs"]
+mod tests;

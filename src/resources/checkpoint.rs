@@ -121,6 +121,11 @@ pub enum CheckpointError {
     /// The machine does not have what is to be kept back.
     #[error("cpuManagerPolicy: {0}; set reservedSystemCPUs, or cpu in kubeReserved or systemReserved")]
     Cpus(String),
+    /// What is to be kept back does not fit.
+    #[error(
+        "memoryManagerPolicy: {0}; set reservedMemory to what kubeReserved, systemReserved and evictionHard keep back together"
+    )]
+    Memory(String),
     /// It is not what an agent wrote.
     #[error("{path}: {problem}; drain the node, remove the file, and start the agent again")]
     Content {

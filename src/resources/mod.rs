@@ -10,6 +10,7 @@ mod cpu_set;
 mod cpus;
 mod devices;
 mod machine;
+mod memory;
 mod numa;
 mod pod_resources;
 
@@ -18,5 +19,6 @@ pub use checkpoint::CheckpointError;
 pub use cpu_set::{CpuSet, NotCpus};
 pub use cpus::{CpuOptions, ReservedCpus, StaticCpus};
 pub use machine::Machine;
+pub use memory::StaticMemory;
 pub use numa::TopologyPolicy;
 pub use pod_resources::serve_pod_resources;

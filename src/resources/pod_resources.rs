@@ -16,12 +16,13 @@ use tonic::{Request, Response, Status};
 
 use self::v1::pod_resources_lister_server::{PodResourcesLister, PodResourcesListerServer};
 use self::v1::{
-    AllocatableResourcesRequest, AllocatableResourcesResponse, ContainerDevices, ContainerResources,
+    AllocatableResourcesRequest, AllocatableResourcesResponse, ContainerDevices, ContainerMemory, ContainerResources,
     GetPodResourcesRequest, GetPodResourcesResponse, ListPodResourcesRequest, ListPodResourcesResponse, NumaNode,
     PodResources, TopologyInfo,
 };
 use super::assign::Assignments;
 use super::cpu_set::CpuSet;
+use super::memory::Block;
 use crate::clock::Clock;
 
 /// The generated types of `proto/podresources.proto`.
@@ -123,7 +124,7 @@ impl Lister {
             name: container.name.clone(),
             devices: devices(self.assignments.devices_of(&reference.uid, &container.name)),
             cpu_ids: numbers(&self.assignments.own_cpus(&reference.uid, &container.name)),
-            ..ContainerResources::default()
+            memory: memory(self.assignments.memory_of(&reference.uid, &container.name)),
         };
         let containers = pod.spec.iter().flat_map(|spec| {
             let sidecars = spec.init_containers.iter().flatten().filter(|c| is_sidecar(c));
@@ -132,6 +133,16 @@ impl Lister {
         let containers = containers.map(resources).collect();
         PodResources { containers, name: reference.name, namespace: reference.namespace }
     }
+}
+
+fn memory(blocks: Vec<Block>) -> Vec<ContainerMemory> {
+    let node = |number: usize| NumaNode { id: i64::try_from(number).unwrap_or(-1) };
+    let of = |block: Block| ContainerMemory {
+        memory_type: block.resource,
+        size: block.size,
+        topology: Some(TopologyInfo { nodes: block.nodes.into_iter().map(node).collect() }),
+    };
+    blocks.into_iter().map(of).collect()
 }
 
 fn numbers(cpus: &CpuSet) -> Vec<i64> {
@@ -172,7 +183,8 @@ impl PodResourcesLister for Lister {
         self.admit()?;
         let devices = devices(self.assignments.devices());
         let cpu_ids = numbers(&self.assignments.allocatable_cpus());
-        Ok(Response::new(AllocatableResourcesResponse { devices, cpu_ids, ..AllocatableResourcesResponse::default() }))
+        let memory = memory(self.assignments.allocatable_memory());
+        Ok(Response::new(AllocatableResourcesResponse { devices, cpu_ids, memory }))
     }
 
     async fn get(&self, request: Request<GetPodResourcesRequest>) -> Result<Response<GetPodResourcesResponse>, Status> {

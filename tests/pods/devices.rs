@@ -67,7 +67,7 @@ async fn until_failed(node: &Node, uid: &PodUid, reason: &str, message: &str) {
     assert_eq!(status.reason.as_deref(), Some(reason));
     assert_eq!(status.message.as_deref(), Some(format!("Pod was rejected: {message}").as_str()));
     let name = failed.metadata.name.clone().unwrap();
-    assert!(node.api.events().contains(&format!("{name} {reason}: {message}")), "{:#?}", node.api.events());
+    assert!(node.api.events().contains(&format!("{name}  {reason}: {message}")), "{:#?}", node.api.events());
 }
 
 async fn client(node: &Node) -> PodResourcesListerClient<tonic::transport::Channel> {
@@ -145,15 +145,13 @@ async fn containers_get_devices_and_keep_them() {
     let mut old = alpha::pod_resources_lister_client::PodResourcesListerClient::new(old);
     let listed = old.list(alpha::ListPodResourcesRequest {}).await.unwrap().into_inner();
     assert_eq!(listed.pod_resources[0].containers[0].devices[0].device_ids, ["g1"]);
-    let mut busy = client(&node).await;
-    let mut refused = None;
-    for _ in 0..200 {
-        refused = busy.list(ListPodResourcesRequest {}).await.err();
-        if refused.is_some() {
-            break;
-        }
-    }
-    let refused = refused.expect("too many questions");
+    let busy = client(&node).await;
+    let ask = |_| {
+        let mut busy = busy.clone();
+        async move { busy.list(ListPodResourcesRequest {}).await.err() }
+    };
+    let answers = futures::future::join_all((0..300).map(ask)).await;
+    let refused = answers.into_iter().flatten().next().expect("too many questions");
     assert_eq!((refused.code(), refused.message()), (Code::ResourceExhausted, "rejected by rate limit"));
 
     // A device falls ill.

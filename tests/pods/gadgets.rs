@@ -6,10 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use futures::{Stream, StreamExt};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio_stream::Stream;
 use tokio_stream::wrappers::{UnixListenerStream, WatchStream};
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
@@ -34,6 +34,8 @@ pub struct Gadgets {
     devices: watch::Sender<Vec<Device>>,
     calls: Arc<Mutex<Vec<String>>>,
     options: Arc<Mutex<Option<DevicePluginOptions>>>,
+    /// The server that serves it is to end.
+    stopped: watch::Receiver<bool>,
 }
 
 /// Its server; it ends with this.
@@ -59,6 +61,7 @@ impl Gadgets {
             devices: watch::Sender::new(listed(devices)),
             calls: Arc::default(),
             options: Arc::new(Mutex::new(Some(options))),
+            stopped: watch::channel(false).1,
         }
     }
 
@@ -81,7 +84,8 @@ impl Gadgets {
         let _ = fs::remove_file(&socket);
         let listener = UnixListenerStream::new(UnixListener::bind(&socket).unwrap());
         let (stop, mut stopped) = watch::channel(false);
-        let server = Server::builder().add_service(DevicePluginServer::new(self.clone()));
+        let served = Self { stopped: stopped.clone(), ..self.clone() };
+        let server = Server::builder().add_service(DevicePluginServer::new(served));
         let task = tokio::spawn(async move {
             let ended = async move { drop(stopped.wait_for(|stop| *stop).await) };
             tokio::select! {
@@ -133,8 +137,10 @@ impl DevicePlugin for Gadgets {
     }
 
     async fn list_and_watch(&self, _: Request<Empty>) -> Result<Response<Self::ListAndWatchStream>, Status> {
-        use tokio_stream::StreamExt;
-        let lists = WatchStream::new(self.devices.subscribe());
+        // Connections outlive the server that took them.
+        let mut stopped = self.stopped.clone();
+        let ended = async move { drop(stopped.wait_for(|stop| *stop).await) };
+        let lists = WatchStream::new(self.devices.subscribe()).take_until(Box::pin(ended));
         Ok(Response::new(Box::pin(lists.map(|devices| Ok(ListAndWatchResponse { devices })))))
     }
 

@@ -226,8 +226,8 @@ async fn a_runtime_class_chooses_the_handler() {
     assert_eq!(sandboxes.iter().map(|s| s.runtime_handler.as_str()).collect::<Vec<_>>(), ["runc"]);
     let told = |event: &str| node.api.events().iter().any(|told| told.starts_with(event));
     let wanted = [
-        "strange FailedCreatePodSandBox: Failed to create pod sandbox: ",
-        "gone FailedCreatePodSandBox: Failed to create pod sandbox: failed to lookup RuntimeClass gone: \
+        "strange  FailedCreatePodSandBox: Failed to create pod sandbox: ",
+        "gone  FailedCreatePodSandBox: Failed to create pod sandbox: failed to lookup RuntimeClass gone: \
          runtimeclass.node.k8s.io \"gone\" not found",
     ];
     for _ in 0..100 {

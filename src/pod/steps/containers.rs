@@ -52,6 +52,7 @@ impl Hand {
         let mut linux = self.linux(&spec, &user, &node, target)?;
         if let Some(resources) = &mut linux.resources {
             resources.cpuset_cpus.clone_from(&extras.cpus);
+            resources.cpuset_mems.clone_from(&extras.memory_nodes);
             if extras.own_cpus && resources.cpu_quota > 0 {
                 // Nobody else uses them, so nothing has to be kept from this one (A15.2).
                 resources.cpu_quota = -1;

@@ -65,7 +65,8 @@ impl Policy {
         }
         let mut empty = Nodes::new();
         for (number, node) in &machine.nodes {
-            let kept = |resource: &str| reserved.get(number).and_then(|sizes| sizes.get(resource)).copied().unwrap_or(0);
+            let kept =
+                |resource: &str| reserved.get(number).and_then(|sizes| sizes.get(resource)).copied().unwrap_or(0);
             let table = |resource: &str, total: u64, taken: u64| {
                 let allocatable = total.saturating_sub(kept(resource)).saturating_sub(taken);
                 Table { total, system_reserved: kept(resource), allocatable, reserved: 0, free: allocatable }
@@ -105,8 +106,11 @@ impl Policy {
             return Ok(());
         }
         let fixed = |nodes: &Nodes| -> Vec<(usize, String, [u64; 3])> {
-            let tables = nodes.iter().flat_map(|(number, node)| node.tables.iter().map(move |(name, t)| (*number, name, t)));
-            tables.map(|(number, name, t)| (number, name.clone(), [t.total, t.system_reserved, t.allocatable])).collect()
+            let tables =
+                nodes.iter().flat_map(|(number, node)| node.tables.iter().map(move |(name, t)| (*number, name, t)));
+            tables
+                .map(|(number, name, t)| (number, name.clone(), [t.total, t.system_reserved, t.allocatable]))
+                .collect()
         };
         if fixed(nodes) != fixed(&self.empty) {
             return Err("the expected machine state is different from the real one".to_owned());
@@ -120,13 +124,20 @@ impl Policy {
 
     /// What containers may be promised: a block for each node and resource.
     pub(super) fn allocatable(&self) -> Vec<Block> {
-        let all = self.empty.iter().flat_map(|(number, node)| node.tables.iter().map(move |(name, t)| (*number, name, t)));
+        let all =
+            self.empty.iter().flat_map(|(number, node)| node.tables.iter().map(move |(name, t)| (*number, name, t)));
         let some = all.filter(|(_, _, table)| table.allocatable > 0);
-        some.map(|(number, name, t)| Block { nodes: vec![number], resource: name.clone(), size: t.allocatable }).collect()
+        some.map(|(number, name, t)| Block { nodes: vec![number], resource: name.clone(), size: t.allocatable })
+            .collect()
     }
 
     /// Where so much could be, by resource.
-    fn places(&self, nodes: &Nodes, reusable: &dyn Fn(NumaSet, &str) -> u64, wanted: &Sizes) -> BTreeMap<String, Vec<Hint>> {
+    fn places(
+        &self,
+        nodes: &Nodes,
+        reusable: &dyn Fn(NumaSet, &str) -> u64,
+        wanted: &Sizes,
+    ) -> BTreeMap<String, Vec<Hint>> {
         let numbers: Vec<usize> = nodes.keys().copied().collect();
         let mut least = u32::try_from(numbers.len()).unwrap_or(u32::MAX);
         let mut fitting = Vec::new();
@@ -150,15 +161,26 @@ impl Policy {
     }
 
     /// Hints for a container or for a whole pod that is to have so much. `None`: it is promised none.
-    pub(super) fn hints(&self, given: &Given, pod: &PodUid, spec: &PodSpec, container: Option<&Container>) -> Option<BTreeMap<String, Vec<Hint>>> {
+    pub(super) fn hints(
+        &self,
+        given: &Given,
+        pod: &PodUid,
+        spec: &PodSpec,
+        container: Option<&Container>,
+    ) -> Option<BTreeMap<String, Vec<Hint>>> {
         let wanted = match container {
             Some(container) => wanted(spec, container)?,
             None => wanted_by_pod(spec)?,
         };
         let name = container.map(|c| c.name.as_str());
-        let has = given.get(pod).into_iter().flatten().find(|(n, _)| name.is_none_or(|name| name == *n)).map(|(_, b)| b);
+        let has =
+            given.get(pod).into_iter().flatten().find(|(n, _)| name.is_none_or(|name| name == *n)).map(|(_, b)| b);
         let Some(blocks) = has else {
-            return Some(self.places(&self.nodes(given), &|set, resource| reusable(given, pod, spec, set, resource), &wanted));
+            return Some(self.places(
+                &self.nodes(given),
+                &|set, resource| reusable(given, pod, spec, set, resource),
+                &wanted,
+            ));
         };
         let hint = |resource: &String| {
             let nodes = blocks.iter().filter(|b| b.resource == *resource).map(|b| NumaSet::of(b.nodes.iter().copied()));
@@ -168,7 +190,12 @@ impl Policy {
     }
 
     /// Promises a container its memory, unless it has it.
-    pub(super) fn give(&self, given: &mut Given, (pod, spec, container): Place<'_>, hint: Option<Hint>) -> Result<bool, String> {
+    pub(super) fn give(
+        &self,
+        given: &mut Given,
+        (pod, spec, container): Place<'_>,
+        hint: Option<Hint>,
+    ) -> Result<bool, String> {
         let Some(wanted) = wanted(spec, container) else { return Ok(false) };
         if given.get(pod).is_some_and(|containers| containers.contains_key(&container.name)) {
             return Ok(false);
@@ -179,7 +206,9 @@ impl Policy {
         let places = || self.places(&nodes, &reusable_here, &wanted).remove("memory").unwrap_or_default();
         let best = |what: &str, places: Vec<Hint>, none: &str| match narrowest(&places) {
             None => Err(none.to_owned()),
-            Some(best) if wished.preferred && !best.preferred => Err(format!("failed to find the {what} preferred hint")),
+            Some(best) if wished.preferred && !best.preferred => {
+                Err(format!("failed to find the {what} preferred hint"))
+            }
             Some(best) => Ok(best),
         };
         let mut set = match wished.affinity {
@@ -195,7 +224,8 @@ impl Policy {
             set.nodes().filter_map(|node| nodes.get(&node)?.tables.get(resource)).map(|t| t.free).sum()
         };
         if wanted.iter().any(|(resource, size)| free(resource) < *size) {
-            let wider = places().into_iter().filter(|h| h.affinity.is_some_and(|other| other.and(set) == set)).collect();
+            let wider =
+                places().into_iter().filter(|h| h.affinity.is_some_and(|other| other.and(set) == set)).collect();
             let none = "failed to find NUMA nodes to extend the current topology hint";
             set = best("extended", wider, none)?.affinity.unwrap_or_default();
         }
@@ -203,7 +233,11 @@ impl Policy {
             return Err("preferred hint violates NUMA node allocation".to_owned());
         }
         let numbers: Vec<usize> = set.nodes().collect();
-        let block = |(resource, size): (&String, &u64)| Block { nodes: numbers.clone(), resource: resource.clone(), size: *size };
+        let block = |(resource, size): (&String, &u64)| Block {
+            nodes: numbers.clone(),
+            resource: resource.clone(),
+            size: *size,
+        };
         let blocks: Vec<Block> = wanted.iter().map(block).collect();
         let containers = given.entry(pod.clone()).or_default();
         take_over(containers, spec, container, &blocks);
@@ -265,7 +299,8 @@ fn wanted(spec: &PodSpec, container: &Container) -> Option<Sizes> {
 }
 
 fn wanted_by_pod(spec: &PodSpec) -> Option<Sizes> {
-    let add = |to: &mut Sizes, more: Sizes| more.into_iter().for_each(|(name, size)| *to.entry(name).or_default() += size);
+    let add =
+        |to: &mut Sizes, more: Sizes| more.into_iter().for_each(|(name, size)| *to.entry(name).or_default() += size);
     let (mut sidecars, mut peak, mut lasting) = (Sizes::new(), Sizes::new(), Sizes::new());
     for init in spec.init_containers.iter().flatten() {
         let own = wanted(spec, init)?;

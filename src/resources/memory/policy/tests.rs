@@ -25,7 +25,14 @@ fn spec(memory: &str) -> PodSpec {
     PodSpec { containers: vec![container("c", memory)], ..PodSpec::default() }
 }
 
-fn give(policy: &Policy, given: &mut Given, pod: &str, memory: &str, nodes: Option<&[usize]>, preferred: bool) -> String {
+fn give(
+    policy: &Policy,
+    given: &mut Given,
+    pod: &str,
+    memory: &str,
+    nodes: Option<&[usize]>,
+    preferred: bool,
+) -> String {
     let spec = spec(memory);
     let uid = PodUid::new(pod);
     let hint = Hint { affinity: nodes.map(|n| NumaSet::of(n.iter().copied())), preferred };
@@ -87,7 +94,8 @@ fn what_was_kept_has_to_be_of_this_machine() {
     let nodes = policy.nodes(&given);
     assert_eq!(policy.check(&given, &nodes), Ok(()));
     assert_eq!(policy.check(&Given::new(), &Nodes::new()), Ok(()));
-    let other = Policy::new(&tree(1, 1, 2, 1), &BTreeMap::from([(0, Sizes::from([("memory".to_owned(), GIB)]))])).unwrap();
+    let other =
+        Policy::new(&tree(1, 1, 2, 1), &BTreeMap::from([(0, Sizes::from([("memory".to_owned(), GIB)]))])).unwrap();
     assert!(other.check(&given, &nodes).is_err());
     assert!(Policy::new(&tree(1, 1, 2, 1), &BTreeMap::new()).is_err());
 }
