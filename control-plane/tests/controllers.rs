@@ -11,6 +11,8 @@ use stoker_control_plane::scheduler;
 use stoker_control_plane::storage::embedded::Embedded;
 use tokio_util::sync::CancellationToken;
 
+#[path = "controllers/ranges.rs"]
+mod ranges;
 #[path = "controllers/workloads.rs"]
 mod workloads;
 
@@ -33,7 +35,7 @@ impl Lab {
         let cluster = Cluster::new(Embedded::open(&dir.path().join("store.redb")).unwrap());
         let range = "10.96.0.0/12".parse().unwrap();
         cluster.set_service_allocator(Arc::new(ServiceAddresses::new(range, &[])));
-        controllers::ensure_defaults(&cluster, [192, 0, 2, 7].into(), 6443, range.address(1)).await.unwrap();
+        controllers::ensure_defaults(&cluster, [192, 0, 2, 7].into(), 6443, range).await.unwrap();
         let stop = CancellationToken::new();
         let config = Config { ca_certificate: "CA".into(), cluster_cidr: Some("10.244.0.0/16".parse().unwrap()) };
         drop(controllers::spawn(&cluster, config, stop.clone()));

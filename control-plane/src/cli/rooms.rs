@@ -30,7 +30,7 @@ pub(super) async fn start(
     }
     let stored = cluster.objects("", "services").list("", &ListOptions::default()).await?.items;
     cluster.set_service_allocator(Arc::new(ServiceAddresses::new(services, &stored)));
-    ensure_defaults(cluster, advertise, options.port, services.address(1)).await?;
+    ensure_defaults(cluster, advertise, options.port, services).await?;
     let config = Config { ca_certificate: ca_certificate.to_owned(), cluster_cidr: pods };
     Ok(vec![controllers::spawn(cluster, config, stop.clone()), scheduler::spawn(cluster, stop.clone())])
 }

@@ -198,6 +198,8 @@ const WHOLE: &[(&str, &str)] = &[
     ("batch", "jobs"),
     ("coordination.k8s.io", "leases"),
     ("discovery.k8s.io", "endpointslices"),
+    ("networking.k8s.io", "ipaddresses"),
+    ("networking.k8s.io", "servicecidrs"),
     ("policy", "poddisruptionbudgets"),
     ("storage.k8s.io", "storageclasses"),
 ];

@@ -25,6 +25,7 @@ mod replicaset;
 mod revisions;
 mod rollout;
 mod service_addresses;
+mod service_cidrs;
 mod serviceaccount;
 mod statefulset;
 mod volume_binder;
@@ -69,6 +70,7 @@ const CONTROLLERS: &[Register] = &[
     job::register,
     disruption::register,
     endpointslice::register,
+    service_cidrs::register,
     serviceaccount::register,
     garbage::register,
     namespace::register,

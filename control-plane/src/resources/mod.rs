@@ -28,6 +28,7 @@ mod policy;
 mod rbac;
 mod scheduling;
 mod service;
+mod service_cidr;
 pub mod status;
 mod storage;
 pub mod tree;
