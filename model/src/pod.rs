@@ -5,6 +5,24 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 
+use crate::names;
+
+/// From this priority on the node keeps a pod whatever happens to others.
+const CRITICAL_PRIORITY: i32 = 2_000_000_000;
+
+/// Whether the pod comes from a file or an address, and not from the API server.
+pub fn is_static(pod: &Pod) -> bool {
+    let annotations = pod.metadata.annotations.as_ref();
+    annotations.and_then(|a| a.get(names::CONFIG_SOURCE)).is_some_and(|source| source != "api")
+}
+
+/// Whether a pod is critical for its node: static, the mirror of such a one, or of that priority (A6.5, A13.8).
+pub fn is_critical(pod: &Pod) -> bool {
+    let is_mirror = pod.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(names::CONFIG_MIRROR));
+    let priority = pod.spec.as_ref().and_then(|spec| spec.priority);
+    is_static(pod) || is_mirror || priority.is_some_and(|priority| priority >= CRITICAL_PRIORITY)
+}
+
 /// A pod's UID. Two pods of the same name are told apart by it alone.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct PodUid(Arc<str>);

@@ -72,7 +72,7 @@ pub(super) fn quantities(resources: &Resources) -> BTreeMap<String, Quantity> {
     resources.iter().map(|(name, amount)| (name.clone(), Quantity(text(name, *amount)))).collect()
 }
 
-fn binary(bytes: i64) -> String {
+pub(super) fn binary(bytes: i64) -> String {
     let mut amount = bytes;
     let mut suffix = "";
     for next in ["Ki", "Mi", "Gi", "Ti", "Pi"] {

@@ -50,7 +50,7 @@ fn pod(containers: &[&str]) -> Case {
     };
     let sandbox = Sandbox { id: "s0".into(), ready: true, ips: vec!["10.0.0.2".into()], ..Sandbox::default() };
     let seen = Observed { sandboxes: vec![sandbox], network_ready: true, memory, ..Observed::default() };
-    Case { desired: DesiredPod { pod: pod.into(), gone: false, ended: None }, seen, at: 100 }
+    Case { desired: DesiredPod { pod: pod.into(), gone: false, ended: None, released: false }, seen, at: 100 }
 }
 
 impl Case {
