@@ -72,3 +72,31 @@ impl fmt::Display for PodRef {
         write!(f, "{}/{}({})", self.namespace, self.name, self.uid)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::PodSpec;
+
+    use super::*;
+
+    #[test]
+    fn critical_pods_are_static_ones_their_mirrors_and_those_of_high_priority() {
+        // A13.8
+        let pod = |annotation: Option<(&str, &str)>, priority| {
+            let mut pod = Pod { spec: Some(PodSpec { priority, ..PodSpec::default() }), ..Pod::default() };
+            pod.metadata.annotations = annotation.map(|(key, value)| [(key.to_owned(), value.to_owned())].into());
+            pod
+        };
+        for (annotation, priority, critical) in [
+            (None, None, false),
+            (None, Some(1_999_999_999), false),
+            (None, Some(2_000_000_000), true),
+            (Some((names::CONFIG_SOURCE, "api")), None, false),
+            (Some((names::CONFIG_SOURCE, "file")), None, true),
+            (Some((names::CONFIG_SOURCE, "http")), None, true),
+            (Some((names::CONFIG_MIRROR, "hash")), Some(0), true),
+        ] {
+            assert_eq!(is_critical(&pod(annotation, priority)), critical, "{annotation:?} {priority:?}");
+        }
+    }
+}

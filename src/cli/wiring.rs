@@ -65,6 +65,7 @@ pub(super) fn node_settings(config: &KubeletConfig, flags: &Flags) -> Result<Arc
         max_pods: config.max_pods.into(),
         pods_per_core: config.pods_per_core.into(),
         eviction_hard: config.eviction_hard.clone(),
+        local_storage: config.local_storage_capacity_isolation,
         observe_every: config.node_status_update_frequency.0,
         report_every: config.node_status_report_frequency.0,
         lease_seconds: config.node_lease_duration_seconds,

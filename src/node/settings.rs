@@ -37,6 +37,8 @@ pub struct NodeSettings {
     pub reserved: BTreeMap<String, Milli>,
     /// `evictionHard`: signal to threshold (A13.4).
     pub eviction_hard: BTreeMap<String, String>,
+    /// kubelet's `localStorageCapacityIsolation`: the disk is something that pods ask for.
+    pub local_storage: bool,
     /// How often the machine is looked at.
     pub observe_every: Duration,
     /// How often status is written though nothing changed.
@@ -98,6 +100,7 @@ pub(super) fn tests_support() -> NodeSettings {
         pods_per_core: 0,
         reserved: BTreeMap::new(),
         eviction_hard: BTreeMap::new(),
+        local_storage: true,
         observe_every: Duration::from_secs(10),
         report_every: Duration::from_secs(300),
         lease_seconds: 40,

@@ -95,13 +95,12 @@ mod tests {
         // The most important one gives up.
         drop(waiting.pop());
         drop(first);
-        let of = |n: usize, waiting: &mut Vec<std::pin::Pin<Box<_>>>| waiting[n].as_mut().now_or_never();
-        let third = of(1, &mut waiting).expect("the older one of priority 5");
-        assert!(of(0, &mut waiting).is_none() && of(2, &mut waiting).is_none());
+        let third = waiting[1].as_mut().now_or_never().expect("the older one of priority 5");
+        assert!(waiting[0].as_mut().now_or_never().is_none() && waiting[2].as_mut().now_or_never().is_none());
         drop(second);
-        let fourth = of(2, &mut waiting).expect("the younger one of priority 5");
+        let fourth = waiting[2].as_mut().now_or_never().expect("the younger one of priority 5");
         drop((third, fourth));
-        assert!(of(0, &mut waiting).is_some());
+        assert!(waiting[0].as_mut().now_or_never().is_some());
         drop(waiting);
         assert!(turns.wait(0).now_or_never().is_some() && turns.wait(0).now_or_never().is_some(), "nothing was lost");
     }

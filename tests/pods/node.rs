@@ -19,7 +19,7 @@ use stoker::clock::Clock;
 use stoker::node::eviction::{EvictionHandles, EvictionSettings, Pressures, ThresholdFields, evict};
 use stoker::pod::{PodHandles, Pods, PodsConfig, StaticSources};
 use stoker::runtime::gc::{ImageCollector, ImagePolicy};
-use stoker::runtime::{Images, NodeCredentials, events};
+use stoker::runtime::{Images, NodeCredentials, PullRecords, VerificationPolicy, events};
 use stoker::volume::Volumes;
 use stoker::volume::csi::{Drivers, watch_plugins};
 use stoker_model::handle::NodeSnapshot;
@@ -104,15 +104,18 @@ impl Node {
             static_sources: StaticSources { path: self.static_path.clone(), ..StaticSources::default() },
             ..PodsConfig::default()
         };
+        let records = PullRecords::new(&self.path("kubelet"), VerificationPolicy::default(), Clock);
         let drivers = Drivers::default();
         let plugins = self.path("kubelet/plugins_registry");
         tokio::spawn(watch_plugins(plugins, drivers.clone(), api.clone(), stop.clone()));
         let volumes = Volumes::new(&self.path("kubelet"), api.clone()).with_storage(api.clone(), drivers);
         let handles = PodHandles {
-            images: Images::new(runtime.clone(), NonZeroUsize::MIN).with_node_credentials(NodeCredentials {
-                root_dir: Some(self.path("kubelet")),
-                ..NodeCredentials::default()
-            }),
+            images: Images::new(runtime.clone(), NonZeroUsize::MIN)
+                .with_records(Arc::new(records))
+                .with_node_credentials(NodeCredentials {
+                    root_dir: Some(self.path("kubelet")),
+                    ..NodeCredentials::default()
+                }),
             events: events::spawn(runtime.clone(), stop.clone()),
             runtime,
             pods: self.api.feed(),
@@ -127,6 +130,11 @@ impl Node {
         };
         let pods = Pods::spawn(config, handles, stop.clone());
         self.agent = Some(Agent { stop, pods, cgroups, volumes });
+    }
+
+    /// Bounds the memory of all pods together.
+    pub fn limit_pods(&self, memory_bytes: i64) {
+        self.agent.as_ref().expect("an agent runs").cgroups.limit_pods(1024, Some(memory_bytes), None).unwrap();
     }
 
     /// Watches over what the node has left, with these thresholds.

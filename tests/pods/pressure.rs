@@ -162,12 +162,35 @@ async fn a_node_short_of_memory_ends_one_pod_after_the_other() {
 
 #[tokio::test]
 async fn what_nobody_uses_goes_before_pods_do() {
-    // A13.7, A13.11
+    // A13.3, A13.7, A13.11
     let node = Node::start().await;
     let finished = node.api.create(pod("finished").restart("Never").container("main", "echo done").0);
     node.api.until(&finished, "finished", |pod| phase(pod) == "Succeeded").await;
     let running = all_ready(&node, vec![sleeper("running", "true")]).await.remove(0);
     add_image(&node, "127.0.0.1:1/unused:1").await;
+
+    // Every signal is measured: more than there can be is never free. A period of an hour keeps everything where it is.
+    node.limit_pods(8 << 30);
+    for (signal, pressure) in [
+        ("memory.available", Pressure::Memory),
+        ("allocatableMemory.available", Pressure::Memory),
+        ("nodefs.available", Pressure::Disk),
+        ("nodefs.inodesFree", Pressure::Disk),
+        ("imagefs.available", Pressure::Disk),
+        ("imagefs.inodesFree", Pressure::Disk),
+        ("pid.available", Pressure::Pids),
+    ] {
+        let soft = ThresholdFields {
+            soft: [(signal.to_owned(), "1E".to_owned())].into(),
+            soft_grace: [(signal.to_owned(), Duration::from_secs(3600))].into(),
+            ..ThresholdFields::default()
+        };
+        let mut held = node.start_eviction(&soft);
+        let found = tokio::time::timeout(Duration::from_secs(10), held.wait_for(|held| !held.is_empty())).await;
+        assert_eq!(*found.expect(signal).expect("it runs"), [pressure].into(), "{signal}");
+    }
+    assert_eq!(phase(&node.api.pod(&running).unwrap()), "Running");
+
     // More than any disk has, so a pod has to go after all.
     let held = node.start_eviction(&hard(&[("imagefs.available", "100Pi")]));
     let evicted = node.api.until(&running, "evicted", |pod| phase(pod) == "Failed").await;

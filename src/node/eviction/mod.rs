@@ -27,7 +27,7 @@ pub use self::threshold::{Pressure, ThresholdError, ThresholdFields};
 pub use self::watch::Pressures;
 
 use self::measure::{Meter, Places};
-use self::rank::Candidate;
+use self::rank::{AT_ONCE, Candidate};
 use self::threshold::{Layout, Observations, Resource, Signal, Threshold};
 use self::watch::Watch;
 use crate::clock::Clock;
@@ -40,8 +40,6 @@ const EVERY: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// While something goes, it is looked for so often.
 const POLL: Duration = Duration::from_millis(250);
-/// What is past a hard threshold, or its own limit, has so long (A13.9, A13.10).
-const AT_ONCE: Duration = Duration::from_secs(1);
 /// Dead containers have so long to be removed.
 const REMOVAL: Duration = Duration::from_secs(10);
 /// The reason of event and status.
@@ -291,10 +289,7 @@ impl Keeper {
         rank::rank(&mut candidates, threshold.signal, layout);
         for candidate in candidates {
             let pod = candidate.pod.clone();
-            let grace = match threshold.is_hard() {
-                true => AT_ONCE,
-                false => self.settings.max_pod_grace.min(spec_grace(&pod)).max(AT_ONCE),
-            };
+            let grace = rank::grace(&pod, &threshold, self.settings.max_pod_grace);
             let (message, annotations) = rank::message(&candidate, resource, due, seen);
             if self.evict_pod(&pod, message, annotations, grace, true) {
                 return Some(PodRef::of(&pod).uid);
@@ -351,9 +346,4 @@ impl Keeper {
 fn has_ended(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
-}
-
-fn spec_grace(pod: &Pod) -> Duration {
-    let seconds = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
-    Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
 }

@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 use stoker_model::handle::DiskUsage;
@@ -10,6 +11,9 @@ use stoker_model::quantity::Milli;
 use stoker_model::resources::pod_requests;
 
 use super::threshold::{Layout, Observations, Resource, Signal, Threshold, canonical};
+
+/// Past a hard threshold, or its own limit, a pod has so long.
+pub(super) const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// What one container takes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -101,6 +105,13 @@ pub(super) fn rank(candidates: &mut [Candidate], signal: Signal, layout: Layout)
         let exceeds = resource != Resource::Pids && beyond.is_none_or(|beyond| beyond > 0);
         (!exceeds, candidate.priority(), Reverse(beyond.unwrap_or(i64::MAX)))
     });
+}
+
+/// How long a pod has that goes because of a threshold: past a hard one, a second (A13.9).
+pub(super) fn grace(pod: &Pod, threshold: &Threshold, most: Duration) -> Duration {
+    let seconds = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
+    let own = Duration::from_secs(u64::try_from(seconds).unwrap_or_default());
+    if threshold.is_hard() { AT_ONCE } else { most.min(own).max(AT_ONCE) }
 }
 
 /// Message and annotations of an eviction (A13.9). `due`: the thresholds that are met.

@@ -88,6 +88,11 @@ impl Case {
         self
     }
 
+    fn ending(mut self, cause: Cause) -> Self {
+        self.seen.memory.stage = Stage::Terminating { deadline: Duration::from_secs(100), cause };
+        self
+    }
+
     fn ended(mut self, cause: Cause) -> Self {
         self.seen.memory.stage = Stage::Finished { cause };
         self
@@ -171,6 +176,8 @@ fn a_killed_pod_fails_with_reason_and_message() {
     // A2.3
     let cause =
         Cause::Killed { reason: "DeadlineExceeded".into(), message: "late".into(), disruption: false, grace: None };
+    let running = pod(&["a"]).runs("a").ending(cause.clone()).status();
+    assert_eq!((running.phase.as_deref(), running.reason), (Some("Running"), None), "not before its containers ended");
     let status = pod(&["a"]).exited("a", 0).ended(cause).status();
     let parts = (status.phase.as_deref(), status.reason.as_deref(), status.message.as_deref());
     assert_eq!(parts, (Some("Failed"), Some("DeadlineExceeded"), Some("late")));

@@ -166,6 +166,32 @@ fn the_message_names_who_took_more_than_he_asked_for() {
     assert_eq!((text.as_str(), annotations.len()), ("The node was low on resource: pids. ", 0));
 }
 
+#[test]
+fn a_soft_threshold_leaves_what_pod_and_node_allow() {
+    // A13.5, A13.9
+    let threshold = |grace| Threshold {
+        signal: Signal::Memory,
+        value: Value::Share(0.1),
+        grace: Duration::from_secs(grace),
+        min_reclaim: None,
+    };
+    let pod = |seconds: Option<i64>| -> Pod {
+        serde_json::from_value(json!({ "spec": { "containers": [], "terminationGracePeriodSeconds": seconds } }))
+            .unwrap()
+    };
+    for (own, most, soft, expected) in [
+        (Some(60), 90, false, 1),
+        (Some(60), 90, true, 60),
+        (Some(60), 40, true, 40),
+        (None, 90, true, 30),
+        (Some(60), 0, true, 1),
+        (Some(0), 90, true, 1),
+    ] {
+        let found = grace(&pod(own), &threshold(u64::from(soft)), Duration::from_secs(most));
+        assert_eq!(found.as_secs(), expected, "{own:?} {most} {soft}");
+    }
+}
+
 proptest! {
     // A13.8
     #[test]
