@@ -149,6 +149,7 @@ impl Core {
         meta::carry_over(info, &mut new, old);
         if subresource == "status" {
             new = status_only(info, &new, old);
+            (info.strategy.prepare_status)(&mut new, old);
         } else if is_pod_change(info, subresource) {
             new = pod_changes::only(subresource, &new, old);
         } else if subresource.is_empty() && info.strategy.status {
@@ -170,7 +171,9 @@ impl Core {
         admission::admit_update(self, info, subresource, &new, old, &writer.user).await?;
         errors.extend(meta::validate(info, &new));
         errors.extend(meta::check_finalizers(&new, old));
-        if subresource != "status" {
+        if subresource == "status" {
+            errors.extend((info.strategy.validate_status)(&new, old));
+        } else {
             if subresource.is_empty() {
                 errors.extend((info.strategy.validate_update)(&new, old));
             } else if is_pod_change(info, subresource) {
