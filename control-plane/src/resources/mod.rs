@@ -27,6 +27,7 @@ mod pod_defaults;
 mod pod_rules;
 mod policy;
 pub mod quantities;
+pub mod quota;
 mod rbac;
 mod scheduling;
 mod selector_rules;
@@ -42,6 +43,7 @@ mod workload_rules;
 use serde_json::Value;
 
 use self::field::FieldError;
+pub(crate) use self::pod_rules::{pod_limits, pod_requests};
 
 /// All verbs of a kind with nothing special.
 pub const CRUD: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];

@@ -100,6 +100,11 @@ pub(super) fn prepare_update(new: &mut Value, old: &Value) {
     {
         fields.remove("status");
     }
+    for key in ["priority", "preemptionPolicy"] {
+        if is_set(&old["spec"], key) {
+            fill(&mut new["spec"], key, old["spec"][key].clone());
+        }
+    }
 }
 
 /// The class was decided when the pod was made, and the owners are not the node's to change.

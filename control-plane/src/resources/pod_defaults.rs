@@ -131,38 +131,16 @@ fn default_container(container: &mut Value) {
         }
     }
     for hook in ["postStart", "preStop"] {
-        let request = &mut container["lifecycle"][hook]["httpGet"];
-        if request.is_object() {
+        let request = container.pointer_mut(&format!("/lifecycle/{hook}/httpGet"));
+        if let Some(request) = request.filter(|request| request.is_object()) {
             default_request(request);
         }
     }
-    // Indexing above may have made empty places.
-    prune_null(container, "lifecycle");
     for variable in items_mut(container, "env") {
-        let reference = &mut variable["valueFrom"]["fieldRef"];
-        if reference.is_object() {
+        let reference = variable.pointer_mut("/valueFrom/fieldRef");
+        if let Some(reference) = reference.filter(|reference| reference.is_object()) {
             fill_text(reference, "apiVersion", "v1");
         }
-        prune_null(variable, "valueFrom");
-    }
-}
-
-/// Removes what only reading for writing put there.
-fn prune_null(object: &mut Value, key: &str) {
-    let Some(fields) = object.as_object_mut() else { return };
-    let Some(value) = fields.get_mut(key) else { return };
-    if let Some(inner) = value.as_object_mut() {
-        for hook in inner.values_mut() {
-            if let Some(hook) = hook.as_object_mut() {
-                hook.retain(|_, value| !value.is_null());
-            }
-        }
-        inner.retain(|_, value| !value.is_null() && value.as_object().is_none_or(|map| !map.is_empty()));
-        if inner.is_empty() {
-            fields.remove(key);
-        }
-    } else if value.is_null() {
-        fields.remove(key);
     }
 }
 
