@@ -185,6 +185,7 @@ impl Objects {
             user: UserInfo::system("system:stoker-control-plane"),
             dry_run: options.dry_run,
             manager: options.field_manager.clone(),
+            warnings: Arc::default(),
         }
     }
 

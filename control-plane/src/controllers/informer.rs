@@ -189,6 +189,7 @@ const WHOLE: &[(&str, &str)] = &[
     ("", "persistentvolumeclaims"),
     ("", "persistentvolumes"),
     ("", "pods"),
+    ("", "resourcequotas"),
     ("", "services"),
     ("apps", "controllerrevisions"),
     ("apps", "daemonsets"),

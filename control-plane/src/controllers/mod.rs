@@ -20,6 +20,7 @@ mod node_lifecycle;
 mod owner;
 mod pod_control;
 mod queue;
+mod quota;
 mod ranking;
 mod replicaset;
 mod revisions;
@@ -69,6 +70,7 @@ const CONTROLLERS: &[Register] = &[
     statefulset::register,
     job::register,
     disruption::register,
+    quota::register,
     endpointslice::register,
     service_cidrs::register,
     serviceaccount::register,

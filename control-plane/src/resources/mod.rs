@@ -16,6 +16,7 @@ mod core;
 mod discovery;
 mod events;
 pub mod field;
+pub mod format;
 mod network_policy;
 mod networking;
 mod node;
@@ -23,21 +24,27 @@ mod object;
 mod pod;
 pub(crate) mod pod_changes;
 mod pod_defaults;
-mod pod_validation;
+mod pod_rules;
 mod policy;
+pub mod quantities;
+pub mod quota;
 mod rbac;
 mod scheduling;
+mod selector_rules;
 mod service;
 mod service_cidr;
 pub mod status;
 mod storage;
 pub mod tree;
 pub mod volume_match;
+mod volume_sources;
 mod workload;
+mod workload_rules;
 
 use serde_json::Value;
 
 use self::field::FieldError;
+pub(crate) use self::pod_rules::{pod_limits, pod_requests};
 
 /// All verbs of a kind with nothing special.
 pub const CRUD: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
@@ -122,6 +129,10 @@ pub struct Strategy {
     pub prepare_create: fn(&mut Value),
     /// The parts of an update that a client does not decide: new, old.
     pub prepare_update: fn(&mut Value, &Value),
+    /// The same for an update of the status.
+    pub prepare_status: fn(&mut Value, &Value),
+    /// What is wrong with an update of the status: new, old.
+    pub validate_status: fn(&Value, &Value) -> Vec<FieldError>,
     /// Whether `status` is written through its sub-resource only.
     pub status: bool,
     /// Whether `metadata.generation` follows changes of the spec.
@@ -181,6 +192,8 @@ impl ResourceInfo {
                 validate_update: |_, _| Vec::new(),
                 prepare_create: |_| {},
                 prepare_update: |_, _| {},
+                prepare_status: |_, _| {},
+                validate_status: |_, _| Vec::new(),
                 status: false,
                 generation: false,
                 version_required: false,
@@ -267,6 +280,17 @@ impl ResourceInfo {
     pub const fn prepared(mut self, create: fn(&mut Value), update: fn(&mut Value, &Value)) -> Self {
         self.strategy.prepare_create = create;
         self.strategy.prepare_update = update;
+        self
+    }
+
+    /// Preparation and validation of updates of the status.
+    pub const fn status_rules(
+        mut self,
+        prepare: fn(&mut Value, &Value),
+        validate: fn(&Value, &Value) -> Vec<FieldError>,
+    ) -> Self {
+        self.strategy.prepare_status = prepare;
+        self.strategy.validate_status = validate;
         self
     }
 
