@@ -1,5 +1,7 @@
 //! Stock kubectl against the real API server over TLS. Here without controllers; `whole` runs the program with all rooms.
 
+#[path = "kubectl/access.rs"]
+mod access;
 #[path = "kubectl/joining.rs"]
 mod joining;
 mod server;

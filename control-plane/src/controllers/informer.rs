@@ -184,6 +184,7 @@ pub(super) fn version_of(object: &Value) -> u64 {
 
 /// Kinds that controllers read whole, by group and plural.
 const WHOLE: &[(&str, &str)] = &[
+    ("", "endpoints"),
     ("", "namespaces"),
     ("", "nodes"),
     ("", "persistentvolumeclaims"),
@@ -195,6 +196,7 @@ const WHOLE: &[(&str, &str)] = &[
     ("apps", "deployments"),
     ("apps", "replicasets"),
     ("apps", "statefulsets"),
+    ("batch", "cronjobs"),
     ("batch", "jobs"),
     ("certificates.k8s.io", "certificatesigningrequests"),
     ("coordination.k8s.io", "leases"),

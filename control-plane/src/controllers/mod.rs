@@ -7,11 +7,15 @@
 mod bootstrap;
 mod bootstrap_tokens;
 mod certificates;
+mod cron;
+mod cronjob;
 mod daemon_nodes;
 mod daemonset;
 mod deployment;
 mod deployment_status;
 mod disruption;
+mod endpoints;
+mod endpoints_mirror;
 mod endpointslice;
 mod garbage;
 mod informer;
@@ -22,6 +26,7 @@ mod namespace;
 mod node_lifecycle;
 mod owner;
 mod pod_control;
+mod pod_garbage;
 mod queue;
 mod ranking;
 mod rbac;
@@ -77,7 +82,11 @@ const CONTROLLERS: &[Register] = &[
     statefulset::register,
     job::register,
     disruption::register,
+    cronjob::register,
     endpointslice::register,
+    endpoints::register,
+    endpoints_mirror::register,
+    pod_garbage::register,
     serviceaccount::register,
     garbage::register,
     namespace::register,

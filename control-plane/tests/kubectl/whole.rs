@@ -90,14 +90,20 @@ impl Whole {
         failed(arguments, &self.try_kubectl(arguments))
     }
 
-    /// As somebody who shows a token; nobody in particular if it is empty.
+    /// As somebody who shows a token.
     pub(crate) fn kubectl_as(&self, token: &str, arguments: &str) -> Output {
-        let ca = self.dir.path().join("pki/ca.crt");
-        let server = format!("--server={}", self.server);
-        let ca = format!("--certificate-authority={}", ca.display());
-        let token = format!("--token={token}");
-        let credentials = [server.as_str(), &ca, &token];
-        self.kubectl_with(if token == "--token=" { &credentials[..2] } else { &credentials }, arguments)
+        let ca = format!("--certificate-authority={}", self.dir.path().join("pki/ca.crt").display());
+        let (server, token) = (format!("--server={}", self.server), format!("--token={token}"));
+        self.kubectl_with(&[&server, &ca, &token], arguments)
+    }
+
+    /// What somebody without credentials gets: code and body. kubectl would ask for a name.
+    pub(crate) fn anonymously(&self, path: &str) -> (u16, String) {
+        let mut command = Command::new("curl");
+        command.args(["-sS", "-w", "\n%{http_code}", "--cacert"]).arg(self.dir.path().join("pki/ca.crt"));
+        let told = succeeded(path, &command.arg(format!("{}{path}", self.server)).output().unwrap());
+        let (body, code) = told.rsplit_once('\n').unwrap();
+        (code.parse().unwrap(), body.to_owned())
     }
 
     pub(crate) fn object(&self, arguments: &str) -> Value {
