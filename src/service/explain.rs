@@ -14,6 +14,7 @@ use super::diff::{Batch, Key, LOCAL_SLOTS, Table, Value};
 use super::frontend::{Backend, Family, Frontend, Place, Protocol, Route, ServiceRoutes, parse_ip};
 use super::model::{HintFit, routes};
 use super::nftables;
+use super::slices::{KeptSlice, Shared};
 
 /// What there is to know about the way to one Service on one node.
 #[derive(Debug, Serialize)]
@@ -122,7 +123,9 @@ pub fn explain<'a>(
     node: &NodeTopology,
 ) -> Explanation {
     let name = NamespacedName { namespace: service.metadata.namespace.clone(), name: service.metadata.name.clone() };
-    let routes = routes(service, slices.clone(), node);
+    let mut kept: Vec<KeptSlice> = slices.clone().map(|slice| KeptSlice::of(slice, &mut Shared::default())).collect();
+    kept.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    let routes = routes(service, &kept, node);
     let mut table = Table::default();
     table.set(&name, routes.clone(), &mut Batch::default());
     let mut explanation = Explanation {

@@ -24,6 +24,7 @@ pub mod model;
 mod netlink;
 pub mod nftables;
 mod owner;
+pub mod slices;
 pub mod sysctls;
 
 #[cfg(test)]
