@@ -286,6 +286,8 @@ async fn remove_leftovers(mut health: watch::Receiver<Health>, kept: Mode, pods:
 mod tests {
     use serde_json::json;
 
+    use stoker_model::pod::PodUid;
+
     use super::*;
 
     fn node(fields: serde_json::Value) -> Node {
@@ -317,7 +319,7 @@ mod tests {
         let (publish, pods) = watch::channel(None);
         let mut waiting = std::pin::pin!(without_kube_proxy(pods, heard.clone()));
         assert!(waiting.as_mut().now_or_never().is_none(), "nobody knows the pods yet");
-        let one = std::collections::BTreeMap::from([("uid".into(), pod("kube-system", "kube-proxy", "Running"))]);
+        let one = std::collections::BTreeMap::from([(PodUid::new("uid"), pod("kube-system", "kube-proxy", "Running"))]);
         publish.send_replace(Some(Arc::new(one)));
         assert!(waiting.as_mut().now_or_never().is_none());
         assert_eq!(*heard.0.lock().unwrap(), ["TwoServiceProxies"]);
