@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::preflight::{PreflightError, check_host, lock, prepare_root};
-use super::proxy::{self, ProxyError, ProxyParts, ProxySettings};
+use super::proxy::{self, Around, ProxyError, ProxyParts, ProxySettings};
 use super::reservations::enforcement;
 use super::standalone::{AlwaysAllow, Standalone};
 use super::wiring::{WiringError, cgroup_config, eviction_settings, node_settings, pods_config, server_config};
@@ -250,8 +250,7 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
                 changes: queue,
                 facts: observer.facts,
                 object,
-                api: api.clone(),
-                events: events.clone(),
+                around: Around { api: api.clone(), events: events.clone(), pods: pods.clone() },
                 clock: *clock,
             };
             spawn(tasks, "service data path", proxy::start(parts)?);
