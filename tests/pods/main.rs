@@ -12,6 +12,7 @@ mod gadgets;
 mod lab;
 mod lifecycle;
 mod node;
+mod pressure;
 mod probes;
 mod pulls;
 mod resize;
