@@ -339,3 +339,9 @@ pub trait UsageReader: Send + Sync + 'static {
     /// Every pod that has a group.
     fn pods(&self) -> Vec<PodUsage>;
 }
+
+/// What probes have done, for `/metrics/probes` (A5.13).
+pub trait ProbeMetrics: Send + Sync + 'static {
+    /// In the text form of Prometheus.
+    fn probe_metrics(&self) -> String;
+}

@@ -169,6 +169,8 @@ struct NodeHandles {
     events: Arc<dyn EventSink>,
     authorizer: Arc<dyn Authorizer>,
     tokens: Option<Arc<dyn TokenReviewer>>,
+    /// The attachable volumes in use, for the Node's status.
+    volumes_in_use: watch::Sender<Vec<String>>,
 }
 
 /// Starts what waits for nothing: the node's own tasks, the watches, the service rules.
@@ -216,6 +218,7 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
             events,
             authorizer: offline,
             tokens: None,
+            volumes_in_use: watch::Sender::default(),
         };
         return Ok((decided, handles));
     };
@@ -224,7 +227,9 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
     spawn(tasks, "lease", node::renew_lease(node_api.clone(), node.lease_seconds, *clock));
     super::network::spawn(stoker, node, &api, (node_api.clone(), node_object.clone()), tasks).await?;
     let object = node_object.clone();
-    let report = node::report(node.clone(), node_api, events.clone(), observer.observations, node_object, *clock);
+    let volumes_in_use = watch::Sender::default();
+    let seen = node::Seen { observations: observer.observations, volumes_in_use: volumes_in_use.subscribe() };
+    let report = node::report(node.clone(), node_api, events.clone(), seen, node_object, *clock);
     spawn(tasks, "node reporter", report);
     let (pods, task) = upstream::watch_pods(api.clone(), node.name.clone());
     spawn(tasks, "pod watch", task);
@@ -273,6 +278,7 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
         services: Arc::new(store),
         events,
         authorizer,
+        volumes_in_use,
     };
     Ok((decided, handles))
 }
@@ -317,6 +323,7 @@ async fn wire_pods(
         // It ends with the agent.
         tokio::spawn(plugins);
     }
+    spawn(tasks, "volumes in use", pass_on(volumes.in_use(), handles.volumes_in_use));
     let images = images::images(&runtime, kubelet, flags)?;
     let collector = ImageCollector::new(runtime.clone(), images::image_policy(kubelet), keep, *clock);
     spawn(tasks, "image collector", collector.run(handles.events.clone()));
@@ -381,6 +388,16 @@ async fn wait_for_runtime(runtime: &Runtime, endpoint: &str) {
 }
 
 /// Keeps the line that `systemctl status` shows.
+/// The reporter of the node is there before the volumes are.
+async fn pass_on(mut from: watch::Receiver<Vec<String>>, to: watch::Sender<Vec<String>>) {
+    loop {
+        to.send_replace(from.borrow_and_update().clone());
+        if from.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
 async fn status_line(name: String, mut seen: watch::Receiver<Option<Arc<node::Observation>>>) {
     loop {
         let ready = seen.borrow_and_update().as_ref().is_some_and(|seen| seen.is_ready());

@@ -11,7 +11,7 @@ use super::reservations::reserved;
 use crate::cgroup::{CgroupConfig, CgroupDriver};
 use crate::config::{Flags, KubeProxyConfig, KubeletConfig, LabelError, ProxyMode, StokerConfig, parse_node_labels};
 use crate::node::{AddressError, MachineError, NodeSettings, choose_addresses, node_name};
-use crate::pod::{PodsConfig, StaticSources, SysctlError, SysctlRules};
+use crate::pod::{PodsConfig, ResizeRules, StaticSources, SysctlError, SysctlRules};
 use crate::server::{ServerConfig, ServingCertificate};
 use crate::service::sysctls::ConntrackSettings;
 use crate::service::{Cidr, IpvsConfig, LocalTraffic, Mode, ServiceConfig};
@@ -105,6 +105,11 @@ pub(super) fn pods_config(config: &KubeletConfig, root_dir: &Path) -> Result<Pod
             url_every: config.http_check_frequency.0,
         },
         single_process_oom_kill: config.single_process_oom_kill,
+        resizes: ResizeRules {
+            static_cpus: config.cpu_manager_policy == "static",
+            static_memory: config.memory_manager_policy == "Static",
+            limited_swap: config.memory_swap.swap_behavior == "LimitedSwap",
+        },
         ..PodsConfig::default()
     })
 }
