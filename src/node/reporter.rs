@@ -369,9 +369,9 @@ mod tests {
 
     #[test]
     fn addresses_are_internal_ones_and_the_name() {
-        // A16.5, A16.7
+        // A16.5, A16.7, A9.17
         let fields = status_fields(&tests_support(), &observation(), &["kubernetes.io/csi/d^h".into()]);
-        assert_eq!(fields["volumesInUse"], json!(["kubernetes.io/csi/d^h"]), "A9.17");
+        assert_eq!(fields["volumesInUse"], json!(["kubernetes.io/csi/d^h"]));
         assert_eq!(
             fields["addresses"],
             json!([{ "type": "InternalIP", "address": "10.0.0.1" }, { "type": "Hostname", "address": "n1" }])

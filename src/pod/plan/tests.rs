@@ -390,7 +390,7 @@ fn an_ephemeral_container_sees_the_processes_of_its_target() {
 
 #[test]
 fn new_resources_reach_running_containers() {
-    // A15.1
+    // A15.1, A15.16
     use k8s_openapi::api::core::v1::{ContainerResizePolicy, ResourceRequirements};
     use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
     let resources = |cpu: &str| ResourceRequirements {

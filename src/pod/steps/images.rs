@@ -104,17 +104,14 @@ impl Seeker<'_> {
     }
 
     /// What may open the registry: the pod's secrets, then what the node has itself (A14.4).
-    async fn credentials(&self) -> Vec<Credential> {
+    /// A secret that cannot be read fails the pull.
+    async fn credentials(&self) -> Result<Vec<Credential>, BadConfig> {
         let mut keyring = Keyring::default();
         let mut missing = Vec::new();
         let references = self.object.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten());
         for name in references.map(|reference| reference.name.as_str()).filter(|name| !name.is_empty()) {
             match self.shared.objects.secret(&self.pod.namespace, name).await {
-                Ok(Some(secret)) => {
-                    if let Err(error) = add_secret(&mut keyring, &secret) {
-                        tracing::warn!(secret = name, %error, "not used for the pull");
-                    }
-                }
+                Ok(Some(secret)) => add_secret(&mut keyring, &secret)?,
                 Ok(None) | Err(_) => missing.push(name),
             }
         }
@@ -127,15 +124,18 @@ impl Seeker<'_> {
         }
         let mut found = keyring.lookup(&self.key.image);
         found.extend(self.shared.images.node_credentials(&self.key.image).await);
-        found
+        Ok(found)
     }
 
     async fn pull(&self) -> Effect {
         let image = &self.key.image;
+        let credentials = match self.credentials().await {
+            Ok(credentials) => credentials,
+            Err(error) => return self.missing("ErrImagePull", error.to_string(), false),
+        };
         self.tell(EventType::Normal, "Pulling", format!("Pulling image \"{image}\""));
         let asked = self.shared.clock.now().monotonic;
         let runtime_handler = self.shared.config.runtime_handler.clone();
-        let credentials = self.credentials().await;
         let pull = Pull { image: image.clone(), runtime_handler, credentials };
         match self.shared.images.pull(pull).await {
             Ok(pulled) => {
