@@ -11,6 +11,7 @@ mod inside;
 mod lab;
 mod lifecycle;
 mod node;
+mod pressure;
 mod probes;
 mod pulls;
 mod resize;

@@ -12,30 +12,23 @@ pub struct ResizeRules {
     pub static_cpus: bool,
     /// kubelet's `memoryManagerPolicy: Static`.
     pub static_memory: bool,
-    /// kubelet's `memorySwap.swapBehavior: LimitedSwap`; counts where the kernel can bound swap, which takes cgroup v2.
-    pub limited_swap: bool,
 }
 
-/// Why a pod can never have what it asks for while it runs; `critical`: it never swaps.
-pub(in crate::pod) fn infeasible(
-    asked: &PodSpec,
-    given: &PodSpec,
-    critical: bool,
-    rules: ResizeRules,
-) -> Option<String> {
+/// Why a pod can never have what it asks for while it runs; `swaps`: the node lets pods of its kind swap (A12.12).
+pub(in crate::pod) fn infeasible(asked: &PodSpec, given: &PodSpec, rules: ResizeRules, swaps: bool) -> Option<String> {
     let changes = |name: &'static str| {
         pairs(asked, given).any(move |(a, b)| {
             let (a, b) = (a.resources.clone().unwrap_or_default(), b.resources.clone().unwrap_or_default());
             differs(&a, &b, name)
         })
     };
-    if rules.limited_swap && !critical {
-        let swaps = |(a, b): (&Container, &Container)| {
+    if swaps {
+        let loses = |(a, b): (&Container, &Container)| {
             memory_request(a) != memory_request(b)
                 && !restarts_for_memory(b)
                 && (may_swap(asked, a) || may_swap(given, b))
         };
-        if pairs(asked, given).any(swaps) {
+        if pairs(asked, given).any(loses) {
             return Some("In-place resize of containers with swap is not supported.".to_owned());
         }
     }
@@ -102,27 +95,26 @@ mod tests {
         // A15.1
         let none = ResizeRules::default();
         let (cpus, memory) = (ResizeRules { static_cpus: true, ..none }, ResizeRules { static_memory: true, ..none });
-        let swap = ResizeRules { limited_swap: true, ..none };
         let [keeps, restarts] = ["NotRequired", "RestartContainer"];
         let of_cpus = "Resize is infeasible for Guaranteed Pods alongside CPU Manager policy \"static\"";
         let of_memory = "Resize is infeasible for Guaranteed Pods alongside Memory Manager policy \"Static\"";
         let of_swap = "In-place resize of containers with swap is not supported.";
-        for (asked, given, critical, rules, expected) in [
-            (("2", "1Gi", "1Gi"), ("1", "1Gi", "1Gi"), false, none, None),
-            (("2", "1Gi", "1Gi"), ("1", "1Gi", "1Gi"), false, cpus, Some(of_cpus)),
-            (("1", "2Gi", "2Gi"), ("1", "1Gi", "1Gi"), false, cpus, None),
-            (("1", "2Gi", "2Gi"), ("1", "1Gi", "1Gi"), false, memory, Some(of_memory)),
-            (("2", "1Gi", "2Gi"), ("1", "1Gi", "2Gi"), false, cpus, None),
-            (("1", "2Gi", "4Gi"), ("1", "1Gi", "4Gi"), false, swap, Some(of_swap)),
-            (("1", "2Gi", "4Gi"), ("1", "1Gi", "4Gi"), true, swap, None),
-            (("2", "1Gi", "4Gi"), ("1", "1Gi", "4Gi"), false, swap, None),
-            (("1", "2Gi", "2Gi"), ("1", "1Gi", "1Gi"), false, swap, None),
+        for (asked, given, rules, swaps, expected) in [
+            (("2", "1Gi", "1Gi"), ("1", "1Gi", "1Gi"), none, false, None),
+            (("2", "1Gi", "1Gi"), ("1", "1Gi", "1Gi"), cpus, false, Some(of_cpus)),
+            (("1", "2Gi", "2Gi"), ("1", "1Gi", "1Gi"), cpus, false, None),
+            (("1", "2Gi", "2Gi"), ("1", "1Gi", "1Gi"), memory, false, Some(of_memory)),
+            (("2", "1Gi", "2Gi"), ("1", "1Gi", "2Gi"), cpus, false, None),
+            (("1", "2Gi", "4Gi"), ("1", "1Gi", "4Gi"), none, true, Some(of_swap)),
+            (("1", "2Gi", "4Gi"), ("1", "1Gi", "4Gi"), none, false, None),
+            (("2", "1Gi", "4Gi"), ("1", "1Gi", "4Gi"), none, true, None),
+            (("1", "2Gi", "2Gi"), ("1", "1Gi", "1Gi"), none, true, None),
         ] {
             let of = |(cpu, request, limit), policy| spec(cpu, request, limit, policy);
-            let found = infeasible(&of(asked, keeps), &of(given, keeps), critical, rules);
+            let found = infeasible(&of(asked, keeps), &of(given, keeps), rules, swaps);
             assert_eq!(found.as_deref(), expected, "{asked:?} {given:?} {rules:?}");
         }
         let of = |request| spec("1", request, "4Gi", restarts);
-        assert_eq!(infeasible(&of("2Gi"), &of("1Gi"), false, swap), None, "a new container swaps as it may");
+        assert_eq!(infeasible(&of("2Gi"), &of("1Gi"), none, true), None, "a new container swaps as it may");
     }
 }

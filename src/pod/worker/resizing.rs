@@ -46,10 +46,9 @@ impl Worker {
     fn admit_resize(&mut self, desired: &DesiredPod, given: &Pod) -> bool {
         let generation = desired.pod.metadata.generation;
         let spec = desired.pod.spec.clone().unwrap_or_default();
-        let critical = admission::is_critical(&desired.pod);
-        let mut rules = self.shared.config.resizes;
-        rules.limited_swap &= self.shared.cgroups.is_v2();
-        let never = given.spec.as_ref().and_then(|given| infeasible(&spec, given, critical, rules));
+        let config = &self.shared.config;
+        let swaps = config.limited_swap && self.shared.cgroups.is_v2() && !admission::is_critical(&desired.pod);
+        let never = given.spec.as_ref().and_then(|given| infeasible(&spec, given, config.resizes, swaps));
         let admitted = match never {
             Some(message) => {
                 self.shared.directory.wishes_nothing(&self.reference.uid);
