@@ -452,3 +452,9 @@ pub trait PluginKind: Send + Sync + 'static {
     /// Its socket is gone.
     async fn lost(&self, name: &str);
 }
+
+/// What probes have done, for `/metrics/probes` (A5.13).
+pub trait ProbeMetrics: Send + Sync + 'static {
+    /// In the text form of Prometheus.
+    fn probe_metrics(&self) -> String;
+}

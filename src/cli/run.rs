@@ -182,6 +182,8 @@ struct NodeHandles {
     events: Arc<dyn EventSink>,
     authorizer: Arc<dyn Authorizer>,
     tokens: Option<Arc<dyn TokenReviewer>>,
+    /// The attachable volumes in use, for the Node's status.
+    volumes_in_use: watch::Sender<Vec<String>>,
 }
 
 /// Starts what waits for nothing: the node's own tasks, the watches, the service rules.
@@ -237,6 +239,7 @@ async fn wire_node(
             events,
             authorizer: offline,
             tokens: None,
+            volumes_in_use: watch::Sender::default(),
         };
         return Ok((decided, handles));
     };
@@ -246,7 +249,9 @@ async fn wire_node(
     spawn(tasks, "lease", node::renew_lease(node_api.clone(), node.lease_seconds, *clock));
     super::network::spawn(stoker, node, &api, (node_api.clone(), node_object.clone()), tasks).await?;
     let object = node_object.clone();
-    let report = node::report(node.clone(), node_api, events.clone(), observer.observations, node_object, *clock);
+    let volumes_in_use = watch::Sender::default();
+    let seen = node::Seen { observations: observer.observations, volumes_in_use: volumes_in_use.subscribe() };
+    let report = node::report(node.clone(), node_api, events.clone(), seen, node_object, *clock);
     spawn(tasks, "node reporter", report);
     let (pods, task) = upstream::watch_pods(api.clone(), node.name.clone());
     spawn(tasks, "pod watch", task);
@@ -296,6 +301,7 @@ async fn wire_node(
         assignments,
         events,
         authorizer,
+        volumes_in_use,
     };
     Ok((decided, handles))
 }
@@ -341,6 +347,7 @@ async fn wire_pods(
     let others = vec![handles.assignments.plugins()];
     // It ends with the agent.
     tokio::spawn(watch_plugins(registry, drivers, handles.storage, others, stop.clone()));
+    spawn(tasks, "volumes in use", pass_on(volumes.in_use(), handles.volumes_in_use));
     let records = images::pull_records(kubelet, flags, *clock)?;
     let images = images::images(&runtime, kubelet, flags, records.clone())?;
     let collector =
@@ -435,6 +442,16 @@ async fn wait_for_runtime(runtime: &Runtime, endpoint: &str) {
 }
 
 /// Keeps the line that `systemctl status` shows.
+/// The reporter of the node is there before the volumes are.
+async fn pass_on(mut from: watch::Receiver<Vec<String>>, to: watch::Sender<Vec<String>>) {
+    loop {
+        to.send_replace(from.borrow_and_update().clone());
+        if from.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
 async fn status_line(name: String, mut seen: watch::Receiver<Option<Arc<node::Observation>>>) {
     loop {
         let ready = seen.borrow_and_update().as_ref().is_some_and(|seen| seen.is_ready());

@@ -17,7 +17,7 @@ use crate::config::{
 };
 use crate::node::eviction::{EvictionSettings, ThresholdError, ThresholdFields};
 use crate::node::{AddressError, MachineError, NodeSettings, choose_addresses, memory_threshold, node_name};
-use crate::pod::{PodsConfig, StaticSources, SysctlError, SysctlRules};
+use crate::pod::{PodsConfig, ResizeRules, StaticSources, SysctlError, SysctlRules};
 use crate::resources::{CpuOptions, NotCpus, ReservedCpus, ResourcesConfig, StaticCpus, StaticMemory, TopologyPolicy};
 use crate::server::{ServerConfig, ServingCertificate};
 use crate::service::sysctls::ConntrackSettings;
@@ -117,6 +117,10 @@ pub(super) fn pods_config(config: &KubeletConfig, root_dir: &Path) -> Result<Pod
         single_process_oom_kill: config.single_process_oom_kill,
         cpu_sets_every: config.cpu_manager_reconcile_period.0,
         limited_swap: config.memory_swap.swap_behavior == "LimitedSwap",
+        resizes: ResizeRules {
+            static_cpus: config.cpu_manager_policy == "static",
+            static_memory: config.memory_manager_policy == "Static",
+        },
         ..PodsConfig::default()
     })
 }

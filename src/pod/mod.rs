@@ -14,6 +14,8 @@ mod cpu_sets;
 mod dns;
 mod env;
 mod env_file;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod garbage;
 mod hosts;
 mod observe;
@@ -34,5 +36,6 @@ mod writer;
 
 pub use admission::{SysctlError, SysctlRules};
 pub use pods::Pods;
+pub use resize::ResizeRules;
 pub use shared::{PodHandles, PodsConfig};
 pub use sources::StaticSources;

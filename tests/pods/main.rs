@@ -7,6 +7,7 @@ mod csi;
 mod devices;
 mod faults;
 mod gadgets;
+mod inside;
 #[expect(dead_code, reason = "the lab serves another test, too, which needs more of it")]
 #[path = "../runtime/lab.rs"]
 mod lab;
