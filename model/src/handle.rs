@@ -339,3 +339,21 @@ pub trait UsageReader: Send + Sync + 'static {
     /// Every pod that has a group.
     fn pods(&self) -> Vec<PodUsage>;
 }
+
+/// A certificate with its chain, and its key, both as PEM.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PemPair {
+    /// The certificate itself first.
+    pub chain: String,
+    /// Its private key.
+    pub key: String,
+}
+
+impl std::fmt::Debug for PemPair {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PemPair").finish_non_exhaustive()
+    }
+}
+
+/// The serving certificate that the cluster has signed for this node; `None` until it has (A17.3).
+pub type ServingCertificates = watch::Receiver<Option<Arc<PemPair>>>;

@@ -7,7 +7,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use stoker_model::handle::{
-    Authorizer, EventSink, MirrorApi, NodeFeed, ObjectApi, PodApi, PodFeed, ServiceLinks, StorageApi, TokenReviewer,
+    Authorizer, EventSink, MirrorApi, NodeFeed, ObjectApi, PodApi, PodFeed, ServiceLinks, ServingCertificates,
+    StorageApi, TokenReviewer,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -19,13 +20,12 @@ use super::proxy::{self, ProxyError, ProxyParts, ProxySettings};
 use super::reservations::enforcement;
 use super::standalone::{AlwaysAllow, Standalone};
 use super::wiring::{WiringError, cgroup_config, node_settings, pods_config, server_config};
-use super::{cluster_dns, images};
+use super::{cluster_dns, credentials, images};
 use super::{logging, systemd};
 use crate::cgroup::{CgroupError, Cgroups};
 use crate::clock::Clock;
 use crate::config::{
-    ConfigError, Credentials, Flags, KubeconfigError, KubeletConfig, PodNetwork, ServiceMode, StokerConfig, load,
-    load_stoker_config, read_kubeconfig,
+    ConfigError, Flags, KubeconfigError, KubeletConfig, PodNetwork, ServiceMode, StokerConfig, load, load_stoker_config,
 };
 use crate::node::{self, NodeSettings};
 use crate::pod::{PodHandles, Pods};
@@ -34,7 +34,8 @@ use crate::runtime::logs::rotate_logs;
 use crate::runtime::{Runtime, RuntimeError, events as runtime_events, pause};
 use crate::server;
 use crate::upstream::{
-    self, AccessReviews, ApiServer, Backoff, ConnectError, NodeApi, Objects, PodWriter, ServiceStore, Storage,
+    self, AccessReviews, Backoff, CertificateStore, ConnectError, NodeApi, Objects, PodWriter, ServiceStore,
+    ServingKeeper, Storage,
 };
 use crate::volume::Volumes;
 use crate::volume::csi::{Drivers, watch_plugins};
@@ -73,6 +74,10 @@ pub(super) enum RunError {
     Cgroup(#[from] CgroupError),
     #[error("cannot start threads or take signals: {0}")]
     Start(#[from] std::io::Error),
+    #[error(
+        "there is no valid client certificate; kubectl get csr shows what was asked for, and the log above why not"
+    )]
+    NoCertificate,
     #[error("the task {0} ended although it must not: this is a bug, its log lines above tell more")]
     TaskEnded(&'static str),
 }
@@ -127,6 +132,7 @@ async fn start(decided: Decided) -> Result<(), RunError> {
         let pods = wire_pods(&decided, handles, &mut tasks, &stop).await?;
         supervised.get_or_init(|| pods);
         match tasks.join_next().await {
+            Some(Ok(credentials::HOPELESS)) => Err(RunError::NoCertificate),
             Some(Ok(name)) => Err(RunError::TaskEnded(name)),
             Some(Err(panic)) => {
                 tracing::error!(%panic, "a task died");
@@ -169,16 +175,14 @@ struct NodeHandles {
     events: Arc<dyn EventSink>,
     authorizer: Arc<dyn Authorizer>,
     tokens: Option<Arc<dyn TokenReviewer>>,
+    /// With `serverTLSBootstrap`.
+    certificate: Option<ServingCertificates>,
 }
 
 /// Starts what waits for nothing: the node's own tasks, the watches, the service rules.
 async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, NodeHandles), RunError> {
     let Decided { flags, kubelet, stoker, proxy, node, clock } = &decided;
-    let credentials = read_kubeconfig(flags.kubeconfig.as_deref(), flags.bootstrap_kubeconfig.as_deref()).await?;
-    let api = match credentials {
-        Credentials::Standalone => None,
-        Credentials::Cluster(config) => Some(ApiServer::new(&config)?),
-    };
+    let api = credentials::connect(flags, kubelet, &node.name, tasks).await?;
     let (events, event_task) = upstream::event_queue(*clock, node.name.clone());
     let events: Arc<dyn EventSink> = Arc::new(events);
     let runtime = Runtime::connect(&kubelet.container_runtime_endpoint, kubelet.runtime_request_timeout.0)?;
@@ -216,6 +220,7 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
             events,
             authorizer: offline,
             tokens: None,
+            certificate: None,
         };
         return Ok((decided, handles));
     };
@@ -223,6 +228,13 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
     spawn(tasks, "events", event_task(api.clone()).run());
     spawn(tasks, "lease", node::renew_lease(node_api.clone(), node.lease_seconds, *clock));
     super::network::spawn(stoker, node, &api, (node_api.clone(), node_object.clone()), tasks).await?;
+    let certificate = kubelet.server_tls_bootstrap.then(|| {
+        let (publish, certificate) = watch::channel(None);
+        let store = CertificateStore::serving(&flags.cert_dir);
+        let (node, api, object) = (node.name.clone(), api.clone(), node_object.clone());
+        spawn(tasks, "serving certificate", ServingKeeper { node, store, api, object, publish }.run());
+        certificate
+    });
     let object = node_object.clone();
     let report = node::report(node.clone(), node_api, events.clone(), observer.observations, node_object, *clock);
     spawn(tasks, "node reporter", report);
@@ -273,6 +285,7 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
         services: Arc::new(store),
         events,
         authorizer,
+        certificate,
     };
     Ok((decided, handles))
 }
@@ -340,7 +353,7 @@ async fn wire_pods(
         stop.clone(),
     );
     if kubelet.enable_server {
-        let config = server_config(kubelet, flags, node)?;
+        let config = server_config(kubelet, flags, node, handles.certificate)?;
         let handles = server::Handles {
             pods: Arc::new(pods.clone()),
             authorizer: handles.authorizer,

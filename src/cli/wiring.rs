@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use stoker_model::handle::ServingCertificates;
 use stoker_model::quantity::QuantityError;
 
 use super::proxy::ProxySettings;
@@ -12,7 +13,7 @@ use crate::cgroup::{CgroupConfig, CgroupDriver};
 use crate::config::{Flags, KubeProxyConfig, KubeletConfig, LabelError, ProxyMode, StokerConfig, parse_node_labels};
 use crate::node::{AddressError, MachineError, NodeSettings, choose_addresses, node_name};
 use crate::pod::{PodsConfig, StaticSources, SysctlError, SysctlRules};
-use crate::server::{ServerConfig, ServingCertificate};
+use crate::server::{ServerConfig, ServingCertificate, TlsRules};
 use crate::service::sysctls::ConntrackSettings;
 use crate::service::{Cidr, IpvsConfig, LocalTraffic, Mode, ServiceConfig};
 
@@ -126,6 +127,7 @@ pub(super) fn server_config(
     config: &KubeletConfig,
     flags: &Flags,
     node: &NodeSettings,
+    signed: Option<ServingCertificates>,
 ) -> Result<ServerConfig, WiringError> {
     let address = |field, text: &String| -> Result<IpAddr, WiringError> {
         text.parse().map_err(|_| WiringError::NotAnAddress { field, value: text.clone() })
@@ -136,8 +138,9 @@ pub(super) fn server_config(
         0 => None,
         number => Some(SocketAddr::new(address("healthzBindAddress", &config.healthz_bind_address)?, number)),
     };
-    let certificate = match (file(&config.tls_cert_file), file(&config.tls_private_key_file)) {
-        (Some(certificate), Some(key)) => ServingCertificate::Files { certificate, key },
+    let certificate = match (file(&config.tls_cert_file), file(&config.tls_private_key_file), signed) {
+        (Some(certificate), Some(key), _) => ServingCertificate::Files { certificate, key },
+        (_, _, Some(signed)) => ServingCertificate::Signed(signed),
         _ => ServingCertificate::SelfSigned {
             directory: flags.cert_dir.clone(),
             node: node.name.clone(),
@@ -150,6 +153,11 @@ pub(super) fn server_config(
         healthz,
         certificate,
         client_ca: file(&config.authentication.x509.client_ca_file),
+        tls: TlsRules {
+            min_version: config.tls_min_version.clone(),
+            cipher_suites: config.tls_cipher_suites.clone(),
+            curves: config.tls_curve_preferences.clone(),
+        },
         debugging_handlers: config.enable_debugging_handlers,
         node: node.name.clone(),
         kubelet_configuration: shown(config),

@@ -15,6 +15,7 @@ mod route;
 mod running;
 mod stats;
 mod stream;
+mod tls;
 mod tokens;
 
 use std::convert::Infallible;
@@ -38,7 +39,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -46,10 +46,12 @@ use self::access::Access;
 use self::reply::Reply;
 use self::route::Routes;
 use self::stream::Streaming;
+use self::tls::Tls;
 use crate::clock::Clock;
 use crate::runtime::Runtime;
 
 pub use self::certificate::ServingCertificate;
+pub use self::tls::TlsRules;
 
 /// Connections at a time. The API server needs one or two and one for each stream.
 const CONNECTIONS: usize = 1024;
@@ -90,6 +92,8 @@ pub struct ServerConfig {
     pub certificate: ServingCertificate,
     /// PEM file with the CAs of clients. Without it nobody can say who he is, so that everybody is refused.
     pub client_ca: Option<PathBuf>,
+    /// Versions, suites and groups.
+    pub tls: TlsRules,
     /// The node's name.
     pub node: String,
     /// What `/configz` shows: KubeletConfiguration with all defaults.
@@ -155,7 +159,7 @@ pub enum ServerError {
 pub struct Server {
     api: TcpListener,
     healthz: Option<TcpListener>,
-    tls: TlsAcceptor,
+    tls: Tls,
     routes: Arc<Routes>,
     /// Ends what left HTTP.
     streams: CancellationToken,
@@ -170,7 +174,7 @@ impl fmt::Debug for Server {
 impl Server {
     /// Loads or makes the certificate and opens the ports. From then on connections are kept waiting, not refused.
     pub async fn bind(config: ServerConfig, handles: Handles) -> Result<Self, ServerError> {
-        let tls = certificate::tls_config(&config.certificate, config.client_ca.as_deref(), Clock.now())?;
+        let tls = Tls::new(&config, Clock.now())?;
         let api = listen(SocketAddr::new(config.address, config.port)).await?;
         let healthz = match config.healthz {
             Some(address) => Some(listen(address).await?),
@@ -180,7 +184,7 @@ impl Server {
         let streams = CancellationToken::new();
         let streaming = Streaming::new(handles.pods.clone(), handles.runtime.clone(), streams.clone());
         let routes = Routes::new(handles, access, streaming, config);
-        Ok(Self { api, healthz, tls: TlsAcceptor::from(Arc::new(tls)), routes: Arc::new(routes), streams })
+        Ok(Self { api, healthz, tls, routes: Arc::new(routes), streams })
     }
 
     /// Where the HTTPS API listens.
@@ -204,7 +208,7 @@ impl Server {
             tokio::select! {
                 () = stop.cancelled() => break,
                 client = accept(Some(&self.api)) => {
-                    let (tls, routes, watcher) = (self.tls.clone(), self.routes.clone(), graceful.watcher());
+                    let (tls, routes, watcher) = (self.tls.acceptor(Clock.now()), self.routes.clone(), graceful.watcher());
                     let Ok(permit) = room.clone().try_acquire_owned() else {
                         warn!("{CONNECTIONS} connections to the node's API are open; refusing one");
                         continue;
