@@ -6,11 +6,11 @@
 use serde_json::{Value, json};
 
 use super::cluster::Core;
-use super::{codec, meta, node_restriction};
+use super::{certificate_admission, codec, escalation, meta, node_restriction};
 use crate::auth::identity::UserInfo;
 use crate::resources::status::StatusError;
 use crate::resources::tree::{fill, items, items_mut, text};
-use crate::resources::{self, ResourceInfo};
+use crate::resources::{self, ResourceInfo, certificates};
 
 const TOKEN_MOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const MIRROR: &str = "kubernetes.io/config.mirror";
@@ -38,7 +38,10 @@ pub(super) async fn admit_create(
     if is(info, "", "nodes") && user.groups.iter().any(|group| group == "system:nodes") {
         taint_new_node(object);
     }
-    Ok(())
+    if certificates::is_signing_request(info) {
+        certificate_admission::admit_create(info, object, user)?;
+    }
+    escalation::check(core, info, object, None, user).await
 }
 
 pub(super) async fn admit_update(
@@ -49,7 +52,11 @@ pub(super) async fn admit_update(
     old: &Value,
     user: &UserInfo,
 ) -> Result<(), StatusError> {
-    node_restriction::check(core, info, subresource, new, Some(old), user).await
+    node_restriction::check(core, info, subresource, new, Some(old), user).await?;
+    if certificates::is_signing_request(info) {
+        certificate_admission::admit_update(core, info, subresource, new, old, user).await?;
+    }
+    escalation::check(core, info, new, Some(old), user).await
 }
 
 /// The account, its pull secrets, and its token as a volume in every container.

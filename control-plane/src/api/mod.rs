@@ -7,10 +7,12 @@
 mod actions;
 mod admission;
 mod apply_patch;
+mod certificate_admission;
 mod cluster;
 mod codec;
 mod delete;
 pub mod discovery;
+mod escalation;
 mod hooks;
 mod impersonate;
 mod lookup;
@@ -41,4 +43,5 @@ pub use cluster::{
 };
 pub use hooks::{Allocation, ServiceAllocator};
 pub use nodes::NodeClient;
+pub use paths::GIT_VERSION;
 pub use serve::{ServerConfig, serve};

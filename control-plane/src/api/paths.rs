@@ -14,7 +14,8 @@ use crate::resources::status::StatusError;
 
 /// The release of Kubernetes whose API this is.
 const MINOR: &str = "36";
-const GIT_VERSION: &str = "v1.36.2";
+/// The release whose API this is.
+pub const GIT_VERSION: &str = "v1.36.2";
 const JSON: &str = "application/json";
 /// What `/healthz`, `/livez` and `/readyz` look at.
 const CHECKS: &[&str] = &["ping", "storage"];

@@ -66,7 +66,7 @@ pub async fn ensure_defaults(
 }
 
 /// Creates an object, or, where `follows` names a part of it that depends on the configuration, writes that part.
-async fn ensure(
+pub(super) async fn ensure(
     cluster: &Cluster,
     kind: (&str, &str),
     namespace: &str,

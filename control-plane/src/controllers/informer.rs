@@ -196,9 +196,11 @@ const WHOLE: &[(&str, &str)] = &[
     ("apps", "replicasets"),
     ("apps", "statefulsets"),
     ("batch", "jobs"),
+    ("certificates.k8s.io", "certificatesigningrequests"),
     ("coordination.k8s.io", "leases"),
     ("discovery.k8s.io", "endpointslices"),
     ("policy", "poddisruptionbudgets"),
+    ("rbac.authorization.k8s.io", "clusterroles"),
     ("storage.k8s.io", "storageclasses"),
 ];
 
