@@ -357,3 +357,15 @@ impl std::fmt::Debug for PemPair {
 
 /// The serving certificate that the cluster has signed for this node; `None` until it has (A17.3).
 pub type ServingCertificates = watch::Receiver<Option<Arc<PemPair>>>;
+
+/// What the node's API asks of the agent itself; `cli` implements it.
+pub trait AgentState: Send + Sync + 'static {
+    /// Whether the pods' supervisor comes round (A18.1).
+    fn is_alive(&self) -> bool;
+
+    /// From now on as much is logged as klog logs at that level (A18.14).
+    ///
+    /// # Errors
+    /// In words, when it cannot be changed.
+    fn set_verbosity(&self, level: i64) -> Result<(), String>;
+}

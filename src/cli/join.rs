@@ -23,6 +23,8 @@ pub(super) const CA: &str = "ca.crt";
 pub(super) const BOOTSTRAP: &str = "bootstrap.kubeconfig";
 pub(super) const KUBECONFIG: &str = "node.kubeconfig";
 pub(super) const CONFIGURATION: &str = "kubelet.yaml";
+/// The first line of a configuration that join has written.
+pub(super) const WRITTEN: &str = "# Written by stoker join, from the cluster's kubelet-config.\n";
 /// What the package had in the configuration's place.
 pub(super) const CONFIGURATION_BEFORE: &str = "kubelet.yaml.before-join";
 
@@ -189,7 +191,7 @@ fn write_files(
     match configuration {
         Some(text) => {
             let before = directory.join(CONFIGURATION_BEFORE);
-            if path.exists() && !before.exists() {
+            if path.exists() && !before.exists() && !is_ours(&path) {
                 fs::copy(&path, &before).map_err(|source| JoinError::Write { path: before.clone(), source })?;
             }
             write(&path, &text, 0o644)
@@ -199,6 +201,11 @@ fn write_files(
             Ok(())
         }
     }
+}
+
+/// Whether join has written this configuration.
+pub(super) fn is_ours(path: &Path) -> bool {
+    fs::read_to_string(path).is_ok_and(|text| text.starts_with(WRITTEN))
 }
 
 fn bootstrap(cluster: &FoundCluster, ca: &Path, token: &Token) -> String {
@@ -230,7 +237,7 @@ fn adapted(text: &str, ca: &Path, exists: impl Fn(&Path) -> bool) -> Result<Stri
     if whole["rotateCertificates"].is_null() {
         whole["rotateCertificates"] = json!(true);
     }
-    serde_yaml_ng::to_string(&whole).map_err(bad)
+    Ok(format!("{WRITTEN}{}", serde_yaml_ng::to_string(&whole).map_err(bad)?))
 }
 
 fn write(path: &Path, text: &str, mode: u32) -> Result<(), JoinError> {

@@ -16,11 +16,13 @@ mod logging;
 mod network;
 mod preflight;
 mod proxy;
+mod reload;
 mod reservations;
 mod reset;
 mod run;
 mod service;
 mod standalone;
+mod status;
 mod systemd;
 mod unit;
 mod wiring;
@@ -59,6 +61,7 @@ pub fn main() -> ExitCode {
         "service" => report(service::run(matches)),
         "join" => report(join::run(matches)),
         "reset" => report(reset::run(matches)),
+        "status" => report(status::run(matches)),
         "check" => report(check::run(matches)),
         _ => run(matches, as_kubelet),
     }
@@ -103,6 +106,7 @@ fn command(as_kubelet: bool) -> Command {
         .subcommand(join::command())
         .subcommand(check::command())
         .subcommand(reset::command())
+        .subcommand(status::command())
         .subcommand(service::command())
         .subcommand(Command::new("cleanup").about(CLEANUP_ABOUT))
 }

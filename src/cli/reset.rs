@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use rustix::mount::{UnmountFlags, unmount};
 
-use super::join::{BOOTSTRAP, CA, CONFIGURATION, CONFIGURATION_BEFORE, KUBECONFIG, directory_argument};
+use super::join::{BOOTSTRAP, CA, CONFIGURATION, CONFIGURATION_BEFORE, KUBECONFIG, directory_argument, is_ours};
 use super::preflight::lock;
 use super::{cleanup, unit};
 use crate::config::{KubeletConfig, StokerConfig, load, load_stoker_config};
@@ -123,7 +123,9 @@ impl Places {
         let own = [KUBECONFIG, BOOTSTRAP, CA].map(|name| self.directory.join(name));
         let cni = &self.stoker.cni;
         let network = [cni.conf_dir.join("05-stoker.conflist"), cni.bin_dir.join("stoker-cni"), cni.state_dir.clone()];
-        own.into_iter().chain(network).filter(|path| fs::symlink_metadata(path).is_ok()).collect()
+        let before = self.directory.join(CONFIGURATION_BEFORE);
+        let written = Some(self.directory.join(CONFIGURATION)).filter(|path| !before.exists() && is_ours(path));
+        own.into_iter().chain(network).chain(written).filter(|path| fs::symlink_metadata(path).is_ok()).collect()
     }
 }
 

@@ -7,20 +7,20 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use stoker_model::handle::{
-    Authorizer, EventSink, MirrorApi, NodeFeed, ObjectApi, PodApi, PodFeed, ServiceLinks, ServingCertificates,
-    StorageApi, TokenReviewer,
+    AgentState, Authorizer, EventSink, MirrorApi, NodeFeed, ObjectApi, PodApi, PodFeed, ServiceLinks,
+    ServingCertificates, StorageApi, TokenReviewer,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::preflight::{PreflightError, check_host, lock, prepare_root};
+use super::preflight::{PreflightError, check_host, limit_process, lock, prepare_root};
 use super::proxy::{self, ProxyError, ProxyParts, ProxySettings};
 use super::reservations::enforcement;
 use super::standalone::{AlwaysAllow, Standalone};
 use super::wiring::{WiringError, cgroup_config, node_settings, pods_config, server_config};
-use super::{cluster_dns, credentials, images};
+use super::{cluster_dns, credentials, images, reload, status};
 use super::{logging, systemd};
 use crate::cgroup::{CgroupError, Cgroups};
 use crate::clock::Clock;
@@ -90,6 +90,9 @@ struct Decided {
     proxy: ProxySettings,
     node: Arc<NodeSettings>,
     clock: Clock,
+    as_kubelet: bool,
+    /// The pods' supervisor, once it runs.
+    supervised: Arc<OnceLock<Pods>>,
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -104,12 +107,22 @@ pub(super) fn run(flags: Flags, as_kubelet: bool) -> Result<(), RunError> {
     }
     check_host(&loaded.kubelet)?;
     let _lock = lock(&flags.lock_file)?;
+    limit_process(&loaded.kubelet);
     prepare_root(&flags.root_dir)?;
     let node = node_settings(&loaded.kubelet, &flags)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = node.name, addresses = ?node.addresses, "starting");
     // The first provider wins; nobody else sets one.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let decided = Decided { flags, kubelet: loaded.kubelet, stoker, proxy, node, clock: Clock };
+    let decided = Decided {
+        flags,
+        kubelet: loaded.kubelet,
+        stoker,
+        proxy,
+        node,
+        clock: Clock,
+        as_kubelet,
+        supervised: Arc::default(),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(start(decided));
     runtime.shutdown_timeout(LAST_WORDS);
@@ -122,15 +135,16 @@ async fn start(decided: Decided) -> Result<(), RunError> {
     let stop = CancellationToken::new();
     let mut tasks = Tasks::new();
     // There are no pods before the runtime answers.
-    let supervised: Arc<OnceLock<Pods>> = Arc::default();
+    let supervised = decided.supervised.clone();
     let watched = supervised.clone();
     spawn(&mut tasks, "watchdog", systemd::watchdog(move || watched.get().is_none_or(Pods::is_alive)));
+    let reloading = reload::on_hangup(decided.flags.clone(), decided.kubelet.clone(), decided.as_kubelet);
+    spawn(&mut tasks, "reload", reloading);
     let work = async {
         let (decided, handles) = wire_node(decided, &mut tasks).await?;
         // Not later: a service manager that waits for us would give up on a machine whose runtime comes late.
         systemd::tell(&[sd_notify::NotifyState::Ready]);
-        let pods = wire_pods(&decided, handles, &mut tasks, &stop).await?;
-        supervised.get_or_init(|| pods);
+        wire_pods(&decided, handles, &mut tasks, &stop).await?;
         match tasks.join_next().await {
             Some(Ok(credentials::HOPELESS)) => Err(RunError::NoCertificate),
             Some(Ok(name)) => Err(RunError::TaskEnded(name)),
@@ -181,7 +195,7 @@ struct NodeHandles {
 
 /// Starts what waits for nothing: the node's own tasks, the watches, the service rules.
 async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, NodeHandles), RunError> {
-    let Decided { flags, kubelet, stoker, proxy, node, clock } = &decided;
+    let Decided { flags, kubelet, stoker, proxy, node, clock, .. } = &decided;
     let api = credentials::connect(flags, kubelet, &node.name, tasks).await?;
     let (events, event_task) = upstream::event_queue(*clock, node.name.clone());
     let events: Arc<dyn EventSink> = Arc::new(events);
@@ -199,6 +213,16 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
     let (observer, task) = node::observe(node.clone(), runtime.clone(), node_object.clone(), *clock);
     spawn(tasks, "node observer", task);
     spawn(tasks, "status line", status_line(node.name.clone(), observer.observations.clone()));
+
+    let store = api.as_ref().map(|_| ServiceStore::default());
+    match status::listen(&flags.root_dir) {
+        Ok(listener) => {
+            let (observations, pods) = (observer.observations.clone(), decided.supervised.clone());
+            let teller = status::Teller { node: node.name.clone(), observations, services: store.clone(), pods };
+            spawn(tasks, "status socket", status::serve(listener, teller));
+        }
+        Err(error) => tracing::warn!(%error, "stoker status will find nobody"),
+    }
 
     let (Some(api), Some(node_api)) = (api, node_api) else {
         tracing::warn!("no --kubeconfig: nothing but static pods can run");
@@ -241,7 +265,7 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
     let (pods, task) = upstream::watch_pods(api.clone(), node.name.clone());
     spawn(tasks, "pod watch", task);
 
-    let store = ServiceStore::default();
+    let store = store.unwrap_or_default();
     let (changes, queue) = mpsc::channel(SERVICE_QUEUE);
     let (queue, dns) = cluster_dns::start(kubelet, stoker, queue, *clock).await?;
     let answers_dns = dns.is_some();
@@ -296,7 +320,7 @@ async fn wire_pods(
     handles: NodeHandles,
     tasks: &mut Tasks,
     stop: &CancellationToken,
-) -> Result<Pods, RunError> {
+) -> Result<(), RunError> {
     let Decided { flags, kubelet, stoker, node, clock, .. } = decided;
     let runtime = handles.runtime;
     let cgroups = Cgroups::open(cgroup_config(kubelet))?;
@@ -352,6 +376,7 @@ async fn wire_pods(
         },
         stop.clone(),
     );
+    let pods = decided.supervised.get_or_init(|| pods).clone();
     if kubelet.enable_server {
         let config = server_config(kubelet, flags, node, handles.certificate)?;
         let handles = server::Handles {
@@ -359,13 +384,27 @@ async fn wire_pods(
             authorizer: handles.authorizer,
             tokens: handles.tokens,
             usage: Arc::new(cgroups),
+            agent: Arc::new(Agent(pods)),
             runtime,
         };
         // Without it there would be no logs and no exec: like kubelet, better no agent than half of one.
         let bound = server::Server::bind(config, handles).await?;
         spawn(tasks, "server", bound.run(stop.clone()));
     }
-    Ok(pods)
+    Ok(())
+}
+
+/// What the node's API asks of the agent itself.
+struct Agent(Pods);
+
+impl AgentState for Agent {
+    fn is_alive(&self) -> bool {
+        self.0.is_alive()
+    }
+
+    fn set_verbosity(&self, level: i64) -> Result<(), String> {
+        logging::set_verbosity(level)
+    }
 }
 
 /// Environment variables need the services even where another program routes them.

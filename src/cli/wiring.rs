@@ -159,6 +159,17 @@ pub(super) fn server_config(
             curves: config.tls_curve_preferences.clone(),
         },
         debugging_handlers: config.enable_debugging_handlers,
+        read_only: match port(config.read_only_port) {
+            0 => None,
+            number => Some(SocketAddr::new(address("address", &config.address)?, number)),
+        },
+        system_log_query: config.enable_system_log_query,
+        debug_flags: config.enable_debug_flags_handler,
+        anonymous: config.authentication.anonymous.enabled,
+        decision_ttl: (
+            config.authorization.webhook.cache_authorized_ttl.0,
+            config.authorization.webhook.cache_unauthorized_ttl.0,
+        ),
         node: node.name.clone(),
         kubelet_configuration: shown(config),
         root_dir: flags.root_dir.clone(),

@@ -17,6 +17,7 @@ mod stoker;
 #[cfg(test)]
 mod tests;
 mod validate;
+mod without_effect;
 
 pub use credential_providers::{CredentialProvider, ProviderError, load_credential_providers};
 pub use duration::GoDuration;

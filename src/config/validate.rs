@@ -24,6 +24,7 @@ pub(super) fn validate(config: &KubeletConfig) -> Result<(), Invalid> {
     choices(config)?;
     numbers(config)?;
     quantities(config)?;
+    super::without_effect::refuse_promises(config)?;
     for address in &config.cluster_dns {
         address.parse::<IpAddr>().map_err(|_| invalid("clusterDNS", address, "is not an IP address"))?;
     }

@@ -7,8 +7,11 @@ mod access;
 mod certificate;
 mod escape;
 mod files;
+mod health;
 mod identity;
+mod journal;
 mod logs;
+mod pages;
 mod query;
 mod reply;
 mod route;
@@ -34,7 +37,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use rustix::net::sockopt;
-use stoker_model::handle::{Authorizer, PodDirectory, TokenReviewer, UsageReader};
+use stoker_model::handle::{AgentState, Authorizer, PodDirectory, TokenReviewer, UsageReader};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -102,6 +105,16 @@ pub struct ServerConfig {
     pub root_dir: PathBuf,
     /// Pods' logs.
     pub pod_logs_dir: PathBuf,
+    /// Where what needs no credentials is served without TLS (`readOnlyPort`); `None`: nowhere.
+    pub read_only: Option<SocketAddr>,
+    /// Whether `/logs?query=` asks the journal (`enableSystemLogQuery`).
+    pub system_log_query: bool,
+    /// Whether PUT `/debug/flags/v` changes what is logged (`enableDebugFlagsHandler`).
+    pub debug_flags: bool,
+    /// Whether who shows no credentials may ask, as `system:anonymous`.
+    pub anonymous: bool,
+    /// How long decisions are believed: permissions and refusals.
+    pub decision_ttl: (Duration, Duration),
     /// What `/logs` shows; `None` where it is switched off.
     pub system_logs_dir: Option<PathBuf>,
     /// How long the answer about a token is believed.
@@ -121,6 +134,8 @@ pub struct Handles {
     pub tokens: Option<Arc<dyn TokenReviewer>>,
     /// What is used.
     pub usage: Arc<dyn UsageReader>,
+    /// The agent itself.
+    pub agent: Arc<dyn AgentState>,
     /// Containers and their logs.
     pub runtime: Runtime,
 }
@@ -159,6 +174,7 @@ pub enum ServerError {
 pub struct Server {
     api: TcpListener,
     healthz: Option<TcpListener>,
+    read_only: Option<TcpListener>,
     tls: Tls,
     routes: Arc<Routes>,
     /// Ends what left HTTP.
@@ -180,11 +196,15 @@ impl Server {
             Some(address) => Some(listen(address).await?),
             None => None,
         };
-        let access = Access::new(handles.authorizer.clone());
+        let read_only = match config.read_only {
+            Some(address) => Some(listen(address).await?),
+            None => None,
+        };
+        let access = Access::new(handles.authorizer.clone(), config.decision_ttl);
         let streams = CancellationToken::new();
         let streaming = Streaming::new(handles.pods.clone(), handles.runtime.clone(), streams.clone());
         let routes = Routes::new(handles, access, streaming, config);
-        Ok(Self { api, healthz, tls, routes: Arc::new(routes), streams })
+        Ok(Self { api, healthz, read_only, tls, routes: Arc::new(routes), streams })
     }
 
     /// Where the HTTPS API listens.
@@ -195,6 +215,11 @@ impl Server {
     /// Where `/healthz` listens.
     pub fn healthz_address(&self) -> Option<SocketAddr> {
         self.healthz.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// Where the read-only port listens.
+    pub fn read_only_address(&self) -> Option<SocketAddr> {
+        self.read_only.as_ref().and_then(|listener| listener.local_addr().ok())
     }
 
     /// Serves until `stop` is cancelled.
@@ -234,6 +259,18 @@ impl Server {
                     tokio::spawn(async move {
                         let _permit = permit;
                         converse(client, service_fn(route::healthz_only), watcher).await;
+                    });
+                }
+                client = accept(self.read_only.as_ref()) => {
+                    let (routes, watcher) = (self.routes.clone(), graceful.watcher());
+                    let Ok(permit) = room.clone().try_acquire_owned() else { continue };
+                    tokio::spawn(async move {
+                        let _permit = permit;
+                        let service = service_fn(move |request| {
+                            let routes = routes.clone();
+                            async move { routes.answer_anybody(request).await }
+                        });
+                        converse(client, service, watcher).await;
                     });
                 }
             }

@@ -287,6 +287,10 @@ mod tests {
         };
         let (suites, groups, versions) = names(&TlsRules::default());
         assert_eq!((suites.len(), groups.len(), versions), (6, 3, 2));
+        // What the CIS benchmark (4.2.12) calls strong: keys for one connection only, and authenticated encryption.
+        let strong =
+            |name: &String| name.starts_with("TLS_ECDHE_") && (name.contains("_GCM_") || name.contains("CHACHA20"));
+        assert!(suites.iter().all(strong), "{suites:?}");
         assert_eq!(names(&rules("VersionTLS13", &[], &[])).2, 1);
         assert_eq!(names(&rules("VersionTLS10", &[], &[])).2, 2);
         let one = "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384";
