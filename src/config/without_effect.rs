@@ -34,7 +34,8 @@ pub(super) fn warnings(config: &KubeletConfig) -> Vec<String> {
 
 /// Fields that promise something which nobody here keeps: better no agent than one that breaks the promise.
 pub(super) fn refuse_promises(config: &KubeletConfig) -> Result<(), Invalid> {
-    const SHUTDOWN: &str = "is not supported: pods are not ended before the machine goes down; leave it at 0s, and drain the node";
+    const SHUTDOWN: &str =
+        "is not supported: pods are not ended before the machine goes down; leave it at 0s, and drain the node";
     for (field, value) in [
         ("shutdownGracePeriod", config.shutdown_grace_period),
         ("shutdownGracePeriodCriticalPods", config.shutdown_grace_period_critical_pods),
@@ -47,7 +48,11 @@ pub(super) fn refuse_promises(config: &KubeletConfig) -> Result<(), Invalid> {
         return Err(invalid("shutdownGracePeriodByPodPriority", "[…]", SHUTDOWN));
     }
     if !config.cgroups_per_qos {
-        return Err(invalid("cgroupsPerQOS", false, "is not supported: pods always have groups by their quality of service"));
+        return Err(invalid(
+            "cgroupsPerQOS",
+            false,
+            "is not supported: pods always have groups by their quality of service",
+        ));
     }
     if config.run_once {
         return Err(invalid("runOnce", true, "is not supported: the agent runs until it is stopped"));
