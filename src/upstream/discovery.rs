@@ -1,6 +1,8 @@
 //! How a machine that knows nothing but an address and a token comes to trust a cluster: `kube-public/cluster-info`, signed with the
 //! token and checked against pinned CA keys, as `kubeadm join` does it (C6.1, C6.4).
 
+use std::time::Duration;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use k8s_openapi::api::core::v1::{ConfigMap, Node};
@@ -17,6 +19,10 @@ use super::client::{ApiServer, ConnectError};
 
 const CLUSTER_INFO: &str = "/api/v1/namespaces/kube-public/configmaps/cluster-info";
 const KUBELET_CONFIG: &str = "/api/v1/namespaces/kube-system/configmaps/kubelet-config";
+
+/// How often, and at which distance, a signature that is not there yet is looked for.
+const SIGNING_TRIES: u32 = 10;
+const SIGNING_PAUSE: Duration = Duration::from_millis(500);
 
 /// Why a cluster is not trusted, or not found.
 #[derive(Debug, thiserror::Error)]
@@ -143,8 +149,19 @@ pub async fn discover(address: &str, token: &Token, pins: &[Pin]) -> Result<Foun
     // The signature vouches for the answer; then it is asked for again with the CA that it brought.
     blind.accept_invalid_certs = true;
     let asked = |source| DiscoveryError::Api { what: "cluster-info cannot be read", source };
-    let first: ConfigMap = ApiServer::new(&blind)?.get(CLUSTER_INFO).await.map_err(asked)?;
-    let cluster = trusted(&first, token, pins)?;
+    let blind = ApiServer::new(&blind)?;
+    let mut tries = 0;
+    let (first, cluster) = loop {
+        let first: ConfigMap = blind.get(CLUSTER_INFO).await.map_err(asked)?;
+        match trusted(&first, token, pins) {
+            // A controller signs for a new token, soon.
+            Err(DiscoveryError::NotSigned { .. }) if tries < SIGNING_TRIES => {
+                tries += 1;
+                tokio::time::sleep(SIGNING_PAUSE).await;
+            }
+            other => break (first, other?),
+        }
+    };
     let again: ConfigMap = ApiServer::new(&config(&cluster, None)?)?.get(CLUSTER_INFO).await.map_err(asked)?;
     if again.data.as_ref().and_then(|data| data.get("kubeconfig"))
         != first.data.as_ref().and_then(|data| data.get("kubeconfig"))

@@ -57,7 +57,7 @@ fn a_machine_joins_with_a_token_and_leaves_without_a_trace() {
     for (flag, value, complaint) in [
         ("--ca-hash", wrong_hash.as_str(), "not the cluster"),
         ("--token", "zzzzzz.0123456789abcdef", "not signed with the token zzzzzz"),
-        ("--token", &known_id, "signature of cluster-info is wrong"),
+        ("--token", known_id.as_str(), "signature of cluster-info is wrong"),
         ("--token", "nonsense", "must look like"),
     ] {
         let mut bad = words.clone();
@@ -74,7 +74,9 @@ fn a_machine_joins_with_a_token_and_leaves_without_a_trace() {
 
     // C6.4: before there is an API server, static pods run and the health check answers.
     fs::create_dir(format!("{dir}/manifests")).expect("the folder is ours");
-    let still = pod("still").script("sleep 10000").build();
+    let mut still = pod("still").script("sleep 10000").build();
+    // The network of pods begins with what the Node object says.
+    still["spec"]["hostNetwork"] = json!(true);
     fs::write(format!("{dir}/manifests/still.yaml"), still.to_string()).expect("the folder is ours");
     lab.kill_control_plane();
     lab.agent_flag("--config", &format!("{etc}/kubelet.yaml"));
@@ -123,8 +125,11 @@ fn a_machine_joins_with_a_token_and_leaves_without_a_trace() {
     lab.eventually("its log is read", |lab| lab.try_kubectl("logs web").out == "hello\n");
 
     // A second machine must not take a name that lives.
-    let again = stoker(&lab, &[&words[..], &["--directory", &format!("{dir}/other")]].concat());
-    assert!(!again.success, "{}", again.out);
+    let other = format!("{dir}/other");
+    let mut elsewhere = words.clone();
+    elsewhere[place("--directory")] = &other;
+    let again = stoker(&lab, &elsewhere);
+    assert!(!again.success && again.err.contains("is Ready in this cluster"), "{}{}", again.out, again.err);
     let twice = stoker(&lab, &words);
     assert!(!twice.success && twice.err.contains("joined already"), "{}", twice.err);
 

@@ -270,6 +270,7 @@ async fn only_who_has_a_certificate_and_a_permission_gets_an_answer() {
     assert_eq!(text, "Forbidden (user=eve, verb=get, resource=nodes, subresource(s)=[pods proxy])");
 
     assert_eq!(node.get("/healthz").await, (StatusCode::OK, "ok".into()));
+    // A18.19
     let open = exchange(TcpStream::connect(node.healthz).await.unwrap(), "GET", "/healthz").await;
     assert_eq!(status(open).await, (StatusCode::OK, "ok".into()));
     let open = exchange(TcpStream::connect(node.healthz).await.unwrap(), "GET", "/pods").await;
