@@ -124,6 +124,25 @@ fn a_machine_joins_with_a_token_and_leaves_without_a_trace() {
     lab.eventually("a pod runs", |lab| lab.ready_pods("web") == 1);
     lab.eventually("its log is read", |lab| lab.try_kubectl("logs web").out == "hello\n");
 
+    // A16.9
+    let lease = lab.get(&format!("lease {NODE} -n kube-node-lease"));
+    assert_eq!(lease["spec"]["holderIdentity"], NODE, "{lease}");
+    assert_eq!(lease["spec"]["leaseDurationSeconds"], 40, "{lease}");
+    let owner = &lease["metadata"]["ownerReferences"][0];
+    assert_eq!((&owner["kind"], &owner["name"]), (&json!("Node"), &json!(NODE)), "{lease}");
+    let renewed = |lab: &Lab| lab.get(&format!("lease {NODE} -n kube-node-lease"))["spec"]["renewTime"].clone();
+    let first = renewed(&lab);
+    lab.eventually("the lease is renewed", |lab| renewed(lab) != first);
+    // A16.10
+    lab.eventually("the node's events are there", |lab| {
+        let events = lab.get("events -A");
+        let of_node = |reason: &str| {
+            let mut all = events["items"].as_array().into_iter().flatten();
+            all.any(|event| event["involvedObject"]["kind"] == "Node" && event["reason"] == reason)
+        };
+        of_node("Starting") && of_node("NodeReady")
+    });
+
     // A second machine must not take a name that lives.
     let other = format!("{dir}/other");
     let mut elsewhere = words.clone();
