@@ -16,6 +16,7 @@ use tokio::sync::{Notify, mpsc};
 use super::admission::SysctlRules;
 use super::observed::Kind;
 use super::resize::{ResizeRules, Wish, frees, in_turn};
+use super::slow::SlowSteps;
 use super::sources::StaticSources;
 use crate::cgroup::Cgroups;
 use crate::clock::Clock;
@@ -185,6 +186,7 @@ pub(super) struct Directory {
     /// Told when others may have more room.
     freed: Arc<Notify>,
     ids: Arc<Mutex<BTreeMap<String, PodUid>>>,
+    pub(super) slow: SlowSteps,
 }
 
 impl Directory {

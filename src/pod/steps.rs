@@ -25,7 +25,9 @@ pub(super) use stops::{StopRequest, run_pre_stop, stop_container};
 use super::observed::{DesiredPod, ImageKey, PullFailure, Sandbox};
 use super::plan::Step;
 use super::shared::Shared;
+use super::slow::described;
 use crate::cgroup::PodLimits;
+use crate::clock::Clock;
 use crate::volume::MountFailure;
 
 /// The certificates of the API server, which the control plane puts into every namespace.
@@ -154,13 +156,17 @@ impl Hand {
                 continue;
             }
             tracing::debug!(pod = %self.reference, ?step, "step");
+            let (mut said, begun) = (described(&step), Clock.now().monotonic);
             let outcome = match steps.peek() {
                 Some(&Step::RunSandbox { attempt, changed }) if step == Step::MountVolumes && self.mounts_surely() => {
                     steps.next();
+                    said = Some("run sandbox, mount volumes".to_owned());
                     self.mount_beside_sandbox(attempt, changed).await
                 }
                 _ => self.step(step, &mut made).await,
             };
+            let took = Clock.now().monotonic.saturating_sub(begun);
+            self.shared.directory.slow.note(&self.reference, said, took);
             match outcome {
                 Outcome::Done => {}
                 Outcome::Skip(name) => skipped.push(name),

@@ -366,7 +366,8 @@ impl StorageApi for Api {
 
 impl ServiceLinks for Api {
     fn environment(&self, _: &str, _: bool) -> Option<BTreeMap<String, String>> {
-        Some([("KUBERNETES_SERVICE_HOST".to_owned(), "10.96.0.1".to_owned())].into())
+        let all = [("KUBERNETES_SERVICE_HOST", "10.96.0.1"), ("KUBERNETES_SERVICE_PORT", "443")];
+        Some(all.map(|(name, value)| (name.to_owned(), value.to_owned())).into())
     }
 }
 

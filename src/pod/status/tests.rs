@@ -89,7 +89,7 @@ impl Case {
     }
 
     fn ending(mut self, cause: Cause) -> Self {
-        self.seen.memory.stage = Stage::Terminating { deadline: Duration::from_secs(100), cause };
+        self.seen.memory.stage = Stage::Terminating { deadline: std::time::Duration::from_secs(100), cause };
         self
     }
 
