@@ -13,7 +13,7 @@ mod tables;
 use std::path::{Path, PathBuf};
 
 use compatibility::{CONTRACT, check_states};
-use rules::{check_circles, check_name, check_opening, check_purity, check_rooms};
+use rules::{check_circles, check_metrics, check_name, check_opening, check_purity, check_rooms};
 use source::Source;
 use tables::{Rooms, promises, pure_files, rooms};
 
@@ -157,5 +157,20 @@ fn files_open_with_their_one_job_and_are_called_by_it() {
         }
     }
     violations.extend(check_opening("build.rs", &text_of("build.rs")));
+    none(violations);
+}
+
+#[test]
+fn every_metric_is_counted_by_somebody() {
+    let mut violations = Vec::new();
+    for folder in ["src", "control-plane/src"] {
+        for path in rust_files(folder).iter().filter(|path| path.ends_with("metrics.rs")) {
+            let room = path.strip_prefix(folder).ok().and_then(|below| below.iter().next()).expect("it lies in a room");
+            let room = format!("{folder}/{}", room.to_string_lossy());
+            let texts: Vec<String> = rust_files(&room).iter().map(|file| text_of(&file.to_string_lossy())).collect();
+            let path = path.to_string_lossy();
+            violations.extend(check_metrics(&path, &text_of(&path), &texts));
+        }
+    }
     none(violations);
 }

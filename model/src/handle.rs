@@ -410,3 +410,33 @@ pub trait PodEvictor: Send + Sync + 'static {
     /// Lets go of the containers that finished pods keep for their logs (A13.7).
     fn drop_finished(&self);
 }
+
+/// A certificate with its chain, and its key, both as PEM.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PemPair {
+    /// The certificate itself first.
+    pub chain: String,
+    /// Its private key.
+    pub key: String,
+}
+
+impl std::fmt::Debug for PemPair {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PemPair").finish_non_exhaustive()
+    }
+}
+
+/// The serving certificate that the cluster has signed for this node; `None` until it has (A17.3).
+pub type ServingCertificates = watch::Receiver<Option<Arc<PemPair>>>;
+
+/// What the node's API asks of the agent itself; `cli` implements it.
+pub trait AgentState: Send + Sync + 'static {
+    /// Whether the pods' supervisor comes round (A18.1).
+    fn is_alive(&self) -> bool;
+
+    /// From now on as much is logged as klog logs at that level (A18.14).
+    ///
+    /// # Errors
+    /// In words, when it cannot be changed.
+    fn set_verbosity(&self, level: i64) -> Result<(), String>;
+}

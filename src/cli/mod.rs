@@ -6,18 +6,25 @@ use clap::{ArgMatches, Command};
 
 use crate::config::{Flags, arguments, read_flags, with_pflag_names};
 
+mod check;
 mod cleanup;
 mod cluster_dns;
+mod credentials;
 mod images;
+mod join;
 mod logging;
 mod network;
 mod preflight;
 mod proxy;
+mod reload;
 mod reservations;
+mod reset;
 mod run;
 mod service;
 mod standalone;
+mod status;
 mod systemd;
+mod unit;
 mod wiring;
 
 /// Ends the process with this code when it was called in a wrong way, as clap does.
@@ -52,6 +59,10 @@ pub fn main() -> ExitCode {
     match name {
         "cleanup" => report(cleanup::cleanup()),
         "service" => report(service::run(matches)),
+        "join" => report(join::run(matches)),
+        "reset" => report(reset::run(matches)),
+        "status" => report(status::run(matches)),
+        "check" => report(check::run(matches)),
         _ => run(matches, as_kubelet),
     }
 }
@@ -92,6 +103,10 @@ fn command(as_kubelet: bool) -> Command {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(Command::new("run").about(RUN_ABOUT).after_help(RUN_DETAILS).args(arguments()))
+        .subcommand(join::command())
+        .subcommand(check::command())
+        .subcommand(reset::command())
+        .subcommand(status::command())
         .subcommand(service::command())
         .subcommand(Command::new("cleanup").about(CLEANUP_ABOUT))
 }

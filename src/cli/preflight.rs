@@ -24,6 +24,12 @@ pub(super) enum PreflightError {
          boot with cgroup v2, or set failCgroupV1: false in the file that --config names"
     )]
     CgroupV1,
+    /// A22.1l
+    #[error(
+        "protectKernelDefaults is true, and {name} is {found}, not {wanted}: sysctl -w {name}={wanted}, and a line in /etc/sysctl.d, \
+         or set protectKernelDefaults: false"
+    )]
+    KernelDefault { name: &'static str, found: String, wanted: &'static str },
     /// Two agents would fight.
     #[error("another agent holds {0}: stop it first")]
     Locked(PathBuf),
@@ -49,7 +55,45 @@ pub(super) fn check_host(config: &KubeletConfig) -> Result<(), PreflightError> {
     if config.fail_cgroup_v1 && !unified {
         return Err(PreflightError::CgroupV1);
     }
+    if config.protect_kernel_defaults {
+        protect_kernel_defaults(Path::new("/proc/sys"))?;
+    }
     Ok(())
+}
+
+/// Switches of the kernel that kubelet sets itself, or wants to find set.
+const KERNEL_DEFAULTS: &[(&str, &str)] = &[
+    ("vm.overcommit_memory", "1"),
+    ("vm.panic_on_oom", "0"),
+    ("kernel.panic", "10"),
+    ("kernel.panic_on_oops", "1"),
+    ("kernel.keys.root_maxkeys", "1000000"),
+    ("kernel.keys.root_maxbytes", "25000000"),
+];
+
+fn protect_kernel_defaults(proc: &Path) -> Result<(), PreflightError> {
+    for (name, wanted) in KERNEL_DEFAULTS.iter().copied() {
+        let found = fs::read_to_string(proc.join(name.replace('.', "/"))).unwrap_or_default().trim().to_owned();
+        if found != wanted {
+            return Err(PreflightError::KernelDefault { name, found, wanted });
+        }
+    }
+    Ok(())
+}
+
+/// Makes the kernel kill this process as late, and open as many files, as the operator wants (A22.1f, A22.1j). A wish: where it may
+/// not be, the agent works all the same.
+pub(super) fn limit_process(config: &KubeletConfig) {
+    if let Err(error) = fs::write("/proc/self/oom_score_adj", config.oom_score_adj.to_string()) {
+        tracing::warn!(%error, oom_score_adj = config.oom_score_adj, "oomScoreAdj cannot be set");
+    }
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let files = u64::try_from(config.max_open_files).ok();
+    let now = getrlimit(Resource::Nofile);
+    let maximum = files.max(now.maximum.filter(|_| now.current.is_some()));
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: files, maximum }) {
+        tracing::debug!(%error, max_open_files = config.max_open_files, "maxOpenFiles cannot be set");
+    }
 }
 
 /// Holds the lock while it lives; the kernel lets go when the process ends, however it ends.
@@ -131,6 +175,21 @@ mod tests {
         ] {
             assert_eq!(mount_of(Path::new(path), MOUNTS), (PathBuf::from(mount), shared), "{path}");
         }
+    }
+
+    #[test]
+    fn switches_of_the_kernel_are_compared() {
+        // A22.1l, the part about protectKernelDefaults.
+        let proc = tempfile::tempdir().expect("a directory");
+        for (name, value) in KERNEL_DEFAULTS {
+            let path = proc.path().join(name.replace('.', "/"));
+            fs::create_dir_all(path.parent().expect("a parent")).expect("made");
+            fs::write(path, format!("{value}\n")).expect("written");
+        }
+        assert!(protect_kernel_defaults(proc.path()).is_ok());
+        fs::write(proc.path().join("kernel/panic"), "0\n").expect("written");
+        let error = protect_kernel_defaults(proc.path()).expect_err("another").to_string();
+        assert!(error.contains("kernel.panic is 0, not 10"), "{error}");
     }
 
     #[test]

@@ -7,25 +7,25 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use stoker_model::handle::{
-    Authorizer, EventSink, MirrorApi, NodeFeed, ObjectApi, PodApi, PodFeed, ServiceLinks, StorageApi, TokenReviewer,
+    AgentState, Authorizer, EventSink, MirrorApi, NodeFeed, ObjectApi, PodApi, PodFeed, ServiceLinks,
+    ServingCertificates, StorageApi, TokenReviewer,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::preflight::{PreflightError, check_host, lock, prepare_root};
+use super::preflight::{PreflightError, check_host, limit_process, lock, prepare_root};
 use super::proxy::{self, Around, ProxyError, ProxyParts, ProxySettings};
 use super::reservations::enforcement;
 use super::standalone::{AlwaysAllow, Standalone};
 use super::wiring::{WiringError, cgroup_config, eviction_settings, node_settings, pods_config, server_config};
-use super::{cluster_dns, images};
+use super::{cluster_dns, credentials, images, reload, status};
 use super::{logging, systemd};
 use crate::cgroup::{CgroupDriver, CgroupError, Cgroups};
 use crate::clock::Clock;
 use crate::config::{
-    ConfigError, Credentials, Flags, KubeconfigError, KubeletConfig, PodNetwork, ServiceMode, StokerConfig, load,
-    load_stoker_config, read_kubeconfig,
+    ConfigError, Flags, KubeconfigError, KubeletConfig, PodNetwork, ServiceMode, StokerConfig, load, load_stoker_config,
 };
 use crate::node::eviction::{EvictionHandles, Pressures, evict};
 use crate::node::{self, NodeSettings};
@@ -35,7 +35,8 @@ use crate::runtime::logs::rotate_logs;
 use crate::runtime::{Runtime, RuntimeError, events as runtime_events, pause};
 use crate::server;
 use crate::upstream::{
-    self, AccessReviews, ApiServer, Backoff, ConnectError, NodeApi, Objects, PodWriter, ServiceStore, Storage,
+    self, AccessReviews, Backoff, CertificateStore, ConnectError, NodeApi, Objects, PodWriter, ServiceStore,
+    ServingKeeper, Storage,
 };
 use crate::volume::Volumes;
 use crate::volume::csi::{Drivers, watch_plugins};
@@ -74,6 +75,10 @@ pub(super) enum RunError {
     Cgroup(#[from] CgroupError),
     #[error("cannot start threads or take signals: {0}")]
     Start(#[from] std::io::Error),
+    #[error(
+        "there is no valid client certificate; kubectl get csr shows what was asked for, and the log above why not"
+    )]
+    NoCertificate,
     #[error("the task {0} ended although it must not: this is a bug, its log lines above tell more")]
     TaskEnded(&'static str),
 }
@@ -86,6 +91,9 @@ struct Decided {
     proxy: ProxySettings,
     node: Arc<NodeSettings>,
     clock: Clock,
+    as_kubelet: bool,
+    /// The pods' supervisor, once it runs.
+    supervised: Arc<OnceLock<Pods>>,
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -100,12 +108,22 @@ pub(super) fn run(flags: Flags, as_kubelet: bool) -> Result<(), RunError> {
     }
     check_host(&loaded.kubelet)?;
     let _lock = lock(&flags.lock_file)?;
+    limit_process(&loaded.kubelet);
     prepare_root(&flags.root_dir)?;
     let node = node_settings(&loaded.kubelet, &flags)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = node.name, addresses = ?node.addresses, "starting");
     // The first provider wins; nobody else sets one.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let decided = Decided { flags, kubelet: loaded.kubelet, stoker, proxy, node, clock: Clock };
+    let decided = Decided {
+        flags,
+        kubelet: loaded.kubelet,
+        stoker,
+        proxy,
+        node,
+        clock: Clock,
+        as_kubelet,
+        supervised: Arc::default(),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(start(decided));
     runtime.shutdown_timeout(LAST_WORDS);
@@ -118,16 +136,18 @@ async fn start(decided: Decided) -> Result<(), RunError> {
     let stop = CancellationToken::new();
     let mut tasks = Tasks::new();
     // There are no pods before the runtime answers.
-    let supervised: Arc<OnceLock<Pods>> = Arc::default();
+    let supervised = decided.supervised.clone();
     let watched = supervised.clone();
     spawn(&mut tasks, "watchdog", systemd::watchdog(move || watched.get().is_none_or(Pods::is_alive)));
+    let reloading = reload::on_hangup(decided.flags.clone(), decided.kubelet.clone(), decided.as_kubelet);
+    spawn(&mut tasks, "reload", reloading);
     let work = async {
         let (decided, handles) = wire_node(decided, &mut tasks).await?;
         // Not later: a service manager that waits for us would give up on a machine whose runtime comes late.
         systemd::tell(&[sd_notify::NotifyState::Ready]);
-        let pods = wire_pods(&decided, handles, &mut tasks, &stop).await?;
-        supervised.get_or_init(|| pods);
+        wire_pods(&decided, handles, &mut tasks, &stop).await?;
         match tasks.join_next().await {
+            Some(Ok(credentials::HOPELESS)) => Err(RunError::NoCertificate),
             Some(Ok(name)) => Err(RunError::TaskEnded(name)),
             Some(Err(panic)) => {
                 tracing::error!(%panic, "a task died");
@@ -171,16 +191,14 @@ struct NodeHandles {
     events: Arc<dyn EventSink>,
     authorizer: Arc<dyn Authorizer>,
     tokens: Option<Arc<dyn TokenReviewer>>,
+    /// With `serverTLSBootstrap`.
+    certificate: Option<ServingCertificates>,
 }
 
 /// Starts what waits for nothing: the node's own tasks, the watches, the service rules.
 async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, NodeHandles), RunError> {
-    let Decided { flags, kubelet, stoker, proxy, node, clock } = &decided;
-    let credentials = read_kubeconfig(flags.kubeconfig.as_deref(), flags.bootstrap_kubeconfig.as_deref()).await?;
-    let api = match credentials {
-        Credentials::Standalone => None,
-        Credentials::Cluster(config) => Some(ApiServer::new(&config)?),
-    };
+    let Decided { flags, kubelet, stoker, proxy, node, clock, .. } = &decided;
+    let api = credentials::connect(flags, kubelet, &node.name, tasks).await?;
     let (events, event_task) = upstream::event_queue(*clock, node.name.clone());
     let events: Arc<dyn EventSink> = Arc::new(events);
     let runtime = Runtime::connect(&kubelet.container_runtime_endpoint, kubelet.runtime_request_timeout.0)?;
@@ -198,6 +216,16 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
     let (observer, task) = node::observe(node.clone(), runtime.clone(), node_object.clone(), held, *clock);
     spawn(tasks, "node observer", task);
     spawn(tasks, "status line", status_line(node.name.clone(), observer.observations.clone()));
+
+    let store = api.as_ref().map(|_| ServiceStore::default());
+    match status::listen(&flags.root_dir) {
+        Ok(listener) => {
+            let (observations, pods) = (observer.observations.clone(), decided.supervised.clone());
+            let teller = status::Teller { node: node.name.clone(), observations, services: store.clone(), pods };
+            spawn(tasks, "status socket", status::serve(listener, teller));
+        }
+        Err(error) => tracing::warn!(%error, "stoker status will find nobody"),
+    }
 
     let (Some(api), Some(node_api)) = (api, node_api) else {
         tracing::warn!("no --kubeconfig: nothing but static pods can run");
@@ -220,6 +248,7 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
             events,
             authorizer: offline,
             tokens: None,
+            certificate: None,
         };
         return Ok((decided, handles));
     };
@@ -228,13 +257,20 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
     spawn(tasks, "kernel log", node::watch_oom(events.clone()));
     spawn(tasks, "lease", node::renew_lease(node_api.clone(), node.lease_seconds, *clock));
     super::network::spawn(stoker, node, &api, (node_api.clone(), node_object.clone()), tasks).await?;
+    let certificate = kubelet.server_tls_bootstrap.then(|| {
+        let (publish, certificate) = watch::channel(None);
+        let store = CertificateStore::serving(&flags.cert_dir);
+        let (node, api, object) = (node.name.clone(), api.clone(), node_object.clone());
+        spawn(tasks, "serving certificate", ServingKeeper { node, store, api, object, publish }.run());
+        certificate
+    });
     let object = node_object.clone();
     let report = node::report(node.clone(), node_api, events.clone(), observer.observations, node_object, *clock);
     spawn(tasks, "node reporter", report);
     let (pods, task) = upstream::watch_pods(api.clone(), node.name.clone());
     spawn(tasks, "pod watch", task);
 
-    let store = ServiceStore::default();
+    let store = store.unwrap_or_default();
     let (changes, queue) = mpsc::channel(SERVICE_QUEUE);
     let (queue, dns) = cluster_dns::start(kubelet, stoker, queue, *clock).await?;
     let answers_dns = dns.is_some();
@@ -278,6 +314,7 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
         services: Arc::new(store),
         events,
         authorizer,
+        certificate,
     };
     Ok((decided, handles))
 }
@@ -288,7 +325,7 @@ async fn wire_pods(
     handles: NodeHandles,
     tasks: &mut Tasks,
     stop: &CancellationToken,
-) -> Result<Pods, RunError> {
+) -> Result<(), RunError> {
     let Decided { flags, kubelet, stoker, node, clock, .. } = decided;
     let runtime = handles.runtime;
     wait_for_runtime(&runtime, &kubelet.container_runtime_endpoint).await;
@@ -349,6 +386,7 @@ async fn wire_pods(
         },
         stop.clone(),
     );
+    let pods = decided.supervised.get_or_init(|| pods).clone();
     let eviction_handles = EvictionHandles {
         runtime: runtime.clone(),
         usage: Arc::new(cgroups.clone()),
@@ -360,19 +398,33 @@ async fn wire_pods(
     };
     spawn(tasks, "eviction", evict(eviction, eviction_handles, handles.pressures, *clock));
     if kubelet.enable_server {
-        let config = server_config(kubelet, flags, node)?;
+        let config = server_config(kubelet, flags, node, handles.certificate)?;
         let handles = server::Handles {
             pods: Arc::new(pods.clone()),
             authorizer: handles.authorizer,
             tokens: handles.tokens,
             usage: Arc::new(cgroups),
+            agent: Arc::new(Agent(pods)),
             runtime,
         };
         // Without it there would be no logs and no exec: like kubelet, better no agent than half of one.
         let bound = server::Server::bind(config, handles).await?;
         spawn(tasks, "server", bound.run(stop.clone()));
     }
-    Ok(pods)
+    Ok(())
+}
+
+/// What the node's API asks of the agent itself.
+struct Agent(Pods);
+
+impl AgentState for Agent {
+    fn is_alive(&self) -> bool {
+        self.0.is_alive()
+    }
+
+    fn set_verbosity(&self, level: i64) -> Result<(), String> {
+        logging::set_verbosity(level)
+    }
 }
 
 /// Environment variables need the services even where another program routes them.

@@ -89,8 +89,8 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), ExplainError> {
         if !kubeconfig.exists() {
             return Err(ExplainError::NoKubeconfig(kubeconfig.to_owned()));
         }
-        let api = match read_kubeconfig(Some(kubeconfig), None).await? {
-            Credentials::Cluster(config) => ApiServer::new(&config)?,
+        let api = match read_kubeconfig(Some(kubeconfig), None, |_| true).await? {
+            Credentials::Cluster(config) | Credentials::Bootstrap(config) => ApiServer::new(&config)?,
             Credentials::Standalone => return Err(ExplainError::NoKubeconfig(kubeconfig.to_owned())),
         };
         let (service, slices) = upstream::fetch_service(&api, &name).await?;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use stoker_model::handle::ServingCertificates;
 use stoker_model::quantity::QuantityError;
 
 use super::proxy::ProxySettings;
@@ -16,7 +17,7 @@ use crate::config::{
 use crate::node::eviction::{EvictionSettings, ThresholdError, ThresholdFields};
 use crate::node::{AddressError, MachineError, NodeSettings, choose_addresses, node_name};
 use crate::pod::{PodsConfig, StaticSources, SysctlError, SysctlRules};
-use crate::server::{ServerConfig, ServingCertificate};
+use crate::server::{ServerConfig, ServingCertificate, TlsRules};
 use crate::service::sysctls::ConntrackSettings;
 use crate::service::{Cidr, IpvsConfig, LocalTraffic, Mode, ServiceConfig};
 
@@ -165,6 +166,7 @@ pub(super) fn server_config(
     config: &KubeletConfig,
     flags: &Flags,
     node: &NodeSettings,
+    signed: Option<ServingCertificates>,
 ) -> Result<ServerConfig, WiringError> {
     let address = |field, text: &String| -> Result<IpAddr, WiringError> {
         text.parse().map_err(|_| WiringError::NotAnAddress { field, value: text.clone() })
@@ -175,8 +177,9 @@ pub(super) fn server_config(
         0 => None,
         number => Some(SocketAddr::new(address("healthzBindAddress", &config.healthz_bind_address)?, number)),
     };
-    let certificate = match (file(&config.tls_cert_file), file(&config.tls_private_key_file)) {
-        (Some(certificate), Some(key)) => ServingCertificate::Files { certificate, key },
+    let certificate = match (file(&config.tls_cert_file), file(&config.tls_private_key_file), signed) {
+        (Some(certificate), Some(key), _) => ServingCertificate::Files { certificate, key },
+        (_, _, Some(signed)) => ServingCertificate::Signed(signed),
         _ => ServingCertificate::SelfSigned {
             directory: flags.cert_dir.clone(),
             node: node.name.clone(),
@@ -189,7 +192,23 @@ pub(super) fn server_config(
         healthz,
         certificate,
         client_ca: file(&config.authentication.x509.client_ca_file),
+        tls: TlsRules {
+            min_version: config.tls_min_version.clone(),
+            cipher_suites: config.tls_cipher_suites.clone(),
+            curves: config.tls_curve_preferences.clone(),
+        },
         debugging_handlers: config.enable_debugging_handlers,
+        read_only: match port(config.read_only_port) {
+            0 => None,
+            number => Some(SocketAddr::new(address("address", &config.address)?, number)),
+        },
+        system_log_query: config.enable_system_log_query,
+        debug_flags: config.enable_debug_flags_handler,
+        anonymous: config.authentication.anonymous.enabled,
+        decision_ttl: (
+            config.authorization.webhook.cache_authorized_ttl.0,
+            config.authorization.webhook.cache_unauthorized_ttl.0,
+        ),
         node: node.name.clone(),
         kubelet_configuration: shown(config),
         root_dir: flags.root_dir.clone(),

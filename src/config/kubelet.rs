@@ -143,7 +143,7 @@ settings! {
         "tlsPrivateKeyFile" tls_private_key_file: String = zero;
         "tlsCipherSuites" tls_cipher_suites: Strings = zero;
         "tlsMinVersion" tls_min_version: String = zero;
-        "tlsCurvePreferences" tls_curve_preferences: Vec<Value> = zero;
+        "tlsCurvePreferences" tls_curve_preferences: Vec<i32> = zero;
         "rotateCertificates" rotate_certificates: bool = zero;
         "serverTLSBootstrap" server_tls_bootstrap: bool = zero;
         "enableDebuggingHandlers" enable_debugging_handlers: bool = nil(true);

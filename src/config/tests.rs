@@ -1,10 +1,11 @@
 //! Defaults and precedence of the configuration, as the contract lists them.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::kubelet::KubeletConfig;
 use super::load::{Loaded, load};
 
 struct Files {
@@ -306,4 +307,45 @@ fn kubelet_without_a_file_is_as_open_as_it_ever_was() {
     assert!(open.authentication.anonymous.enabled && !open.authentication.webhook.enabled);
     let ours = load(None, None, &json!({}), false).expect("valid").kubelet;
     assert_eq!((ours.read_only_port, ours.authorization.mode.as_str()), (0, "Webhook"));
+}
+
+/// An item of section 4.2 of the CIS Kubernetes benchmark, and whether a configuration passes it.
+type CisItem = (&'static str, &'static str, fn(&KubeletConfig) -> bool);
+
+#[test]
+fn the_packaged_configuration_passes_the_cis_benchmark() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/etc/kubelet.yaml");
+    let loaded = load(Some(&file), None, &json!({}), true).expect("the packaged file");
+    assert_eq!(loaded.warnings, [""; 0]);
+    let config = loaded.kubelet;
+    let items: [CisItem; 13] = [
+        ("4.2.1", "anonymous requests are refused", |config| !config.authentication.anonymous.enabled),
+        ("4.2.2", "not everything is allowed", |config| config.authorization.mode == "Webhook"),
+        ("4.2.3", "clients show certificates", |config| !config.authentication.x509.client_ca_file.is_empty()),
+        ("4.2.4", "there is no read-only port", |config| config.read_only_port == 0),
+        ("4.2.5", "idle streams end", |config| !config.streaming_connection_idle_timeout.0.is_zero()),
+        ("4.2.6", "chains of iptables are kept", |config| config.make_iptables_util_chains),
+        ("4.2.8", "events are limited", |config| config.event_record_qps > 0),
+        ("4.2.9", "half a pair of TLS files is none", |config| {
+            config.tls_cert_file.is_empty() == config.tls_private_key_file.is_empty()
+        }),
+        ("4.2.10", "client certificates are rotated", |config| config.rotate_certificates),
+        ("4.2.11", "serving certificates may be rotated", |config| {
+            config.feature_gates.get("RotateKubeletServerCertificate") != Some(&false)
+        }),
+        ("4.2.12", "suites are left to us, who have no weak one", |config| config.tls_cipher_suites.is_empty()),
+        ("4.2.13", "pods have a limit of processes", |config| config.pod_pids_limit > 0),
+        ("4.2.14", "seccomp is on by default", |config| config.seccomp_default),
+    ];
+    for (number, what, passes) in items {
+        assert!(passes(&config), "{number}: {what}");
+    }
+    // 4.2.7: the unit gives the node no other name. 4.1: nobody but root writes the files, and secrets are read by nobody else.
+    let unit = include_str!("../../systemd/stoker.service");
+    assert!(!unit.contains("hostname-override"), "4.2.7");
+    let assets = include_str!("../../Cargo.toml");
+    for asset in ["systemd/stoker.service", "packaging/etc/kubelet.yaml", "packaging/kubelet/kubelet.service"] {
+        let line = assets.lines().find(|line| line.contains(&format!("[\"{asset}\""))).expect(asset);
+        assert!(line.contains("\"644\""), "4.1: {line}");
+    }
 }

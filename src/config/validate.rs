@@ -24,28 +24,12 @@ pub(super) fn invalid(field: &'static str, value: impl ToString, must: impl Into
 /// Logs are not looked at more often.
 const LEAST_LOG_INTERVAL: Duration = Duration::from_secs(3);
 
-/// What was asked for and is not done, to be logged.
-pub(super) fn without_effect(config: &KubeletConfig) -> Vec<String> {
-    let logging = &config.logging;
-    [
-        (
-            config.kernel_memcg_notification,
-            "kernelMemcgNotification: has no effect: the kernel tells of short memory by pressure stall information, where it has that",
-        ),
-        (!logging.vmodule.is_empty(), "logging.vmodule: has no effect: set logging.verbosity"),
-        (!logging.options.is_null(), "logging.options: has no effect: lines are written as they come, to standard error"),
-    ]
-    .into_iter()
-    .filter(|(asked, _)| *asked)
-    .map(|(_, text)| text.to_owned())
-    .collect()
-}
-
 /// The first field that makes no sense.
 pub(super) fn validate(config: &KubeletConfig) -> Result<(), Invalid> {
     choices(config)?;
     numbers(config)?;
     quantities(config)?;
+    super::without_effect::refuse_promises(config)?;
     for address in &config.cluster_dns {
         address.parse::<IpAddr>().map_err(|_| invalid("clusterDNS", address, "is not an IP address"))?;
     }

@@ -44,6 +44,16 @@ pub struct Observation {
 }
 
 impl Observation {
+    /// The conditions: type, whether it holds, reason, message.
+    pub fn conditions(&self) -> impl Iterator<Item = (&'static str, bool, &'static str, &str)> {
+        self.verdicts.iter().map(|is| (is.kind, is.holds, is.reason, is.message.as_str()))
+    }
+
+    /// The container runtime, with its version.
+    pub fn runtime(&self) -> &str {
+        &self.info.container_runtime_version
+    }
+
     /// Whether the node can run pods.
     pub fn is_ready(&self) -> bool {
         self.verdicts.iter().any(|verdict| verdict.kind == "Ready" && verdict.holds)

@@ -20,6 +20,7 @@ use super::commands::Commands;
 use super::garbage;
 use super::observed::{Cause, DesiredPod};
 use super::shared::{Directory, PodHandles, PodsConfig, Shared};
+use super::slow::SlowStep;
 use super::sources::{self, Mirrors, Reported, Wanted, WantedFeed, full_name, is_static, keep_mirrors};
 use super::worker::Worker;
 use crate::cgroup::cpu_shares;
@@ -103,6 +104,11 @@ impl Pods {
         let (orders, received) = mpsc::channel(ORDERS);
         tokio::spawn(supervisor.run(wanted, events, received));
         Self { directory, beat, orders }
+    }
+
+    /// Steps of starts that took long, the newest last.
+    pub fn slow_steps(&self) -> Vec<SlowStep> {
+        self.directory.slow.all()
     }
 
     /// Whether the task that everything else here hangs on still comes round. For the watchdog.

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 
 use super::admission::SysctlRules;
 use super::observed::Kind;
+use super::slow::SlowSteps;
 use super::sources::StaticSources;
 use crate::cgroup::Cgroups;
 use crate::clock::Clock;
@@ -163,6 +164,7 @@ impl Shared {
 pub(super) struct Directory {
     pods: Arc<Mutex<BTreeMap<PodUid, Arc<Pod>>>>,
     ids: Arc<Mutex<BTreeMap<String, PodUid>>>,
+    pub(super) slow: SlowSteps,
 }
 
 impl Directory {

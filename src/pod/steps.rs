@@ -25,7 +25,9 @@ pub(super) use stops::{StopRequest, run_pre_stop, stop_container};
 use super::observed::{DesiredPod, ImageKey, PullFailure, Sandbox};
 use super::plan::Step;
 use super::shared::Shared;
+use super::slow::described;
 use crate::cgroup::PodLimits;
+use crate::clock::Clock;
 
 /// What a step changed, or failed to.
 #[derive(Clone, Debug)]
@@ -147,7 +149,11 @@ impl Hand {
                 continue;
             }
             tracing::debug!(pod = %self.reference, ?step, "step");
-            match self.step(step, &mut made).await {
+            let (said, begun) = (described(&step), Clock.now().monotonic);
+            let outcome = self.step(step, &mut made).await;
+            let took = Clock.now().monotonic.saturating_sub(begun);
+            self.shared.directory.slow.note(&self.reference, said, took);
+            match outcome {
                 Outcome::Done => {}
                 Outcome::Skip(name) => skipped.push(name),
                 Outcome::Stop => break,

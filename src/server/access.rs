@@ -9,10 +9,6 @@ use stoker_model::handle::{ApiError, Authorizer, UserInfo};
 
 use crate::clock::Clock;
 
-/// How long decisions are believed.
-const ALLOWED: Duration = Duration::from_secs(5 * 60);
-const DENIED: Duration = Duration::from_secs(30);
-
 /// Decisions kept. Only those with a certificate of the cluster's CA make any.
 const CACHE: usize = 1024;
 
@@ -21,6 +17,8 @@ type Question = (UserInfo, &'static str, &'static str);
 
 pub(super) struct Access {
     authorizer: Arc<dyn Authorizer>,
+    /// How long a permission and a refusal are believed.
+    ttl: (Duration, Duration),
     /// Decisions, and when they end on the monotonic clock.
     decisions: Mutex<HashMap<Question, (bool, Duration)>>,
 }
@@ -35,8 +33,8 @@ pub(super) enum Refusal {
 }
 
 impl Access {
-    pub(super) fn new(authorizer: Arc<dyn Authorizer>) -> Self {
-        Self { authorizer, decisions: Mutex::default() }
+    pub(super) fn new(authorizer: Arc<dyn Authorizer>, ttl: (Duration, Duration)) -> Self {
+        Self { authorizer, ttl, decisions: Mutex::default() }
     }
 
     /// Whether one of the subresources of `nodes` allows it: the fine-grained first, then `proxy`.
@@ -74,7 +72,7 @@ impl Access {
         }
         let (user, verb, subresource) = &question;
         let decision = self.authorizer.may(user, verb, subresource).await?;
-        let until = now + if decision { ALLOWED } else { DENIED };
+        let until = now + if decision { self.ttl.0 } else { self.ttl.1 };
         let mut decisions = self.decisions.lock().unwrap_or_else(PoisonError::into_inner);
         if decisions.len() >= CACHE {
             decisions.retain(|_, (_, until)| *until > now);
@@ -129,7 +127,8 @@ mod tests {
     async fn the_fine_grained_subresource_is_tried_first_and_decisions_are_kept() {
         // A18.17
         let authorizer = Arc::new(ProxyOnly::default());
-        let access = Access::new(authorizer.clone());
+        let minute = Duration::from_secs(60);
+        let access = Access::new(authorizer.clone(), (minute, minute));
         let user = UserInfo { name: "a".into(), groups: vec![] };
         for _ in 0..3 {
             access.check(&user, &Method::GET, &["pods", "proxy"]).await.unwrap();

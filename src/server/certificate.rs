@@ -1,21 +1,17 @@
-//! The certificate that the node serves with, given or made, and the TLS that follows from it: 1.2 at least, and a client that shows a
-//! certificate must show one of ours.
+//! The certificate that the node serves with: given in files, signed by the cluster, or made here.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose};
 use rustls::crypto::ring;
-use rustls::server::WebPkiClientVerifier;
-use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
-use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use stoker_model::handle::ServingCertificates;
 use tracing::info;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -38,6 +34,8 @@ pub enum ServingCertificate {
         /// PEM.
         key: PathBuf,
     },
+    /// As the cluster signs it; without one nobody is served (A17.3).
+    Signed(ServingCertificates),
     /// Made on first use: `kubelet.crt` and `kubelet.key` in this directory.
     SelfSigned {
         /// kubelet's `--cert-dir`.
@@ -49,49 +47,16 @@ pub enum ServingCertificate {
     },
 }
 
-/// TLS as the node serves it.
-pub(super) fn tls_config(
-    certificate: &ServingCertificate,
-    client_ca: Option<&Path>,
-    now: Now,
-) -> Result<ServerConfig, ServerError> {
-    let (chain, key) = match certificate {
-        ServingCertificate::Files { certificate, key } => load(certificate, key)?,
-        ServingCertificate::SelfSigned { directory, node, names } => load_or_make(directory, node, names, now)?,
-    };
-    let tls = |error: rustls::Error| ServerError::Tls(error.to_string());
-    let provider = Arc::new(ring::default_provider());
-    let builder = ServerConfig::builder_with_provider(provider.clone());
-    let builder = builder.with_safe_default_protocol_versions().map_err(tls)?;
-    let builder = match client_ca {
-        Some(path) => builder.with_client_cert_verifier(client_verifier(path, provider)?),
-        None => builder.with_no_client_auth(),
-    };
-    let mut config = builder.with_single_cert(chain, key).map_err(tls)?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(config)
-}
+pub(super) type Pair = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
-fn client_verifier(
-    path: &Path,
-    provider: Arc<rustls::crypto::CryptoProvider>,
-) -> Result<Arc<dyn ClientCertVerifier>, ServerError> {
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates(path)? {
-        roots.add(certificate).map_err(|error| wrong(path, error))?;
-    }
-    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-        .allow_unauthenticated()
-        .build()
-        .map_err(|error| wrong(path, error))
-}
-
-fn load(certificate: &Path, key: &Path) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), ServerError> {
+/// Reads a pair of files.
+pub(super) fn load(certificate: &Path, key: &Path) -> Result<Pair, ServerError> {
     let key = PrivateKeyDer::from_pem_file(key).map_err(|error| wrong(key, error))?;
     Ok((certificates(certificate)?, key))
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ServerError> {
+/// Reads the certificates of a file.
+pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ServerError> {
     let certificates = CertificateDer::pem_file_iter(path).map_err(|error| wrong(path, error))?;
     let certificates: Vec<_> = certificates.collect::<Result<_, _>>().map_err(|error| wrong(path, error))?;
     if certificates.is_empty() {
@@ -100,16 +65,12 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ServerError
     Ok(certificates)
 }
 
-fn wrong(path: &Path, reason: impl ToString) -> ServerError {
+pub(super) fn wrong(path: &Path, reason: impl ToString) -> ServerError {
     ServerError::File { path: path.to_owned(), reason: reason.to_string() }
 }
 
-fn load_or_make(
-    directory: &Path,
-    node: &str,
-    names: &[String],
-    now: Now,
-) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), ServerError> {
+/// What is in the directory, or a new pair in its place.
+pub(super) fn load_or_make(directory: &Path, node: &str, names: &[String], now: Now) -> Result<Pair, ServerError> {
     let (certificate, key) = (directory.join("kubelet.crt"), directory.join("kubelet.key"));
     if let Ok((chain, key)) = load(&certificate, &key)
         && is_good_for_longer(&chain, now)
@@ -195,13 +156,5 @@ mod tests {
             let (chain, key) = load_or_make(&pki, "node", &names, later).unwrap();
             CertifiedKey::from_der(chain, key, &ring::default_provider()).expect("a pair");
         }
-    }
-
-    #[test]
-    fn a_wrong_file_is_named() {
-        let missing = PathBuf::from("/nonexistent/tls.key");
-        let files = ServingCertificate::Files { certificate: missing.clone(), key: missing };
-        let error = tls_config(&files, None, Clock.now()).unwrap_err();
-        assert!(error.to_string().contains("/nonexistent/tls.key"), "{error}");
     }
 }

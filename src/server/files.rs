@@ -14,6 +14,15 @@ use tokio_util::io::ReaderStream;
 
 use super::reply::{self, Reply};
 
+/// A file below the directory, where there is one of that name.
+pub(super) async fn answer_file(directory: &Path, path: &str) -> Option<Reply> {
+    let (directory, path) = (directory.to_owned(), path.to_owned());
+    match tokio::task::spawn_blocking(move || open(&directory, &path)).await {
+        Ok(Ok(Opened::File(file, length))) => Some(reply::file(content(file, length))),
+        _ => None,
+    }
+}
+
 /// Answers for a path below the directory; an empty one is the directory itself.
 pub(super) async fn answer(directory: &Path, path: &str) -> Reply {
     let (directory, path) = (directory.to_owned(), path.to_owned());

@@ -7,14 +7,18 @@ mod access;
 mod certificate;
 mod escape;
 mod files;
+mod health;
 mod identity;
+mod journal;
 mod logs;
+mod pages;
 mod query;
 mod reply;
 mod route;
 mod running;
 mod stats;
 mod stream;
+mod tls;
 mod tokens;
 
 use std::convert::Infallible;
@@ -33,12 +37,11 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use rustix::net::sockopt;
-use stoker_model::handle::{Authorizer, PodDirectory, TokenReviewer, UsageReader};
+use stoker_model::handle::{AgentState, Authorizer, PodDirectory, TokenReviewer, UsageReader};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -46,10 +49,12 @@ use self::access::Access;
 use self::reply::Reply;
 use self::route::Routes;
 use self::stream::Streaming;
+use self::tls::Tls;
 use crate::clock::Clock;
 use crate::runtime::Runtime;
 
 pub use self::certificate::ServingCertificate;
+pub use self::tls::TlsRules;
 
 /// Connections at a time. The API server needs one or two and one for each stream.
 const CONNECTIONS: usize = 1024;
@@ -90,6 +95,8 @@ pub struct ServerConfig {
     pub certificate: ServingCertificate,
     /// PEM file with the CAs of clients. Without it nobody can say who he is, so that everybody is refused.
     pub client_ca: Option<PathBuf>,
+    /// Versions, suites and groups.
+    pub tls: TlsRules,
     /// The node's name.
     pub node: String,
     /// What `/configz` shows: KubeletConfiguration with all defaults.
@@ -98,6 +105,16 @@ pub struct ServerConfig {
     pub root_dir: PathBuf,
     /// Pods' logs.
     pub pod_logs_dir: PathBuf,
+    /// Where what needs no credentials is served without TLS (`readOnlyPort`); `None`: nowhere.
+    pub read_only: Option<SocketAddr>,
+    /// Whether `/logs?query=` asks the journal (`enableSystemLogQuery`).
+    pub system_log_query: bool,
+    /// Whether PUT `/debug/flags/v` changes what is logged (`enableDebugFlagsHandler`).
+    pub debug_flags: bool,
+    /// Whether who shows no credentials may ask, as `system:anonymous`.
+    pub anonymous: bool,
+    /// How long decisions are believed: permissions and refusals.
+    pub decision_ttl: (Duration, Duration),
     /// What `/logs` shows; `None` where it is switched off.
     pub system_logs_dir: Option<PathBuf>,
     /// How long the answer about a token is believed.
@@ -117,6 +134,8 @@ pub struct Handles {
     pub tokens: Option<Arc<dyn TokenReviewer>>,
     /// What is used.
     pub usage: Arc<dyn UsageReader>,
+    /// The agent itself.
+    pub agent: Arc<dyn AgentState>,
     /// Containers and their logs.
     pub runtime: Runtime,
 }
@@ -155,7 +174,8 @@ pub enum ServerError {
 pub struct Server {
     api: TcpListener,
     healthz: Option<TcpListener>,
-    tls: TlsAcceptor,
+    read_only: Option<TcpListener>,
+    tls: Tls,
     routes: Arc<Routes>,
     /// Ends what left HTTP.
     streams: CancellationToken,
@@ -170,17 +190,21 @@ impl fmt::Debug for Server {
 impl Server {
     /// Loads or makes the certificate and opens the ports. From then on connections are kept waiting, not refused.
     pub async fn bind(config: ServerConfig, handles: Handles) -> Result<Self, ServerError> {
-        let tls = certificate::tls_config(&config.certificate, config.client_ca.as_deref(), Clock.now())?;
+        let tls = Tls::new(&config, Clock.now())?;
         let api = listen(SocketAddr::new(config.address, config.port)).await?;
         let healthz = match config.healthz {
             Some(address) => Some(listen(address).await?),
             None => None,
         };
-        let access = Access::new(handles.authorizer.clone());
+        let read_only = match config.read_only {
+            Some(address) => Some(listen(address).await?),
+            None => None,
+        };
+        let access = Access::new(handles.authorizer.clone(), config.decision_ttl);
         let streams = CancellationToken::new();
         let streaming = Streaming::new(handles.pods.clone(), handles.runtime.clone(), streams.clone());
         let routes = Routes::new(handles, access, streaming, config);
-        Ok(Self { api, healthz, tls: TlsAcceptor::from(Arc::new(tls)), routes: Arc::new(routes), streams })
+        Ok(Self { api, healthz, read_only, tls, routes: Arc::new(routes), streams })
     }
 
     /// Where the HTTPS API listens.
@@ -191,6 +215,11 @@ impl Server {
     /// Where `/healthz` listens.
     pub fn healthz_address(&self) -> Option<SocketAddr> {
         self.healthz.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// Where the read-only port listens.
+    pub fn read_only_address(&self) -> Option<SocketAddr> {
+        self.read_only.as_ref().and_then(|listener| listener.local_addr().ok())
     }
 
     /// Serves until `stop` is cancelled.
@@ -204,7 +233,7 @@ impl Server {
             tokio::select! {
                 () = stop.cancelled() => break,
                 client = accept(Some(&self.api)) => {
-                    let (tls, routes, watcher) = (self.tls.clone(), self.routes.clone(), graceful.watcher());
+                    let (tls, routes, watcher) = (self.tls.acceptor(Clock.now()), self.routes.clone(), graceful.watcher());
                     let Ok(permit) = room.clone().try_acquire_owned() else {
                         warn!("{CONNECTIONS} connections to the node's API are open; refusing one");
                         continue;
@@ -230,6 +259,18 @@ impl Server {
                     tokio::spawn(async move {
                         let _permit = permit;
                         converse(client, service_fn(route::healthz_only), watcher).await;
+                    });
+                }
+                client = accept(self.read_only.as_ref()) => {
+                    let (routes, watcher) = (self.routes.clone(), graceful.watcher());
+                    let Ok(permit) = room.clone().try_acquire_owned() else { continue };
+                    tokio::spawn(async move {
+                        let _permit = permit;
+                        let service = service_fn(move |request| {
+                            let routes = routes.clone();
+                            async move { routes.answer_anybody(request).await }
+                        });
+                        converse(client, service, watcher).await;
                     });
                 }
             }

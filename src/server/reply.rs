@@ -33,6 +33,12 @@ pub(super) fn json(document: Vec<u8>) -> Reply {
     with_type(StatusCode::OK, "application/json", body)
 }
 
+/// A YAML document.
+pub(super) fn yaml(document: String) -> Reply {
+    let body = Full::new(Bytes::from(document)).map_err(|never| match never {}).boxed_unsync();
+    with_type(StatusCode::OK, "application/yaml", body)
+}
+
 /// A page for people.
 pub(super) fn html(page: String) -> Reply {
     let body = Full::new(Bytes::from(page)).map_err(|never| match never {}).boxed_unsync();

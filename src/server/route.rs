@@ -3,17 +3,22 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
+use http::header::AUTHORIZATION;
 use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
 use serde_json::{Value, json};
-use stoker_model::handle::{PodDirectory, UserInfo};
+use stoker_model::handle::{AgentState, PodDirectory, UserInfo};
 
 use super::access::{Access, Refusal};
 use super::escape::unescape;
 use super::files;
+use super::health::Check;
+use super::journal;
 use super::logs::{LogRequest, choose_container};
+use super::pages;
 use super::query::Query;
 use super::reply::{self, Reply};
 use super::running;
@@ -24,9 +29,13 @@ use super::{Handles, ServerConfig};
 use crate::clock::{Clock, Now};
 use crate::runtime::{Runtime, logs};
 
+/// A level of logging has fewer digits.
+const LONGEST_NUMBER: usize = 16;
+
 /// What is served, and from what.
 pub(super) struct Routes {
     pods: Arc<dyn PodDirectory>,
+    agent: Arc<dyn AgentState>,
     runtime: Runtime,
     access: Access,
     tokens: Option<Tokens>,
@@ -39,7 +48,9 @@ pub(super) struct Routes {
 /// What a path means.
 #[derive(Debug, PartialEq, Eq)]
 enum Page {
-    Healthz,
+    Healthz(Check),
+    /// PUT of klog's level.
+    Verbosity,
     Pods,
     RunningPods,
     Metrics(Metrics),
@@ -72,7 +83,9 @@ impl Page {
         let Some(path) = unescape(path) else { return Self::Unknown };
         let parts: Vec<&str> = path.split('/').skip(1).collect();
         match parts[..] {
-            ["healthz"] | ["healthz", "ping" | "log"] => Self::Healthz,
+            ["healthz"] => Self::Healthz(Check::All),
+            ["healthz", name] if Check::of(name).is_some() => Self::Healthz(Check::of(name).unwrap_or(Check::All)),
+            ["debug", "flags", "v"] => Self::Verbosity,
             ["pods"] => Self::Pods,
             ["runningpods"] | ["runningpods", ""] => Self::RunningPods,
             ["metrics"] => Self::Metrics(Metrics::Own),
@@ -118,7 +131,7 @@ impl Page {
     /// Subresources of `nodes` that allow it, in the order of trying (A18).
     fn subresources(&self) -> &'static [&'static str] {
         match self {
-            Self::Healthz => &["healthz", "proxy"],
+            Self::Healthz(_) => &["healthz", "proxy"],
             Self::Pods | Self::RunningPods => &["pods", "proxy"],
             Self::Metrics(_) => &["metrics"],
             Self::Summary => &["stats"],
@@ -126,19 +139,20 @@ impl Page {
             Self::Flagz => &["configz"],
             Self::Statusz => &["statusz"],
             Self::Logs(_) => &["log"],
-            Self::ContainerLogs { .. } | Self::Stream(..) | Self::Unknown => &["proxy"],
+            Self::ContainerLogs { .. } | Self::Stream(..) | Self::Verbosity | Self::Unknown => &["proxy"],
         }
     }
 }
 
 impl Routes {
     pub(super) fn new(handles: Handles, access: Access, streaming: Streaming, config: ServerConfig) -> Self {
-        let Handles { pods, runtime, usage, tokens, .. } = handles;
+        let Handles { pods, runtime, usage, tokens, agent, .. } = handles;
         let places = Places { root: config.root_dir.clone(), logs: config.pod_logs_dir.clone() };
         Self {
             stats: Stats::new(config.node.clone(), pods.clone(), usage, runtime.clone(), places),
             tokens: tokens.map(|reviewer| Tokens::new(reviewer, config.token_ttl)),
             pods,
+            agent,
             runtime,
             access,
             streaming,
@@ -163,7 +177,9 @@ impl Routes {
             },
             _ => None,
         };
-        let Some(user) = user.or(by_token.as_ref()) else {
+        let anonymous = self.config.anonymous && user.is_none() && !request.headers().contains_key(AUTHORIZATION);
+        let anonymous = anonymous.then(anonymous_user);
+        let Some(user) = user.or(by_token.as_ref()).or(anonymous.as_ref()) else {
             return Ok(reply::text(StatusCode::UNAUTHORIZED, "Unauthorized"));
         };
         let page = Page::of(request.uri().path());
@@ -174,21 +190,45 @@ impl Routes {
         }
         Ok(match page {
             Page::Unknown => reply::no_such_page(),
-            Page::ContainerLogs { .. } | Page::Stream(..) | Page::Logs(_) if !self.config.debugging_handlers => {
+            Page::ContainerLogs { .. } | Page::Stream(..) | Page::Logs(_) | Page::Verbosity
+                if !self.config.debugging_handlers =>
+            {
                 reply::text(StatusCode::METHOD_NOT_ALLOWED, "Debug endpoints are disabled.")
             }
             Page::Stream(kind, _) if !kind.methods().contains(request.method()) => {
                 reply::method_not_allowed(kind.methods())
             }
             Page::Stream(kind, target) => self.streaming.answer(kind, &target, request).await,
+            Page::Verbosity => self.set_verbosity(request).await,
+            page => self.read(page, &request).await,
+        })
+    }
+
+    /// Answers on the read-only port: only what tells nothing that must be kept, and everybody (A18.19).
+    pub(super) async fn answer_anybody(&self, request: Request<Incoming>) -> Result<Reply, Infallible> {
+        Ok(match Page::of(request.uri().path()) {
+            page @ (Page::Healthz(_) | Page::Pods | Page::Metrics(_) | Page::Summary) => {
+                self.read(page, &request).await
+            }
+            _ => reply::no_such_page(),
+        })
+    }
+
+    /// What is only read.
+    async fn read(&self, page: Page, request: &Request<Incoming>) -> Reply {
+        let query = Query::parse(request.uri().query().unwrap_or_default()).unwrap_or_default();
+        match page {
             // Old clients ask with a body, which says nothing that counts.
             Page::Summary if matches!(*request.method(), Method::GET | Method::POST) => {
-                let query = Query::parse(request.uri().query().unwrap_or_default()).unwrap_or_default();
                 let is_true = |value: &str| matches!(value, "true" | "1");
                 self.document(&self.stats.summary(query.first("only_cpu_and_memory").is_some_and(is_true)).await)
             }
+            Page::Summary => reply::method_not_allowed(&[Method::GET, Method::POST]),
             _ if request.method() != Method::GET => reply::method_not_allowed(&[Method::GET]),
-            Page::Healthz => reply::text(StatusCode::OK, "ok"),
+            Page::Healthz(check) => {
+                let excluded: Vec<&str> = query.values("exclude").collect();
+                check.answer(self.agent.is_alive(), query.first("verbose").is_some(), &excluded)
+            }
             Page::Pods => self.pods(),
             Page::RunningPods => match running::pods(&self.runtime).await {
                 Ok(pods) => self.document(&pods),
@@ -198,45 +238,53 @@ impl Routes {
             Page::Metrics(Metrics::Resource) => reply::metrics(self.stats.resource_metrics().await),
             Page::Metrics(Metrics::Cadvisor) => reply::metrics(self.stats.cadvisor_metrics().await),
             Page::Configz => self.document(&json!({ "kubeletconfig": self.config.kubelet_configuration })),
-            Page::Flagz => reply::text(StatusCode::OK, self.flagz()),
-            Page::Statusz => reply::text(StatusCode::OK, self.statusz()),
+            Page::Flagz => pages::flagz(&self.config.kubelet_configuration, request.headers()),
+            Page::Statusz => pages::statusz(self.started, Clock.now(), request.headers()),
             Page::Logs(path) => match &self.config.system_logs_dir {
+                Some(directory) if query.first("query").is_some() || query.first("unit").is_some() => {
+                    if !path.is_empty() {
+                        reply::text(StatusCode::NOT_ACCEPTABLE, "path not allowed in query mode")
+                    } else if self.config.system_log_query {
+                        journal::answer(directory, &query).await
+                    } else {
+                        let text = "NodeLogQuery feature is not enabled: set enableSystemLogQuery";
+                        reply::text(StatusCode::METHOD_NOT_ALLOWED, text)
+                    }
+                }
                 Some(directory) => files::answer(directory, &path).await,
                 None => reply::text(StatusCode::METHOD_NOT_ALLOWED, "logs endpoint is disabled."),
             },
-            Page::Summary => reply::method_not_allowed(&[Method::GET, Method::POST]),
             Page::ContainerLogs { namespace, pod, container } => {
                 self.container_logs(&namespace, &pod, &container, request.uri().query().unwrap_or_default()).await
             }
-        })
+            Page::Stream(..) | Page::Verbosity | Page::Unknown => reply::no_such_page(),
+        }
+    }
+
+    /// PUT `/debug/flags/v` (A18.14).
+    async fn set_verbosity(&self, request: Request<Incoming>) -> Reply {
+        if !self.config.debug_flags {
+            return reply::text(StatusCode::METHOD_NOT_ALLOWED, "flags endpoint is disabled.");
+        }
+        if request.method() != Method::PUT {
+            return reply::method_not_allowed(&[Method::PUT]);
+        }
+        let body = Limited::new(request.into_body(), LONGEST_NUMBER).collect().await.map(|body| body.to_bytes());
+        let text = body.map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned()).unwrap_or_default();
+        let Ok(level) = text.parse::<i64>() else {
+            return reply::text(
+                StatusCode::BAD_REQUEST,
+                format!("failed set klog.logging.verbosity {text}: no number"),
+            );
+        };
+        match self.agent.set_verbosity(level) {
+            Ok(()) => reply::text(StatusCode::OK, format!("successfully set klog.logging.verbosity to {level}")),
+            Err(reason) => reply::text(StatusCode::INTERNAL_SERVER_ERROR, reason),
+        }
     }
 
     fn document(&self, value: &Value) -> Reply {
         reply::json(value.to_string().into_bytes())
-    }
-
-    /// What the agent is, for people (A18.15).
-    fn statusz(&self) -> String {
-        let up = Clock.now().monotonic.saturating_sub(self.started.monotonic).as_secs();
-        let (hours, minutes, seconds) = (up / 3600, up / 60 % 60, up % 60);
-        let (version, started) = (env!("CARGO_PKG_VERSION"), self.started.wall);
-        format!(
-            "kubelet statusz\nWarning: This endpoint is not meant to be machine parseable, has no formatting \
-             compatibility guarantees and is for debugging purposes only.\n\nStarted: {started}\nUp: \
-             {hours} hr {minutes:02} min {seconds:02} sec\nBinary version: stoker {version}\n\nPaths: /configz /flagz \
-             /healthz /metrics /pods /stats/summary\n"
-        )
-    }
-
-    /// What was set on the command line or in the file: the configuration that follows from both (A18.15).
-    fn flagz(&self) -> String {
-        let mut text = "kubelet flagz\nWarning: This endpoint is not meant to be machine parseable, has no formatting \
-                        compatibility guarantees and is for debugging purposes only.\n\n"
-            .to_owned();
-        for (name, value) in self.config.kubelet_configuration.as_object().into_iter().flatten() {
-            text.push_str(&format!("{name}={value}\n"));
-        }
-        text
     }
 
     /// Desired pods as a PodList (A18.2).
@@ -282,9 +330,14 @@ impl Routes {
 /// `/healthz` for whoever is on this machine (A18.19).
 pub(super) async fn healthz_only(request: Request<Incoming>) -> Result<Reply, Infallible> {
     Ok(match Page::of(request.uri().path()) {
-        Page::Healthz => reply::text(StatusCode::OK, "ok"),
+        Page::Healthz(_) => reply::text(StatusCode::OK, "ok"),
         _ => reply::no_such_page(),
     })
+}
+
+/// Who says nothing of himself, where that is allowed.
+fn anonymous_user() -> UserInfo {
+    UserInfo { name: "system:anonymous".to_owned(), groups: vec!["system:unauthenticated".to_owned()] }
 }
 
 /// Whether it could name a namespace, pod or container: no empty one, no `..`, nothing that a file system or a terminal takes for more.

@@ -36,7 +36,7 @@ pub(crate) fn jittered(time: Duration) -> Duration {
 }
 
 /// Evenly spread over 0..1. The standard library seeds each of its hashers from the system's randomness.
-fn random_fraction() -> f64 {
+pub(super) fn random_fraction() -> f64 {
     let bits = RandomState::new().build_hasher().finish() >> 32;
     f64::from(u32::try_from(bits).unwrap_or_default()) / f64::from(u32::MAX)
 }

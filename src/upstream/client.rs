@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
 use kube::client::{Body, ClientBuilder, ConfigExt};
 use serde::Serialize;
@@ -12,6 +13,7 @@ use stoker_model::handle::ApiError;
 
 use tower::ServiceExt;
 
+use super::certificates::Identity;
 use super::connect;
 
 /// How long a request other than a watch may take; longer than any webhook may delay it.
@@ -49,7 +51,31 @@ impl ApiServer {
     /// # Errors
     /// When credentials cannot be read.
     pub fn new(config: &kube::Config) -> Result<Self, ConnectError> {
-        let pool = connect::pool(config)?.map_err(tower::BoxError::from);
+        Self::build(config, None)
+    }
+
+    /// The same, showing the certificate that `identity` has at the moment of each connection, in place of the configuration's own.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_identity(config: &kube::Config, identity: Identity) -> Result<Self, ConnectError> {
+        let mut config = config.clone();
+        forget_certificate(&mut config);
+        Self::build(&config, Some(identity))
+    }
+
+    /// The same server, asked without saying who asks.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn anonymous(config: &kube::Config) -> Result<Self, ConnectError> {
+        let mut config = config.clone();
+        config.auth_info = kube::config::AuthInfo::default();
+        Self::build(&config, None)
+    }
+
+    fn build(config: &kube::Config, identity: Option<Identity>) -> Result<Self, ConnectError> {
+        let pool = connect::pool(config, identity)?.map_err(tower::BoxError::from);
         let builder =
             ClientBuilder::new(pool, config.default_namespace.clone()).with_layer(&config.extra_headers_layer()?);
         let base = config.base_uri_layer();
@@ -58,6 +84,21 @@ impl ApiServer {
             None => builder.with_layer(&base).build(),
         };
         Ok(Self { client })
+    }
+
+    /// Whether `/healthz` says so.
+    pub async fn is_healthy(&self) -> bool {
+        let Ok(request) = request(Method::GET, "/healthz", None::<&()>, "") else { return false };
+        let answer = tokio::time::timeout(DEFAULT_TIMEOUT, self.send(request)).await;
+        matches!(answer, Ok(Ok(answer)) if answer.status().is_success())
+    }
+
+    /// What time it is there, whoever asks.
+    pub async fn clock(&self) -> Option<Timestamp> {
+        let request = request(Method::GET, "/healthz", None::<&()>, "").ok()?;
+        let answer = tokio::time::timeout(DEFAULT_TIMEOUT, self.send(request)).await.ok()?.ok()?;
+        let date = answer.headers().get(http::header::DATE)?.to_str().ok()?;
+        Some(jiff::fmt::rfc2822::parse(date).ok()?.timestamp())
     }
 
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
@@ -139,6 +180,12 @@ impl ApiServer {
         let what = format!("{} {}", request.method(), request.uri().path());
         self.client.send(request).await.map_err(|e| unavailable(format!("{what}: {}", chain(&e))))
     }
+}
+
+fn forget_certificate(config: &mut kube::Config) {
+    let auth = &mut config.auth_info;
+    (auth.client_certificate, auth.client_certificate_data) = (None, None);
+    (auth.client_key, auth.client_key_data) = (None, None);
 }
 
 fn request(

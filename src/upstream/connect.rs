@@ -14,12 +14,16 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use kube::client::Body;
+use rustls::client::Resumption;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_util::sync::WaitForCancellationFutureOwned;
 use tower::{BoxError, Service};
+
+use super::certificates::Identity;
 
 /// How long a TCP and TLS handshake may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,18 +32,23 @@ const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// The connection is dead when the answer takes longer (`PingTimeout` of the Go client).
 const PING_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// A pool that holds one HTTP/2 connection.
-pub(super) fn pool(config: &kube::Config) -> Result<Client<Connector, Body>, kube::Error> {
+/// A pool that holds one HTTP/2 connection. With an `identity` connections wait until there is one, and end when another takes its place.
+pub(super) fn pool(config: &kube::Config, identity: Option<Identity>) -> Result<Client<Connector, Body>, kube::Error> {
     use kube::client::ConfigExt;
     let mut tls = config.rustls_client_config()?;
+    if let Some(identity) = &identity {
+        tls.client_auth_cert_resolver = Arc::new(identity.clone());
+        // A session that is resumed is still that of the old certificate.
+        tls.resumption = Resumption::disabled();
+    }
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_keepalive(Some(PING_INTERVAL));
     tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    let connector =
-        Connector { tcp, tls: TlsConnector::from(Arc::new(tls)), server_name: config.tls_server_name.clone() };
+    let tls = TlsConnector::from(Arc::new(tls));
+    let connector = Connector { tcp, tls, server_name: config.tls_server_name.clone(), identity };
     Ok(Client::builder(TokioExecutor::new())
         .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())
@@ -56,6 +65,7 @@ pub(super) struct Connector {
     tcp: HttpConnector,
     tls: TlsConnector,
     server_name: Option<String>,
+    identity: Option<Identity>,
 }
 
 impl Service<Uri> for Connector {
@@ -72,14 +82,20 @@ impl Service<Uri> for Connector {
         let host = self.server_name.clone().unwrap_or_else(|| uri.host().unwrap_or_default().to_owned());
         let tls = self.tls.clone();
         let tcp = self.tcp.call(uri);
+        let identity = self.identity.clone().filter(|_| secure);
         Box::pin(async move {
+            let replaced = match &identity {
+                Some(identity) => identity.wait().await,
+                None => None,
+            };
             let stream = tcp.await?.into_inner();
             if !secure {
                 return Ok(TokioIo::new(Stream::Plain(stream)));
             }
             let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())?;
             let stream = tokio::time::timeout(CONNECT_TIMEOUT, tls.connect(name, stream)).await??;
-            Ok(TokioIo::new(Stream::Tls(Box::new(stream))))
+            let replaced = replaced.map(|token| Box::pin(token.cancelled_owned()));
+            Ok(TokioIo::new(Stream::Tls(Box::new(stream), replaced)))
         })
     }
 }
@@ -87,14 +103,17 @@ impl Service<Uri> for Connector {
 /// What the pool reads and writes.
 pub(super) enum Stream {
     Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    /// The second ends when the connection must.
+    Tls(Box<TlsStream<TcpStream>>, Option<Pin<Box<WaitForCancellationFutureOwned>>>),
 }
 
 impl Connection for Stream {
     fn connected(&self) -> Connected {
         match self {
-            Self::Tls(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => Connected::new().negotiated_h2(),
-            Self::Tls(_) | Self::Plain(_) => Connected::new(),
+            Self::Tls(stream, _) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
+                Connected::new().negotiated_h2()
+            }
+            Self::Tls(..) | Self::Plain(_) => Connected::new(),
         }
     }
 }
@@ -107,7 +126,15 @@ impl AsyncRead for Stream {
     ) -> Poll<Result<(), std::io::Error>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Tls(stream, replaced) => {
+                if let Some(replaced) = replaced
+                    && replaced.as_mut().poll(cx).is_ready()
+                {
+                    let reason = "the node's certificate was replaced";
+                    return Poll::Ready(Err(std::io::Error::new(std::io::ErrorKind::ConnectionAborted, reason)));
+                }
+                Pin::new(stream).poll_read(cx, buffer)
+            }
         }
     }
 }
@@ -116,21 +143,21 @@ impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<Result<usize, std::io::Error>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write(cx, data),
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, data),
+            Self::Tls(stream, _) => Pin::new(stream).poll_write(cx, data),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), std::io::Error>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream, _) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), std::io::Error>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream, _) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

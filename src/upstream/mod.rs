@@ -6,9 +6,11 @@
 
 mod authorize;
 mod backoff;
+mod certificates;
 mod client;
 mod cluster;
 mod connect;
+mod discovery;
 mod events;
 mod followed;
 mod node_api;
@@ -22,8 +24,14 @@ mod watch;
 
 pub use authorize::AccessReviews;
 pub use backoff::Backoff;
+pub use certificates::{
+    CertificateStore, ClientKeeper, Identity, IdentitySource, ServingKeeper, Shown, follow_files, until_hopeless,
+};
 pub use client::{ApiServer, ConnectError, DEFAULT_TIMEOUT};
 pub use cluster::{watch_nodes, watch_policies};
+pub use discovery::{
+    DiscoveryError, FoundCluster, Pin, Token, connect_with_token, discover, is_taken, kubelet_configuration,
+};
 pub use events::{EventTask, Events, event_queue};
 pub use node_api::NodeApi;
 pub use objects::Objects;

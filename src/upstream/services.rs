@@ -103,6 +103,12 @@ struct Stored {
 }
 
 impl ServiceStore {
+    /// How many Services there are, and whether all have been listed.
+    pub fn count(&self) -> (usize, bool) {
+        let stored = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        (stored.services.len(), stored.listed)
+    }
+
     fn write(&self, change: impl FnOnce(&mut Stored)) {
         change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner));
     }

@@ -7,6 +7,7 @@ mod dns;
 mod enclosure;
 mod faults;
 mod hello;
+mod join;
 mod network;
 mod stats;
 mod streams;

@@ -86,6 +86,39 @@ pub(crate) fn check_name(path: &str) -> Option<String> {
     Some(format!("{path}: `{empty}` says nothing; call it by the thing that it holds"))
 }
 
+/// Metrics of a `metrics.rs` that no code of the room ever counts: one that stands still is worse than none. `room`: the room's sources.
+pub(crate) fn check_metrics(path: &str, text: &str, room: &[String]) -> Vec<String> {
+    let production = |text: &str| text.split("#[cfg(test)]").next().unwrap_or_default().to_owned();
+    let room: Vec<String> = room.iter().map(|text| production(text)).collect();
+    let is_counted = |name: &str| {
+        let used = format!(".{name}");
+        room.iter().any(|text| {
+            text.match_indices(&used).any(|(at, _)| {
+                let rest = &text[at + used.len()..];
+                let ends_here = !rest.starts_with(|next: char| next.is_alphanumeric() || next == '_');
+                let statement = rest.split(';').next().unwrap_or_default();
+                ends_here
+                    && [".inc(", ".inc_by(", ".observe(", ".set(", ".dec("].iter().any(|call| statement.contains(call))
+            })
+        })
+    };
+    let kinds = ["Counter", "Gauge", "Histogram"];
+    let fields = production(text);
+    let fields = fields.lines().filter(|line| line.starts_with("    ") && line.ends_with(','));
+    let bare = |line: &'_ str| -> String {
+        let line = line.trim();
+        let rest = ["pub(super) ", "pub(crate) ", "pub "].iter().find_map(|prefix| line.strip_prefix(prefix));
+        rest.unwrap_or(line).to_owned()
+    };
+    let fields: Vec<String> = fields.map(bare).filter(|line| !line.contains('(')).collect();
+    let fields = fields.iter().filter_map(|line| line.split_once(": "));
+    fields
+        .filter(|(name, kind)| kinds.iter().any(|is| kind.contains(is)) && !kind.contains("::") && !name.contains(' '))
+        .filter(|(name, _)| !is_counted(name))
+        .map(|(name, _)| format!("{path}: nobody counts the metric `{name}`; count it, or do not offer it"))
+        .collect()
+}
+
 mod tests {
     use std::path::Path;
 
@@ -96,6 +129,18 @@ mod tests {
 
     fn check(below: &str, text: &str) -> Vec<String> {
         check_rooms(&rooms(TABLE, "R"), "stoker", &Source::new(below, Path::new(below), text))
+    }
+
+    #[test]
+    fn a_metric_that_nobody_counts_is_found() {
+        let text = "struct Metrics {\n    asked: Counter,\n    held: Labelled<L, Gauge>,\n    took: Histogram,\n    name: String,\n}\n\
+                    #[cfg(test)]\nmod tests { fn f() { m.took.observe(1.0); } }";
+        let room =
+            ["fn f() { m.asked.inc(); self.held.get_or_create(&labels).set(1); m.took_other.observe(1.0); }", text]
+                .map(str::to_owned);
+        let found = check_metrics("metrics.rs", text, &room);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].contains("`took`"), "{found:?}");
     }
 
     #[test]

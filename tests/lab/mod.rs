@@ -158,6 +158,15 @@ impl Lab {
         self.agent.start(&self.enclosure);
     }
 
+    /// Starts the agent with this value of a flag from now on; an empty one: the flag alone.
+    pub(crate) fn agent_flag(&mut self, flag: &str, value: &str) {
+        let command = &mut self.agent.command;
+        match command.iter().position(|word| word == flag) {
+            Some(place) => value.clone_into(&mut command[place + 1]),
+            None => command.extend([flag, value].into_iter().filter(|word| !word.is_empty()).map(str::to_owned)),
+        }
+    }
+
     /// Kills the agent with SIGKILL.
     pub(crate) fn kill_agent(&mut self) {
         self.agent.kill(&self.enclosure);

@@ -1,6 +1,7 @@
 //! The node's HTTPS API over TLS, with pods that really run.
 
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,11 +18,12 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
 use stoker::cgroup::{CgroupConfig, Cgroups};
-use stoker::server::{Handles, Server, ServerConfig, ServingCertificate};
-use stoker_model::handle::{ApiError, Authorizer, PodDirectory, TokenReviewer, UserInfo};
+use stoker::server::{Handles, Server, ServerConfig, ServingCertificate, TlsRules};
+use stoker_model::handle::{AgentState, ApiError, Authorizer, PodDirectory, TokenReviewer, UserInfo};
 use stoker_model::pod::PodUid;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::lab::Lab;
@@ -32,6 +34,8 @@ struct Node {
     pods: Arc<Pods>,
     address: std::net::SocketAddr,
     healthz: std::net::SocketAddr,
+    read_only: std::net::SocketAddr,
+    alive: Arc<AtomicBool>,
     ca: Issuer<'static, KeyPair>,
     stop: CancellationToken,
     served: tokio::task::JoinHandle<()>,
@@ -50,6 +54,19 @@ impl PodDirectory for Pods {
             pod.metadata.name.as_deref() == Some(name) && pod.metadata.namespace.as_deref() == Some(namespace)
         };
         self.pods().iter().find(is).cloned()
+    }
+}
+
+/// Comes round, or does not; logs at level 4 at most.
+struct Alive(Arc<AtomicBool>);
+
+impl AgentState for Alive {
+    fn is_alive(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn set_verbosity(&self, level: i64) -> Result<(), String> {
+        if level <= 4 { Ok(()) } else { Err("too much".into()) }
     }
 }
 
@@ -82,17 +99,25 @@ impl Node {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
         std::fs::write(lab.path().join("ca.crt"), params.self_signed(&key).unwrap().pem()).unwrap();
+        std::fs::create_dir_all(lab.path().join("pki")).unwrap();
+        write_serving(lab.path());
         let pods = Arc::new(Pods::default());
+        let alive = Arc::new(AtomicBool::new(true));
         let config = ServerConfig {
             address: Ipv4Addr::LOCALHOST.into(),
             port: 0,
             healthz: Some((Ipv4Addr::LOCALHOST, 0).into()),
-            certificate: ServingCertificate::SelfSigned {
-                directory: lab.path().join("pki"),
-                node: "node".into(),
-                names: vec!["127.0.0.1".into()],
+            certificate: ServingCertificate::Files {
+                certificate: lab.path().join("pki/kubelet.crt"),
+                key: lab.path().join("pki/kubelet.key"),
             },
             client_ca: Some(lab.path().join("ca.crt")),
+            tls: TlsRules::default(),
+            read_only: Some((Ipv4Addr::LOCALHOST, 0).into()),
+            system_log_query: true,
+            debug_flags: true,
+            anonymous: false,
+            decision_ttl: (Duration::from_secs(300), Duration::from_secs(30)),
             debugging_handlers: true,
             node: "node".into(),
             kubelet_configuration: json!({ "kind": "KubeletConfiguration" }),
@@ -106,13 +131,15 @@ impl Node {
             authorizer: Arc::new(Readers),
             tokens: Some(Arc::new(OneToken)),
             usage: Arc::new(Cgroups::open(CgroupConfig::default()).unwrap()),
+            agent: Arc::new(Alive(alive.clone())),
             runtime: lab.runtime.clone(),
         };
         let server = Server::bind(config, handles).await.unwrap();
         let (address, healthz) = (server.address().unwrap(), server.healthz_address().unwrap());
+        let read_only = server.read_only_address().unwrap();
         let stop = CancellationToken::new();
         let served = tokio::spawn(server.run(stop.clone()));
-        Self { lab, pods, address, healthz, ca: Issuer::new(params, key), stop, served }
+        Self { lab, pods, alive, address, healthz, read_only, ca: Issuer::new(params, key), stop, served }
     }
 
     fn has(&self, pod: serde_json::Value) {
@@ -149,6 +176,11 @@ impl Node {
         path: &str,
         certificate: Option<(String, String)>,
     ) -> Result<http::Response<Incoming>, String> {
+        exchange(self.connect(certificate).await?, method, path).await
+    }
+
+    /// A TLS connection to the certificate that is in the files now.
+    async fn connect(&self, certificate: Option<(String, String)>) -> Result<TlsStream<TcpStream>, String> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(self.lab.path().join("pki/kubelet.crt")).unwrap()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -163,8 +195,7 @@ impl Node {
         };
         let tcp = TcpStream::connect(self.address).await.unwrap();
         let name = "127.0.0.1".try_into().unwrap();
-        let stream = TlsConnector::from(Arc::new(tls)).connect(name, tcp).await.map_err(|error| error.to_string())?;
-        exchange(stream, method, path).await
+        TlsConnector::from(Arc::new(tls)).connect(name, tcp).await.map_err(|error| error.to_string())
     }
 
     /// Status and body of a GET by a reader.
@@ -178,6 +209,24 @@ impl Node {
         tokio::time::timeout(Duration::from_secs(5), self.served).await.expect("it stops").unwrap();
         self.lab.stop().await;
     }
+}
+
+/// Another serving certificate in the files.
+fn write_serving(directory: &std::path::Path) {
+    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+    std::fs::write(directory.join("pki/kubelet.key"), made.signing_key.serialize_pem()).unwrap();
+    std::fs::write(directory.join("pki/kubelet.crt"), made.cert.pem()).unwrap();
+}
+
+/// Puts a text; who asks is an admin.
+async fn put(node: &Node, path: &str, text: &'static str) -> (StatusCode, String) {
+    let admin = Node::certificate(&node.ca, "admin", "admins");
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(node.connect(Some(admin)).await.unwrap())).await.unwrap();
+    tokio::spawn(connection);
+    let body = http_body_util::Full::new(Bytes::from_static(text.as_bytes()));
+    let request = Request::builder().method("PUT").uri(path).header("host", "node").body(body).unwrap();
+    read(sender.send_request(request).await.unwrap()).await
 }
 
 async fn exchange<S>(stream: S, method: &str, path: &str) -> Result<http::Response<Incoming>, String>
@@ -221,6 +270,7 @@ async fn only_who_has_a_certificate_and_a_permission_gets_an_answer() {
     assert_eq!(text, "Forbidden (user=eve, verb=get, resource=nodes, subresource(s)=[pods proxy])");
 
     assert_eq!(node.get("/healthz").await, (StatusCode::OK, "ok".into()));
+    // A18.19
     let open = exchange(TcpStream::connect(node.healthz).await.unwrap(), "GET", "/healthz").await;
     assert_eq!(status(open).await, (StatusCode::OK, "ok".into()));
     let open = exchange(TcpStream::connect(node.healthz).await.unwrap(), "GET", "/pods").await;
@@ -317,4 +367,98 @@ async fn who_never_finishes_a_request_is_no_trouble_to_others() {
     assert_eq!(node.get("/healthz").await.0, StatusCode::OK);
     node.stop().await;
     drop(held);
+}
+
+#[tokio::test]
+async fn what_needs_no_credentials_is_on_the_read_only_port_alone() {
+    // A18.19
+    let node = Node::start().await;
+    let open = async |path: &str| {
+        read(exchange(TcpStream::connect(node.read_only).await.unwrap(), "GET", path).await.unwrap()).await
+    };
+    for path in ["/healthz", "/pods", "/metrics", "/metrics/resource", "/metrics/cadvisor", "/stats/summary"] {
+        assert_eq!(open(path).await.0, StatusCode::OK, "{path}");
+    }
+    for path in [
+        "/containerLogs/default/p/main",
+        "/exec/default/p/main?command=id",
+        "/logs/",
+        "/configz",
+        "/runningpods/",
+        "/flagz",
+    ] {
+        assert_eq!(open(path).await.0, StatusCode::NOT_FOUND, "{path}");
+    }
+    let posted = exchange(TcpStream::connect(node.read_only).await.unwrap(), "POST", "/pods").await.unwrap();
+    assert_eq!(posted.status(), StatusCode::METHOD_NOT_ALLOWED);
+
+    // A18.1
+    node.alive.store(false, Ordering::Relaxed);
+    assert_eq!(node.get("/healthz").await.0, StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(node.get("/healthz/syncloop").await.0, StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(node.get("/healthz/ping").await, (StatusCode::OK, "ok".into()));
+    node.alive.store(true, Ordering::Relaxed);
+    let verbose = "[+]ping ok\n[+]log ok\n[+]syncloop ok\nhealthz check passed\n";
+    assert_eq!(node.get("/healthz?verbose").await, (StatusCode::OK, verbose.into()));
+    assert_eq!(node.get("/healthz/other").await.0, StatusCode::NOT_FOUND);
+
+    // A18.14, the part about the level of logs.
+    let level = put(&node, "/debug/flags/v", "4").await;
+    assert_eq!(level, (StatusCode::OK, "successfully set klog.logging.verbosity to 4".into()));
+    assert_eq!(put(&node, "/debug/flags/v", "much").await.0, StatusCode::BAD_REQUEST);
+    assert_eq!(put(&node, "/debug/flags/v", "12345678901234567890").await.0, StatusCode::BAD_REQUEST);
+    assert_eq!(put(&node, "/debug/flags/v", "5").await.0, StatusCode::INTERNAL_SERVER_ERROR);
+
+    let get = async |path: &str| {
+        read(node.request("GET", path, Some(Node::certificate(&node.ca, "admin", "admins"))).await.unwrap()).await
+    };
+    // A18.6: a log file of the service's name, where the journal does not know it; and never what lies elsewhere.
+    std::fs::create_dir_all(node.lab.path().join("logs/other")).unwrap();
+    std::fs::write(node.lab.path().join("logs/other/other.log"), "from a file\n").unwrap();
+    std::fs::write(node.lab.path().join("secret"), "secret").unwrap();
+    assert_eq!(get("/logs/?query=other").await, (StatusCode::OK, "from a file\n".into()));
+    assert_eq!(get("/logs/?query=/other/other.log").await, (StatusCode::OK, "from a file\n".into()));
+    assert_eq!(get("/logs/?query=other&tailLines=x").await.0, StatusCode::BAD_REQUEST);
+    for path in [
+        "/logs/?query=../secret",
+        "/logs/?query=/../secret",
+        "/logs/../secret",
+        "/logs/%2e%2e/secret",
+        "/logs/other/../../secret",
+    ] {
+        let (status, text) = get(path).await;
+        assert!(status == StatusCode::NOT_FOUND && !text.contains("secret"), "{path}: {status} {text}");
+    }
+    assert_eq!(get("/logs/other?query=other").await.0, StatusCode::NOT_ACCEPTABLE);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn files_that_change_on_disk_are_served_without_a_restart() {
+    // A17.5
+    let node = Node::start().await;
+    assert_eq!(node.get("/healthz").await.0, StatusCode::OK);
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    write_serving(node.lab.path());
+    // The client trusts only what is in the file now, and dials by address.
+    assert_eq!(node.get("/healthz").await.0, StatusCode::OK);
+
+    // Another CA of clients: its clients come in, those of the former do not.
+    let old = Node::certificate(&node.ca, "apiserver", "readers");
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.distinguished_name.push(DnType::CommonName, "another");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    std::fs::write(node.lab.path().join("ca.crt"), params.self_signed(&key).unwrap().pem()).unwrap();
+    let other = Issuer::new(params, key);
+    let new = Node::certificate(&other, "apiserver", "readers");
+    assert_eq!(node.request("GET", "/healthz", Some(new.clone())).await.unwrap().status(), StatusCode::OK);
+    assert!(node.request("GET", "/healthz", Some(old)).await.is_err());
+
+    // Half a file changes nothing.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    std::fs::write(node.lab.path().join("ca.crt"), "-----BEGIN CERTIFICATE-----\n").unwrap();
+    assert_eq!(node.request("GET", "/healthz", Some(new)).await.unwrap().status(), StatusCode::OK);
+    node.stop().await;
 }

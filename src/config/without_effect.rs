@@ -1,0 +1,113 @@
+//! Fields of KubeletConfiguration that change nothing here, and why: whoever sets one is told.
+
+use serde_json::Value;
+
+use super::kubelet::KubeletConfig;
+use super::validate::{Invalid, invalid};
+
+/// Fields whose value does no harm, but no good either.
+const WITHOUT_EFFECT: &[(&str, &str)] = &[
+    ("configMapAndSecretChangeDetectionStrategy", "objects are always watched"),
+    ("contentType", "the API server is always asked for JSON"),
+    ("enableContentionProfiling", "there is no Go runtime to profile"),
+    ("eventBurst", "events are limited by object only"),
+    ("eventRecordQPS", "events are limited by object only"),
+    ("hairpinMode", "the pod network decides it"),
+    ("iptablesDropBit", "packets are marked by the service rules alone"),
+    ("iptablesMasqueradeBit", "packets are marked by the service rules alone; set it in KubeProxyConfiguration"),
+    ("kubeAPIBurst", "requests are not limited: there are watches in place of most of them"),
+    ("kubeAPIQPS", "requests are not limited: there are watches in place of most of them"),
+    ("kernelMemcgNotification", "the kernel tells of short memory by pressure stall information, where it has that"),
+    ("kubeletCgroups", "the unit's own group is used"),
+    ("logging.options", "lines are written as they come, to standard error"),
+    ("logging.vmodule", "set logging.verbosity"),
+    ("showHiddenMetricsForVersion", "no metric is hidden"),
+    ("streamingConnectionIdleTimeout", "the runtime ends idle streams; set stream_idle_timeout in its configuration"),
+    ("systemCgroups", "processes of the system are left where they are"),
+    ("tracing", "spans are not exported"),
+    ("volumePluginDir", "FlexVolume plugins are not run; use CSI"),
+    ("volumeStatsAggPeriod", "volumes are measured when somebody asks"),
+];
+
+/// The field at `logging.vmodule`.
+fn field<'a>(config: &'a Value, path: &str) -> Option<&'a Value> {
+    path.split('.').try_fold(config, |object, name| object.get(name))
+}
+
+/// One line for each field that was set in vain.
+pub(super) fn warnings(config: &KubeletConfig) -> Vec<String> {
+    let fields = |config: &KubeletConfig| serde_json::to_value(config).unwrap_or_default();
+    let (said, default) = (fields(config), fields(&KubeletConfig::default()));
+    let in_vain = WITHOUT_EFFECT.iter().filter(|(name, _)| field(&said, name) != field(&default, name));
+    in_vain.map(|(name, reason)| format!("KubeletConfiguration: {name} has no effect: {reason}")).collect()
+}
+
+/// Fields that promise something which nobody here keeps: better no agent than one that breaks the promise.
+pub(super) fn refuse_promises(config: &KubeletConfig) -> Result<(), Invalid> {
+    const SHUTDOWN: &str =
+        "is not supported: pods are not ended before the machine goes down; leave it at 0s, and drain the node";
+    for (field, value) in [
+        ("shutdownGracePeriod", config.shutdown_grace_period),
+        ("shutdownGracePeriodCriticalPods", config.shutdown_grace_period_critical_pods),
+    ] {
+        if !value.0.is_zero() {
+            return Err(invalid(field, format!("{:?}", value.0), SHUTDOWN));
+        }
+    }
+    if !config.shutdown_grace_period_by_pod_priority.is_empty() {
+        return Err(invalid("shutdownGracePeriodByPodPriority", "[…]", SHUTDOWN));
+    }
+    if !config.cgroups_per_qos {
+        return Err(invalid(
+            "cgroupsPerQOS",
+            false,
+            "is not supported: pods always have groups by their quality of service",
+        ));
+    }
+    if config.run_once {
+        return Err(invalid("runOnce", true, "is not supported: the agent runs until it is stopped"));
+    }
+    let (runtime, images) = (&config.container_runtime_endpoint, &config.image_service_endpoint);
+    if !images.is_empty() && images != runtime {
+        return Err(invalid("imageServiceEndpoint", images, "must be empty, or that of containerRuntimeEndpoint"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::duration::GoDuration;
+    use super::*;
+
+    #[test]
+    fn whoever_sets_a_field_in_vain_is_told() {
+        let default = KubeletConfig::default();
+        assert_eq!(warnings(&default), [""; 0]);
+        let known = serde_json::to_value(&default).expect("fields");
+        for (name, _) in WITHOUT_EFFECT {
+            assert!(field(&known, name).is_some(), "{name} is no field");
+        }
+        let set = KubeletConfig { kube_api_qps: 7, hairpin_mode: "none".into(), ..default };
+        let told = warnings(&set);
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert!(told[0].contains("hairpinMode has no effect") && told[1].contains("kubeAPIQPS"), "{told:?}");
+    }
+
+    #[test]
+    fn promises_that_nobody_keeps_are_refused() {
+        let default = KubeletConfig::default;
+        assert!(refuse_promises(&default()).is_ok());
+        let minute = GoDuration(Duration::from_secs(60));
+        for (config, field) in [
+            (KubeletConfig { shutdown_grace_period: minute, ..default() }, "shutdownGracePeriod"),
+            (KubeletConfig { cgroups_per_qos: false, ..default() }, "cgroupsPerQOS"),
+            (KubeletConfig { run_once: true, ..default() }, "runOnce"),
+            (KubeletConfig { image_service_endpoint: "unix:///other".into(), ..default() }, "imageServiceEndpoint"),
+        ] {
+            let error = refuse_promises(&config).expect_err(field).to_string();
+            assert!(error.starts_with(field), "{error}");
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! A machine becomes a node with nothing but an address, a token and a hash, and stops being one.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::lab::enclosure::NODE_IP;
+use crate::lab::manifest::pod;
+use crate::lab::{Lab, NODE, Outcome};
+
+/// The agent's own program, as a person runs it.
+fn stoker(lab: &Lab, arguments: &[&str]) -> Outcome {
+    lab.run(env!("CARGO_BIN_EXE_stoker"), arguments)
+}
+
+/// What `stoker-control-plane token create` says to type on the new machine.
+fn join_words(lab: &Lab) -> Vec<String> {
+    let program = Path::new(env!("CARGO_BIN_EXE_stoker")).with_file_name("stoker-control-plane");
+    let data = format!("{}/control-plane", lab.dir().display());
+    let arguments = ["token", "create", "--data-dir", &data, "--print-join-command=stoker"];
+    let line = lab.run(program.to_str().expect("UTF-8"), &arguments).expect_success("token create");
+    line.split_whitespace().skip(1).map(str::to_owned).collect()
+}
+
+#[test]
+fn a_machine_joins_with_a_token_and_leaves_without_a_trace() {
+    let mut lab = Lab::new();
+    lab.start_containerd();
+    lab.start_control_plane();
+    let dir = lab.dir().display().to_string();
+    let etc = format!("{dir}/etc");
+    // What the cluster says to all of its nodes, and what this host needs.
+    let map = lab.get("configmap kubelet-config -n kube-system");
+    let theirs = map["data"]["kubelet"].as_str().expect("a configuration");
+    assert!(theirs.contains("rotateCertificates: true"), "{theirs}");
+    let own = format!(
+        "{}failCgroupV1: false\nfailSwapOn: false\nserverTLSBootstrap: true\npodLogsDir: {dir}/pod-logs\n\
+         evictionHard: {{ memory.available: 50Mi }}\n",
+        theirs
+            .replace("cgroupDriver: systemd", "cgroupDriver: cgroupfs")
+            .replace("/etc/kubernetes/manifests", &format!("{dir}/manifests"))
+    );
+    let patched = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "kubelet-config", "namespace": "kube-system" },
+        "data": { "kubelet": own },
+    });
+    lab.apply(&patched);
+
+    // C6.4: nothing is written before the cluster is who it must be.
+    let words = join_words(&lab);
+    let mut words: Vec<&str> = words.iter().map(String::as_str).collect();
+    words.extend(["--directory", &etc, "--node-name", NODE]);
+    let place = |flag: &str| words.iter().position(|word| *word == flag).expect("a flag") + 1;
+    let wrong_hash = format!("sha256:{}", "00".repeat(32));
+    let known_id = format!("{}.{}", &words[place("--token")][..6], "0".repeat(16));
+    for (flag, value, complaint) in [
+        ("--ca-hash", wrong_hash.as_str(), "not the cluster"),
+        ("--token", "zzzzzz.0123456789abcdef", "not signed with the token zzzzzz"),
+        ("--token", known_id.as_str(), "signature of cluster-info is wrong"),
+        ("--token", "nonsense", "must look like"),
+    ] {
+        let mut bad = words.clone();
+        bad[place(flag)] = value;
+        let refused = stoker(&lab, &bad);
+        assert!(!refused.success && refused.err.contains(complaint), "{value}: {}", refused.err);
+        assert!(!Path::new(&etc).exists(), "{value}");
+    }
+    let joined = stoker(&lab, &words).expect_success("stoker join");
+    assert!(joined.contains("start the agent: stoker run"), "{joined}");
+    for file in ["ca.crt", "bootstrap.kubeconfig", "kubelet.yaml"] {
+        assert!(Path::new(&etc).join(file).is_file(), "{file}");
+    }
+
+    // C6.4: before there is an API server, static pods run and the health check answers.
+    fs::create_dir(format!("{dir}/manifests")).expect("the folder is ours");
+    let mut still = pod("still").script("sleep 10000").build();
+    // The network of pods begins with what the Node object says.
+    still["spec"]["hostNetwork"] = json!(true);
+    fs::write(format!("{dir}/manifests/still.yaml"), still.to_string()).expect("the folder is ours");
+    lab.kill_control_plane();
+    lab.agent_flag("--config", &format!("{etc}/kubelet.yaml"));
+    lab.agent_flag("--kubeconfig", &format!("{etc}/node.kubeconfig"));
+    lab.agent_flag("--bootstrap-kubeconfig", &format!("{etc}/bootstrap.kubeconfig"));
+    lab.start_agent();
+    lab.eventually("it is healthy", |lab| lab.curl("http://127.0.0.1:10248/healthz").out == "ok");
+    lab.eventually("the static pod runs", |lab| lab.ctr("tasks ls").out.matches("RUNNING").count() >= 2);
+    assert!(!Path::new(&etc).join("node.kubeconfig").exists());
+
+    // A17.1
+    lab.start_control_plane();
+    lab.eventually("the node is ready", Lab::node_is_ready);
+    let written = fs::read_to_string(format!("{etc}/node.kubeconfig")).expect("written");
+    let current = format!("{dir}/kubelet/pki/kubelet-client-current.pem");
+    assert!(written.contains(&current), "{written}");
+    let target = fs::read_link(&current).expect("a link");
+    assert!(target.to_string_lossy().contains("/pki/kubelet-client-2"), "{}", target.display());
+    let requests = lab.get("csr");
+    let of = |signer: &str| -> Vec<Value> {
+        let all = requests["items"].as_array().expect("a list");
+        all.iter().filter(|csr| csr["spec"]["signerName"] == format!("kubernetes.io/{signer}")).cloned().collect()
+    };
+    let client = of("kube-apiserver-client-kubelet");
+    assert_eq!(client.len(), 1, "{requests}");
+    assert!(client[0]["spec"]["username"].as_str().is_some_and(|name| name.starts_with("system:bootstrap:")));
+    assert!(client[0]["metadata"]["name"].as_str().is_some_and(|name| name.starts_with("csr-")));
+
+    // A17.3: nobody is served before the certificate is signed, which a person must approve.
+    lab.eventually("it asks for a serving certificate", |lab| {
+        lab.try_kubectl("get csr").out.contains("kubelet-serving")
+    });
+    let health = format!("https://{NODE_IP}:10250/healthz");
+    let ask = ["-sS", "--max-time", "5", "--cacert", &format!("{etc}/ca.crt"), &health];
+    assert!(!lab.run("curl", &ask).success);
+    let requests = lab.get("csr");
+    let serving = requests["items"].as_array().expect("a list").iter();
+    let serving = serving.filter(|csr| csr["spec"]["signerName"] == "kubernetes.io/kubelet-serving");
+    for csr in serving {
+        lab.kubectl(&format!("certificate approve {}", csr["metadata"]["name"].as_str().expect("a name")));
+    }
+    lab.eventually("it serves with it", |lab| lab.run("curl", &ask).out == "Unauthorized");
+    assert!(Path::new(&format!("{dir}/kubelet/pki/kubelet-server-current.pem")).exists());
+    lab.apply(&pod("web").script("echo hello; sleep 10000").build());
+    lab.eventually("a pod runs", |lab| lab.ready_pods("web") == 1);
+    lab.eventually("its log is read", |lab| lab.try_kubectl("logs web").out == "hello\n");
+
+    // A second machine must not take a name that lives.
+    let other = format!("{dir}/other");
+    let mut elsewhere = words.clone();
+    elsewhere[place("--directory")] = &other;
+    let again = stoker(&lab, &elsewhere);
+    assert!(!again.success && again.err.contains("is Ready in this cluster"), "{}{}", again.out, again.err);
+    let twice = stoker(&lab, &words);
+    assert!(!twice.success && twice.err.contains("joined already"), "{}", twice.err);
+
+    // What the agent knows, for people and for programs.
+    let root_dir = format!("{dir}/kubelet");
+    let status: Value =
+        serde_json::from_str(&stoker(&lab, &["status", "-o", "json", "--root-dir", &root_dir]).out).expect("JSON");
+    assert_eq!((status["node"].as_str(), status["services"].as_u64().is_some()), (Some(NODE), true), "{status}");
+    let pods = status["pods"].as_array().expect("pods");
+    let web =
+        pods.iter().find(|pod| pod["name"].as_str().is_some_and(|name| name.starts_with("web"))).expect("the pod");
+    assert_eq!((&web["phase"], &web["ready"], &web["why"]), (&json!("Running"), &json!(1), &Value::Null), "{web}");
+    assert!(
+        status["slowSteps"].as_array().is_some_and(|steps| steps.iter().any(|step| step["step"] == "run sandbox")),
+        "{status}"
+    );
+    lab.apply(&pod("none").image("localhost/none:1").build());
+    lab.eventually("it says why a pod does not run", |lab| {
+        stoker(lab, &["status", "--root-dir", &root_dir])
+            .out
+            .lines()
+            .any(|line| line.contains("default/none") && line.contains("Image"))
+    });
+    lab.kubectl("delete pod none --force --grace-period=0");
+
+    // It starts again with what it has, and asks for nothing.
+    lab.kill_agent();
+    lab.start_agent();
+    lab.eventually("its log is read again", |lab| lab.try_kubectl("logs web").out == "hello\n");
+    assert_eq!(lab.get("csr")["items"].as_array().map(Vec::len), Some(2));
+
+    // What the machine lacks is told, with the way to it.
+    let socket = format!("unix://{dir}/containerd/containerd.sock");
+    let root = format!("{dir}/kubelet");
+    let check = ["check", "-o", "json", "--config", &format!("{etc}/kubelet.yaml"), "--root-dir", &root];
+    let check =
+        [&check[..], &["--container-runtime-endpoint", &socket, "--kubeconfig", &format!("{etc}/node.kubeconfig")]]
+            .concat();
+    let found: Value = serde_json::from_str(&stoker(&lab, &check).out).expect("JSON");
+    let found = found["findings"].as_array().expect("findings");
+    let of = |subject: &str| found.iter().filter(|finding| finding["subject"] == subject).collect::<Vec<_>>();
+    assert!(of("runtime")[0]["message"].as_str().is_some_and(|text| text.starts_with("containerd")), "{found:?}");
+    assert_eq!((&of("ports")[0]["grade"], &of("clock")[0]["grade"]), (&json!("ok"), &json!("ok")), "{found:?}");
+    assert!(found.iter().all(|finding| finding["grade"] == "ok" || finding["fix"].is_string()), "{found:?}");
+
+    // All that is said goes, and nothing else.
+    let reset = ["reset", "--directory", &etc, "--root-dir", &root, "--container-runtime-endpoint", &socket];
+    let unasked = stoker(&lab, &reset);
+    assert!(!unasked.success && unasked.out.contains("node.kubeconfig"), "{}{}", unasked.out, unasked.err);
+    let running = stoker(&lab, &[&reset[..], &["--yes"]].concat());
+    assert!(!running.success && running.err.contains("still runs"), "{}", running.err);
+    lab.kill_agent();
+    stoker(&lab, &[&reset[..], &["--yes"]].concat()).expect_success("stoker reset");
+    assert_eq!(lab.leftovers(), [""; 0]);
+    assert!(!Path::new(&root).exists());
+    assert!(!lab.run("nft", &["list", "tables"]).out.contains("stoker"));
+    for file in ["node.kubeconfig", "bootstrap.kubeconfig", "ca.crt", "kubelet.yaml"] {
+        assert!(!Path::new(&etc).join(file).exists(), "{file}");
+    }
+}
+
+#[test]
+fn a_certificate_is_replaced_under_a_running_node() {
+    // A17.2: the one that the kubeconfig brings is not the agent's own, so it is replaced at once.
+    let mut lab = Lab::new();
+    lab.start_containerd();
+    lab.start_control_plane();
+    lab.agent_flag("--rotate-certificates", "");
+    lab.start_agent();
+    lab.eventually("the node is ready", Lab::node_is_ready);
+    let current = lab.dir().join("kubelet/pki/kubelet-client-current.pem");
+    lab.eventually("there is a new certificate", |_| current.exists());
+    let requests = lab.get("csr");
+    assert_eq!(requests["items"][0]["spec"]["username"], format!("system:node:{NODE}"));
+    let log = fs::read_to_string(lab.dir().join("log/agent.log")).expect("a log");
+    assert!(log.contains("a new client certificate"), "{log}");
+    // By the new connections the node goes on.
+    lab.apply(&pod("after").script("sleep 10000").build());
+    lab.eventually("a pod runs", |lab| lab.ready_pods("after") == 1);
+    lab.finish();
+}
