@@ -219,8 +219,10 @@ pub trait EventSink: Send + Sync + 'static {
         kind: EventType,
         reason: &str,
         message: String,
-        annotations: BTreeMap<String, String>,
-    );
+        _annotations: BTreeMap<String, String>,
+    ) {
+        self.publish(subject, kind, reason, message);
+    }
 }
 
 /// The node as admission and pod environments see it. `node` publishes it, the newest wins.
