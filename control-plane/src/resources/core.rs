@@ -5,8 +5,8 @@ use serde_json::Value;
 
 use super::tree::fill;
 use super::{
-    CRUD, NameRule, ResourceInfo, SCALE, STATUS, SelectableField, Subresource, object, pod, pod_defaults, pod_rules,
-    service, workload, workload_rules,
+    CRUD, NameRule, ResourceInfo, SCALE, STATUS, SelectableField, Subresource, limits, object, pod, pod_defaults,
+    pod_rules, service, workload, workload_rules,
 };
 
 const fn field(name: &'static str) -> SelectableField {
@@ -82,7 +82,9 @@ pub(super) const TABLE: &[ResourceInfo] = &[
         .validated(object::validate_event),
     ResourceInfo::of::<api::LimitRange>("", "v1", "LimitRange", "limitranges", "limitrange")
         .namespaced()
-        .short(&["limits"]),
+        .short(&["limits"])
+        .defaults(limits::default_range)
+        .validated(limits::validate_range),
     ResourceInfo::of::<api::Namespace>("", "v1", "Namespace", "namespaces", "namespace")
         .short(&["ns"])
         .verbs(&["create", "delete", "get", "list", "patch", "update", "watch"])
@@ -182,7 +184,10 @@ pub(super) const TABLE: &[ResourceInfo] = &[
         .short(&["quota"])
         .with_status_only()
         .subresources(&[STATUS])
-        .delete_returns_object(),
+        .delete_returns_object()
+        .defaults(limits::default_quota)
+        .validated(limits::validate_quota)
+        .validated_update(limits::validate_quota_update),
     ResourceInfo::of::<api::Secret>("", "v1", "Secret", "secrets", "secret")
         .namespaced()
         .fields(&[field("type")])

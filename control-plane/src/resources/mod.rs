@@ -17,6 +17,7 @@ mod discovery;
 mod events;
 pub mod field;
 pub mod format;
+mod limits;
 mod network_policy;
 mod networking;
 mod node;
