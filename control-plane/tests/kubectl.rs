@@ -1,5 +1,7 @@
 //! Stock kubectl against the real API server over TLS. Controllers do not run here: what they do has its own tests.
 
+#[path = "kubectl/kinds.rs"]
+mod kinds;
 mod server;
 
 use serde_json::{Value, json};

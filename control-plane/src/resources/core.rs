@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::tree::fill;
 use super::{
     CRUD, NameRule, ResourceInfo, SCALE, STATUS, SelectableField, Subresource, limits, object, pod, pod_defaults,
-    pod_rules, service, workload, workload_rules,
+    pod_rules, service, volume_rules, workload, workload_rules,
 };
 
 const fn field(name: &'static str) -> SelectableField {
@@ -101,7 +101,8 @@ pub(super) const TABLE: &[ResourceInfo] = &[
         .subresources(&[sub("proxy", ("", "v1", "NodeProxyOptions"), CONNECT), STATUS])
         .fields(&[flag("spec.unschedulable")])
         .defaults(object::default_node)
-        .validated(object::validate_node),
+        .validated(object::validate_node)
+        .validated_update(object::validate_node_update),
     ResourceInfo::of::<api::PersistentVolumeClaim>(
         "",
         "v1",
@@ -114,15 +115,19 @@ pub(super) const TABLE: &[ResourceInfo] = &[
     .with_status_only()
     .subresources(&[STATUS])
     .delete_returns_object()
-    .defaults(object::default_claim)
-    .prepared(object::prepare_claim, |_, _| {}),
+    .defaults(volume_rules::default_claim)
+    .prepared(object::prepare_claim, |_, _| {})
+    .validated(volume_rules::validate_claim)
+    .validated_update(volume_rules::validate_claim_update),
     ResourceInfo::of::<api::PersistentVolume>("", "v1", "PersistentVolume", "persistentvolumes", "persistentvolume")
         .short(&["pv"])
         .with_status_only()
         .subresources(&[STATUS])
         .delete_returns_object()
-        .defaults(object::default_volume)
-        .prepared(object::prepare_volume, |_, _| {}),
+        .defaults(volume_rules::default_volume)
+        .prepared(object::prepare_volume, |_, _| {})
+        .validated(volume_rules::validate_volume)
+        .validated_update(volume_rules::validate_volume_update),
     ResourceInfo::of::<api::Pod>("", "v1", "Pod", "pods", "pod")
         .namespaced()
         .short(&["po"])

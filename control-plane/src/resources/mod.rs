@@ -16,6 +16,7 @@ mod core;
 mod discovery;
 mod events;
 pub mod field;
+mod flowcontrol;
 pub mod format;
 mod limits;
 mod network_policy;
@@ -37,6 +38,7 @@ pub mod status;
 mod storage;
 pub mod tree;
 pub mod volume_match;
+mod volume_rules;
 mod volume_sources;
 mod workload;
 mod workload_rules;
@@ -368,6 +370,7 @@ static TABLES: &[&[ResourceInfo]] = &[
     coordination::TABLE,
     node::TABLE,
     discovery::TABLE,
+    flowcontrol::TABLE,
 ];
 
 /// Every kind.
