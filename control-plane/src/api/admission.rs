@@ -13,11 +13,11 @@ use serde_json::{Value, json};
 
 use super::cluster::Core;
 use super::write::Writer;
-use super::{codec, meta, node_restriction};
+use super::{certificate_admission, codec, escalation, meta, node_restriction};
 use crate::auth::identity::UserInfo;
 use crate::resources::status::StatusError;
 use crate::resources::tree::{fill, items, items_mut, text};
-use crate::resources::{self, ResourceInfo};
+use crate::resources::{self, ResourceInfo, certificates};
 
 pub(super) use self::quota::{Charge, refund};
 
@@ -59,7 +59,10 @@ pub(super) async fn admit_create(
     if is(info, "networking.k8s.io", "ingresses") {
         classes::default_ingress(core, object).await?;
     }
-    Ok(())
+    if certificates::is_signing_request(info) {
+        certificate_admission::admit_create(info, object, user)?;
+    }
+    escalation::check(core, info, object, None, user).await
 }
 
 /// What a changed object is refused for before it is looked at.
@@ -71,7 +74,11 @@ pub(super) async fn admit_update(
     old: &Value,
     user: &UserInfo,
 ) -> Result<(), StatusError> {
-    node_restriction::check(core, info, subresource, new, Some(old), user).await
+    node_restriction::check(core, info, subresource, new, Some(old), user).await?;
+    if certificates::is_signing_request(info) {
+        certificate_admission::admit_update(core, info, subresource, new, old, user).await?;
+    }
+    escalation::check(core, info, new, Some(old), user).await
 }
 
 /// What an object that is otherwise right is refused for, in upstream's order; what it counts for in quotas is counted.

@@ -14,7 +14,7 @@ use crate::clock;
 use crate::resources::field::FieldError;
 use crate::resources::status::StatusError;
 use crate::resources::tree::{items, text};
-use crate::resources::{self, ResourceInfo, pod_changes};
+use crate::resources::{self, ResourceInfo, certificates, pod_changes};
 use crate::storage::{Change, Guard, Revision, StoreError, Write};
 
 /// How often a generated name that is taken, or an unconditional update that lost a race, is tried again.
@@ -172,7 +172,10 @@ impl Core {
         check_identity(info, name, namespace, &new, old)?;
         let mut new = normalise(info, new)?;
         meta::carry_over(info, &mut new, old);
-        if subresource == "status" {
+        let is_request = certificates::is_signing_request(info);
+        if is_request {
+            new = certificates::only(subresource, &new, old, &clock::seconds_text(clock::now()));
+        } else if subresource == "status" {
             new = status_only(info, &new, old);
             (info.strategy.prepare_status)(&mut new, old);
         } else if is_pod_change(info, subresource) {
@@ -196,7 +199,9 @@ impl Core {
         admission::admit_update(self, info, subresource, &new, old, &writer.user).await?;
         errors.extend(meta::validate(info, &new));
         errors.extend(meta::check_finalizers(&new, old));
-        if subresource == "status" {
+        if is_request {
+            errors.extend(certificates::validate_change(subresource, &new, old));
+        } else if subresource == "status" {
             errors.extend((info.strategy.validate_status)(&new, old));
         } else {
             if subresource.is_empty() {
