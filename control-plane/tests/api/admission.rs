@@ -235,3 +235,42 @@ fn quotas_count_and_refuse() {
     assert!(table.contains("requests.cpu: 700m/1"), "{table}");
     assert!(table.starts_with("NAME"), "{table}");
 }
+
+#[test]
+fn pods_get_their_account_and_its_token() {
+    // C5.7
+    let plane = ControlPlane::start();
+    plane.refused_with(
+        &pod("p", "default", json!({"serviceAccountName": "none"})),
+        r#"pods "p" is forbidden: error looking up service account default/none: serviceaccount "none" not found"#,
+    );
+    plane.apply(
+        &json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "quiet", "namespace": "default"},
+        "imagePullSecrets": [{"name": "pull"}], "automountServiceAccountToken": false}),
+    );
+    plane.apply(&pod("quiet", "default", json!({"serviceAccountName": "quiet"})));
+    let spec = plane.json("get pod quiet -o json")["spec"].clone();
+    assert_eq!(spec["imagePullSecrets"], json!([{"name": "pull"}]));
+    assert_eq!((spec.get("volumes"), &spec["serviceAccount"]), (None, &json!("quiet")));
+    // The pod's own word wins over the account's, and its own secrets are all that it has.
+    plane.apply(&pod("loud", "default", json!({"serviceAccountName": "quiet", "automountServiceAccountToken": true,
+        "imagePullSecrets": [{"name": "own"}], "initContainers": [{"name": "i", "image": "x:1"},
+        {"name": "j", "image": "x:1", "volumeMounts": [{"name": "v", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount"}]}],
+        "volumes": [{"name": "v", "emptyDir": {}}]})));
+    let spec = plane.json("get pod loud -o json")["spec"].clone();
+    assert_eq!(spec["imagePullSecrets"], json!([{"name": "own"}]));
+    let volume = spec["volumes"][1]["name"].as_str().unwrap();
+    assert!(volume.strip_prefix("kube-api-access-").is_some_and(|suffix| suffix.len() == 5), "{volume}");
+    for container in [&spec["containers"][0], &spec["initContainers"][0]] {
+        assert_eq!(container["volumeMounts"][0]["name"], volume);
+    }
+    assert_eq!(spec["initContainers"][1]["volumeMounts"].as_array().unwrap().len(), 1);
+    plane.apply(&pod("usual", "default", json!({})));
+    assert_eq!(plane.kubectl("get pod usual -o jsonpath={.spec.serviceAccountName}"), "default");
+    let mut mirror = pod("m", "default", json!({"nodeName": "n1", "serviceAccountName": "quiet"}));
+    mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "x"});
+    plane.refused_with(&mirror, "a mirror pod may not reference service accounts");
+    mirror["spec"].as_object_mut().unwrap().remove("serviceAccountName");
+    mirror["spec"]["volumes"] = json!([{"name": "s", "secret": {"secretName": "s"}}]);
+    plane.refused_with(&mirror, "a mirror pod may not reference secrets");
+}
