@@ -15,6 +15,8 @@ use tokio_util::sync::CancellationToken;
 
 #[path = "controllers/places.rs"]
 mod places;
+#[path = "controllers/ranges.rs"]
+mod ranges;
 #[path = "controllers/schedules.rs"]
 mod schedules;
 #[path = "controllers/workloads.rs"]
@@ -51,7 +53,7 @@ impl Lab {
         let cluster = Cluster::new(Embedded::open(&dir.path().join("store.redb")).unwrap());
         let range = "10.96.0.0/12".parse().unwrap();
         cluster.set_service_allocator(Arc::new(ServiceAddresses::new(range, &[])));
-        controllers::ensure_defaults(&cluster, [192, 0, 2, 7].into(), 6443, range.address(1)).await.unwrap();
+        controllers::ensure_defaults(&cluster, [192, 0, 2, 7].into(), 6443, range).await.unwrap();
         let stop = CancellationToken::new();
         let pki = Arc::new(Pki::ensure(&pki_config(dir.path()), stoker_control_plane::clock::now()).unwrap());
         let ca = pki.ca_certificate().to_owned();

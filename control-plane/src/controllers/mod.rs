@@ -29,12 +29,14 @@ mod owner;
 mod pod_control;
 mod pod_garbage;
 mod queue;
+mod quota;
 mod ranking;
 mod rbac;
 mod replicaset;
 mod revisions;
 mod rollout;
 mod service_addresses;
+mod service_cidrs;
 mod serviceaccount;
 mod statefulset;
 mod volume_binder;
@@ -83,10 +85,12 @@ const CONTROLLERS: &[Register] = &[
     statefulset::register,
     job::register,
     disruption::register,
+    quota::register,
     cronjob::register,
     endpointslice::register,
     endpoints::register,
     endpoints_mirror::register,
+    service_cidrs::register,
     pod_garbage::register,
     serviceaccount::register,
     garbage::register,
