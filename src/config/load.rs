@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::kubelet::{KubeletAsWritten, KubeletConfig, default_eviction_hard};
 use super::settings::{Key, Resolved};
-use super::validate::{Invalid, validate};
+use super::validate::{Invalid, validate, without_effect};
 
 /// What came of the configuration.
 #[derive(Clone, Debug)]
@@ -95,6 +95,7 @@ pub fn load(
     let kubelet = resolve(layers).map_err(ConfigError::Flag)?;
     let origin = file.map_or_else(|| "the flags".to_owned(), |path| path.display().to_string());
     validate(&kubelet).map_err(|invalid| ConfigError::Invalid { origin, invalid })?;
+    warnings.extend(without_effect(&kubelet));
     Ok(Loaded { kubelet, warnings })
 }
 

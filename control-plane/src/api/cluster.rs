@@ -11,10 +11,13 @@ use super::read::{self, ListRequest};
 use super::watching::{self, Message, Running, Seen, WatchRequest};
 use super::write::{Target, Writer};
 use super::{codec, patch};
-use crate::auth::identity::UserInfo;
+use crate::auth::identity::{Attributes, Authorizer, Decision, UserInfo};
 use crate::resources::ResourceInfo;
 use crate::resources::status::StatusError;
 use crate::storage::Store;
+
+/// As whom the rooms of this process write.
+const ROOMS: &str = "system:stoker-control-plane";
 
 /// The cluster's objects; cheap to clone.
 #[derive(Clone, Debug)]
@@ -26,6 +29,7 @@ pub struct Cluster {
 pub(super) struct Core {
     pub(super) store: Arc<dyn Store>,
     pub(super) allocator: OnceLock<Arc<dyn ServiceAllocator>>,
+    pub(super) authorizer: OnceLock<Arc<dyn Authorizer>>,
 }
 
 impl fmt::Debug for Core {
@@ -156,7 +160,7 @@ impl Watch {
 impl Cluster {
     /// The objects in a store.
     pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { core: Arc::new(Core { store, allocator: OnceLock::new() }) }
+        Self { core: Arc::new(Core { store, allocator: OnceLock::new(), authorizer: OnceLock::new() }) }
     }
 
     /// From now on Services get their addresses from it; the first one stays.
@@ -164,6 +168,17 @@ impl Cluster {
         if self.core.allocator.set(allocator).is_err() {
             tracing::warn!("the service allocator was set twice; the first one stays");
         }
+    }
+
+    /// From now on what somebody may do besides the request itself is asked of it; the first one stays.
+    pub fn set_authorizer(&self, authorizer: Arc<dyn Authorizer>) {
+        // `serve` sets the one that it decides requests with, which is the same.
+        let _ = self.core.authorizer.set(authorizer);
+    }
+
+    /// Whether somebody may do something, as a SubjectAccessReview would tell.
+    pub async fn allows(&self, asked: &Attributes) -> bool {
+        self.core.allows(asked).await
     }
 
     /// The objects of a kind that this server knows, by group and plural. Panics for one it does not know: the callers
@@ -179,12 +194,23 @@ impl Cluster {
     }
 }
 
+impl Core {
+    /// Whether somebody may do something. Rooms of this process may do everything.
+    pub(super) async fn allows(&self, asked: &Attributes) -> bool {
+        match self.authorizer.get() {
+            Some(authorizer) => matches!(authorizer.authorize(asked).await, Decision::Allow(_)),
+            None => asked.user == UserInfo::system(ROOMS),
+        }
+    }
+}
+
 impl Objects {
     fn writer(options: &WriteOptions) -> Writer {
         Writer {
-            user: UserInfo::system("system:stoker-control-plane"),
+            user: UserInfo::system(ROOMS),
             dry_run: options.dry_run,
             manager: options.field_manager.clone(),
+            warnings: Arc::default(),
         }
     }
 

@@ -7,10 +7,12 @@
 mod actions;
 mod admission;
 mod apply_patch;
+mod certificate_admission;
 mod cluster;
 mod codec;
 mod delete;
 pub mod discovery;
+mod escalation;
 mod hooks;
 mod impersonate;
 mod lookup;
@@ -34,6 +36,7 @@ mod validation;
 mod verbs;
 mod watch_body;
 mod watching;
+mod websocket;
 mod write;
 
 pub use cluster::{
@@ -41,4 +44,5 @@ pub use cluster::{
 };
 pub use hooks::{Allocation, ServiceAllocator};
 pub use nodes::NodeClient;
+pub use paths::GIT_VERSION;
 pub use serve::{ServerConfig, serve};

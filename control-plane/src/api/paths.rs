@@ -14,7 +14,8 @@ use crate::resources::status::StatusError;
 
 /// The release of Kubernetes whose API this is.
 const MINOR: &str = "36";
-const GIT_VERSION: &str = "v1.36.2";
+/// The release whose API this is.
+pub const GIT_VERSION: &str = "v1.36.2";
 const JSON: &str = "application/json";
 /// What `/healthz`, `/livez` and `/readyz` look at.
 const CHECKS: &[&str] = &["ping", "storage"];
@@ -172,7 +173,8 @@ async fn health(server: &Server, endpoint: &str, one: Option<&str>, asked: &Aske
             lines.push_str(&format!("[+]{check} excluded: ok\n"));
             continue;
         }
-        let good = *check != "storage" || server.cluster.core.store.revision().await.is_ok();
+        let store = server.cluster.core.store.as_ref();
+        let good = *check != "storage" || (store.is_writable() && store.revision().await.is_ok());
         healthy &= good;
         lines.push_str(&if good {
             format!("[+]{check} ok\n")

@@ -89,6 +89,7 @@ pub(super) struct Asked {
 /// Serves until stopped.
 pub async fn serve(config: ServerConfig) {
     let acceptor = TlsAcceptor::from(config.tls);
+    config.cluster.set_authorizer(config.authorizer.clone());
     let server = Arc::new(Server {
         cluster: config.cluster,
         authenticator: config.authenticator,

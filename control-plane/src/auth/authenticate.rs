@@ -1,5 +1,5 @@
-//! Who asks: a client certificate that the CA signed, a service-account token whose account and pod still live, or
-//! nobody in particular (C5.1). Bad credentials are refused, never treated as anonymous.
+//! Who asks: a client certificate that the CA signed, a service-account token whose account and pod still live, a
+//! bootstrap token, or nobody in particular (C5.1). Bad credentials are refused, never treated as anonymous.
 
 use std::sync::Arc;
 
@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::bootstrap_token::{self, BootstrapTokenError, TOKEN_NAMESPACE, TOKEN_PREFIX};
 use super::identity::{Authenticator, Credentials, Unauthenticated, UserInfo};
 use super::pki::{Pki, certificate_der, signed_by};
 use super::token::{BoundTo, Claims, TokenError, Tokens};
@@ -34,6 +35,9 @@ enum AuthenticationError {
     /// The token is refused.
     #[error(transparent)]
     Token(#[from] TokenError),
+    /// The bootstrap token is refused.
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapTokenError),
     /// What the token is bound to is gone.
     #[error("the token's {kind} {name} is gone or was replaced")]
     Gone {
@@ -75,6 +79,17 @@ impl ClusterAuthenticator {
         audiences: &[String],
         now: Timestamp,
     ) -> Result<(UserInfo, Vec<String>), AuthenticationError> {
+        if let Some((id, secret)) = bootstrap_token::split_token(token) {
+            let name = format!("{TOKEN_PREFIX}{id}");
+            let stored = self.lookup.get("", "secrets", Some(TOKEN_NAMESPACE), &name).await?;
+            let user = bootstrap_token::user_of(stored.as_ref(), id, secret, now)?;
+            // Such a token names no audience: it is for this server.
+            let own = self.tokens.issuer().to_owned();
+            if !audiences.is_empty() && !audiences.contains(&own) {
+                return Err(TokenError::Audience(vec![own]).into());
+            }
+            return Ok((user, vec![own]));
+        }
         let claims = self.tokens.verify(token, audiences, now)?;
         let bound = &claims.kubernetes;
         let namespace = Some(bound.namespace.as_str());

@@ -1,4 +1,4 @@
-//! What somebody may do: `system:masters` and kubeadm's administrators everything, nodes what the Node rules say,
+//! What somebody may do: `system:masters` everything, nodes what the Node rules say,
 //! everybody what RBAC grants; nothing else (C5.2).
 
 use std::sync::Arc;
@@ -10,9 +10,8 @@ use super::identity::{Attributes, Authorizer, Decision, UserInfo};
 use super::{Lookup, LookupError};
 use super::{node_rules, rbac};
 
-/// Groups that may do everything, whatever is stored: upstream's own bypass, and kubeadm's administrators, whose
-/// binding to `cluster-admin` exists in every kubeadm cluster.
-const ADMINISTRATORS: [&str; 2] = ["system:masters", "kubeadm:cluster-admins"];
+/// The group that may do everything, whatever is stored.
+const ADMINISTRATORS: &str = "system:masters";
 
 /// Decides what users may do, on stored roles and pods.
 #[derive(Clone)]
@@ -79,7 +78,7 @@ impl Authorizer for ClusterAuthorizer {
 }
 
 fn is_administrator(user: &UserInfo) -> bool {
-    user.groups.iter().any(|group| ADMINISTRATORS.contains(&group.as_str()))
+    user.groups.iter().any(|group| group == ADMINISTRATORS)
 }
 
 /// The node's name, if the user is a node's agent.

@@ -1,5 +1,5 @@
 //! Who asks, and what they may do: the cluster's CA and credentials, service-account tokens, authentication by client
-//! certificate or bearer token, and authorization by the Node rules and RBAC.
+//! certificate, bearer or bootstrap token, and authorization by the Node rules and RBAC.
 //!
 //! In:  files under the data directory ([`Pki::ensure`]), stored objects through [`Lookup`].
 //! Out: what [`identity`] names; the `api` room turns them into HTTP.
@@ -7,18 +7,22 @@
 
 mod authenticate;
 mod authorize;
+pub mod bootstrap_token;
+mod certify;
 mod files;
 pub mod identity;
 mod kubeconfig;
 mod node_rules;
 mod pki;
 mod rbac;
+pub mod rule;
 mod token;
 
 pub use authenticate::ClusterAuthenticator;
 pub use authorize::{ClusterAuthorizer, forbidden_message};
+pub use certify::{CertifyError, Terms};
 pub use node_rules::references;
-pub use pki::{CertifiedPem, Pki, PkiConfig, PkiError};
+pub use pki::{CertifiedPem, Pki, PkiConfig, PkiError, ca_hash};
 pub use token::{BoundTo, Claims, Grant, KubernetesClaims, TokenError, Tokens};
 
 use async_trait::async_trait;

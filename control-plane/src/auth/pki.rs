@@ -14,8 +14,10 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     SanType, date_time_ymd,
 };
+use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
+use super::certify::{self, CertifyError, Terms};
 use super::files;
 use super::kubeconfig::{embedded, kubeconfig};
 use super::token::{TokenError, Tokens};
@@ -244,6 +246,16 @@ impl Pki {
         issue(&self.ca, now, &client_leaf(name, group))
     }
 
+    /// Signs a certificate request (DER) whose signature was checked; answers with PEM.
+    pub fn sign_request(&self, request: &[u8], terms: Terms<'_>) -> Result<String, CertifyError> {
+        certify::sign(&self.ca_certificate, &self.ca, request, terms)
+    }
+
+    /// The URL at which nodes and users reach the API server.
+    pub fn server(&self) -> String {
+        self.config.server()
+    }
+
     fn ensure_kubeconfig(&self, path: &Path, user: &str, group: &str, now: Timestamp) -> Result<(), PkiError> {
         let file = |source| PkiError::File { path: path.to_owned(), source };
         let server = self.config.server();
@@ -393,6 +405,13 @@ fn set_validity(params: &mut CertificateParams, now: Timestamp, days: i64) {
     params.not_after = day(days);
 }
 
+/// `sha256:…` of a CA's public key, by which a node that joins knows its cluster (C6.4).
+pub fn ca_hash(pem: &str) -> Option<String> {
+    let der = certificate_der(pem)?;
+    let (_, ca) = X509Certificate::from_der(&der).ok()?;
+    Some(format!("sha256:{}", hex::encode(Sha256::digest(ca.public_key().raw))))
+}
+
 pub(super) fn certificate_der(pem: &str) -> Option<Vec<u8>> {
     let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).ok()?;
     Some(pem.contents)
@@ -451,12 +470,12 @@ fn alternatives_of(certificate: &X509Certificate<'_>) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 
-    fn config(dir: &Path) -> PkiConfig {
+    pub(in crate::auth) fn config(dir: &Path) -> PkiConfig {
         PkiConfig {
             data_dir: dir.join("data"),
             advertise_address: IpAddr::from([192, 0, 2, 7]),
@@ -467,7 +486,7 @@ mod tests {
         }
     }
 
-    fn at(text: &str) -> Timestamp {
+    pub(in crate::auth) fn at(text: &str) -> Timestamp {
         text.parse().unwrap()
     }
 

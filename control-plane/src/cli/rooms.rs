@@ -7,8 +7,11 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::run::{RunError, RunOptions};
-use crate::api::{Cluster, ListOptions};
-use crate::controllers::{self, Cidr, Config, ServiceAddresses, ensure_defaults};
+use crate::api::{Cluster, GIT_VERSION, ListOptions};
+use crate::auth::Pki;
+use crate::controllers::{
+    self, Cidr, Config, Joining, ServiceAddresses, ensure_defaults, ensure_joining, ensure_roles,
+};
 use crate::scheduler;
 
 /// Starts them, before the API serves: addresses that stored Services hold must be known by then.
@@ -16,7 +19,7 @@ pub(super) async fn start(
     cluster: &Cluster,
     options: &RunOptions,
     advertise: IpAddr,
-    ca_certificate: &str,
+    pki: &Arc<Pki>,
     stop: &CancellationToken,
 ) -> Result<Vec<JoinHandle<()>>, RunError> {
     let services: Cidr =
@@ -30,7 +33,18 @@ pub(super) async fn start(
     }
     let stored = cluster.objects("", "services").list("", &ListOptions::default()).await?.items;
     cluster.set_service_allocator(Arc::new(ServiceAddresses::new(services, &stored)));
-    ensure_defaults(cluster, advertise, options.port, services.address(1)).await?;
-    let config = Config { ca_certificate: ca_certificate.to_owned(), cluster_cidr: pods };
+    ensure_defaults(cluster, advertise, options.port, services).await?;
+    ensure_roles(cluster).await?;
+    let joining = Joining {
+        pki,
+        version: GIT_VERSION,
+        service_cidr: &options.service_cidr,
+        pod_cidr: &options.cluster_cidr,
+        domain: &options.cluster_domain,
+        // Where kubeadm puts it, and `make up`.
+        dns: services.address(10.min(services.size() - 2)).to_string(),
+    };
+    ensure_joining(cluster, &joining).await?;
+    let config = Config { pki: Arc::clone(pki), cluster_cidr: pods };
     Ok(vec![controllers::spawn(cluster, config, stop.clone()), scheduler::spawn(cluster, stop.clone())])
 }

@@ -117,7 +117,7 @@ pub(super) async fn run(options: RunOptions) -> Result<(), RunError> {
     let advertise = options.advertise_address.unwrap_or_else(|| default_address(options.bind_address));
     let services: Cidr =
         options.service_cidr.parse().map_err(|_| RunError::ServiceCidr(options.service_cidr.clone()))?;
-    let pki = Pki::ensure(
+    let pki = Arc::new(Pki::ensure(
         &PkiConfig {
             data_dir: options.data_dir.clone(),
             advertise_address: advertise,
@@ -127,7 +127,7 @@ pub(super) async fn run(options: RunOptions) -> Result<(), RunError> {
             cluster_domain: options.cluster_domain.clone(),
         },
         clock::now(),
-    )?;
+    )?);
     for node in &options.node_names {
         let path = pki.ensure_node_kubeconfig(node, clock::now())?;
         tracing::info!(node, path = %path.display(), "kubeconfig of a node");
@@ -135,14 +135,16 @@ pub(super) async fn run(options: RunOptions) -> Result<(), RunError> {
     let store: Arc<dyn Store> = Embedded::open(&options.data_dir.join("objects.redb"))?;
     let cluster = Cluster::new(store.clone());
     let stop = CancellationToken::new();
-    let rooms = super::rooms::start(&cluster, &options, advertise, pki.ca_certificate(), &stop).await?;
     let lookup: Arc<dyn Lookup> = Arc::new(cluster.clone());
+    let authorizer = Arc::new(ClusterAuthorizer::new(lookup.clone()));
+    cluster.set_authorizer(authorizer.clone());
+    let rooms = super::rooms::start(&cluster, &options, advertise, &pki, &stop).await?;
     let server = tokio::spawn(api::serve(ServerConfig {
         listener,
         tls: tls::server(&pki)?,
         cluster: cluster.clone(),
-        authenticator: Arc::new(ClusterAuthenticator::new(&pki, lookup.clone())),
-        authorizer: Arc::new(ClusterAuthorizer::new(lookup)),
+        authenticator: Arc::new(ClusterAuthenticator::new(&pki, lookup)),
+        authorizer,
         tokens: pki.tokens(),
         nodes: NodeClient::new(tls::to_nodes(&pki)?, tls::to_anybody()?),
         stop: stop.clone(),

@@ -56,6 +56,16 @@ pub(super) fn server(pki: &Pki) -> Result<Arc<ServerConfig>, TlsError> {
     Ok(Arc::new(config))
 }
 
+/// For commands: the API server must be this CA's.
+pub(super) fn client(ca: &str, credential: &CertifiedPem) -> Result<Arc<ClientConfig>, TlsError> {
+    let (chain, key) = pair(credential)?;
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots(ca)?)
+        .with_client_auth_cert(chain, key)?;
+    Ok(Arc::new(config))
+}
+
 /// For asking nodes. A node's serving certificate is its own by default (upstream's API server does not check it either
 /// unless told to), so that only its key is checked; but one that our CA signed must be good for that address and time.
 pub(super) fn to_nodes(pki: &Pki) -> Result<Arc<ClientConfig>, TlsError> {

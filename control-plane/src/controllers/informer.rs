@@ -184,21 +184,28 @@ pub(super) fn version_of(object: &Value) -> u64 {
 
 /// Kinds that controllers read whole, by group and plural.
 const WHOLE: &[(&str, &str)] = &[
+    ("", "endpoints"),
     ("", "namespaces"),
     ("", "nodes"),
     ("", "persistentvolumeclaims"),
     ("", "persistentvolumes"),
     ("", "pods"),
+    ("", "resourcequotas"),
     ("", "services"),
     ("apps", "controllerrevisions"),
     ("apps", "daemonsets"),
     ("apps", "deployments"),
     ("apps", "replicasets"),
     ("apps", "statefulsets"),
+    ("batch", "cronjobs"),
     ("batch", "jobs"),
+    ("certificates.k8s.io", "certificatesigningrequests"),
     ("coordination.k8s.io", "leases"),
     ("discovery.k8s.io", "endpointslices"),
+    ("networking.k8s.io", "ipaddresses"),
+    ("networking.k8s.io", "servicecidrs"),
     ("policy", "poddisruptionbudgets"),
+    ("rbac.authorization.k8s.io", "clusterroles"),
     ("storage.k8s.io", "storageclasses"),
 ];
 

@@ -5,46 +5,62 @@
 //! Not here: finding nodes for pods (`scheduler`), anything about one object alone (`resources`).
 
 mod bootstrap;
+mod bootstrap_tokens;
+mod certificates;
+mod cron;
+mod cronjob;
 mod daemon_nodes;
 mod daemonset;
 mod deployment;
 mod deployment_status;
 mod disruption;
+mod endpoints;
+mod endpoints_mirror;
 mod endpointslice;
 mod garbage;
 mod informer;
 mod job;
 mod job_status;
+mod joining;
 mod namespace;
 mod node_lifecycle;
 mod owner;
 mod pod_control;
+mod pod_garbage;
 mod queue;
+mod quota;
 mod ranking;
+mod rbac;
 mod replicaset;
 mod revisions;
 mod rollout;
 mod service_addresses;
+mod service_cidrs;
 mod serviceaccount;
 mod statefulset;
 mod volume_binder;
 mod volume_claims;
 
+use std::sync::Arc;
+
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use bootstrap::ensure_defaults;
+pub use joining::{Joining, ensure_joining};
+pub use rbac::ensure_roles;
 pub use service_addresses::{Cidr, CidrError, ServiceAddresses};
 
 use self::informer::Informers;
 use crate::api::Cluster;
+use crate::auth::Pki;
 use crate::recorder::Recorder;
 
 /// What controllers must be told.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// PEM, for `kube-root-ca.crt`.
-    pub ca_certificate: String,
+    /// The CA, whose certificate goes to every namespace and which signs what nodes ask for.
+    pub pki: Arc<Pki>,
     /// Pod addresses; each node gets a part of it (/24, or /64 of an IPv6 range). `None`: nodes get none.
     pub cluster_cidr: Option<Cidr>,
 }
@@ -68,13 +84,22 @@ const CONTROLLERS: &[Register] = &[
     statefulset::register,
     job::register,
     disruption::register,
+    quota::register,
+    cronjob::register,
     endpointslice::register,
+    endpoints::register,
+    endpoints_mirror::register,
+    service_cidrs::register,
+    pod_garbage::register,
     serviceaccount::register,
     garbage::register,
     namespace::register,
     node_lifecycle::register,
     volume_binder::register,
     volume_claims::register,
+    certificates::register,
+    bootstrap_tokens::register,
+    rbac::aggregation::register,
 ];
 
 /// Starts all controllers; the handle ends when they have started or `stop` is cancelled.

@@ -29,7 +29,7 @@ pub(super) fn register(context: &Context) -> Box<dyn FnOnce(&Context) + Send> {
         namespaces: context.informers.of("", "namespaces"),
         accounts: context.informers.of("", "serviceaccounts"),
         maps: context.informers.of("", "configmaps"),
-        ca: context.config.ca_certificate.as_str().into(),
+        ca: context.config.pki.ca_certificate().into(),
     };
     let queue = Queue::default();
     let of_namespace = queue.clone();
