@@ -1,5 +1,7 @@
 //! Which CPUs are taken on machines of several sockets.
 
+use std::sync::LazyLock;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -51,6 +53,9 @@ fn what_belongs_together_is_taken_together() {
     assert_eq!(take(&tree(1, 1, 4, 1), &set("1-2"), 3, plain), Err(text.to_owned()));
 }
 
+/// Reading it anew for each case would take longer than the test.
+static MACHINE: LazyLock<Machine> = LazyLock::new(|| tree(2, 2, 2, 2));
+
 proptest! {
     #[test]
     fn exactly_what_is_asked_for_is_taken_of_what_is_free(
@@ -65,7 +70,7 @@ proptest! {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "small numbers")]
         let count = (free.len() as f64 * ask) as usize;
         let options = CpuOptions { whole_cores, across_nodes, strict_reservation: false, by_cache };
-        let taken = take(&tree(2, 2, 2, 2), &free, count, options);
+        let taken = take(&MACHINE, &free, count, options);
         // Upstream's even split may give up on what is free in odd pieces only.
         if let Ok(taken) = taken {
             prop_assert_eq!(taken.len(), count);
