@@ -26,7 +26,7 @@ pub fn plan(bytes: &[u8]) {
     let mut world = world.iter().copied();
     let mut next = move || world.next().unwrap_or_default();
     let at = |second: u8| Timestamp::from_second(1_700_000_000 + i64::from(second)).unwrap_or_default();
-    let desired = DesiredPod { pod: pod.into(), gone: next() % 4 == 1, ended: None };
+    let desired = DesiredPod { pod: pod.into(), gone: next() % 4 == 1, ended: None, released: false };
     let mut seen = Observed { network_ready: next() % 4 != 1, ..Observed::default() };
     for number in 0..next() % 3 {
         seen.sandboxes.push(Sandbox {

@@ -151,30 +151,6 @@ async fn private_images_come_with_the_secrets_of_the_pod_or_of_the_node() {
     let events = node.api.events();
     assert!(events.iter().any(|event| event.starts_with("friend ") && event.ends_with(told)), "{events:#?}");
 
-    // A14.2: the image of a volume is pulled as that of a container is, and tells of itself on the pod.
-    node.change_node(|node| node.runtime_version = "containerd://1.6.20".into());
-    let with_volume = |name: &str, secrets: &[&str]| {
-        let references = secrets.iter().map(|name| LocalObjectReference { name: (*name).to_owned() }).collect();
-        let volume =
-            serde_json::json!({ "name": "v", "image": { "reference": registry.image(), "pullPolicy": "Always" } });
-        let builder = pod(name).container("main", "true").volume(serde_json::from_value(volume).unwrap(), "/v");
-        node.api.create(builder.spec(|spec| spec.image_pull_secrets = Some(references)).0)
-    };
-    let volume = with_volume("volume", &["good"]);
-    let text = format!(
-        "failed to mount image \"{}\" for volume \"v\": containerd://1.6.20 cannot mount images",
-        registry.image()
-    );
-    let refused = |p: &Pod| {
-        let waiting = status(p, "main").state.and_then(|state| state.waiting).unwrap_or_default();
-        waiting.message.unwrap_or_default().starts_with(&text)
-    };
-    node.api.until(&volume, "an old runtime cannot mount it", refused).await;
-    let pulled = format!("volume  Pulled: Successfully pulled image \"{}\"", registry.image());
-    assert!(node.api.events().iter().any(|event| event.starts_with(&pulled)), "{:#?}", node.api.events());
-    let poor = with_volume("poor", &["bad"]);
-    node.api.until(&poor, "denied", waits).await;
-
     fs::write(node.path("kubelet/config.json"), registry.config_json("s3cret")).unwrap();
     let uid = node.api.create(of(&registry, "node", &[]));
     node.api.until(&uid, "node", succeeded).await;
