@@ -5,13 +5,15 @@ use serde_json::Value;
 
 use super::field::{Errors, FieldError, Path};
 use super::limits::immutable;
-use super::tree::{fill, text};
+use super::tree::{child, fill, text};
 use super::{ResourceInfo, STATUS, format};
 
 const GROUP: &str = "storage.k8s.io";
 
 pub(super) const TABLE: &[ResourceInfo] = &[
-    ResourceInfo::of::<api::CSIDriver>(GROUP, "v1", "CSIDriver", "csidrivers", "csidriver").delete_returns_object(),
+    ResourceInfo::of::<api::CSIDriver>(GROUP, "v1", "CSIDriver", "csidrivers", "csidriver")
+        .delete_returns_object()
+        .defaults(default_driver),
     ResourceInfo::of::<api::CSINode>(GROUP, "v1", "CSINode", "csinodes", "csinode").delete_returns_object(),
     ResourceInfo::of::<api::CSIStorageCapacity>(
         GROUP,
@@ -32,6 +34,21 @@ pub(super) const TABLE: &[ResourceInfo] = &[
         .subresources(&[STATUS])
         .delete_returns_object(),
 ];
+
+fn default_driver(driver: &mut Value) {
+    let spec = child(driver, "spec");
+    for (key, value) in [
+        ("attachRequired", true),
+        ("podInfoOnMount", false),
+        ("storageCapacity", false),
+        ("requiresRepublish", false),
+        ("seLinuxMount", false),
+    ] {
+        fill(spec, key, value);
+    }
+    fill(spec, "fsGroupPolicy", "ReadWriteOnceWithFSType");
+    fill(spec, "volumeLifecycleModes", serde_json::json!(["Persistent"]));
+}
 
 fn default_class(class: &mut Value) {
     fill(class, "reclaimPolicy", "Delete");

@@ -85,35 +85,26 @@ fn fill_in(range: &Value, pod: &mut Value) {
         for container in items_mut(&mut pod["spec"], list) {
             let name = text(container, "name").to_owned();
             let resources = child(container, "resources");
-            for (part, defaults, word) in [("limits", &limits, "limit"), ("requests", &requests, "request")] {
+            for (part, defaults, word) in [("requests", &requests, "request"), ("limits", &limits, "limit")] {
                 let missing: Vec<(&String, &Value)> =
                     defaults.iter().filter(|(name, _)| resources[part][name.as_str()].is_null()).collect();
                 if missing.is_empty() {
                     continue;
                 }
                 let names: Vec<&str> = missing.iter().map(|(name, _)| name.as_str()).collect();
-                told.push((word, format!("{} {word} for {what} {name}", names.join(", "))));
+                told.push(format!("{} {word} for {what} {name}", names.join(", ")));
                 let amounts = child(resources, part);
                 for (name, value) in missing {
                     amounts[name] = value.clone();
                 }
-            }
-            // Upstream tells of a container's requests before its limits.
-            if let [.., (before, _), (last, _)] = told.as_slice()
-                && *before == "limit"
-                && *last == "request"
-            {
-                let end = told.len();
-                told.swap(end - 2, end - 1);
             }
         }
     }
     if told.is_empty() {
         return;
     }
-    let texts: Vec<String> = told.into_iter().map(|(_, text)| text).collect();
     fill(&mut pod["metadata"], "annotations", json!({}));
-    pod["metadata"]["annotations"][ANNOTATION] = json!(format!("LimitRanger plugin set: {}", texts.join("; ")));
+    pod["metadata"]["annotations"][ANNOTATION] = json!(format!("LimitRanger plugin set: {}", told.join("; ")));
 }
 
 fn of_claim(limit: &Value, claim: &Value, faults: &mut Vec<String>) {
