@@ -345,3 +345,24 @@ fn apply_one(
     }
     Ok(Ok(events))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_whose_writer_ended_badly_says_that_nothing_can_be_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let good = Embedded::open(&dir.path().join("store.redb")).unwrap();
+        assert!(good.is_writable());
+        let (writer, jobs) = mpsc::channel::<Job>(1);
+        let ended = std::thread::spawn(move || {
+            // Still open, so this ends the thread as a bug in the writer would.
+            assert!(jobs.is_closed());
+        });
+        assert!(ended.join().is_err());
+        let parts = (good.path.clone(), good.database.clone(), good.history.clone());
+        let dead = Embedded { path: parts.0, database: parts.1, history: parts.2, writer };
+        assert!(!dead.is_writable());
+    }
+}
