@@ -15,6 +15,7 @@ const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("iptablesMasqueradeBit", "packets are marked by the service rules alone; set it in KubeProxyConfiguration"),
     ("kubeAPIBurst", "requests are not limited: there are watches in place of most of them"),
     ("kubeAPIQPS", "requests are not limited: there are watches in place of most of them"),
+    ("kernelMemcgNotification", "the kernel tells of short memory by pressure stall information, where it has that"),
     ("kubeletCgroups", "the unit's own group is used"),
     ("showHiddenMetricsForVersion", "no metric is hidden"),
     ("streamingConnectionIdleTimeout", "the runtime ends idle streams; set stream_idle_timeout in its configuration"),
@@ -29,7 +30,13 @@ pub(super) fn warnings(config: &KubeletConfig) -> Vec<String> {
     let fields = |config: &KubeletConfig| serde_json::to_value(config).unwrap_or_default();
     let (said, default) = (fields(config), fields(&KubeletConfig::default()));
     let in_vain = WITHOUT_EFFECT.iter().filter(|(name, _)| said[name] != default[name]);
-    in_vain.map(|(name, reason)| format!("KubeletConfiguration: {name} has no effect: {reason}")).collect()
+    let logging = [
+        ("logging.vmodule", !config.logging.vmodule.is_empty(), "set logging.verbosity"),
+        ("logging.options", !config.logging.options.is_null(), "lines are written as they come, to standard error"),
+    ];
+    let logging = logging.into_iter().filter(|(_, asked, _)| *asked).map(|(name, _, reason)| (name, reason));
+    let told = in_vain.copied().chain(logging);
+    told.map(|(name, reason)| format!("{name}: has no effect: {reason}")).collect()
 }
 
 /// Fields that promise something which nobody here keeps: better no agent than one that breaks the promise.
@@ -82,7 +89,7 @@ mod tests {
         let set = KubeletConfig { kube_api_qps: 7, hairpin_mode: "none".into(), ..default };
         let told = warnings(&set);
         assert_eq!(told.len(), 2, "{told:?}");
-        assert!(told[0].contains("hairpinMode has no effect") && told[1].contains("kubeAPIQPS"), "{told:?}");
+        assert!(told[0].contains("hairpinMode: has no effect") && told[1].contains("kubeAPIQPS"), "{told:?}");
     }
 
     #[test]

@@ -51,6 +51,8 @@ pub struct PodsConfig {
     pub seccomp_default: bool,
     /// kubelet's `singleProcessOOMKill`.
     pub single_process_oom_kill: bool,
+    /// kubelet's `memorySwap.swapBehavior` is `LimitedSwap` (A12.12).
+    pub limited_swap: bool,
     /// The runtime handler of pods without a RuntimeClass; empty: the runtime's own choice.
     pub runtime_handler: String,
 }
@@ -70,6 +72,7 @@ impl Default for PodsConfig {
             sysctls: SysctlRules::default(),
             seccomp_default: false,
             single_process_oom_kill: false,
+            limited_swap: false,
             runtime_handler: String::new(),
         }
     }
@@ -172,6 +175,12 @@ impl Directory {
     /// A pod as its worker showed it last: with the resources that it was given.
     pub(super) fn get(&self, uid: &PodUid) -> Option<Arc<Pod>> {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
+    }
+
+    /// Whether the pod's phase is a terminal one.
+    pub(super) fn has_ended(&self, uid: &PodUid) -> bool {
+        let phase = self.get(uid).and_then(|pod| pod.status.as_ref()?.phase.clone());
+        matches!(phase.as_deref(), Some("Succeeded" | "Failed"))
     }
 
     pub(super) fn put(&self, uid: &PodUid, pod: Arc<Pod>) {

@@ -47,7 +47,8 @@ pub(super) fn status(facts: Facts<'_>, now: Now) -> PodStatus {
     containers::bound_messages([&mut init, &mut regular, &mut ephemeral]);
     let phase = phase::phase(facts, &init, &regular, ended);
     let killed = match seen.memory.stage.cause() {
-        Some(Cause::Killed { reason, message, disruption }) => Some((reason, message, *disruption)),
+        // As long as containers run the pod has not failed: whoever replaces it would have two.
+        Some(Cause::Killed { reason, message, disruption, .. }) if ended => Some((reason, message, *disruption)),
         _ => None,
     };
     let conditions = Conditions { facts, phase, init: &init, regular: &regular, now }.all(killed);

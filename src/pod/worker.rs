@@ -424,7 +424,11 @@ impl Worker {
         let wants = |c: &&k8s_openapi::api::core::v1::Container| super::observed::ImageKey::of(c) == key;
         let regular = desired.containers().iter().find(wants).map(|c| (Kind::Regular, c.name.clone()));
         let init = || desired.init_containers().iter().find(wants).map(|c| (Kind::Init, c.name.clone()));
-        let container = regular.or_else(init).unwrap_or((Kind::Ephemeral, String::new()));
+        let of_ephemeral = |c: &k8s_openapi::api::core::v1::Container| super::observed::ImageKey::of(c) == key;
+        let ephemeral =
+            || desired.ephemeral_containers().into_iter().find(of_ephemeral).map(|c| (Kind::Ephemeral, c.name));
+        // That of a volume is the pod's own.
+        let container = regular.or_else(init).or_else(ephemeral);
         let (shared, pod) = (self.shared.clone(), desired.pod.clone());
         let work = async move {
             let effect = match pulls {

@@ -3,7 +3,7 @@
 //! Three limits, as client-go's recorder has them: a source may say 25 things about one object and then one each five
 //! minutes; what was said before is counted; ten things that differ in their message alone become one.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -43,12 +43,24 @@ struct Said {
     kind: EventType,
     reason: String,
     message: String,
+    annotations: BTreeMap<String, String>,
     now: Now,
 }
 
 impl EventSink for Events {
     fn publish(&self, subject: EventSubject, kind: EventType, reason: &str, message: String) {
-        let said = Said { subject, kind, reason: reason.to_owned(), message, now: self.clock.now() };
+        self.publish_annotated(subject, kind, reason, message, BTreeMap::new());
+    }
+
+    fn publish_annotated(
+        &self,
+        subject: EventSubject,
+        kind: EventType,
+        reason: &str,
+        message: String,
+        annotations: BTreeMap<String, String>,
+    ) {
+        let said = Said { subject, kind, reason: reason.to_owned(), message, annotations, now: self.clock.now() };
         if let Err(error) = self.queue.try_send(said) {
             let (mpsc::error::TrySendError::Full(said) | mpsc::error::TrySendError::Closed(said)) = error;
             tracing::debug!(reason = said.reason, message = said.message, "event dropped: too many wait");
@@ -132,6 +144,7 @@ struct Entry {
     key: Key,
     name: String,
     message: String,
+    annotations: BTreeMap<String, String>,
     count: u32,
     first: Timestamp,
     last: Timestamp,
@@ -154,7 +167,7 @@ impl Entry {
         json!({
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": { "name": self.name, "namespace": namespace },
+            "metadata": { "name": self.name, "namespace": namespace, "annotations": self.annotations },
             "involvedObject": involved,
             "reason": self.key.reason,
             "message": self.message,
@@ -245,6 +258,7 @@ impl Book {
             key,
             name,
             message: String::new(),
+            annotations: said.annotations,
             count: 0,
             first: now.wall,
             last: now.wall,
@@ -308,7 +322,14 @@ mod tests {
     fn said(message: &str, seconds: u64) -> Said {
         let pod = PodRef { namespace: "ns".into(), name: "web".into(), uid: PodUid::new("u") };
         let subject = EventSubject::Pod { pod, field_path: Some("spec.containers{c}".into()) };
-        Said { subject, kind: EventType::Warning, reason: "BackOff".into(), message: message.into(), now: at(seconds) }
+        Said {
+            subject,
+            kind: EventType::Warning,
+            reason: "BackOff".into(),
+            message: message.into(),
+            annotations: BTreeMap::new(),
+            now: at(seconds),
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod faults;
 mod lab;
 mod lifecycle;
 mod node;
+mod pressure;
 mod probes;
 mod pulls;
 mod resize;

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::pod::backoff::{Backoff, LONGEST};
 use crate::pod::observed::{
-    Failure, ImageState, Instance, Memory, ProbeVerdict, PullFailure, Sandbox, Stop, VolumesState,
+    Failure, ImageState, Instance, Memory, ProbeVerdict, PullFailure, PullPolicy, Sandbox, Stop, VolumesState,
 };
 
 const START: i64 = 1_700_000_000;
@@ -50,7 +50,7 @@ fn pod(containers: &[&str]) -> Case {
     };
     let sandbox = Sandbox { id: "s0".into(), ready: true, ips: vec!["10.0.0.2".into()], ..Sandbox::default() };
     let seen = Observed { sandboxes: vec![sandbox], network_ready: true, memory, ..Observed::default() };
-    Case { desired: DesiredPod { pod: pod.into(), gone: false, ended: None }, seen, at: 100 }
+    Case { desired: DesiredPod { pod: pod.into(), gone: false, ended: None, released: false }, seen, at: 100 }
 }
 
 impl Case {
@@ -537,6 +537,58 @@ fn the_deadline_ends_a_pod() {
     assert_eq!(check("A3.11", limited(101), "").wake_at, Some(Duration::from_secs(101)));
     let plan = check("A3.11", limited(100), "stop-a");
     assert!(matches!(plan.stage.cause(), Some(Cause::Killed { reason, .. }) if reason == "DeadlineExceeded"));
+}
+
+#[test]
+fn an_evicted_pod_has_as_long_as_the_node_says() {
+    // A13.9, A13.10
+    let evicted = |grace: u64, stage: Stage| {
+        let grace = Some(Duration::from_secs(grace));
+        let cause = Cause::Killed { reason: "Evicted".into(), message: "m".into(), disruption: true, grace };
+        let mut case = pod(&["a"]).runs("a").memory(|m| m.stage = stage);
+        case.desired.ended = Some(cause);
+        match case.plan().stage {
+            Stage::Terminating { deadline, .. } => deadline.as_secs(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(evicted(1, Stage::Running), 101);
+    assert_eq!(evicted(300, Stage::Running), 130, "never longer than the pod itself wants");
+    let deleted = Stage::Terminating { deadline: Duration::from_secs(160), cause: Cause::Deleted };
+    assert_eq!(evicted(1, deleted), 101, "also when it was about to go more slowly");
+}
+
+#[test]
+fn a_finished_pod_lets_go_of_its_containers_when_the_disk_is_full() {
+    // A13.7
+    let stage = Stage::Finished { cause: Cause::Completed };
+    let finished = || pod(&["a"]).exited("a", 0).memory(|m| m.stage = stage.clone());
+    assert_eq!(finished().plan().steps, []);
+    let mut case = finished();
+    case.desired.released = true;
+    let steps = case.plan().steps;
+    let [Step::RemoveContainer { keep_log: false, .. }, rest @ ..] = steps.as_slice() else { panic!("{steps:?}") };
+    assert!(rest.iter().all(|step| matches!(step, Step::RemoveSandbox { .. })), "{rest:?}");
+    let mut running = pod(&["a"]).runs("a");
+    running.desired.released = true;
+    assert_eq!(running.plan().steps, [], "what runs keeps everything");
+}
+
+#[test]
+fn the_images_of_volumes_are_there_before_the_container() {
+    // A14.1, A14.2
+    let with_volume = || {
+        pod(&["a"]).spec(|spec| {
+            let volume = serde_json::json!({ "name": "v", "image": { "reference": "data:1", "pullPolicy": "Always" } });
+            spec.volumes = Some(vec![serde_json::from_value(volume).unwrap()]);
+            let mount = serde_json::json!([{ "name": "v", "mountPath": "/v" }]);
+            spec.containers[0].volume_mounts = serde_json::from_value(mount).unwrap();
+        })
+    };
+    check("A14.2", with_volume(), "find-data:1");
+    let key = ImageKey { image: "data:1".into(), policy: PullPolicy::Always };
+    let there = ImageState::Ready { id: "d".into(), uid: None, username: String::new() };
+    check("A14.2", with_volume().memory(|m| drop(m.images.insert(key, there))), "create-a-0 start-a");
 }
 
 #[test]

@@ -80,6 +80,17 @@ impl Planner<'_> {
         }
     }
 
+    /// A finished pod lets go of what it kept for its log (A13.7).
+    pub(super) fn release(&mut self) {
+        let seen = self.seen;
+        for instance in seen.containers.iter().filter(|i| i.state != InstanceState::Running) {
+            self.step(Step::RemoveContainer { id: instance.id.clone(), keep_log: false });
+        }
+        for sandbox in seen.sandboxes.iter().filter(|s| !s.ready) {
+            self.step(Step::RemoveSandbox { id: sandbox.id.clone() });
+        }
+    }
+
     /// One dead instance of each container is kept, for its log and its last state (A14.9).
     pub(super) fn remove_dead(&mut self) {
         let seen = self.seen;

@@ -78,10 +78,7 @@ pub(super) struct Wanted {
 /// The newest [`Wanted`].
 pub(super) type WantedFeed = watch::Receiver<Arc<Wanted>>;
 
-/// Whether a pod came from a file or an address.
-pub(super) fn is_static(pod: &Pod) -> bool {
-    annotation(pod, names::CONFIG_SOURCE).is_some_and(|source| source != "api")
-}
+pub(super) use stoker_model::pod::is_static;
 
 fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
     pod.metadata.annotations.as_ref()?.get(name).map(String::as_str)

@@ -36,7 +36,7 @@ fn pod(containers: &[&str]) -> Case {
     seen.memory.volumes = VolumesState::Mounted;
     seen.memory.started_at = Some(at(0));
     Case {
-        desired: DesiredPod { pod: pod.into(), gone: false, ended: None },
+        desired: DesiredPod { pod: pod.into(), gone: false, ended: None, released: false },
         seen,
         waiting: BTreeMap::new(),
         previous: PodStatus::default(),
@@ -85,6 +85,11 @@ impl Case {
 
     fn waits(mut self, name: &str, reason: &str) -> Self {
         self.waiting.insert(name.into(), Waiting { reason: reason.into(), message: "m".into() });
+        self
+    }
+
+    fn ending(mut self, cause: Cause) -> Self {
+        self.seen.memory.stage = Stage::Terminating { deadline: Duration::from_secs(100), cause };
         self
     }
 
@@ -169,7 +174,10 @@ fn a_terminal_phase_stays() {
 #[test]
 fn a_killed_pod_fails_with_reason_and_message() {
     // A2.3
-    let cause = Cause::Killed { reason: "DeadlineExceeded".into(), message: "late".into(), disruption: false };
+    let cause =
+        Cause::Killed { reason: "DeadlineExceeded".into(), message: "late".into(), disruption: false, grace: None };
+    let running = pod(&["a"]).runs("a").ending(cause.clone()).status();
+    assert_eq!((running.phase.as_deref(), running.reason), (Some("Running"), None), "not before its containers ended");
     let status = pod(&["a"]).exited("a", 0).ended(cause).status();
     let parts = (status.phase.as_deref(), status.reason.as_deref(), status.message.as_deref());
     assert_eq!(parts, (Some("Failed"), Some("DeadlineExceeded"), Some("late")));

@@ -9,6 +9,7 @@ use super::Hand;
 use crate::pod::container::{recursive_read_only, termination_message_path};
 use crate::pod::env::Environment;
 use crate::pod::hosts;
+use crate::pod::observed::ImageKey;
 use crate::runtime::cri;
 
 /// The reason and the message of a container that cannot be made.
@@ -104,6 +105,9 @@ impl Hand {
         image_sub_path: String,
     ) -> Result<cri::Mount, Refusal> {
         let reference = image.reference.clone().unwrap_or_default();
+        let key = ImageKey::of_volume(image);
+        let found = self.images.iter().find(|(known, ..)| *known == key);
+        let (_, id, _) = found.ok_or_else(|| config_error(format!("the image \"{reference}\" was not found")))?;
         let runtime = &self.shared.node().runtime_version;
         if !mounts_images(runtime) {
             let text = format!(
@@ -115,11 +119,7 @@ impl Hand {
         Ok(cri::Mount {
             container_path: container_path(mount),
             readonly: true,
-            image: Some(cri::ImageSpec {
-                image: reference.clone(),
-                user_specified_image: reference,
-                ..Default::default()
-            }),
+            image: Some(cri::ImageSpec { image: id.clone(), user_specified_image: reference, ..Default::default() }),
             image_sub_path,
             ..Default::default()
         })
