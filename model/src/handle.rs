@@ -438,3 +438,9 @@ pub trait AgentState: Send + Sync + 'static {
     /// In words, when it cannot be changed.
     fn set_verbosity(&self, level: i64) -> Result<(), String>;
 }
+
+/// What probes have done, for `/metrics/probes` (A5.13).
+pub trait ProbeMetrics: Send + Sync + 'static {
+    /// In the text form of Prometheus.
+    fn probe_metrics(&self) -> String;
+}

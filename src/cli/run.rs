@@ -193,6 +193,8 @@ struct NodeHandles {
     tokens: Option<Arc<dyn TokenReviewer>>,
     /// With `serverTLSBootstrap`.
     certificate: Option<ServingCertificates>,
+    /// The attachable volumes in use, for the Node's status.
+    volumes_in_use: watch::Sender<Vec<String>>,
 }
 
 /// Starts what waits for nothing: the node's own tasks, the watches, the service rules.
@@ -249,6 +251,7 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
             authorizer: offline,
             tokens: None,
             certificate: None,
+            volumes_in_use: watch::Sender::default(),
         };
         return Ok((decided, handles));
     };
@@ -265,7 +268,9 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
         certificate
     });
     let object = node_object.clone();
-    let report = node::report(node.clone(), node_api, events.clone(), observer.observations, node_object, *clock);
+    let volumes_in_use = watch::Sender::default();
+    let seen = node::Seen { observations: observer.observations, volumes_in_use: volumes_in_use.subscribe() };
+    let report = node::report(node.clone(), node_api, events.clone(), seen, node_object, *clock);
     spawn(tasks, "node reporter", report);
     let (pods, task) = upstream::watch_pods(api.clone(), node.name.clone());
     spawn(tasks, "pod watch", task);
@@ -315,6 +320,7 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
         events,
         authorizer,
         certificate,
+        volumes_in_use,
     };
     Ok((decided, handles))
 }
@@ -359,6 +365,7 @@ async fn wire_pods(
         // It ends with the agent.
         tokio::spawn(plugins);
     }
+    spawn(tasks, "volumes in use", pass_on(volumes.in_use(), handles.volumes_in_use));
     let records = images::pull_records(kubelet, flags, *clock)?;
     let images = images::images(&runtime, kubelet, flags, records.clone())?;
     let collector =
@@ -404,6 +411,7 @@ async fn wire_pods(
             authorizer: handles.authorizer,
             tokens: handles.tokens,
             usage: Arc::new(cgroups),
+            probes: Arc::new(pods.clone()),
             agent: Arc::new(Agent(pods)),
             runtime,
         };
@@ -465,6 +473,16 @@ async fn wait_for_runtime(runtime: &Runtime, endpoint: &str) {
 }
 
 /// Keeps the line that `systemctl status` shows.
+/// The reporter of the node is there before the volumes are.
+async fn pass_on(mut from: watch::Receiver<Vec<String>>, to: watch::Sender<Vec<String>>) {
+    loop {
+        to.send_replace(from.borrow_and_update().clone());
+        if from.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
 async fn status_line(name: String, mut seen: watch::Receiver<Option<Arc<node::Observation>>>) {
     loop {
         let ready = seen.borrow_and_update().as_ref().is_some_and(|seen| seen.is_ready());

@@ -16,7 +16,7 @@ use crate::config::{
 };
 use crate::node::eviction::{EvictionSettings, ThresholdError, ThresholdFields};
 use crate::node::{AddressError, MachineError, NodeSettings, choose_addresses, node_name};
-use crate::pod::{PodsConfig, StaticSources, SysctlError, SysctlRules};
+use crate::pod::{PodsConfig, ResizeRules, StaticSources, SysctlError, SysctlRules};
 use crate::server::{ServerConfig, ServingCertificate, TlsRules};
 use crate::service::sysctls::ConntrackSettings;
 use crate::service::{Cidr, IpvsConfig, LocalTraffic, Mode, ServiceConfig};
@@ -114,6 +114,10 @@ pub(super) fn pods_config(config: &KubeletConfig, root_dir: &Path) -> Result<Pod
         },
         single_process_oom_kill: config.single_process_oom_kill,
         limited_swap: config.memory_swap.swap_behavior == "LimitedSwap",
+        resizes: ResizeRules {
+            static_cpus: config.cpu_manager_policy == "static",
+            static_memory: config.memory_manager_policy == "Static",
+        },
         ..PodsConfig::default()
     })
 }

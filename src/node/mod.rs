@@ -26,7 +26,7 @@ pub use enforce::{Enforcement, Reservation, enforce_allocatable};
 pub use lease::renew_lease;
 pub use observer::{Observation, Observer, observe};
 pub use oom::watch_oom;
-pub use reporter::report;
+pub use reporter::{Seen, report};
 pub use settings::{MachineError, NodeSettings, node_name};
 
 /// The version that the Node shows: a v1.36 node to whoever compares versions, with ours as build metadata (A16.6).

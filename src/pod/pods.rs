@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
-use stoker_model::handle::{EventType, Eviction, NodeSnapshot, PodDirectory, PodEvictor};
+use stoker_model::handle::{EventType, Eviction, NodeSnapshot, PodDirectory, PodEvictor, ProbeMetrics};
 use stoker_model::names;
 use stoker_model::pod::{PodRef, PodUid};
 use stoker_model::resources::{QosClass, pod_requests, qos_class};
@@ -49,6 +49,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Clone)]
 pub struct Pods {
     directory: Directory,
+    prober: Prober,
     /// When the supervisor last came round (monotonic milliseconds).
     beat: Arc<AtomicU64>,
     orders: mpsc::Sender<Order>,
@@ -77,7 +78,7 @@ impl Pods {
         tokio::spawn(stop.clone().run_until_cancelled_owned(keeper));
         let api = Arc::new(Mirrors { api, wanted: wanted.clone(), reported, directory: directory.clone() });
         let shared = Shared {
-            prober,
+            prober: prober.clone(),
             config,
             runtime,
             images,
@@ -103,7 +104,7 @@ impl Pods {
         };
         let (orders, received) = mpsc::channel(ORDERS);
         tokio::spawn(supervisor.run(wanted, events, received));
-        Self { directory, beat, orders }
+        Self { directory, prober, beat, orders }
     }
 
     /// Steps of starts that took long, the newest last.
@@ -115,6 +116,12 @@ impl Pods {
     pub fn is_alive(&self) -> bool {
         let beat = Duration::from_millis(self.beat.load(Ordering::Relaxed));
         Clock.now().monotonic.saturating_sub(beat) < PATIENCE
+    }
+}
+
+impl ProbeMetrics for Pods {
+    fn probe_metrics(&self) -> String {
+        self.prober.metrics()
     }
 }
 
@@ -191,6 +198,7 @@ impl Supervisor {
     ) {
         let mut node = self.shared.node.clone();
         let mut network_ready = node.borrow().network_ready;
+        let directory = self.shared.directory.clone();
         let mut beats = tokio::time::interval(BEAT);
         let mut garbage = tokio::time::interval(GARBAGE_EVERY);
         self.beat();
@@ -208,6 +216,7 @@ impl Supervisor {
                 Some(order) = orders.recv() => self.obey(order),
                 Some(event) = events.recv() => self.pass_on(&event),
                 Ok(()) = feed.changed() => self.reconcile(&mut feed).await,
+                () = directory.freed() => self.wake_deferred(),
                 Ok(()) = node.changed() => {
                     let ready = node.borrow_and_update().network_ready;
                     if ready && !network_ready {
@@ -261,12 +270,8 @@ impl Supervisor {
 
     /// Wakes the pods whose resize waits for room.
     fn wake_deferred(&self) {
-        for (uid, handle) in &self.workers {
-            let shown = self.shared.directory.get(uid);
-            let conditions = shown.iter().filter_map(|pod| pod.status.as_ref()?.conditions.as_ref()).flatten();
-            if conditions.into_iter().any(|c| c.type_ == "PodResizePending") {
-                handle.wake.notify_one();
-            }
+        for handle in self.shared.directory.waiting().iter().filter_map(|uid| self.workers.get(uid)) {
+            handle.wake.notify_one();
         }
     }
 

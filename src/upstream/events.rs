@@ -27,6 +27,8 @@ const REFILL: Duration = Duration::from_secs(300);
 const SIMILAR: u32 = 10;
 /// See [`SIMILAR`].
 const SIMILAR_FOR: Duration = Duration::from_secs(600);
+/// An event is sent so much later: what it tells of is mostly under way, and has the processors first.
+const HOLD: Duration = Duration::from_millis(200);
 /// Tries per event before it is dropped.
 const TRIES: u32 = 12;
 
@@ -87,6 +89,8 @@ impl EventTask {
     /// Runs until nobody can publish any more.
     pub async fn run(mut self) {
         while let Some(said) = self.queue.recv().await {
+            let age = Clock.now().monotonic.saturating_sub(said.now.monotonic);
+            tokio::time::sleep(HOLD.saturating_sub(age)).await;
             if let Some(entry) = self.book.note(said, &self.node) {
                 self.send(entry).await;
             }

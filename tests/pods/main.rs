@@ -5,6 +5,7 @@
 mod api;
 mod csi;
 mod faults;
+mod inside;
 #[expect(dead_code, reason = "the lab serves another test, too, which needs more of it")]
 #[path = "../runtime/lab.rs"]
 mod lab;

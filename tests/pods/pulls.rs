@@ -112,6 +112,7 @@ async fn private_images_come_with_the_secrets_of_the_pod_or_of_the_node() {
         ".dockerconfigjson",
         &registry.config_json("wrong"),
     );
+    node.api.put_pull_secret("broken", "kubernetes.io/dockerconfigjson", ".dockerconfigjson", "{");
     let old = serde_json::json!({ &registry.host: { "auth": "cm9ib3Q6czNjcmV0" } }).to_string();
     node.api.put_pull_secret("old", "kubernetes.io/dockercfg", ".dockercfg", &old);
     let succeeded = |p: &Pod| phase(p) == "Succeeded";
@@ -121,6 +122,12 @@ async fn private_images_come_with_the_secrets_of_the_pod_or_of_the_node() {
     node.api.until(&denied, "denied", waits).await;
     let told = "FailedToRetrieveImagePullSecret: Unable to retrieve some image pull secrets (absent, gone); attempting to pull the image may not succeed.";
     assert!(node.api.events().iter().any(|event| event.ends_with(told)), "{:#?}", node.api.events());
+
+    // A secret that cannot be read is no reason to try without it.
+    let broken = node.api.create(of(&registry, "broken", &["good", "broken"]));
+    node.api.until(&broken, "broken", waits).await;
+    let pulling = |event: &String| event.starts_with("broken ") && event.contains(" Pulling: ");
+    assert!(!node.api.events().iter().any(pulling), "{:#?}", node.api.events());
 
     for (name, secrets) in [("new", vec!["bad", "good"]), ("legacy", vec!["old"])] {
         let uid = node.api.create(of(&registry, name, &secrets));

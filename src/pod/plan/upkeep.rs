@@ -75,7 +75,7 @@ impl Planner<'_> {
             (!seen.memory.stops.contains_key(&instance.id)).then(|| (c.name.clone(), instance.id.clone()))
         });
         let running: Vec<(String, String)> = running.collect();
-        if !running.is_empty() {
+        if !running.is_empty() || resize.allocation.pod_changes() {
             self.step(Step::Resize { running });
         }
     }

@@ -28,6 +28,15 @@ pub(super) use mirror::{Mirrors, Reported, keep_mirrors};
 
 use crate::clock::Clock;
 
+/// What a file and an address would make of these bytes.
+#[cfg(feature = "fuzzing")]
+pub(super) fn manifest_of(bytes: &[u8]) {
+    for origin in [manifest::Origin::File("/manifests/pod.yaml"), manifest::Origin::Url("http://localhost/pods")] {
+        // What is wrong with it does not matter here, only that it can be said.
+        let _ = manifest::pods(bytes, origin, "node");
+    }
+}
+
 /// Where static pods come from.
 #[derive(Clone, Debug)]
 pub struct StaticSources {

@@ -243,6 +243,39 @@ fn readiness_gates_count() {
 }
 
 #[test]
+fn conditions_of_others_are_not_reported() {
+    // A2.8: what a patch does not name stays.
+    let mut case = pod(&["a"]).runs("a");
+    let of = |kind: &str| PodCondition { type_: kind.into(), status: "True".into(), ..PodCondition::default() };
+    let status = PodStatus { conditions: Some(vec![of("x/y"), of("DisruptionTarget")]), ..PodStatus::default() };
+    std::sync::Arc::make_mut(&mut case.desired.pod).status = Some(status.clone());
+    case.previous = status;
+    let reported: Vec<String> = case.status().conditions.into_iter().flatten().map(|c| c.type_).collect();
+    assert_eq!(
+        reported,
+        ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"].map(String::from)
+    );
+}
+
+#[test]
+fn the_pod_as_a_whole_tells_its_resources() {
+    // A15.16
+    let resources = |cpu: &str| {
+        let list =
+            Some([("cpu".to_owned(), k8s_openapi::apimachinery::pkg::api::resource::Quantity(cpu.to_owned()))].into());
+        k8s_openapi::api::core::v1::ResourceRequirements { requests: list.clone(), limits: list, ..Default::default() }
+    };
+    let mut case = pod(&["a", "b"]).runs("a").runs("b").spec(|s| s.resources = Some(resources("2")));
+    let shown = |case: &Case| (case.status().allocated_resources, case.status().resources);
+    assert_eq!(shown(&case), (resources("2").requests, Some(resources("2"))));
+    let allocation = &mut case.seen.memory.resize.allocation;
+    (allocation.allocated_pod, allocation.actuated_pod) = (Some(resources("2")), Some(resources("1500m")));
+    allocation.actuated.insert("a".into(), Default::default());
+    assert_eq!(shown(&case), (resources("2").requests, Some(resources("1500m"))));
+    assert_eq!(shown(&pod(&["a"])), (None, None));
+}
+
+#[test]
 fn transition_times_change_with_the_status_only() {
     // A2.9
     let mut case = pod(&["a"]);

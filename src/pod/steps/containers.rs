@@ -49,7 +49,8 @@ impl Hand {
         let mounts = self.mounts(&spec, &environment, &pod_ips)?;
         let linux = self.linux(&spec, &user, target)?;
         let parts = ContainerParts { restart_count, image: image_id, environment, mounts, linux };
-        let config = container::config(&self.pod, &spec, parts);
+        let mut config = container::config(&self.pod, &spec, parts);
+        config.devices.extend(self.block_devices(&spec)?);
         let sandbox_config = self.sandbox_config(sandbox.attempt, false).map_err(config_error)?;
         let log_dir = self.shared.log_dir(&self.reference).join(name);
         std::fs::create_dir_all(&log_dir)

@@ -112,11 +112,14 @@ impl Seeker<'_> {
 
     /// Whether what is there was pulled for somebody else, and not for this pod (A14.6).
     async fn must_pull(&self, found: &cri::Image) -> bool {
-        self.shared.images.must_pull(&self.key.image, &found.id, self.credentials()).await
+        // What is wrong with a secret is told when it is pulled.
+        let credentials = async { self.credentials().await.unwrap_or_default() };
+        self.shared.images.must_pull(&self.key.image, &found.id, credentials).await
     }
 
     /// What may open the registry: the pod's secrets, then what the node has itself (A14.4).
-    async fn credentials(&self) -> Vec<Credential> {
+    /// A secret that cannot be read fails the pull.
+    async fn credentials(&self) -> Result<Vec<Credential>, BadConfig> {
         let mut keyring = Keyring::default();
         let mut missing = Vec::new();
         let references = self.object.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten());
@@ -128,10 +131,7 @@ impl Seeker<'_> {
                         name: name.to_owned(),
                         uid: secret.metadata.uid.clone().unwrap_or_default(),
                     };
-                    match entries_of(&secret) {
-                        Ok(entries) => keyring.add_secret(entries, &origin),
-                        Err(error) => tracing::warn!(secret = name, %error, "not used for the pull"),
-                    }
+                    keyring.add_secret(entries_of(&secret)?, &origin);
                 }
                 Ok(None) | Err(_) => missing.push(name),
             }
@@ -145,15 +145,18 @@ impl Seeker<'_> {
         }
         let mut found = keyring.lookup(&self.key.image);
         found.extend(self.shared.images.node_credentials(&self.key.image).await);
-        found
+        Ok(found)
     }
 
     async fn pull(&self) -> Effect {
         let image = &self.key.image;
+        let credentials = match self.credentials().await {
+            Ok(credentials) => credentials,
+            Err(error) => return self.missing("ErrImagePull", error.to_string(), false),
+        };
         self.tell(EventType::Normal, "Pulling", format!("Pulling image \"{image}\""));
         let asked = self.shared.clock.now().monotonic;
         let runtime_handler = self.shared.config.runtime_handler.clone();
-        let credentials = self.credentials().await;
         let pull = Pull { image: image.clone(), runtime_handler, credentials };
         let priority = self.object.spec.as_ref().and_then(|spec| spec.priority).unwrap_or_default();
         match self.shared.images.pull(pull, priority).await {

@@ -44,6 +44,29 @@ impl Hand {
         Ok(mounts)
     }
 
+    /// The volumes that a container uses as devices (A9.17).
+    pub(super) fn block_devices(&self, container: &Container) -> Result<Vec<cri::Device>, Refusal> {
+        let volumes = self.pod.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
+        let uid = &self.reference.uid;
+        let devices = container.volume_devices.iter().flatten().map(|wanted| {
+            let volume = volumes.iter().find(|v| v.name == wanted.name);
+            let place = volume.and_then(|v| Some((self.shared.volumes.place(uid, v)?, v)));
+            let (path, volume) = place.ok_or_else(|| {
+                config_error(format!(
+                    "cannot find volume \"{}\" to pass into container \"{}\"",
+                    wanted.name, container.name
+                ))
+            })?;
+            let permissions = if self.shared.volumes.is_read_only(uid, volume) { "r" } else { "mrw" };
+            Ok(cri::Device {
+                container_path: wanted.device_path.clone(),
+                host_path: path.to_string_lossy().into_owned(),
+                permissions: permissions.to_owned(),
+            })
+        });
+        devices.collect()
+    }
+
     fn volume_mount(
         &self,
         container: &Container,

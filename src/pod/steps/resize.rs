@@ -40,7 +40,9 @@ impl Hand {
             self.effects.push(Effect::Resized { name: name.clone() });
         }
         limit(&wanted)?;
-        self.tell_runtime(&wanted).await
+        self.tell_runtime(&wanted).await?;
+        self.effects.push(Effect::PodResized);
+        Ok(())
     }
 
     pub(super) fn node_resources(&self) -> NodeResources {
