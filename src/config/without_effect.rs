@@ -1,5 +1,7 @@
 //! Fields of KubeletConfiguration that change nothing here, and why: whoever sets one is told.
 
+use serde_json::Value;
+
 use super::kubelet::KubeletConfig;
 use super::validate::{Invalid, invalid};
 
@@ -17,6 +19,8 @@ const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("kubeAPIQPS", "requests are not limited: there are watches in place of most of them"),
     ("kernelMemcgNotification", "the kernel tells of short memory by pressure stall information, where it has that"),
     ("kubeletCgroups", "the unit's own group is used"),
+    ("logging.options", "lines are written as they come, to standard error"),
+    ("logging.vmodule", "set logging.verbosity"),
     ("showHiddenMetricsForVersion", "no metric is hidden"),
     ("streamingConnectionIdleTimeout", "the runtime ends idle streams; set stream_idle_timeout in its configuration"),
     ("systemCgroups", "processes of the system are left where they are"),
@@ -25,18 +29,17 @@ const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("volumeStatsAggPeriod", "volumes are measured when somebody asks"),
 ];
 
+/// The field at `logging.vmodule`.
+fn field<'a>(config: &'a Value, path: &str) -> Option<&'a Value> {
+    path.split('.').try_fold(config, |object, name| object.get(name))
+}
+
 /// One line for each field that was set in vain.
 pub(super) fn warnings(config: &KubeletConfig) -> Vec<String> {
     let fields = |config: &KubeletConfig| serde_json::to_value(config).unwrap_or_default();
     let (said, default) = (fields(config), fields(&KubeletConfig::default()));
-    let in_vain = WITHOUT_EFFECT.iter().filter(|(name, _)| said[name] != default[name]);
-    let logging = [
-        ("logging.vmodule", !config.logging.vmodule.is_empty(), "set logging.verbosity"),
-        ("logging.options", !config.logging.options.is_null(), "lines are written as they come, to standard error"),
-    ];
-    let logging = logging.into_iter().filter(|(_, asked, _)| *asked).map(|(name, _, reason)| (name, reason));
-    let told = in_vain.copied().chain(logging);
-    told.map(|(name, reason)| format!("{name}: has no effect: {reason}")).collect()
+    let in_vain = WITHOUT_EFFECT.iter().filter(|(name, _)| field(&said, name) != field(&default, name));
+    in_vain.map(|(name, reason)| format!("KubeletConfiguration: {name} has no effect: {reason}")).collect()
 }
 
 /// Fields that promise something which nobody here keeps: better no agent than one that breaks the promise.
@@ -84,12 +87,12 @@ mod tests {
         assert_eq!(warnings(&default), [""; 0]);
         let known = serde_json::to_value(&default).expect("fields");
         for (name, _) in WITHOUT_EFFECT {
-            assert!(known.get(name).is_some(), "{name} is no field");
+            assert!(field(&known, name).is_some(), "{name} is no field");
         }
         let set = KubeletConfig { kube_api_qps: 7, hairpin_mode: "none".into(), ..default };
         let told = warnings(&set);
         assert_eq!(told.len(), 2, "{told:?}");
-        assert!(told[0].contains("hairpinMode: has no effect") && told[1].contains("kubeAPIQPS"), "{told:?}");
+        assert!(told[0].contains("hairpinMode has no effect") && told[1].contains("kubeAPIQPS"), "{told:?}");
     }
 
     #[test]
