@@ -1,16 +1,22 @@
 //! Scheduler and controllers on the real in-process API and the embedded store. Nodes are objects without an agent: the
 //! test plays the agent by writing statuses.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use stoker_control_plane::api::{Cluster, DeleteOptions, ListOptions, PatchType, Propagation, WriteOptions};
+use stoker_control_plane::auth::{Pki, PkiConfig};
 use stoker_control_plane::controllers::{self, Config, ServiceAddresses};
 use stoker_control_plane::scheduler;
 use stoker_control_plane::storage::embedded::Embedded;
 use tokio_util::sync::CancellationToken;
 
+#[path = "controllers/ranges.rs"]
+mod ranges;
+#[path = "controllers/schedules.rs"]
+mod schedules;
 #[path = "controllers/workloads.rs"]
 mod workloads;
 
@@ -18,6 +24,7 @@ mod workloads;
 struct Lab {
     cluster: Cluster,
     stop: CancellationToken,
+    ca: String,
     _dir: tempfile::TempDir,
 }
 
@@ -27,18 +34,31 @@ impl Drop for Lab {
     }
 }
 
+fn pki_config(dir: &Path) -> PkiConfig {
+    PkiConfig {
+        data_dir: dir.to_owned(),
+        advertise_address: [192, 0, 2, 7].into(),
+        port: 6443,
+        service_ip: [10, 96, 0, 1].into(),
+        extra_names: Vec::new(),
+        cluster_domain: "cluster.local".to_owned(),
+    }
+}
+
 impl Lab {
     async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let cluster = Cluster::new(Embedded::open(&dir.path().join("store.redb")).unwrap());
         let range = "10.96.0.0/12".parse().unwrap();
         cluster.set_service_allocator(Arc::new(ServiceAddresses::new(range, &[])));
-        controllers::ensure_defaults(&cluster, [192, 0, 2, 7].into(), 6443, range.address(1)).await.unwrap();
+        controllers::ensure_defaults(&cluster, [192, 0, 2, 7].into(), 6443, range).await.unwrap();
         let stop = CancellationToken::new();
-        let config = Config { ca_certificate: "CA".into(), cluster_cidr: Some("10.244.0.0/16".parse().unwrap()) };
+        let pki = Arc::new(Pki::ensure(&pki_config(dir.path()), stoker_control_plane::clock::now()).unwrap());
+        let ca = pki.ca_certificate().to_owned();
+        let config = Config { pki, cluster_cidr: Some("10.244.0.0/16".parse().unwrap()) };
         drop(controllers::spawn(&cluster, config, stop.clone()));
         drop(scheduler::spawn(&cluster, stop.clone()));
-        let lab = Self { cluster, stop, _dir: dir };
+        let lab = Self { cluster, stop, ca, _dir: dir };
         lab.until("the default service account", async || {
             lab.get("", "serviceaccounts", "default", "default").await.is_some()
         })
@@ -185,7 +205,7 @@ async fn every_cluster_has_its_namespaces_service_account_and_service() {
         lab.until("the service account and the CA", async || {
             let account = lab.get("", "serviceaccounts", namespace, "default").await;
             let ca = lab.get("", "configmaps", namespace, "kube-root-ca.crt").await;
-            account.is_some() && ca.is_some_and(|ca| ca["data"]["ca.crt"] == "CA")
+            account.is_some() && ca.is_some_and(|ca| ca["data"]["ca.crt"] == lab.ca)
         })
         .await;
     }

@@ -1,6 +1,12 @@
-//! Stock kubectl against the real API server over TLS. Controllers do not run here: what they do has its own tests.
+//! Stock kubectl against the real API server over TLS. Here without controllers; `whole` runs the program with all rooms.
 
+#[path = "kubectl/access.rs"]
+mod access;
+#[path = "kubectl/joining.rs"]
+mod joining;
 mod server;
+#[path = "kubectl/whole.rs"]
+mod whole;
 
 use serde_json::{Value, json};
 use server::Server;

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, PodStatus, Secret, Taint};
@@ -204,6 +206,16 @@ pub enum EventSubject {
 pub trait EventSink: Send + Sync + 'static {
     /// Publishes one event with one of kubelet's reasons (A21.1).
     fn publish(&self, subject: EventSubject, kind: EventType, reason: &str, message: String);
+
+    /// The same with annotations, for programs that read events.
+    fn publish_annotated(
+        &self,
+        subject: EventSubject,
+        kind: EventType,
+        reason: &str,
+        message: String,
+        annotations: BTreeMap<String, String>,
+    );
 }
 
 /// The node as admission and pod environments see it. `node` publishes it, the newest wins.
@@ -333,11 +345,68 @@ pub struct PodUsage {
 
 /// Reads what was used, now. `cgroup` implements it.
 pub trait UsageReader: Send + Sync + 'static {
-    /// The whole machine.
+    /// The whole machine, with its network.
     fn node(&self) -> PodUsage;
+
+    /// The whole machine.
+    fn machine(&self) -> Usage;
 
     /// Every pod that has a group.
     fn pods(&self) -> Vec<PodUsage>;
+
+    /// All pods together, with their common limit.
+    fn all_pods(&self) -> Usage;
+}
+
+/// What files take of their file system.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct DiskUsage {
+    /// Bytes of the blocks that they fill.
+    pub bytes: u64,
+    /// How many there are, directories among them.
+    pub inodes: u64,
+}
+
+impl std::ops::Add for DiskUsage {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self { bytes: self.bytes.saturating_add(other.bytes), inodes: self.inodes.saturating_add(other.inodes) }
+    }
+}
+
+impl std::iter::Sum for DiskUsage {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |a, b| a + b)
+    }
+}
+
+/// Measures what pods have written to this node's disk. It walks directories, so both calls block. `volume` implements it.
+pub trait DiskMeter: Send + Sync + 'static {
+    /// The pod's volumes that lie on this node without being asked to stay, by name: of emptyDirs, and of what the agent wrote itself.
+    fn volumes(&self, pod: &Pod) -> BTreeMap<String, DiskUsage>;
+
+    /// What lies below a directory, on the same file system.
+    fn tree(&self, path: &Path) -> DiskUsage;
+}
+
+/// An order to end a pod because the node is short of something, or the pod took more than it may (A13.9).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Eviction {
+    /// Why, as status and event tell it.
+    pub message: String,
+    /// How long it has at most.
+    pub grace: Duration,
+    /// It could have gone on elsewhere: its status says so with the condition `DisruptionTarget` (A2.19).
+    pub disrupts: bool,
+}
+
+/// Ends pods for the node. `pod` implements it.
+pub trait PodEvictor: Send + Sync + 'static {
+    /// Ends a pod with phase `Failed` and reason `Evicted`. Whether the order was taken; what it does shows in the pod's status.
+    fn evict(&self, pod: &PodUid, eviction: Eviction) -> bool;
+
+    /// Lets go of the containers that finished pods keep for their logs (A13.7).
+    fn drop_finished(&self);
 }
 
 /// A certificate with its chain, and its key, both as PEM.
@@ -368,4 +437,10 @@ pub trait AgentState: Send + Sync + 'static {
     /// # Errors
     /// In words, when it cannot be changed.
     fn set_verbosity(&self, level: i64) -> Result<(), String>;
+}
+
+/// What probes have done, for `/metrics/probes` (A5.13).
+pub trait ProbeMetrics: Send + Sync + 'static {
+    /// In the text form of Prometheus.
+    fn probe_metrics(&self) -> String;
 }

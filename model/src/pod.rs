@@ -5,6 +5,24 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 
+use crate::names;
+
+/// From this priority on the node keeps a pod whatever happens to others.
+const CRITICAL_PRIORITY: i32 = 2_000_000_000;
+
+/// Whether the pod comes from a file or an address, and not from the API server.
+pub fn is_static(pod: &Pod) -> bool {
+    let annotations = pod.metadata.annotations.as_ref();
+    annotations.and_then(|a| a.get(names::CONFIG_SOURCE)).is_some_and(|source| source != "api")
+}
+
+/// Whether a pod is critical for its node: static, the mirror of such a one, or of that priority (A6.5, A13.8).
+pub fn is_critical(pod: &Pod) -> bool {
+    let is_mirror = pod.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(names::CONFIG_MIRROR));
+    let priority = pod.spec.as_ref().and_then(|spec| spec.priority);
+    is_static(pod) || is_mirror || priority.is_some_and(|priority| priority >= CRITICAL_PRIORITY)
+}
+
 /// A pod's UID. Two pods of the same name are told apart by it alone.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct PodUid(Arc<str>);
@@ -52,5 +70,33 @@ impl PodRef {
 impl fmt::Display for PodRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}({})", self.namespace, self.name, self.uid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::PodSpec;
+
+    use super::*;
+
+    #[test]
+    fn critical_pods_are_static_ones_their_mirrors_and_those_of_high_priority() {
+        // A13.8
+        let pod = |annotation: Option<(&str, &str)>, priority| {
+            let mut pod = Pod { spec: Some(PodSpec { priority, ..PodSpec::default() }), ..Pod::default() };
+            pod.metadata.annotations = annotation.map(|(key, value)| [(key.to_owned(), value.to_owned())].into());
+            pod
+        };
+        for (annotation, priority, critical) in [
+            (None, None, false),
+            (None, Some(1_999_999_999), false),
+            (None, Some(2_000_000_000), true),
+            (Some((names::CONFIG_SOURCE, "api")), None, false),
+            (Some((names::CONFIG_SOURCE, "file")), None, true),
+            (Some((names::CONFIG_SOURCE, "http")), None, true),
+            (Some((names::CONFIG_MIRROR, "hash")), Some(0), true),
+        ] {
+            assert_eq!(is_critical(&pod(annotation, priority)), critical, "{annotation:?} {priority:?}");
+        }
     }
 }

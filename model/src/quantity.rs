@@ -51,7 +51,22 @@ impl Milli {
         i64::try_from(up).unwrap_or(if up < 0 { i64::MIN } else { i64::MAX })
     }
 
-    /// Whether it is exactly nothing.
+    /// As Kubernetes writes it: `1500m`, `2`; `binary`: `64Mi` where it is that.
+    pub fn quantity(self, binary: bool) -> Quantity {
+        if self.0 % 1000 != 0 {
+            return Quantity(format!("{}m", self.0));
+        }
+        let (mut number, mut suffix) = (self.0 / 1000, "");
+        for next in ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei"] {
+            if !binary || number == 0 || number % 1024 != 0 {
+                break;
+            }
+            (number, suffix) = (number / 1024, next);
+        }
+        Quantity(format!("{number}{suffix}"))
+    }
+
+    /// Whether there is none.
     pub const fn is_zero(self) -> bool {
         self.0 == 0
     }
@@ -167,6 +182,14 @@ mod tests {
         check("1G", 1_000_000_000_000);
         check("1E", 1_000_000_000_000_000_000_000);
         check("-5", -5000);
+    }
+
+    #[test]
+    fn amounts_are_written_as_kubernetes_does() {
+        for text in ["1500m", "2", "64Mi", "1Gi", "1536Mi", "1025"] {
+            assert_eq!(Milli::parse(text).unwrap().quantity(true).0, text);
+        }
+        assert_eq!(Milli::from_units(1024).quantity(false).0, "1024");
     }
 
     #[test]

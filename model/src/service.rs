@@ -196,7 +196,7 @@ pub struct EndpointConditions {
 }
 
 /// `hints` of an [`Endpoint`].
-#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct EndpointHints {
     /// Zones that should use the endpoint.
@@ -206,7 +206,7 @@ pub struct EndpointHints {
 }
 
 /// The name of a zone or node.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Hint {
     /// The name.

@@ -151,6 +151,27 @@ impl Cgroups {
         matches!(self.hierarchy, Hierarchy::V2(_))
     }
 
+    /// The machine's swap in bytes; `None` where the kernel does not limit it by group (A12.12).
+    pub fn swap_bytes(&self) -> Option<i64> {
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let limit = match &self.hierarchy {
+            // The root has none, and the agent is in no root.
+            Hierarchy::V2(root) => {
+                let group = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+                root.join(group).join("memory.swap.max")
+            }
+            Hierarchy::V1 { controllers, .. } => controllers.get("memory")?.join("memory.memsw.limit_in_bytes"),
+        };
+        if !limit.exists() {
+            return None;
+        }
+        let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let kib = meminfo
+            .lines()
+            .find_map(|line| line.strip_prefix("SwapTotal:")?.split_whitespace().next()?.parse::<i64>().ok());
+        Some(kib.unwrap_or_default().saturating_mul(1024))
+    }
+
     /// Whether CPU limits are enforced, and in which period.
     pub fn cpu_quota_period(&self) -> Option<Duration> {
         self.config.cpu_cfs_quota.then_some(self.config.cpu_cfs_period)

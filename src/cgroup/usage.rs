@@ -18,14 +18,31 @@ impl UsageReader for Cgroups {
     fn node(&self) -> PodUsage {
         PodUsage {
             group: "/".to_owned(),
-            usage: of_machine(&read("/proc/stat"), &read("/proc/meminfo"), &read("/proc/vmstat")),
+            usage: self.machine(),
             interfaces: interfaces(&read("/proc/net/dev")),
             ..PodUsage::default()
         }
     }
 
+    fn machine(&self) -> Usage {
+        let mut usage = of_machine(&read("/proc/stat"), &read("/proc/meminfo"), &read("/proc/vmstat"));
+        if let Hierarchy::V1 { .. } = self.hierarchy() {
+            // There the root group counts for itself, without the kernel's own memory (A13.6).
+            let root = self.usage("");
+            if root.memory_bytes > 0 {
+                (usage.memory_bytes, usage.working_set_bytes) = (root.memory_bytes, root.working_set_bytes);
+            }
+        }
+        usage
+    }
+
     fn pods(&self) -> Vec<PodUsage> {
         self.pod_groups().into_iter().map(|(uid, group)| self.pod(uid, group)).collect()
+    }
+
+    fn all_pods(&self) -> Usage {
+        // That of the guaranteed class is the one that all others lie in.
+        self.class_groups().first().map(|group| self.usage(group)).unwrap_or_default()
     }
 }
 

@@ -1,14 +1,16 @@
 //! Images and logs: how they are pulled, and when they go.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 use stoker_model::quantity::{Milli, QuantityError};
 
+use crate::clock::Clock;
 use crate::config::{CredentialProvider, Flags, KubeletConfig, ProviderError, load_credential_providers};
 use crate::runtime::gc::ImagePolicy;
 use crate::runtime::logs::RotationConfig;
 use crate::runtime::plugins::{Plugin, Plugins};
-use crate::runtime::{Images, NodeCredentials, Runtime};
+use crate::runtime::{BadPolicy, Images, NodeCredentials, PullRecords, Runtime, VerificationPolicy};
 
 /// Which setting cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -17,10 +19,17 @@ pub(super) enum ImagesError {
     LogSize(#[from] QuantityError),
     #[error(transparent)]
     Provider(#[from] ProviderError),
+    #[error(transparent)]
+    Policy(#[from] BadPolicy),
 }
 
 /// How images are pulled (A14.3, A14.4).
-pub(super) fn images(runtime: &Runtime, config: &KubeletConfig, flags: &Flags) -> Result<Images, ImagesError> {
+pub(super) fn images(
+    runtime: &Runtime,
+    config: &KubeletConfig,
+    flags: &Flags,
+    records: Arc<PullRecords>,
+) -> Result<Images, ImagesError> {
     let at_once = if config.serialize_image_pulls {
         NonZeroUsize::MIN
     } else {
@@ -31,7 +40,21 @@ pub(super) fn images(runtime: &Runtime, config: &KubeletConfig, flags: &Flags) -
     let credentials = NodeCredentials { root_dir: Some(flags.root_dir.clone()), plugins: plugins(flags)? };
     Ok(Images::new(runtime.clone(), at_once)
         .with_rate(number(config.registry_pull_qps), number(config.registry_burst))
+        .with_records(records)
         .with_node_credentials(credentials))
+}
+
+/// Who may use images that are there (A14.6).
+pub(super) fn pull_records(
+    config: &KubeletConfig,
+    flags: &Flags,
+    clock: Clock,
+) -> Result<Arc<PullRecords>, ImagesError> {
+    let policy = VerificationPolicy::new(
+        &config.image_pull_credentials_verification_policy,
+        &config.preloaded_images_verification_allowlist,
+    )?;
+    Ok(Arc::new(PullRecords::new(&flags.root_dir, policy, clock)))
 }
 
 fn plugins(flags: &Flags) -> Result<Plugins, ProviderError> {

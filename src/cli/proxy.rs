@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use k8s_openapi::api::core::v1::Node;
-use stoker_model::handle::EventSink;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use stoker_model::handle::{EventSink, EventSubject, EventType, PodFeed};
 use stoker_model::service::{NodeFacts, ServiceChange};
 use tokio::sync::{mpsc, watch};
 
@@ -21,6 +21,9 @@ use crate::upstream::{self, ApiServer};
 
 /// By this the cluster autoscaler takes a node out of load balancers before it deletes it.
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
+
+const KUBE_PROXY_RUNS: &str = "kube-proxy runs on this node beside the agent, which does its work already: keep its DaemonSet \
+    kube-system/kube-proxy off this node (kubeadm: --skip-phases=addon/kube-proxy), or set serviceProxy.mode: none";
 
 /// How services are served, as decided by files.
 #[derive(Clone, Debug)]
@@ -89,9 +92,17 @@ pub(super) struct ProxyParts {
     pub(super) changes: mpsc::Receiver<ServiceChange>,
     pub(super) facts: NodeFacts,
     pub(super) object: watch::Receiver<Option<Node>>,
+    pub(super) around: Around,
+    pub(super) clock: Clock,
+}
+
+/// What the proxy has to do with beside the kernel.
+#[derive(Clone)]
+pub(super) struct Around {
     pub(super) api: ApiServer,
     pub(super) events: Arc<dyn EventSink>,
-    pub(super) clock: Clock,
+    /// The pods of this node, among which kube-proxy may be.
+    pub(super) pods: PodFeed,
 }
 
 /// Starts it. The future that comes back runs as long as it does.
@@ -101,9 +112,7 @@ pub(super) fn start(parts: ProxyParts) -> Result<BoxFuture<'static, ()>, ProxyEr
     if parts.settings.proxy.detect_local_mode != "NodeCIDR" {
         let ProxyParts { changes, facts, .. } = parts;
         let proxy = service::spawn(changes, facts, config.clone(), parts.clock)?;
-        return Ok(
-            serve(proxy, config, parts.settings.proxy, parts.object, (parts.api, parts.events), parts.clock).boxed()
-        );
+        return Ok(serve(proxy, config, parts.settings.proxy, parts.object, parts.around, parts.clock).boxed());
     }
     if config.mode == Mode::Ipvs && !service::ipvs::is_supported() {
         return Err(ServiceError::from(service::ipvs::IpvsError::NoKernelSupport).into());
@@ -113,7 +122,7 @@ pub(super) fn start(parts: ProxyParts) -> Result<BoxFuture<'static, ()>, ProxyEr
 
 /// With `detectLocalMode: NodeCIDR` nothing can be served before this node has its pod ranges.
 async fn start_with_ranges(parts: ProxyParts) {
-    let ProxyParts { settings, stoker, node, changes, facts, mut object, api, events, clock } = parts;
+    let ProxyParts { settings, stoker, node, changes, facts, mut object, around, clock } = parts;
     let ranges = pod_ranges(&mut object).await;
     tracing::info!(?ranges, "traffic of these sources is local");
     let started = service_config(&stoker, &settings, &node, &ranges).map_err(ProxyError::from).and_then(|config| {
@@ -121,7 +130,7 @@ async fn start_with_ranges(parts: ProxyParts) {
         Ok((proxy, config))
     });
     match started {
-        Ok((proxy, config)) => serve(proxy, config, settings.proxy, object, (api, events), clock).await,
+        Ok((proxy, config)) => serve(proxy, config, settings.proxy, object, around, clock).await,
         Err(error) => tracing::error!(%error, "services cannot be served"),
     }
 }
@@ -149,7 +158,7 @@ async fn serve(
     config: ServiceConfig,
     settings: KubeProxyConfig,
     object: watch::Receiver<Option<Node>>,
-    (api, events): (ApiServer, Arc<dyn EventSink>),
+    Around { api, events, pods }: Around,
     clock: Clock,
 ) {
     let (publish, eligible) = watch::channel(false);
@@ -165,6 +174,7 @@ async fn serve(
         metrics: proxy.metrics,
         mode,
         configz: serde_json::json!({ "kubeproxy.config.k8s.io": settings }).to_string().into(),
+        started: clock.now(),
         clock,
     };
     let hard = settings.bind_address_hard_fail;
@@ -182,9 +192,9 @@ async fn serve(
         error = serve_metrics_in_time(settings.metrics_address(), hard, &state) => tracing::error!(%error, "ending"),
         () = serve_health_checks(proxy.health_checks, addresses, state.clone()) => {}
         () = watch_ranges(api, proxy.service_ranges) => {}
-        () = super::service::tell_problems(proxy.problems, events) => {}
+        () = super::service::tell_problems(proxy.problems, events.clone()) => {}
         () = watch_eligibility(object, publish) => {}
-        () = remove_leftovers(proxy.health, kept) => {}
+        () = remove_leftovers(proxy.health, kept, pods, events) => {}
     }
 }
 
@@ -222,11 +232,42 @@ async fn watch_ranges(api: ApiServer, ranges: watch::Sender<Arc<BTreeSet<String>
     std::future::pending().await
 }
 
+/// Whether a pod is kubeadm's kube-proxy, and has not ended (B2.6).
+fn is_kube_proxy(pod: &Pod) -> bool {
+    let labels = pod.metadata.labels.as_ref();
+    let ended = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    pod.metadata.namespace.as_deref() == Some("kube-system")
+        && labels.and_then(|labels| labels.get("k8s-app")).is_some_and(|app| app == "kube-proxy")
+        && !matches!(ended, Some("Succeeded" | "Failed"))
+}
+
+/// Waits until no kube-proxy runs here. While one does, its rules are not removed, since it would write them again and again; ours
+/// serve the same addresses, and the operator is told (B2.6).
+async fn without_kube_proxy(mut pods: PodFeed, events: Arc<dyn EventSink>) {
+    let mut told = false;
+    loop {
+        let runs = pods.borrow_and_update().as_ref().map(|pods| pods.values().any(|pod| is_kube_proxy(pod)));
+        match runs {
+            Some(false) => return,
+            Some(true) if !told => {
+                told = true;
+                tracing::warn!("{KUBE_PROXY_RUNS}");
+                events.publish(EventSubject::Node, EventType::Warning, "TwoServiceProxies", KUBE_PROXY_RUNS.to_owned());
+            }
+            Some(true) | None => {}
+        }
+        if pods.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
 /// Once our rules are there, those of other modes go: connections find their way at every moment.
-async fn remove_leftovers(mut health: watch::Receiver<Health>, kept: Mode) {
+async fn remove_leftovers(mut health: watch::Receiver<Health>, kept: Mode, pods: PodFeed, events: Arc<dyn EventSink>) {
     if health.wait_for(|health| health.last_updated.is_some()).await.is_err() {
         return std::future::pending().await;
     }
+    without_kube_proxy(pods, events).await;
     match tokio::task::spawn_blocking(move || leftovers::remove(Some(kept))).await {
         Ok(found) => {
             if !found.removed.is_empty() {
@@ -245,10 +286,45 @@ async fn remove_leftovers(mut health: watch::Receiver<Health>, kept: Mode) {
 mod tests {
     use serde_json::json;
 
+    use stoker_model::pod::PodUid;
+
     use super::*;
 
     fn node(fields: serde_json::Value) -> Node {
         serde_json::from_value(fields).expect("a node")
+    }
+
+    /// Remembers what was published.
+    #[derive(Debug, Default)]
+    struct Heard(std::sync::Mutex<Vec<String>>);
+
+    impl EventSink for Heard {
+        fn publish(&self, _: EventSubject, _: EventType, reason: &str, _: String) {
+            self.0.lock().unwrap().push(reason.to_owned());
+        }
+    }
+
+    #[tokio::test]
+    async fn rules_of_a_kube_proxy_that_runs_here_are_left_until_it_is_gone() {
+        // B2.6
+        let pod = |namespace: &str, app: &str, phase: &str| -> Arc<Pod> {
+            let pod =
+                json!({"metadata": {"namespace": namespace, "labels": {"k8s-app": app}}, "status": {"phase": phase}});
+            Arc::new(serde_json::from_value(pod).expect("a pod"))
+        };
+        assert!(!is_kube_proxy(&pod("default", "kube-proxy", "Running")));
+        assert!(!is_kube_proxy(&pod("kube-system", "kube-dns", "Running")));
+        assert!(!is_kube_proxy(&pod("kube-system", "kube-proxy", "Failed")));
+        let heard = Arc::new(Heard::default());
+        let (publish, pods) = watch::channel(None);
+        let mut waiting = std::pin::pin!(without_kube_proxy(pods, heard.clone()));
+        assert!(waiting.as_mut().now_or_never().is_none(), "nobody knows the pods yet");
+        let one = std::collections::BTreeMap::from([(PodUid::new("uid"), pod("kube-system", "kube-proxy", "Running"))]);
+        publish.send_replace(Some(Arc::new(one)));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        assert_eq!(*heard.0.lock().unwrap(), ["TwoServiceProxies"]);
+        publish.send_replace(Some(Arc::default()));
+        assert!(waiting.as_mut().now_or_never().is_some());
     }
 
     #[test]

@@ -16,17 +16,18 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::preflight::{PreflightError, check_host, limit_process, lock, prepare_root};
-use super::proxy::{self, ProxyError, ProxyParts, ProxySettings};
+use super::proxy::{self, Around, ProxyError, ProxyParts, ProxySettings};
 use super::reservations::enforcement;
 use super::standalone::{AlwaysAllow, Standalone};
-use super::wiring::{WiringError, cgroup_config, node_settings, pods_config, server_config};
+use super::wiring::{WiringError, cgroup_config, eviction_settings, node_settings, pods_config, server_config};
 use super::{cluster_dns, credentials, images, reload, status};
 use super::{logging, systemd};
-use crate::cgroup::{CgroupError, Cgroups};
+use crate::cgroup::{CgroupDriver, CgroupError, Cgroups};
 use crate::clock::Clock;
 use crate::config::{
     ConfigError, Flags, KubeconfigError, KubeletConfig, PodNetwork, ServiceMode, StokerConfig, load, load_stoker_config,
 };
+use crate::node::eviction::{EvictionHandles, Pressures, evict};
 use crate::node::{self, NodeSettings};
 use crate::pod::{PodHandles, Pods};
 use crate::runtime::gc::ImageCollector;
@@ -178,6 +179,7 @@ pub(super) fn spawn(tasks: &mut Tasks, name: &'static str, task: impl Future<Out
 /// What the pods and the node's API need of what was started before them.
 struct NodeHandles {
     runtime: Runtime,
+    pressures: watch::Sender<Pressures>,
     node: NodeFeed,
     pods: PodFeed,
     api: Arc<dyn PodApi>,
@@ -191,6 +193,8 @@ struct NodeHandles {
     tokens: Option<Arc<dyn TokenReviewer>>,
     /// With `serverTLSBootstrap`.
     certificate: Option<ServingCertificates>,
+    /// The attachable volumes in use, for the Node's status.
+    volumes_in_use: watch::Sender<Vec<String>>,
 }
 
 /// Starts what waits for nothing: the node's own tasks, the watches, the service rules.
@@ -210,7 +214,8 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
         }
         None => watch::channel(None).1,
     };
-    let (observer, task) = node::observe(node.clone(), runtime.clone(), node_object.clone(), *clock);
+    let (pressures, held) = watch::channel(Pressures::new());
+    let (observer, task) = node::observe(node.clone(), runtime.clone(), node_object.clone(), held, *clock);
     spawn(tasks, "node observer", task);
     spawn(tasks, "status line", status_line(node.name.clone(), observer.observations.clone()));
 
@@ -234,6 +239,7 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
         let offline = Arc::new(Standalone);
         let handles = NodeHandles {
             runtime,
+            pressures,
             node: observer.snapshots,
             pods: watch::channel(Some(Arc::default())).1,
             api: offline.clone(),
@@ -245,11 +251,13 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
             authorizer: offline,
             tokens: None,
             certificate: None,
+            volumes_in_use: watch::Sender::default(),
         };
         return Ok((decided, handles));
     };
 
     spawn(tasks, "events", event_task(api.clone()).run());
+    spawn(tasks, "kernel log", node::watch_oom(events.clone()));
     spawn(tasks, "lease", node::renew_lease(node_api.clone(), node.lease_seconds, *clock));
     super::network::spawn(stoker, node, &api, (node_api.clone(), node_object.clone()), tasks).await?;
     let certificate = kubelet.server_tls_bootstrap.then(|| {
@@ -260,7 +268,9 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
         certificate
     });
     let object = node_object.clone();
-    let report = node::report(node.clone(), node_api, events.clone(), observer.observations, node_object, *clock);
+    let volumes_in_use = watch::Sender::default();
+    let seen = node::Seen { observations: observer.observations, volumes_in_use: volumes_in_use.subscribe() };
+    let report = node::report(node.clone(), node_api, events.clone(), seen, node_object, *clock);
     spawn(tasks, "node reporter", report);
     let (pods, task) = upstream::watch_pods(api.clone(), node.name.clone());
     spawn(tasks, "pod watch", task);
@@ -281,8 +291,7 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
                 changes: queue,
                 facts: observer.facts,
                 object,
-                api: api.clone(),
-                events: events.clone(),
+                around: Around { api: api.clone(), events: events.clone(), pods: pods.clone() },
                 clock: *clock,
             };
             spawn(tasks, "service data path", proxy::start(parts)?);
@@ -299,6 +308,7 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
     let reviews = || -> Arc<dyn TokenReviewer> { Arc::new(AccessReviews::new(api.clone(), node.name.clone())) };
     let handles = NodeHandles {
         runtime,
+        pressures,
         tokens: kubelet.authentication.webhook.enabled.then(reviews),
         node: observer.snapshots,
         pods,
@@ -310,6 +320,7 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
         events,
         authorizer,
         certificate,
+        volumes_in_use,
     };
     Ok((decided, handles))
 }
@@ -323,7 +334,8 @@ async fn wire_pods(
 ) -> Result<(), RunError> {
     let Decided { flags, kubelet, stoker, node, clock, .. } = decided;
     let runtime = handles.runtime;
-    let cgroups = Cgroups::open(cgroup_config(kubelet))?;
+    wait_for_runtime(&runtime, &kubelet.container_runtime_endpoint).await;
+    let cgroups = Cgroups::open(cgroup_config(kubelet, runtime_driver(&runtime).await))?;
     cgroups.make_tree()?;
     let enforce = node::enforce_allocatable(
         enforcement(kubelet)?,
@@ -332,7 +344,6 @@ async fn wire_pods(
         handles.events.clone(),
     );
     spawn(tasks, "node allocatable", enforce);
-    wait_for_runtime(&runtime, &kubelet.container_runtime_endpoint).await;
     if stoker.pod_network != PodNetwork::None {
         let garbage = super::network::collect_garbage(runtime.clone(), stoker.cni.state_dir.clone(), *clock);
         spawn(tasks, "network garbage", garbage);
@@ -354,10 +365,16 @@ async fn wire_pods(
         // It ends with the agent.
         tokio::spawn(plugins);
     }
-    let images = images::images(&runtime, kubelet, flags)?;
-    let collector = ImageCollector::new(runtime.clone(), images::image_policy(kubelet), keep, *clock);
+    spawn(tasks, "volumes in use", pass_on(volumes.in_use(), handles.volumes_in_use));
+    let records = images::pull_records(kubelet, flags, *clock)?;
+    let images = images::images(&runtime, kubelet, flags, records.clone())?;
+    let collector =
+        ImageCollector::new(runtime.clone(), images::image_policy(kubelet), keep, *clock).with_pulls(records);
+    let reclaimer = collector.reclaimer();
     spawn(tasks, "image collector", collector.run(handles.events.clone()));
     spawn(tasks, "log rotation", rotate_logs(runtime.clone(), images::rotation_config(kubelet)?, *clock));
+    let (eviction, events) = (eviction_settings(kubelet, flags)?, handles.events.clone());
+    let disks = Arc::new(volumes.clone());
     let pods = Pods::spawn(
         pods_config(kubelet, &flags.root_dir)?,
         PodHandles {
@@ -377,6 +394,16 @@ async fn wire_pods(
         stop.clone(),
     );
     let pods = decided.supervised.get_or_init(|| pods).clone();
+    let eviction_handles = EvictionHandles {
+        runtime: runtime.clone(),
+        usage: Arc::new(cgroups.clone()),
+        disks,
+        pods: Arc::new(pods.clone()),
+        evictor: Arc::new(pods.clone()),
+        images: reclaimer,
+        events,
+    };
+    spawn(tasks, "eviction", evict(eviction, eviction_handles, handles.pressures, *clock));
     if kubelet.enable_server {
         let config = server_config(kubelet, flags, node, handles.certificate)?;
         let handles = server::Handles {
@@ -384,6 +411,7 @@ async fn wire_pods(
             authorizer: handles.authorizer,
             tokens: handles.tokens,
             usage: Arc::new(cgroups),
+            probes: Arc::new(pods.clone()),
             agent: Arc::new(Agent(pods)),
             runtime,
         };
@@ -412,6 +440,18 @@ async fn drain(mut queue: mpsc::Receiver<stoker_model::service::ServiceChange>) 
     while queue.recv().await.is_some() {}
 }
 
+/// The cgroup driver that the runtime uses; `None` where it does not tell (A12.9).
+async fn runtime_driver(runtime: &Runtime) -> Option<CgroupDriver> {
+    use crate::runtime::cri::CgroupDriver as Told;
+    let answer = runtime.runtime_config().await.inspect_err(|error| {
+        tracing::debug!(%error, "the runtime does not tell its cgroup driver: cgroupDriver counts");
+    });
+    match Told::try_from(answer.ok()?.linux?.cgroup_driver).ok()? {
+        Told::Systemd => Some(CgroupDriver::Systemd),
+        Told::Cgroupfs => Some(CgroupDriver::Cgroupfs),
+    }
+}
+
 /// Waits until the runtime answers, and says so while it does not.
 async fn wait_for_runtime(runtime: &Runtime, endpoint: &str) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
@@ -433,6 +473,16 @@ async fn wait_for_runtime(runtime: &Runtime, endpoint: &str) {
 }
 
 /// Keeps the line that `systemctl status` shows.
+/// The reporter of the node is there before the volumes are.
+async fn pass_on(mut from: watch::Receiver<Vec<String>>, to: watch::Sender<Vec<String>>) {
+    loop {
+        to.send_replace(from.borrow_and_update().clone());
+        if from.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
 async fn status_line(name: String, mut seen: watch::Receiver<Option<Arc<node::Observation>>>) {
     loop {
         let ready = seen.borrow_and_update().as_ref().is_some_and(|seen| seen.is_ready());

@@ -12,7 +12,7 @@ use crate::config::{Credentials, KubeconfigError, read_kubeconfig};
 use crate::node::{MachineError, node_name};
 use crate::service::explain::explain;
 use crate::service::nftables::{Kernel, NftError};
-use crate::service::{Problems, ServiceConfig, Troubled};
+use crate::service::{Problems, ServiceConfig, Troubled, ipvs};
 use crate::upstream::{self, ApiServer, ConnectError};
 
 /// Where kubeadm puts the node's kubeconfig.
@@ -35,6 +35,8 @@ pub(super) enum ExplainError {
     Api(#[from] ApiError),
     #[error(transparent)]
     Kernel(#[from] NftError),
+    #[error(transparent)]
+    Ipvs(#[from] ipvs::IpvsError),
     #[error("cannot start: {0}")]
     Start(#[from] std::io::Error),
     #[error("the kernel differs from what it should hold; if it stays so, look at the agent's log")]
@@ -97,7 +99,12 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), ExplainError> {
     })?;
     let mut explanation = explain(&service, slices.iter(), &node);
     if matches.get_flag("verify") {
-        explanation.verify(Kernel::open(ServiceConfig::default())?.read()?);
+        let mut kernel = Kernel::open(ServiceConfig::default())?;
+        if kernel.stands_beside_ipvs()? {
+            explanation.verify_ipvs(kernel.read()?, &ipvs::read()?);
+        } else {
+            explanation.verify(kernel.read()?);
+        }
     }
     if text("output") == Some("json") {
         println!("{}", serde_json::to_string_pretty(&explanation).expect("names, texts and numbers"));

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use stoker_model::handle::ServingCertificates;
 use stoker_model::quantity::QuantityError;
@@ -10,9 +11,12 @@ use stoker_model::quantity::QuantityError;
 use super::proxy::ProxySettings;
 use super::reservations::reserved;
 use crate::cgroup::{CgroupConfig, CgroupDriver};
-use crate::config::{Flags, KubeProxyConfig, KubeletConfig, LabelError, ProxyMode, StokerConfig, parse_node_labels};
+use crate::config::{
+    Flags, GoDuration, KubeProxyConfig, KubeletConfig, LabelError, ProxyMode, StokerConfig, parse_node_labels,
+};
+use crate::node::eviction::{EvictionSettings, ThresholdError, ThresholdFields};
 use crate::node::{AddressError, MachineError, NodeSettings, choose_addresses, node_name};
-use crate::pod::{PodsConfig, StaticSources, SysctlError, SysctlRules};
+use crate::pod::{PodsConfig, ResizeRules, StaticSources, SysctlError, SysctlRules};
 use crate::server::{ServerConfig, ServingCertificate, TlsRules};
 use crate::service::sysctls::ConntrackSettings;
 use crate::service::{Cidr, IpvsConfig, LocalTraffic, Mode, ServiceConfig};
@@ -39,6 +43,10 @@ pub(super) enum WiringError {
          with --hostname-override"
     )]
     OtherNode { said: String, name: String },
+    #[error(transparent)]
+    Threshold(#[from] ThresholdError),
+    #[error("evictionSoftGracePeriod: {signal}: {value:?} is no duration: write 90s or 1m30s")]
+    SoftGrace { signal: String, value: String },
     #[error("{field}: {source}")]
     Range { field: &'static str, source: crate::service::config::NotACidr },
 }
@@ -58,8 +66,7 @@ pub(super) fn node_settings(config: &KubeletConfig, flags: &Flags) -> Result<Arc
         max_pods: config.max_pods.into(),
         pods_per_core: config.pods_per_core.into(),
         eviction_hard: config.eviction_hard.clone(),
-        eviction_soft: config.eviction_soft.clone(),
-        pressure_transition: config.eviction_pressure_transition_period.0,
+        local_storage: config.local_storage_capacity_isolation,
         observe_every: config.node_status_update_frequency.0,
         report_every: config.node_status_report_frequency.0,
         lease_seconds: config.node_lease_duration_seconds,
@@ -106,15 +113,51 @@ pub(super) fn pods_config(config: &KubeletConfig, root_dir: &Path) -> Result<Pod
             url_every: config.http_check_frequency.0,
         },
         single_process_oom_kill: config.single_process_oom_kill,
+        limited_swap: config.memory_swap.swap_behavior == "LimitedSwap",
+        resizes: ResizeRules {
+            static_cpus: config.cpu_manager_policy == "static",
+            static_memory: config.memory_manager_policy == "Static",
+        },
         ..PodsConfig::default()
     })
 }
 
+/// When pods have to go because the node is short of something (A13.3 to A13.5).
+pub(super) fn eviction_settings(config: &KubeletConfig, flags: &Flags) -> Result<EvictionSettings, WiringError> {
+    let period = |(signal, text): (&String, &String)| {
+        let wrong = || WiringError::SoftGrace { signal: signal.clone(), value: text.clone() };
+        let period: GoDuration = serde_json::from_value(text.clone().into()).map_err(|_| wrong())?;
+        Ok((signal.clone(), period.0))
+    };
+    let fields = ThresholdFields {
+        hard: config.eviction_hard.clone(),
+        soft: config.eviction_soft.clone(),
+        soft_grace: config.eviction_soft_grace_period.iter().map(period).collect::<Result<_, WiringError>>()?,
+        min_reclaim: config.eviction_minimum_reclaim.clone(),
+        enforces_pods: config.enforce_node_allocatable.iter().any(|what| what == "pods"),
+    };
+    let mut settings = EvictionSettings::new(&fields, flags.root_dir.clone(), PathBuf::from(&config.pod_logs_dir))?;
+    settings.pressure_transition = config.eviction_pressure_transition_period.0;
+    settings.max_pod_grace =
+        Duration::from_secs(u64::try_from(config.eviction_max_pod_grace_period).unwrap_or_default());
+    settings.local_storage = config.local_storage_capacity_isolation;
+    Ok(settings)
+}
+
 /// Settings of the room `cgroup`.
-pub(super) fn cgroup_config(config: &KubeletConfig) -> CgroupConfig {
+/// What the runtime says of its driver counts more than the configuration (A12.9).
+pub(super) fn cgroup_config(config: &KubeletConfig, of_runtime: Option<CgroupDriver>) -> CgroupConfig {
+    let configured = if config.cgroup_driver == "systemd" { CgroupDriver::Systemd } else { CgroupDriver::Cgroupfs };
+    if of_runtime.is_some_and(|driver| driver != configured) {
+        tracing::warn!(
+            ?of_runtime,
+            ?configured,
+            "the runtime uses another cgroup driver than configured: its own counts"
+        );
+    }
     CgroupConfig {
         root: if config.cgroup_root.is_empty() { "/".to_owned() } else { config.cgroup_root.clone() },
-        driver: if config.cgroup_driver == "systemd" { CgroupDriver::Systemd } else { CgroupDriver::Cgroupfs },
+        driver: of_runtime.unwrap_or(configured),
         cpu_cfs_quota: config.cpu_cfs_quota,
         cpu_cfs_period: config.cpu_cfs_quota_period.0,
         pod_pids_limit: u64::try_from(config.pod_pids_limit).ok().filter(|limit| *limit > 0),

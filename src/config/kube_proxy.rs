@@ -12,7 +12,7 @@ use super::load::{ConfigError, read};
 use super::settings::{Resolved, settings};
 use super::validate::{Invalid, invalid};
 
-const KIND: &str = "kubeproxy.config.k8s.io/v1alpha1 KubeProxyConfiguration";
+pub(super) const KIND: &str = "kubeproxy.config.k8s.io/v1alpha1 KubeProxyConfiguration";
 
 type Strings = Vec<String>;
 type Switches = BTreeMap<String, bool>;

@@ -100,6 +100,17 @@ pub fn load(
     Ok(Loaded { kubelet, warnings })
 }
 
+/// What [`load`] does with the text of one file.
+#[cfg(feature = "fuzzing")]
+pub(super) fn of_text(text: &str) {
+    let mut warnings = Vec::new();
+    let written = read::<KubeletConfig>(Path::new("config"), text, KIND, &mut warnings);
+    if let Ok(kubelet) = written.map_err(drop).and_then(|layers| resolve(layers).map_err(drop)) {
+        // Whether it is valid does not matter here, only that it can be said.
+        let _ = validate(&kubelet);
+    }
+}
+
 fn drop_in_files(dir: Option<&Path>) -> Result<Vec<PathBuf>, ConfigError> {
     let Some(dir) = dir else { return Ok(Vec::new()) };
     let error = |source| ConfigError::Read { path: dir.to_path_buf(), source };

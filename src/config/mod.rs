@@ -7,6 +7,8 @@
 mod credential_providers;
 mod duration;
 mod flags;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod kube_proxy;
 mod kubeconfig;
 mod kubelet;

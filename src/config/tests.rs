@@ -258,6 +258,35 @@ fn mistakes_name_file_field_and_line() {
 }
 
 #[test]
+fn fields_of_eviction_logs_and_pulls_are_checked() {
+    // A22.1h, A22.1i, A14.3
+    for (fields, words) in [
+        ("evictionHard: {memory.available: 101%}\n", ["evictionHard", "101%"]),
+        (
+            "maxParallelImagePulls: 3\nserializeImagePulls: true\n",
+            ["maxParallelImagePulls", "serializeImagePulls: false"],
+        ),
+        ("maxParallelImagePulls: -1\n", ["maxParallelImagePulls", "-1"]),
+        ("containerLogMaxSize: big\n", ["containerLogMaxSize", "big"]),
+        ("containerLogMaxFiles: 1\n", ["containerLogMaxFiles", "2"]),
+        ("containerLogMaxWorkers: 0\n", ["containerLogMaxWorkers", "1"]),
+        ("containerLogMonitorInterval: 2s\n", ["containerLogMonitorInterval", "3s"]),
+        ("podLogsDir: var/log\n", ["podLogsDir", "absolute"]),
+        ("podLogsDir: /var/../log\n", ["podLogsDir", "/var/../log"]),
+        ("podLogsDir: /var//log/\n", ["podLogsDir", "/var//log/"]),
+        ("enforceNodeAllocatable: [pods, everything]\n", ["enforceNodeAllocatable", "everything"]),
+        ("memorySwap: {swapBehavior: UnlimitedSwap}\n", ["memorySwap.swapBehavior", "LimitedSwap"]),
+    ] {
+        let error = file(fields).expect_err(fields);
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    }
+    let fields = "kernelMemcgNotification: true\nlogging: {vmodule: [{filePattern: a, verbosity: 3}]}\n";
+    let warnings = file(fields).expect("valid").warnings;
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert!(warnings[0].contains("kernelMemcgNotification has no effect") && warnings[1].contains("vmodule"));
+}
+
+#[test]
 fn some_defaults_follow_other_fields() {
     // A22.1d, A22.1e, A13.4
     check(&resolved("nodeStatusUpdateFrequency: 3s\n"), &[("nodeStatusReportFrequency", json!("3s"))]);

@@ -1,6 +1,8 @@
 //! What makes no sense although it can be read.
 
 use std::net::IpAddr;
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use stoker_model::quantity::Milli;
 
@@ -18,6 +20,9 @@ pub struct Invalid {
 pub(super) fn invalid(field: &'static str, value: impl ToString, must: impl Into<String>) -> Invalid {
     Invalid { field, value: value.to_string(), must: must.into() }
 }
+
+/// Logs are not looked at more often.
+const LEAST_LOG_INTERVAL: Duration = Duration::from_secs(3);
 
 /// The first field that makes no sense.
 pub(super) fn validate(config: &KubeletConfig) -> Result<(), Invalid> {
@@ -110,10 +115,30 @@ fn numbers(config: &KubeletConfig) -> Result<(), Invalid> {
         ("registryPullQPS", config.registry_pull_qps, 0, i32::MAX),
         ("registryBurst", config.registry_burst, 0, i32::MAX),
         ("containerLogMaxFiles", config.container_log_max_files, 2, i32::MAX),
+        ("containerLogMaxWorkers", config.container_log_max_workers, 1, i32::MAX),
+        ("maxParallelImagePulls", config.max_parallel_image_pulls, 0, i32::MAX),
     ] {
         if !(least..=most).contains(&value) {
             return Err(invalid(field, value, format!("must be {least} to {most}")));
         }
+    }
+    if config.serialize_image_pulls && config.max_parallel_image_pulls > 1 {
+        let most = config.max_parallel_image_pulls;
+        return Err(invalid("maxParallelImagePulls", most, "is larger than 1, which needs serializeImagePulls: false"));
+    }
+    if config.container_log_monitor_interval.0 < LEAST_LOG_INTERVAL {
+        let interval = config.container_log_monitor_interval;
+        return Err(invalid("containerLogMonitorInterval", interval, "must be at least 3s"));
+    }
+    let logs = Path::new(&config.pod_logs_dir);
+    let is_clean = logs.components().collect::<PathBuf>().as_os_str() == logs.as_os_str()
+        && !logs.components().any(|part| part == Component::ParentDir);
+    if !logs.is_absolute() || !is_clean || !config.pod_logs_dir.is_ascii() {
+        return Err(invalid(
+            "podLogsDir",
+            &config.pod_logs_dir,
+            "must be an absolute path of ASCII characters without . or ..",
+        ));
     }
     if config.image_gc_low_threshold_percent >= config.image_gc_high_threshold_percent {
         let low = config.image_gc_low_threshold_percent;

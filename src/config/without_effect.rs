@@ -1,5 +1,7 @@
 //! Fields of KubeletConfiguration that change nothing here, and why: whoever sets one is told.
 
+use serde_json::Value;
+
 use super::kubelet::KubeletConfig;
 use super::validate::{Invalid, invalid};
 
@@ -15,7 +17,10 @@ const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("iptablesMasqueradeBit", "packets are marked by the service rules alone; set it in KubeProxyConfiguration"),
     ("kubeAPIBurst", "requests are not limited: there are watches in place of most of them"),
     ("kubeAPIQPS", "requests are not limited: there are watches in place of most of them"),
+    ("kernelMemcgNotification", "the kernel tells of short memory by pressure stall information, where it has that"),
     ("kubeletCgroups", "the unit's own group is used"),
+    ("logging.options", "lines are written as they come, to standard error"),
+    ("logging.vmodule", "set logging.verbosity"),
     ("showHiddenMetricsForVersion", "no metric is hidden"),
     ("streamingConnectionIdleTimeout", "the runtime ends idle streams; set stream_idle_timeout in its configuration"),
     ("systemCgroups", "processes of the system are left where they are"),
@@ -24,11 +29,16 @@ const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("volumeStatsAggPeriod", "volumes are measured when somebody asks"),
 ];
 
+/// The field at `logging.vmodule`.
+fn field<'a>(config: &'a Value, path: &str) -> Option<&'a Value> {
+    path.split('.').try_fold(config, |object, name| object.get(name))
+}
+
 /// One line for each field that was set in vain.
 pub(super) fn warnings(config: &KubeletConfig) -> Vec<String> {
     let fields = |config: &KubeletConfig| serde_json::to_value(config).unwrap_or_default();
     let (said, default) = (fields(config), fields(&KubeletConfig::default()));
-    let in_vain = WITHOUT_EFFECT.iter().filter(|(name, _)| said[name] != default[name]);
+    let in_vain = WITHOUT_EFFECT.iter().filter(|(name, _)| field(&said, name) != field(&default, name));
     in_vain.map(|(name, reason)| format!("KubeletConfiguration: {name} has no effect: {reason}")).collect()
 }
 
@@ -77,7 +87,7 @@ mod tests {
         assert_eq!(warnings(&default), [""; 0]);
         let known = serde_json::to_value(&default).expect("fields");
         for (name, _) in WITHOUT_EFFECT {
-            assert!(known.get(name).is_some(), "{name} is no field");
+            assert!(field(&known, name).is_some(), "{name} is no field");
         }
         let set = KubeletConfig { kube_api_qps: 7, hairpin_mode: "none".into(), ..default };
         let told = warnings(&set);

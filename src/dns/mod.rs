@@ -10,6 +10,8 @@ mod address;
 mod answer;
 mod cache;
 mod forward;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod metrics;
 mod server;
 mod wire;

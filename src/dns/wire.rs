@@ -486,7 +486,6 @@ mod tests {
     use hickory_proto::op::{Edns as HickoryEdns, Message, MessageType, OpCode, Query, ResponseCode};
     use hickory_proto::rr::rdata::{A, SOA};
     use hickory_proto::rr::{Name, RData, Record, RecordType};
-    use proptest::prelude::*;
 
     use super::*;
 
@@ -616,54 +615,5 @@ mod tests {
         }
         assert!(matches!(parse(&good[..11]), Parsed::Ignored));
         assert!(matches!(parse(&with(2, 0x80)), Parsed::Ignored));
-    }
-
-    proptest! {
-        #[test]
-        fn no_packet_panics_or_is_answered_at_length(
-            mut packet in proptest::collection::vec(any::<u8>(), 0..600),
-            readable in any::<bool>(),
-            turn in any::<usize>(),
-        ) {
-            if readable && packet.len() > 12 {
-                packet[2] &= 0x07;
-                let extras = packet[11] % 3;
-                packet[4..12].copy_from_slice(&[0, 1, 0, 0, 0, 0, 0, extras]);
-            }
-            let mut out = Vec::new();
-            match parse(&packet) {
-                Parsed::Ignored => {}
-                Parsed::Unreadable(code) => {
-                    refuse_unread(&packet, code, &mut out);
-                    prop_assert!(out.len() <= packet.len());
-                }
-                Parsed::Question(question) => {
-                    let mut key = Key::new();
-                    question.key_into(&mut key);
-                    prop_assert_eq!(key.as_bytes().len(), question.section().len() + 1);
-                    question.refuse(Code::Refused, &mut out);
-                    prop_assert!(out.len() <= packet.len());
-                    prop_assert_eq!(question.labels().map(|label| label.len() + 1).sum::<usize>() + 5, question.section().len());
-                    let mut asked = Vec::new();
-                    query(7, &question, true, &mut asked);
-                    prop_assert!(asked.len() <= question.section().len() + 23);
-                }
-            }
-            // As an answer of a server it must do no harm either.
-            if packet.len() > 3 {
-                packet[2] |= 0x80;
-            }
-            if let Some((encoded, _)) = Encoded::new(packet.clone(), true) {
-                let mut ask = packet.clone();
-                ask[2] &= 0x01;
-                ask[6..12].fill(0);
-                if let Parsed::Question(question) = parse(&ask) {
-                    for limit in [512, 1232] {
-                        prop_assert!(encoded.fit(&question, 5, turn, limit, &mut out));
-                        prop_assert!(out.len() <= limit);
-                    }
-                }
-            }
-        }
     }
 }

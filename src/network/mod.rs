@@ -7,6 +7,7 @@ mod cidr;
 mod files;
 mod kernel;
 mod leases;
+mod monitor;
 mod owner;
 pub mod plugin;
 pub mod policy;

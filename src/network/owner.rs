@@ -14,10 +14,22 @@ use tracing::{debug, info, warn};
 use super::files;
 use super::kernel::{Kernel, TUNNEL};
 use super::leases::Leases;
+use super::monitor::{Heard, Monitor, SETTLE};
 use super::plugin;
 use super::rtnl::{mac_from, mac_text};
 use super::table;
 use super::ways::{Mode, Nodes, Tunnel, Ways, ways};
+
+/// Why the kernel is compared with what is wanted.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Look {
+    /// Nobody asked for it: only what is wanted may have changed.
+    No,
+    /// Somebody changed routes or links.
+    Routes,
+    /// It is time to look at everything.
+    Everything,
+}
 
 /// What VXLAN puts before a packet, over IPv4 and over IPv6.
 const OVERHEAD: [u32; 2] = [50, 70];
@@ -177,8 +189,18 @@ impl Network {
         let mut wait = LOOK_AGAIN;
         // Changes do not put it off: a cluster of many nodes always changes.
         let mut timer = std::pin::pin!(tokio::time::sleep(wait));
+        let monitor = Monitor::open(table::TABLE);
+        if let Err(error) = &monitor {
+            warn!(%error, "what others change in the pod network will be noticed late");
+        }
         loop {
-            let mut look = false;
+            let mut look = Look::No;
+            let heard = async {
+                match &monitor {
+                    Ok(monitor) => monitor.heard().await,
+                    Err(_) => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 change = changes.recv() => match change {
                     None => return,
@@ -190,10 +212,15 @@ impl Network {
                         }
                     }
                 },
-                () = &mut timer => look = true,
+                heard = heard => {
+                    debug!(?heard, "somebody changed the pod network");
+                    tokio::time::sleep(SETTLE).await;
+                    look = if heard == Heard::Tables { Look::Everything } else { Look::Routes };
+                }
+                () = &mut timer => look = Look::Everything,
             }
             if !self.complete {
-                if look {
+                if look == Look::Everything {
                     timer.set(tokio::time::sleep(wait));
                 }
                 continue;
@@ -207,7 +234,7 @@ impl Network {
                     next
                 }
             };
-            if look || wait != before {
+            if look == Look::Everything || wait != before {
                 timer.set(tokio::time::sleep(wait));
             }
         }
@@ -226,18 +253,25 @@ impl Network {
         }
     }
 
-    async fn synchronise(&mut self, look: bool) -> Result<(), String> {
+    async fn synchronise(&mut self, look: Look) -> Result<(), String> {
+        if let Some(tunnel) = &mut self.tunnel
+            && look != Look::No
+        {
+            // Finds the device, or makes it anew where somebody deleted it.
+            let made = self.kernel.tunnel(tunnel.underlay, vtep(&self.config.node), self.mtu).await;
+            tunnel.link = made.map_err(|error| format!("the tunnel device: {error}"))?;
+        }
         let ways = ways(&self.config.node, &self.nodes, self.tunnel);
         for problem in ways.problems.difference(&self.problems) {
             warn!(problem, "some pods cannot be reached");
         }
         self.problems.clone_from(&ways.problems);
         let changed = self.written.as_ref() != Some(&ways);
-        if !changed && !look {
+        if !changed && look == Look::No {
             return Ok(());
         }
         self.written = None;
-        if changed || look {
+        if changed || look == Look::Everything {
             let (own, cluster) = (ways.own.clone(), ways.cluster.clone());
             let config = (self.config.conf_dir.clone(), self.config.state_dir.clone(), self.mtu);
             let written = tokio::task::spawn_blocking(move || write_files(&own, &cluster, config)).await;

@@ -2,10 +2,12 @@
 //!
 //! The rules are fixed; what varies is elements: a host port is one element of a map, whatever the number of pods.
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -96,6 +98,7 @@ pub(super) fn run_nft(script: &str) -> Result<(), NftError> {
         .stderr(Stdio::piped())
         .spawn()
         .map_err(NftError::NoNft)?;
+    remember(child.id());
     if let Some(mut input) = child.stdin.take() {
         // When nft ends early its own message tells more than the broken pipe.
         let _ = input.write_all(script.as_bytes());
@@ -105,6 +108,24 @@ pub(super) fn run_nft(script: &str) -> Result<(), NftError> {
         return Ok(());
     }
     Err(NftError::Refused(String::from_utf8_lossy(&output.stderr).trim().chars().take(600).collect()))
+}
+
+/// Netlink ports of the nft processes that ran last: the kernel gives a process's first socket the process ID as its port.
+static OWN: Mutex<VecDeque<u32>> = Mutex::new(VecDeque::new());
+
+fn remember(port: u32) {
+    // What they did is heard long before so many others have run.
+    const REMEMBERED: usize = 64;
+    let mut own = OWN.lock().unwrap_or_else(PoisonError::into_inner);
+    own.push_back(port);
+    if own.len() > REMEMBERED {
+        own.pop_front();
+    }
+}
+
+/// Whether a change with that port was made by [`run_nft`] in this process.
+pub(super) fn is_own(port: u32) -> bool {
+    OWN.lock().unwrap_or_else(PoisonError::into_inner).contains(&port)
 }
 
 /// The fixed part alone.

@@ -22,6 +22,9 @@ pub(super) fn capacity(machine: &Machine, settings: &NodeSettings) -> Resources 
         ("ephemeral-storage".to_owned(), Milli::from_units(machine.nodefs.bytes)),
         ("pods".to_owned(), Milli::from_units(pods)),
     ]);
+    if !settings.local_storage {
+        all.remove("ephemeral-storage");
+    }
     for (size, bytes) in &machine.hugepages {
         all.insert(format!("hugepages-{size}"), Milli::from_units(*bytes));
     }
@@ -72,7 +75,7 @@ pub(super) fn quantities(resources: &Resources) -> BTreeMap<String, Quantity> {
     resources.iter().map(|(name, amount)| (name.clone(), Quantity(text(name, *amount)))).collect()
 }
 
-fn binary(bytes: i64) -> String {
+pub(super) fn binary(bytes: i64) -> String {
     let mut amount = bytes;
     let mut suffix = "";
     for next in ["Ki", "Mi", "Gi", "Ti", "Pi"] {
@@ -139,6 +142,13 @@ mod tests {
         settings.reserved.insert("memory".into(), Milli::from_units(1 << 40));
         let left = allocatable(&capacity(&machine(), &settings), &settings);
         assert!(left["memory"].is_zero());
+    }
+
+    #[test]
+    fn the_disk_counts_where_it_is_isolated() {
+        // A22.1h
+        let settings = NodeSettings { local_storage: false, ..settings() };
+        assert!(!capacity(&machine(), &settings).contains_key("ephemeral-storage"));
     }
 
     #[test]

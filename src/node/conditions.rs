@@ -1,12 +1,6 @@
 //! The node's conditions: what they are called, and when they hold (A13.11). Pure.
 
-use std::time::Duration;
-
-use stoker_model::quantity::Milli;
-
-use super::capacity::threshold_amount;
-use super::machine::{Filesystem, Machine};
-use super::settings::NodeSettings;
+use super::eviction::{Pressure, Pressures};
 
 /// One condition without its times.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,77 +47,33 @@ pub(super) fn ready(runtime: &RuntimeHealth, missing: &[&str]) -> Verdict {
     Verdict { kind: "Ready", holds: problems.is_empty(), reason, message }
 }
 
-/// The pressures, each with the moment when it was last seen.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Pressures {
-    memory: Option<Duration>,
-    disk: Option<Duration>,
-    pids: Option<Duration>,
-}
-
-impl Pressures {
-    /// Notes what the machine shows at `now` (monotonic).
-    pub(super) fn note(
-        &mut self,
-        settings: &NodeSettings,
-        machine: &Machine,
-        imagefs: Option<Filesystem>,
-        now: Duration,
-    ) {
-        let below = |signal: &str, available: i64, whole: i64| {
-            let thresholds = [&settings.eviction_hard, &settings.eviction_soft].map(|map| map.get(signal));
-            // What cannot be measured (a file system without inodes) is never short.
-            whole > 0
-                && thresholds.into_iter().flatten().any(|threshold| {
-                    Milli::from_units(available) < threshold_amount(threshold, Milli::from_units(whole))
-                })
-        };
-        let short = |signal: &str, fs: Filesystem| {
-            below(&format!("{signal}.available"), fs.available_bytes, fs.bytes)
-                || below(&format!("{signal}.inodesFree"), fs.free_inodes, fs.inodes)
-        };
-        let disk = short("nodefs", machine.nodefs) || imagefs.is_some_and(|fs| short("imagefs", fs));
-        for (held, seen) in [
-            (below("memory.available", machine.memory_available_bytes, machine.memory_bytes), &mut self.memory),
-            (disk, &mut self.disk),
-            (below("pid.available", machine.pids_available, machine.pids), &mut self.pids),
-        ] {
-            if held {
-                *seen = Some(now);
-            }
-        }
-    }
-
-    /// The three conditions; each stays for the transition period after it was last seen (A13.5).
-    pub(super) fn verdicts(&self, transition: Duration, now: Duration) -> [Verdict; 3] {
-        let holds =
-            |seen: Option<Duration>| seen.is_some_and(|seen| now.saturating_sub(seen) < transition || seen == now);
-        let verdict = |kind, seen, yes: (&'static str, &str), no: (&'static str, &str)| {
-            let holds = holds(seen);
-            let (reason, message) = if holds { yes } else { no };
-            Verdict { kind, holds, reason, message: message.to_owned() }
-        };
-        [
-            verdict(
-                "MemoryPressure",
-                self.memory,
-                ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
-                ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
-            ),
-            verdict(
-                "DiskPressure",
-                self.disk,
-                ("KubeletHasDiskPressure", "kubelet has disk pressure"),
-                ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
-            ),
-            verdict(
-                "PIDPressure",
-                self.pids,
-                ("KubeletHasInsufficientPID", "kubelet has insufficient PID available"),
-                ("KubeletHasSufficientPID", "kubelet has sufficient PID available"),
-            ),
-        ]
-    }
+/// The three conditions of pressure.
+pub(super) fn pressures(holding: &Pressures) -> [Verdict; 3] {
+    let verdict = |kind, pressure, yes: (&'static str, &str), no: (&'static str, &str)| {
+        let holds = holding.contains(&pressure);
+        let (reason, message) = if holds { yes } else { no };
+        Verdict { kind, holds, reason, message: message.to_owned() }
+    };
+    [
+        verdict(
+            "MemoryPressure",
+            Pressure::Memory,
+            ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
+            ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+        ),
+        verdict(
+            "DiskPressure",
+            Pressure::Disk,
+            ("KubeletHasDiskPressure", "kubelet has disk pressure"),
+            ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+        ),
+        verdict(
+            "PIDPressure",
+            Pressure::Pids,
+            ("KubeletHasInsufficientPID", "kubelet has insufficient PID available"),
+            ("KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+        ),
+    ]
 }
 
 /// The event that tells of a condition that changed (A13.11).
@@ -142,7 +92,6 @@ pub(super) fn transition_event(verdict: &Verdict) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::super::settings::tests_support;
     use super::*;
 
     #[test]
@@ -177,43 +126,31 @@ mod tests {
     }
 
     #[test]
-    fn pressure_stays_for_the_transition_period() {
-        // A13.5, A13.11
-        let mut settings = tests_support();
-        settings.eviction_hard.insert("memory.available".into(), "100Mi".into());
-        settings.eviction_hard.insert("nodefs.inodesFree".into(), "5%".into());
-        let machine = |available: i64| Machine {
-            memory_bytes: 1 << 30,
-            memory_available_bytes: available,
-            nodefs: Filesystem { bytes: 100, available_bytes: 1, inodes: 0, free_inodes: 0 },
-            ..Machine::default()
-        };
-        let mut pressures = Pressures::default();
-        let at = Duration::from_secs;
-        let memory = |p: &Pressures, now| p.verdicts(settings.pressure_transition, now)[0].clone();
-        pressures.note(&settings, &machine(100 << 20), None, at(10));
-        assert!(!memory(&pressures, at(10)).holds, "exactly at the threshold");
-        pressures.note(&settings, &machine((100 << 20) - 1), None, at(20));
-        assert_eq!(memory(&pressures, at(20)).reason, "KubeletHasInsufficientMemory");
-        pressures.note(&settings, &machine(500 << 20), None, at(30));
-        assert!(memory(&pressures, at(319)).holds);
-        assert_eq!(memory(&pressures, at(320)).reason, "KubeletHasSufficientMemory");
-        assert!(!pressures.verdicts(at(300), at(320))[1].holds, "a file system without inodes is not short of them");
-    }
-
-    #[test]
-    fn disk_pressure_looks_at_both_file_systems() {
+    fn each_pressure_has_its_words() {
         // A13.11
-        let mut settings = tests_support();
-        settings.eviction_hard.insert("nodefs.available".into(), "10%".into());
-        settings.eviction_hard.insert("imagefs.available".into(), "15%".into());
-        let fs = |available_bytes| Filesystem { bytes: 100, available_bytes, inodes: 0, free_inodes: 0 };
-        for (nodefs, imagefs, holds) in [(10, 15, false), (9, 15, true), (10, 14, true)] {
-            let mut pressures = Pressures::default();
-            let machine = Machine { nodefs: fs(nodefs), ..Machine::default() };
-            pressures.note(&settings, &machine, Some(fs(imagefs)), Duration::ZERO);
-            let verdict = &pressures.verdicts(Duration::from_secs(1), Duration::ZERO)[1];
-            assert_eq!(verdict.holds, holds, "{nodefs} {imagefs}");
+        let none = pressures(&Pressures::new());
+        assert!(none.iter().all(|verdict| !verdict.holds));
+        let told = |pressure| {
+            let all = pressures(&Pressures::from([pressure]));
+            let held: Vec<_> =
+                all.iter().filter(|v| v.holds).map(|v| (v.kind, v.reason, transition_event(v))).collect();
+            held
+        };
+        for (pressure, kind, reason, event) in [
+            (Pressure::Memory, "MemoryPressure", "KubeletHasInsufficientMemory", "NodeHasInsufficientMemory"),
+            (Pressure::Disk, "DiskPressure", "KubeletHasDiskPressure", "NodeHasDiskPressure"),
+            (Pressure::Pids, "PIDPressure", "KubeletHasInsufficientPID", "NodeHasInsufficientPID"),
+        ] {
+            assert_eq!(told(pressure), [(kind, reason, event)]);
         }
+        let reasons: Vec<_> = none.iter().map(|v| (v.reason, transition_event(v))).collect();
+        assert_eq!(
+            reasons,
+            [
+                ("KubeletHasSufficientMemory", "NodeHasSufficientMemory"),
+                ("KubeletHasNoDiskPressure", "NodeHasNoDiskPressure"),
+                ("KubeletHasSufficientPID", "NodeHasSufficientPID"),
+            ]
+        );
     }
 }

@@ -15,15 +15,10 @@ pub(super) struct Machine {
     pub(super) cpus: i64,
     /// All memory.
     pub(super) memory_bytes: i64,
-    /// Memory that is free or can be freed without writing (A13.6).
-    pub(super) memory_available_bytes: i64,
     /// Hugepage size (`2Mi`) to bytes in all.
     pub(super) hugepages: BTreeMap<String, i64>,
     /// The file system of the pods' directories.
     pub(super) nodefs: Filesystem,
-    /// Process numbers there are and that are free.
-    pub(super) pids: i64,
-    pub(super) pids_available: i64,
 }
 
 /// A file system at one moment.
@@ -39,19 +34,11 @@ impl Machine {
     /// Looks at everything once: a few small reads.
     pub(super) fn read(root_dir: &Path) -> Self {
         let memory = meminfo();
-        let bytes = |name: &str| memory.get(name).copied().unwrap_or_default() * 1024;
-        let total = bytes("MemTotal");
-        // The working set: what is in use without file pages that nobody used lately.
-        let working_set = (total - bytes("MemFree") - bytes("Inactive(file)")).max(0);
-        let (pids, pids_available) = processes();
         Self {
             cpus: cpus(),
-            memory_bytes: total,
-            memory_available_bytes: total - working_set,
+            memory_bytes: memory.get("MemTotal").copied().unwrap_or_default() * 1024,
             hugepages: hugepages(),
             nodefs: Filesystem::read(root_dir),
-            pids,
-            pids_available,
         }
     }
 }
@@ -123,7 +110,7 @@ fn hugepages() -> BTreeMap<String, i64> {
 }
 
 /// How many processes and threads there may be, and how many more.
-fn processes() -> (i64, i64) {
+pub(super) fn processes() -> (i64, i64) {
     let limit = |path: &str| text(path).parse::<i64>().unwrap_or(i64::MAX);
     let most = limit("/proc/sys/kernel/pid_max").min(limit("/proc/sys/kernel/threads-max"));
     // The fourth word of loadavg is running/all.
@@ -183,8 +170,8 @@ mod tests {
     fn this_machine_can_be_read() {
         let machine = Machine::read(Path::new("/"));
         assert!(machine.cpus >= 1 && machine.memory_bytes > 0 && machine.nodefs.bytes > 0);
-        assert!(machine.memory_available_bytes > 0 && machine.memory_available_bytes <= machine.memory_bytes);
-        assert!(machine.pids_available > 0 && machine.pids_available < machine.pids);
+        let (pids, free) = processes();
+        assert!(free > 0 && free < pids);
         // A16.6
         let info = system_info("containerd://1".into());
         assert!(info.kubelet_version.starts_with("v1.36.2+stoker."));

@@ -1,7 +1,8 @@
 //! This node as an API object, and as the rest of the agent sees it.
 //!
-//! Three tasks: [`observe`] looks at the machine and the runtime and publishes what it sees ([`NodeFeed`], [`NodeFacts`]);
-//! [`report`] registers the Node and keeps its status; [`renew_lease`] says that we live. The first works without an API
+//! Four tasks: [`observe`] looks at the machine and the runtime and publishes what it sees ([`NodeFeed`], [`NodeFacts`]);
+//! [`report`] registers the Node and keeps its status; [`renew_lease`] says that we live; [`eviction::evict`] keeps the node from running out of
+//! memory, disk and process numbers. The first and the last work without an API
 //! server. Ending them touches no container.
 //!
 //! [`NodeFeed`]: stoker_model::handle::NodeFeed
@@ -11,10 +12,12 @@ mod addresses;
 mod capacity;
 mod conditions;
 mod enforce;
+pub mod eviction;
 mod images;
 mod lease;
 mod machine;
 mod observer;
+mod oom;
 mod reporter;
 mod settings;
 
@@ -22,7 +25,8 @@ pub use addresses::{AddressError, choose_addresses};
 pub use enforce::{Enforcement, Reservation, enforce_allocatable};
 pub use lease::renew_lease;
 pub use observer::{Observation, Observer, observe};
-pub use reporter::report;
+pub use oom::watch_oom;
+pub use reporter::{Seen, report};
 pub use settings::{MachineError, NodeSettings, node_name};
 
 /// The version that the Node shows: a v1.36 node to whoever compares versions, with ours as build metadata (A16.6).

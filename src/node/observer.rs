@@ -1,7 +1,6 @@
 //! Looks at the machine and the runtime, and publishes what it sees. Works without an API server.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,9 +11,10 @@ use stoker_model::service::{NodeFacts, NodeTopology};
 use tokio::sync::watch;
 
 use super::capacity::{Resources, allocatable, capacity, quantities};
-use super::conditions::{Pressures, RuntimeHealth, Verdict, ready};
+use super::conditions::{RuntimeHealth, Verdict, pressures, ready};
+use super::eviction::Pressures;
 use super::images;
-use super::machine::{Filesystem, Machine, architecture, system_info};
+use super::machine::{Machine, architecture, system_info};
 use super::settings::NodeSettings;
 use crate::clock::{Clock, Now};
 use crate::runtime::{Runtime, cri};
@@ -72,21 +72,21 @@ pub struct Observer {
 }
 
 /// Starts observing: what to read, and the task to spawn. `node` is the Node as the API server has it, `None` while
-/// it is not known; labels and taints come from it then, before that from the settings.
+/// it is not known; labels and taints come from it then, before that from the settings. `pressures` come from [`super::eviction`].
 pub fn observe(
     settings: Arc<NodeSettings>,
     runtime: Runtime,
     node: watch::Receiver<Option<Node>>,
+    pressures: watch::Receiver<Pressures>,
     clock: Clock,
 ) -> (Observer, impl Future<Output = ()> + Send) {
     let mut eye = Eye {
         clock,
         runtime,
-        pressures: Pressures::default(),
+        pressures,
         info: None,
         images: Vec::new(),
         images_read: None,
-        imagefs: None,
         recursive_read_only: false,
         supplemental_groups_policy: false,
         settings,
@@ -125,6 +125,7 @@ pub fn observe(
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 Ok(()) = node.changed() => {}
+                Ok(()) = eye.pressures.changed() => {}
             }
         }
     };
@@ -168,11 +169,10 @@ struct Eye {
     settings: Arc<NodeSettings>,
     runtime: Runtime,
     clock: Clock,
-    pressures: Pressures,
+    pressures: watch::Receiver<Pressures>,
     info: Option<NodeSystemInfo>,
     images: Vec<ContainerImage>,
     images_read: Option<Now>,
-    imagefs: Option<String>,
     /// The runtime's handler can do it.
     recursive_read_only: bool,
     /// The runtime's status says so.
@@ -182,15 +182,12 @@ struct Eye {
 impl Eye {
     fn look(&mut self, health: RuntimeHealth) -> Observation {
         let machine = Machine::read(&self.settings.root_dir);
-        let now = self.clock.now().monotonic;
-        let imagefs = self.imagefs.as_deref().map(|path| Filesystem::read(Path::new(path)));
-        self.pressures.note(&self.settings, &machine, imagefs, now);
         let capacity = capacity(&machine, &self.settings);
         let missing: Vec<_> = ["cpu", "memory", "pods"]
             .into_iter()
             .filter(|name| capacity.get(*name).is_none_or(|a| *a <= Milli::ZERO))
             .collect();
-        let mut verdicts = self.pressures.verdicts(self.settings.pressure_transition, now).to_vec();
+        let mut verdicts = pressures(&self.pressures.borrow_and_update()).to_vec();
         verdicts.push(ready(&health, &missing));
         Observation {
             allocatable: allocatable(&capacity, &self.settings),
@@ -256,10 +253,6 @@ impl Eye {
                 self.images_read = Some(now);
             }
             Err(error) => tracing::debug!(%error, "images not listed"),
-        }
-        if let Ok(filesystems) = self.runtime.image_fs_info().await {
-            let first = filesystems.image_filesystems.into_iter().next();
-            self.imagefs = first.and_then(|fs| fs.fs_id).map(|id| id.mountpoint).filter(|path| !path.is_empty());
         }
     }
 }

@@ -21,23 +21,32 @@ const ATTACH_DETACH: &str = "volumes.kubernetes.io/controller-managed-attach-det
 const PROVIDED_IP: &str = "alpha.kubernetes.io/provided-node-ip";
 const CLOUD_TAINT: &str = "node.cloudprovider.kubernetes.io/uninitialized";
 
+/// What the status of the node follows from.
+#[derive(Debug)]
+pub struct Seen {
+    /// The machine.
+    pub observations: watch::Receiver<Option<Arc<Observation>>>,
+    /// Names of the attachable volumes in use: they must not be detached (A9.17).
+    pub volumes_in_use: watch::Receiver<Vec<String>>,
+}
+
 /// Registers the node when the first observation is there, then reports each change at once and everything each
 /// `report_every` (A16.8). `node` is watched for `unschedulable`, which makes an event. Runs for ever.
 pub async fn report(
     settings: Arc<NodeSettings>,
     api: NodeApi,
     events: Arc<dyn EventSink>,
-    mut observations: watch::Receiver<Option<Arc<Observation>>>,
+    mut seen: Seen,
     node: watch::Receiver<Option<Node>>,
     clock: Clock,
 ) {
     events.publish(EventSubject::Node, EventType::Normal, "Starting", "Starting kubelet.".to_owned());
-    let Ok(first) = observations.wait_for(Option::is_some).await.map(|seen| seen.clone()) else { return };
+    let Ok(first) = seen.observations.wait_for(Option::is_some).await.map(|seen| seen.clone()) else { return };
     let Some(first) = first else { return };
     let (name, told) = (settings.name.clone(), events.clone());
     let mut reporter = Reporter { settings, api, events, clock, conditions: BTreeMap::new(), sent: Map::new() };
     reporter.register(&first).await;
-    tokio::join!(reporter.keep(observations), tell_of_scheduling(&name, &told, node));
+    tokio::join!(reporter.keep(seen), tell_of_scheduling(&name, &told, node));
 }
 
 /// Events when somebody cordons the node (A16.10).
@@ -140,12 +149,14 @@ impl Reporter {
         }
     }
 
-    async fn keep(&mut self, mut observations: watch::Receiver<Option<Arc<Observation>>>) {
+    async fn keep(&mut self, seen: Seen) {
+        let Seen { mut observations, mut volumes_in_use } = seen;
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
         loop {
             let seen = observations.borrow_and_update().clone();
             let Some(seen) = seen else { return };
-            let wait = match self.report(&seen).await {
+            let in_use = volumes_in_use.borrow_and_update().clone();
+            let wait = match self.report(&seen, &in_use).await {
                 Ok(()) => {
                     backoff.reset();
                     self.settings.report_every
@@ -158,16 +169,17 @@ impl Reporter {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 changed = observations.changed() => if changed.is_err() { return },
+                Ok(()) = volumes_in_use.changed() => {}
             }
         }
     }
 
     /// Writes what changed; the conditions always, with new heartbeats.
-    async fn report(&mut self, seen: &Observation) -> Result<(), ApiError> {
+    async fn report(&mut self, seen: &Observation, in_use: &[String]) -> Result<(), ApiError> {
         let now = seconds(self.clock.now().wall);
         let conditions = conditions(&seen.verdicts, &self.conditions, &now);
         let mut status = Map::new();
-        let all = status_fields(&self.settings, seen);
+        let all = status_fields(&self.settings, seen, in_use);
         for (name, value) in &all {
             if self.sent.get(name) != Some(value) {
                 status.insert(name.clone(), value.clone());
@@ -218,7 +230,7 @@ fn conditions(verdicts: &[Verdict], known: &BTreeMap<&'static str, Known>, now: 
 }
 
 /// The status without its conditions.
-fn status_fields(settings: &NodeSettings, seen: &Observation) -> Map<String, Value> {
+fn status_fields(settings: &NodeSettings, seen: &Observation, in_use: &[String]) -> Map<String, Value> {
     let fields = [
         ("capacity", json!(quantities(&seen.capacity))),
         ("allocatable", json!(quantities(&seen.allocatable))),
@@ -227,6 +239,7 @@ fn status_fields(settings: &NodeSettings, seen: &Observation) -> Map<String, Val
         ("nodeInfo", json!(seen.info)),
         ("images", json!(seen.images)),
         ("declaredFeatures", json!(settings.declared_features)),
+        ("volumesInUse", json!(in_use)),
     ];
     fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
@@ -356,8 +369,9 @@ mod tests {
 
     #[test]
     fn addresses_are_internal_ones_and_the_name() {
-        // A16.5, A16.7
-        let fields = status_fields(&tests_support(), &observation());
+        // A16.5, A16.7, A9.17
+        let fields = status_fields(&tests_support(), &observation(), &["kubernetes.io/csi/d^h".into()]);
+        assert_eq!(fields["volumesInUse"], json!(["kubernetes.io/csi/d^h"]));
         assert_eq!(
             fields["addresses"],
             json!([{ "type": "InternalIP", "address": "10.0.0.1" }, { "type": "Hostname", "address": "n1" }])

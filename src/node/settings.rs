@@ -37,10 +37,8 @@ pub struct NodeSettings {
     pub reserved: BTreeMap<String, Milli>,
     /// `evictionHard`: signal to threshold (A13.4).
     pub eviction_hard: BTreeMap<String, String>,
-    /// `evictionSoft`; only conditions follow from it so far.
-    pub eviction_soft: BTreeMap<String, String>,
-    /// How long a pressure condition stays after its cause (A13.5).
-    pub pressure_transition: Duration,
+    /// kubelet's `localStorageCapacityIsolation`: the disk is something that pods ask for.
+    pub local_storage: bool,
     /// How often the machine is looked at.
     pub observe_every: Duration,
     /// How often status is written though nothing changed.
@@ -102,8 +100,7 @@ pub(super) fn tests_support() -> NodeSettings {
         pods_per_core: 0,
         reserved: BTreeMap::new(),
         eviction_hard: BTreeMap::new(),
-        eviction_soft: BTreeMap::new(),
-        pressure_transition: Duration::from_secs(300),
+        local_storage: true,
         observe_every: Duration::from_secs(10),
         report_every: Duration::from_secs(300),
         lease_seconds: 40,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Taint, Toleration};
 use stoker_model::handle::NodeSnapshot;
-use stoker_model::pod::PodUid;
+use stoker_model::pod::{PodUid, is_critical, is_static};
 use stoker_model::quantity::Milli;
 use stoker_model::resources::{Amounts, QosClass, pod_requests, qos_class};
 
@@ -12,16 +12,6 @@ mod preempt;
 mod sysctl;
 
 pub use sysctl::{SysctlError, SysctlRules};
-
-use super::sources::is_static;
-
-/// The priority from which on a pod is critical for its node.
-const CRITICAL_PRIORITY: i32 = 2_000_000_000;
-
-/// Whether a pod is critical for its node: static, or of that priority (A6.5).
-pub(super) fn is_critical(pod: &Pod) -> bool {
-    is_static(pod) || pod.spec.as_ref().and_then(|s| s.priority).is_some_and(|p| p >= CRITICAL_PRIORITY)
-}
 
 /// What the host and its operator allow.
 #[derive(Clone, Copy, Debug)]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStateWaiting, PodStatus};
+use stoker_model::pod::PodUid;
 
 /// The first delay (A3.9, A14.2).
 pub(super) const FIRST: Duration = Duration::from_secs(10);
@@ -57,6 +58,12 @@ pub(super) fn backoffs(status: &PodStatus, now: Timestamp) -> BTreeMap<String, B
     let all = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
     let waiting = all.filter_map(|c| Some((&c.name, c.state.as_ref()?.waiting.as_ref()?)));
     waiting.filter_map(|(name, waiting)| Some((name.clone(), Backoff::told(waiting, now)?))).collect()
+}
+
+/// A wait lengthened by up to half of itself, so that pods made together do not come together again and again (A1.5).
+pub(super) fn lengthened(wait: Duration, pod: &PodUid) -> Duration {
+    let spread = pod.as_str().bytes().fold(0_u32, |sum, byte| (sum * 31 + u32::from(byte)) % 100);
+    wait.mul_f64(1.0 + f64::from(spread) / 200.0)
 }
 
 #[cfg(test)]
@@ -121,5 +128,15 @@ mod tests {
         // A3.9
         let longest = Duration::from_secs(3);
         assert_eq!(Backoff::grown(None, at(0), at(0), longest).delay, longest);
+    }
+
+    #[test]
+    fn pods_made_together_do_not_stay_together() {
+        // A1.5
+        let minute = Duration::from_secs(60);
+        let waits = (0..100).map(|n| lengthened(minute, &PodUid::new(&format!("8f1d2c3b-0000-4000-8000-{n:012}"))));
+        let waits: std::collections::BTreeSet<Duration> = waits.collect();
+        assert!(waits.iter().all(|wait| (minute..=minute * 3 / 2).contains(wait)), "{waits:?}");
+        assert!(waits.len() > 30, "{waits:?}");
     }
 }

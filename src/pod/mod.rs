@@ -13,6 +13,8 @@ mod container;
 mod dns;
 mod env;
 mod env_file;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod garbage;
 mod hosts;
 mod observe;
@@ -34,6 +36,7 @@ mod writer;
 
 pub use admission::{SysctlError, SysctlRules};
 pub use pods::Pods;
+pub use resize::ResizeRules;
 pub use shared::{PodHandles, PodsConfig};
 pub use slow::SlowStep;
 pub use sources::StaticSources;

@@ -21,8 +21,8 @@ const LOG_MESSAGE_LINES: u64 = 80;
 /// Reads one pod's part of the runtime, and remembers what can no longer change.
 #[derive(Debug, Default)]
 pub(super) struct Observer {
-    /// Containers that have ended, by ID.
-    ended: HashMap<String, Instance>,
+    /// Containers that run or have ended, by ID: nothing else of them changes before their state does.
+    known: HashMap<String, Instance>,
     /// Sandboxes with their addresses, by ID; used while they are ready.
     sandboxes: HashMap<String, Sandbox>,
 }
@@ -57,7 +57,7 @@ impl Observer {
         }
         seen_sandboxes.sort_by_key(|s| std::cmp::Reverse((s.created_at, s.attempt)));
         instances.sort_by_key(|i| std::cmp::Reverse((i.created_at, i.restart_count)));
-        self.ended.retain(|id, _| instances.iter().any(|i| i.id == *id));
+        self.known.retain(|id, _| instances.iter().any(|i| i.id == *id));
         self.sandboxes.retain(|id, _| seen_sandboxes.iter().any(|s| s.id == *id));
         Ok((seen_sandboxes, instances))
     }
@@ -92,7 +92,9 @@ impl Observer {
     }
 
     async fn instance(&mut self, runtime: &Runtime, listed: &cri::Container) -> Result<Option<Instance>, RuntimeError> {
-        if let Some(known) = self.ended.get(&listed.id) {
+        let runs = listed.state() == cri::ContainerState::ContainerRunning;
+        let as_before = |known: &&Instance| known.state == InstanceState::Exited || runs;
+        if let Some(known) = self.known.get(&listed.id).filter(as_before) {
             return Ok(Some(known.clone()));
         }
         let answer = match runtime.container_status(&listed.id, false).await {
@@ -107,7 +109,9 @@ impl Observer {
                 let separator = if instance.message.is_empty() { "" } else { ": " };
                 instance.message = format!("{}{separator}{last_words}", instance.message);
             }
-            self.ended.insert(instance.id.clone(), instance.clone());
+        }
+        if matches!(instance.state, InstanceState::Running | InstanceState::Exited) {
+            self.known.insert(instance.id.clone(), instance.clone());
         }
         Ok(Some(instance))
     }

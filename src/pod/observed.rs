@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod};
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, ImageVolumeSource, Pod};
 use stoker_model::resources::is_sidecar;
 
 use super::backoff::Backoff;
@@ -21,6 +21,8 @@ pub(super) struct DesiredPod {
     pub(super) gone: bool,
     /// The node ends it.
     pub(super) ended: Option<Cause>,
+    /// The node is short of disk: finished, it keeps nothing in the runtime (A13.7).
+    pub(super) released: bool,
 }
 
 impl DesiredPod {
@@ -61,10 +63,25 @@ impl DesiredPod {
         found.or_else(|| ephemeral().map(|c| (Kind::Ephemeral, c)))
     }
 
+    /// The images that a container mounts as volumes (A9.20).
+    pub(super) fn volume_images(&self, container: &Container) -> Vec<ImageKey> {
+        let volumes = self.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+        let mounted = |name: &String| container.volume_mounts.iter().flatten().any(|mount| mount.name == *name);
+        volumes.filter(|v| mounted(&v.name)).filter_map(|v| v.image.as_ref().map(ImageKey::of_volume)).collect()
+    }
+
     /// The grace period that the pod asks for.
     pub(super) fn spec_grace(&self) -> Duration {
         let seconds = self.pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds).unwrap_or(30);
         Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
+    }
+
+    /// How long the node gives it at most, if the node ends it in haste.
+    pub(super) fn ended_grace(&self) -> Option<Duration> {
+        match &self.ended {
+            Some(Cause::Killed { grace: Some(grace), .. }) => Some((*grace).min(self.spec_grace())),
+            _ => None,
+        }
     }
 
     /// Whether the pod lives in the node's network.
@@ -278,9 +295,17 @@ pub(super) struct ImageKey {
 impl ImageKey {
     /// What a container asks for.
     pub(super) fn of(container: &Container) -> Self {
-        let image = container.image.clone().unwrap_or_default();
-        let policy = PullPolicy::of(container);
-        Self { image, policy }
+        Self::new(container.image.as_deref(), container.image_pull_policy.as_deref())
+    }
+
+    /// What an image volume asks for.
+    pub(super) fn of_volume(source: &ImageVolumeSource) -> Self {
+        Self::new(source.reference.as_deref(), source.pull_policy.as_deref())
+    }
+
+    fn new(image: Option<&str>, policy: Option<&str>) -> Self {
+        let image = image.unwrap_or_default();
+        Self { image: image.to_owned(), policy: PullPolicy::of(image, policy) }
     }
 }
 
@@ -293,12 +318,12 @@ pub(super) enum PullPolicy {
 }
 
 impl PullPolicy {
-    fn of(container: &Container) -> Self {
-        match container.image_pull_policy.as_deref() {
+    fn of(image: &str, policy: Option<&str>) -> Self {
+        match policy {
             Some("Always") => Self::Always,
             Some("Never") => Self::Never,
             Some("IfNotPresent") => Self::IfNotPresent,
-            _ if tagged_latest(container.image.as_deref().unwrap_or_default()) => Self::Always,
+            _ if tagged_latest(image) => Self::Always,
             _ => Self::IfNotPresent,
         }
     }
@@ -406,8 +431,8 @@ pub(super) enum Cause {
     Completed,
     /// The API object is being deleted, or no source has it any more.
     Deleted,
-    /// The node ends it: the pod fails with this reason and message (A2.3).
-    Killed { reason: String, message: String, disruption: bool },
+    /// The node ends it: the pod fails with this reason and message (A2.3). `grace`: so long at most, whatever the pod asks for.
+    Killed { reason: String, message: String, disruption: bool, grace: Option<Duration> },
     /// It was never admitted (A6).
     Rejected { reason: String, message: String },
 }

@@ -122,6 +122,7 @@ pub(super) fn plan(desired: &DesiredPod, seen: &Observed, longest_backoff: Durat
         Stage::CleaningUp { .. } => planner.after_retry(Step::TearDown),
         Stage::Finished { .. } if desired.gone => planner.after_retry(Step::RemoveEverything),
         Stage::Finished { .. } if desired.deleted() && !seen.memory.reported => planner.after_retry(Step::Report),
+        Stage::Finished { .. } if desired.released => planner.release(),
         Stage::Finished { .. } => {}
     }
     planner.plan
@@ -176,8 +177,8 @@ fn next_stage(desired: &DesiredPod, seen: &Observed, now: Now) -> Stage {
             Stage::Terminating { deadline, cause } => {
                 let still = seen.running().next().is_some() || seen.sandboxes.iter().any(|s| s.ready);
                 if still {
-                    let asked = deletion_grace(desired).map(|grace| now.monotonic + grace);
-                    let deadline = asked.map_or(deadline, |asked| asked.min(deadline));
+                    let asked = [deletion_grace(desired), desired.ended_grace()].into_iter().flatten();
+                    let deadline = asked.map(|grace| now.monotonic + grace).fold(deadline, Duration::min);
                     return Stage::Terminating { deadline, cause };
                 }
                 Stage::CleaningUp { cause }
@@ -206,7 +207,8 @@ fn end_of(desired: &DesiredPod, seen: &Observed, now: Now) -> Option<(Duration, 
         return Some((grace, Cause::Deleted));
     }
     if let Some(cause) = &desired.ended {
-        return Some((desired.spec_grace(), cause.clone()));
+        let grace = desired.ended_grace().unwrap_or_else(|| desired.spec_grace());
+        return Some((grace, cause.clone()));
     }
     let phase = desired.pod.status.as_ref().and_then(|s| s.phase.as_deref());
     if matches!(phase, Some("Succeeded" | "Failed")) || completed(desired, seen) {
@@ -217,6 +219,7 @@ fn end_of(desired: &DesiredPod, seen: &Observed, now: Now) -> Option<(Duration, 
             reason: "DeadlineExceeded".into(),
             message: "Pod was active on the node longer than the specified deadline".into(),
             disruption: false,
+            grace: None,
         };
         return Some((desired.spec_grace(), cause));
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
-use stoker_model::handle::{EventType, NodeSnapshot, PodDirectory};
+use stoker_model::handle::{EventType, Eviction, NodeSnapshot, PodDirectory, PodEvictor, ProbeMetrics};
 use stoker_model::names;
 use stoker_model::pod::{PodRef, PodUid};
 use stoker_model::resources::{QosClass, pod_requests, qos_class};
@@ -37,6 +37,8 @@ const ORPHANS_LIMIT: Duration = Duration::from_secs(10);
 const GARBAGE_EVERY: Duration = Duration::from_secs(60);
 /// So often the supervisor shows that it lives, when it has nothing else to do.
 const BEAT: Duration = Duration::from_secs(5);
+/// Orders of the node that may wait.
+const ORDERS: usize = 64;
 /// What a pod is told that ends in favour of a critical one.
 const PREEMPTED: &str = "Preempted in order to admit critical pod";
 /// After so long without a beat it hangs: twice what it may wait for the runtime.
@@ -47,8 +49,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Clone)]
 pub struct Pods {
     directory: Directory,
+    prober: Prober,
     /// When the supervisor last came round (monotonic milliseconds).
     beat: Arc<AtomicU64>,
+    orders: mpsc::Sender<Order>,
 }
 
 impl std::fmt::Debug for Pods {
@@ -74,7 +78,7 @@ impl Pods {
         tokio::spawn(stop.clone().run_until_cancelled_owned(keeper));
         let api = Arc::new(Mirrors { api, wanted: wanted.clone(), reported, directory: directory.clone() });
         let shared = Shared {
-            prober,
+            prober: prober.clone(),
             config,
             runtime,
             images,
@@ -98,8 +102,9 @@ impl Pods {
             orphans_due: true,
             burstable_shares: None,
         };
-        tokio::spawn(supervisor.run(wanted, events));
-        Self { directory, beat }
+        let (orders, received) = mpsc::channel(ORDERS);
+        tokio::spawn(supervisor.run(wanted, events, received));
+        Self { directory, prober, beat, orders }
     }
 
     /// Steps of starts that took long, the newest last.
@@ -111,6 +116,12 @@ impl Pods {
     pub fn is_alive(&self) -> bool {
         let beat = Duration::from_millis(self.beat.load(Ordering::Relaxed));
         Clock.now().monotonic.saturating_sub(beat) < PATIENCE
+    }
+}
+
+impl ProbeMetrics for Pods {
+    fn probe_metrics(&self) -> String {
+        self.prober.metrics()
     }
 }
 
@@ -129,12 +140,41 @@ impl PodDirectory for Pods {
     }
 }
 
+impl PodEvictor for Pods {
+    fn evict(&self, pod: &PodUid, eviction: Eviction) -> bool {
+        self.orders.try_send(Order::Evict(pod.clone(), eviction)).is_ok()
+    }
+
+    fn drop_finished(&self) {
+        // When the queue is full, the next round asks again.
+        let _ = self.orders.try_send(Order::DropFinished);
+    }
+}
+
 /// A running worker, seen from outside.
 struct Handle {
     desired: watch::Sender<DesiredPod>,
     wake: Arc<Notify>,
     /// It was admitted, so it counts for others.
     admitted: bool,
+}
+
+impl Handle {
+    /// Ends the pod, unless the node does so already.
+    fn end(&self, reason: &str, message: String, disruption: bool, grace: Option<Duration>) {
+        let cause = Cause::Killed { reason: reason.to_owned(), message, disruption, grace };
+        self.desired.send_if_modified(|desired| {
+            let first = desired.ended.is_none();
+            desired.ended.get_or_insert(cause);
+            first
+        });
+    }
+}
+
+/// What the node orders.
+enum Order {
+    Evict(PodUid, Eviction),
+    DropFinished,
 }
 
 struct Supervisor {
@@ -150,9 +190,15 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    async fn run(mut self, mut feed: WantedFeed, mut events: mpsc::Receiver<RuntimeEvent>) {
+    async fn run(
+        mut self,
+        mut feed: WantedFeed,
+        mut events: mpsc::Receiver<RuntimeEvent>,
+        mut orders: mpsc::Receiver<Order>,
+    ) {
         let mut node = self.shared.node.clone();
         let mut network_ready = node.borrow().network_ready;
+        let directory = self.shared.directory.clone();
         let mut beats = tokio::time::interval(BEAT);
         let mut garbage = tokio::time::interval(GARBAGE_EVERY);
         self.beat();
@@ -167,8 +213,10 @@ impl Supervisor {
                     self.reconcile(&mut feed).await;
                 }
                 Some(ended) = self.tasks.join_next() => self.ended(ended, &mut feed).await,
+                Some(order) = orders.recv() => self.obey(order),
                 Some(event) = events.recv() => self.pass_on(&event),
                 Ok(()) = feed.changed() => self.reconcile(&mut feed).await,
+                () = directory.freed() => self.wake_deferred(),
                 Ok(()) = node.changed() => {
                     let ready = node.borrow_and_update().network_ready;
                     if ready && !network_ready {
@@ -222,12 +270,8 @@ impl Supervisor {
 
     /// Wakes the pods whose resize waits for room.
     fn wake_deferred(&self) {
-        for (uid, handle) in &self.workers {
-            let shown = self.shared.directory.get(uid);
-            let conditions = shown.iter().filter_map(|pod| pod.status.as_ref()?.conditions.as_ref()).flatten();
-            if conditions.into_iter().any(|c| c.type_ == "PodResizePending") {
-                handle.wake.notify_one();
-            }
+        for handle in self.shared.directory.waiting().iter().filter_map(|uid| self.workers.get(uid)) {
+            handle.wake.notify_one();
         }
     }
 
@@ -333,8 +377,23 @@ impl Supervisor {
             let victim = PodRef::of(&handle.desired.borrow().pod);
             info!(pod = %victim, %uid, "it ends in favour of the critical pod {}", PodRef::of(pod));
             self.shared.tell(&victim, EventType::Warning, "Preempting", PREEMPTED);
-            let cause = Cause::Killed { reason: "Preempting".into(), message: PREEMPTED.into(), disruption: true };
-            handle.desired.send_modify(|desired| desired.ended = Some(cause));
+            handle.end("Preempting", PREEMPTED.into(), true, None);
+        }
+    }
+
+    fn obey(&self, order: Order) {
+        match order {
+            Order::Evict(uid, Eviction { message, grace, disrupts }) => {
+                let Some(handle) = self.workers.get(&uid) else { return };
+                info!(pod = %PodRef::of(&handle.desired.borrow().pod), message, "it is evicted");
+                handle.end("Evicted", message, disrupts, Some(grace));
+            }
+            Order::DropFinished => {
+                let finished = self.workers.iter().filter(|(uid, _)| self.shared.directory.has_ended(uid));
+                for (_, handle) in finished {
+                    handle.desired.send_if_modified(|desired| !std::mem::replace(&mut desired.released, true));
+                }
+            }
         }
     }
 
@@ -369,7 +428,7 @@ impl Supervisor {
 
     fn start(&mut self, pod: Arc<Pod>, gone: bool, rejected: Option<Cause>) {
         let uid = PodRef::of(&pod).uid;
-        let (desired, receiver) = watch::channel(DesiredPod { pod: pod.clone(), gone, ended: None });
+        let (desired, receiver) = watch::channel(DesiredPod { pod: pod.clone(), gone, ended: None, released: false });
         let wake = Arc::new(Notify::new());
         let admitted = rejected.is_none() && !gone;
         if !gone {

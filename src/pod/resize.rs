@@ -3,15 +3,23 @@
 //! Kept in one file per pod, beside its volumes: it goes with the pod, and no pod waits for another's. kubelet keeps two files for
 //! the whole node, with a checksum over Go's memory layout; they could not be shared with it anyway.
 
+mod rules;
+mod turns;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use stoker_model::resources::{Amounts, amounts, requests_of};
+
+pub use rules::ResizeRules;
+pub(super) use rules::infeasible;
+pub(super) use turns::{Wish, frees, in_turn};
 
 /// The resources that can change while a pod runs.
 const RESIZABLE: [&str; 2] = ["cpu", "memory"];
@@ -28,6 +36,11 @@ pub(super) struct Allocation {
     /// What the running containers were made with, or changed to since.
     #[serde(default)]
     pub(super) actuated: Resources,
+    /// The same of the pod as a whole (A15.16).
+    #[serde(default)]
+    pub(super) allocated_pod: Option<ResourceRequirements>,
+    #[serde(default)]
+    pub(super) actuated_pod: Option<ResourceRequirements>,
 }
 
 /// Where a pod's resize stands.
@@ -73,7 +86,7 @@ pub(super) enum Change {
 impl Allocation {
     /// What the spec asks for.
     pub(super) fn of(spec: &PodSpec) -> Self {
-        Self { allocated: resources_of(spec), actuated: Resources::new() }
+        Self { allocated: resources_of(spec), allocated_pod: spec.resources.clone(), ..Self::default() }
     }
 
     /// Reads what was kept; `None` where nothing was, or nothing readable.
@@ -91,11 +104,12 @@ impl Allocation {
     /// The pod with the resources that it was given in place of those that it asks for; `None` where they are the same.
     pub(super) fn applied(&self, pod: &Pod) -> Option<Pod> {
         let spec = pod.spec.as_ref()?;
-        if !asks_for_more(spec, &self.allocated) {
+        if !asks_for_more(spec, self) {
             return None;
         }
         let mut pod = pod.clone();
         let spec = pod.spec.as_mut()?;
+        spec.resources.clone_from(&self.allocated_pod);
         for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
             if let Some(given) = self.allocated.get(&container.name) {
                 container.resources = Some(given.clone());
@@ -106,9 +120,10 @@ impl Allocation {
 
     /// What a container that runs needs. `container`: with the resources that it was given.
     pub(super) fn change(&self, container: &Container) -> Change {
-        let given = container.resources.clone().unwrap_or_default();
+        let given = bounded(container.resources.as_ref(), self.allocated_pod.as_ref());
         let Some(actual) = self.actuated.get(&container.name) else { return Change::None };
-        let changed: Vec<&str> = RESIZABLE.into_iter().filter(|name| differs(&given, actual, name)).collect();
+        let actual = bounded(Some(actual), self.actuated_pod.as_ref());
+        let changed: Vec<&str> = RESIZABLE.into_iter().filter(|name| differs(&given, &actual, name)).collect();
         let restart = |name: &&str| {
             let policies = container.resize_policy.iter().flatten();
             policies.into_iter().any(|p| p.resource_name == **name && p.restart_policy == "RestartContainer")
@@ -119,15 +134,43 @@ impl Allocation {
             (false, false) => Change::InPlace,
         }
     }
+
+    /// Whether the group of the pod as a whole still has other limits than it was given (A15.16).
+    pub(super) fn pod_changes(&self) -> bool {
+        differ(self.allocated_pod.as_ref(), self.actuated_pod.as_ref())
+    }
+}
+
+/// What a container may use: where it has no limit of its own, the pod's is the one that is written.
+fn bounded(own: Option<&ResourceRequirements>, pod: Option<&ResourceRequirements>) -> ResourceRequirements {
+    let mut own = own.cloned().unwrap_or_default();
+    let requests = requests_of(&own);
+    for (name, limit) in pod.iter().flat_map(|pod| pod.limits.iter().flatten()) {
+        let limits = own.limits.get_or_insert_default();
+        if !limits.contains_key(name) {
+            limits.insert(name.clone(), limit.clone());
+            // A limit of the pod is no request of the container.
+            if !requests.contains_key(name) {
+                own.requests.get_or_insert_default().insert(name.clone(), Quantity("0".into()));
+            }
+        }
+    }
+    own
 }
 
 /// Whether the spec asks for other resources than were given.
-pub(super) fn asks_for_more(spec: &PodSpec, given: &Resources) -> bool {
+fn asks_for_more(spec: &PodSpec, given: &Allocation) -> bool {
     let all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    all.into_iter().any(|container| {
-        let wanted = container.resources.clone().unwrap_or_default();
-        given.get(&container.name).is_some_and(|given| RESIZABLE.iter().any(|name| differs(&wanted, given, name)))
-    })
+    let of_containers = all.into_iter().any(|container| {
+        let wanted = container.resources.as_ref();
+        given.allocated.get(&container.name).is_some_and(|given| differ(wanted, Some(given)))
+    });
+    of_containers || differ(spec.resources.as_ref(), given.allocated_pod.as_ref())
+}
+
+fn differ(a: Option<&ResourceRequirements>, b: Option<&ResourceRequirements>) -> bool {
+    let (a, b) = (a.cloned().unwrap_or_default(), b.cloned().unwrap_or_default());
+    RESIZABLE.iter().any(|name| differs(&a, &b, name))
 }
 
 fn differs(a: &ResourceRequirements, b: &ResourceRequirements, name: &str) -> bool {
@@ -163,7 +206,6 @@ pub(super) fn text(prefix: &str, spec: &PodSpec, generation: Option<i64>, error:
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::core::v1::ContainerResizePolicy;
-    use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
     use super::*;
 
@@ -205,6 +247,30 @@ mod tests {
         ] {
             assert_eq!(allocation.change(&container(cpu, memory)), expected, "{cpu} {memory}");
         }
+    }
+
+    #[test]
+    fn the_pod_as_a_whole_is_resized() {
+        // A15.16
+        let of_pod = |cpu: &str, memory: &str| {
+            let mut spec = spec("1", "1Gi");
+            spec.resources = Some(resources(cpu, memory));
+            spec
+        };
+        let mut allocation = Allocation::of(&of_pod("2", "2Gi"));
+        (allocation.actuated, allocation.actuated_pod) = (allocation.allocated.clone(), Some(resources("2", "2Gi")));
+        let wants = Pod { spec: Some(of_pod("2", "3Gi")), ..Pod::default() };
+        let applied = allocation.applied(&wants).unwrap().spec.unwrap();
+        assert_eq!(applied.resources, Some(resources("2", "2Gi")));
+        assert!(!allocation.pod_changes());
+        allocation.allocated_pod = Some(resources("2", "3Gi"));
+        assert!(allocation.pod_changes());
+        let mut container = spec("1", "1Gi").containers.remove(0);
+        assert_eq!(allocation.change(&container), Change::None, "it has limits of its own");
+        container.resources = None;
+        allocation.allocated.insert("c".into(), ResourceRequirements::default());
+        allocation.actuated.insert("c".into(), ResourceRequirements::default());
+        assert_eq!(allocation.change(&container), Change::Restart, "the pod's limit is the one that binds it");
     }
 
     #[test]

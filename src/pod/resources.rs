@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Container, PodSpec};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use stoker_model::pod::is_critical;
 use stoker_model::quantity::Milli;
 use stoker_model::resources::{Amounts, QosClass, amounts, is_sidecar, qos_class, requests_of};
 
@@ -19,10 +20,47 @@ pub(super) struct NodeResources {
     /// Memory of the machine.
     pub(super) memory_bytes: i64,
     pub(super) cgroup_v2: bool,
+    pub(super) swap: Swap,
     /// `None`: CPU limits are not enforced.
     pub(super) cpu_period: Option<Duration>,
     /// kubelet's `singleProcessOOMKill`.
     pub(super) single_process_oom_kill: bool,
+}
+
+/// What containers may have of the node's swap (A12.12).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Swap {
+    /// The kernel does not limit it by group.
+    Uncounted,
+    /// Nothing.
+    None,
+    /// A share of so many bytes.
+    Limited(i64),
+}
+
+impl Swap {
+    /// From kubelet's `memorySwap.swapBehavior` and the machine's swap. Critical pods stay in memory.
+    pub(super) fn of(pod: &Pod, limited: bool, swap_bytes: Option<i64>) -> Self {
+        match swap_bytes {
+            None => Self::Uncounted,
+            Some(bytes) if limited && !is_critical(pod) => Self::Limited(bytes),
+            Some(_) => Self::None,
+        }
+    }
+}
+
+/// Bytes of swap for a container: only burstable pods have a share, for what a container asks for below its limit (A12.12).
+fn swap_share(spec: &PodSpec, container: &Container, all: i64, memory_bytes: i64) -> i64 {
+    let own = container.resources.clone().unwrap_or_default();
+    let of = |list: Option<&BTreeMap<_, _>>| amounts(list).get("memory").map_or(0, |memory| memory.units());
+    let (request, limit) = (of(own.requests.as_ref()), of(own.limits.as_ref()));
+    let is_fit = qos_class(spec) == QosClass::Burstable && request != limit;
+    if !is_fit || request > memory_bytes || memory_bytes <= 0 {
+        return 0;
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "a share of an i64, and upstream's is a float, too")]
+    let share = (request as f64 / memory_bytes as f64 * all as f64) as i64;
+    share
 }
 
 /// Resources of one container.
@@ -48,10 +86,20 @@ pub(super) fn of_container(spec: &PodSpec, container: &Container, node: NodeReso
         resources.cpu_quota = cpu_quota_us(cpu.milli(), period);
     }
     if node.cgroup_v2 {
-        // No swap: memory and swap together are bounded by the same number (A12.12).
-        resources.memory_swap_limit_in_bytes = resources.memory_limit_in_bytes;
         if !node.single_process_oom_kill {
             resources.unified.insert("memory.oom.group".into(), "1".into());
+        }
+    }
+    match (node.swap, node.cgroup_v2) {
+        (Swap::Uncounted, _) => {}
+        // Memory and swap together are bounded by the same number.
+        (_, false) => resources.memory_swap_limit_in_bytes = resources.memory_limit_in_bytes,
+        (swap, true) => {
+            let bytes = match swap {
+                Swap::Limited(all) => swap_share(spec, container, all, node.memory_bytes),
+                _ => 0,
+            };
+            resources.unified.insert("memory.swap.max".into(), bytes.to_string());
         }
     }
     resources
@@ -116,6 +164,7 @@ mod tests {
     const NODE: NodeResources = NodeResources {
         memory_bytes: 4 << 30,
         cgroup_v2: true,
+        swap: Swap::None,
         cpu_period: Some(Duration::from_millis(100)),
         single_process_oom_kill: false,
     };
@@ -140,7 +189,7 @@ mod tests {
         let c = container(&[], &[("cpu", "500m"), ("memory", "64Mi")]);
         let r = of_container(&spec(std::slice::from_ref(&c)), &c, NODE);
         assert_eq!((r.cpu_shares, r.cpu_quota, r.cpu_period), (512, 50_000, 100_000));
-        assert_eq!((r.memory_limit_in_bytes, r.memory_swap_limit_in_bytes), (64 << 20, 64 << 20));
+        assert_eq!(r.memory_limit_in_bytes, 64 << 20);
         assert_eq!(r.unified.get("memory.oom.group").map(String::as_str), Some("1"));
         let huge = container(&[], &[("hugepages-2Mi", "4Mi")]);
         let r = of_container(&spec(std::slice::from_ref(&huge)), &huge, NODE);
@@ -148,6 +197,41 @@ mod tests {
         let none = container(&[], &[]);
         let r = of_container(&spec(std::slice::from_ref(&none)), &none, NODE);
         assert_eq!((r.cpu_shares, r.cpu_quota, r.memory_limit_in_bytes), (2, 0, 0));
+    }
+
+    #[test]
+    fn swap_is_off_unless_it_was_asked_for_and_then_a_share() {
+        // A12.12
+        let (asks, asks_all) =
+            (container(&[("memory", "1Gi")], &[("memory", "2Gi")]), container(&[("memory", "1Gi")], &[]));
+        let same = container(&[("memory", "1Gi")], &[("memory", "1Gi")]);
+        let (nothing, too_much) = (container(&[("cpu", "1")], &[]), container(&[("memory", "5Gi")], &[]));
+        let both: &[_] = &[("cpu", "1"), ("memory", "1Gi")];
+        let limited = Swap::Limited(8 << 30);
+        for (swap, cgroup_v2, c, max, total) in [
+            (Swap::None, true, &asks, Some(0), 0),
+            (Swap::None, true, &nothing, Some(0), 0),
+            (Swap::Uncounted, true, &asks, None, 0),
+            (Swap::Uncounted, false, &asks, None, 0),
+            (Swap::None, false, &asks, None, 2_i64 << 30),
+            (limited, false, &asks, None, 2 << 30),
+            (limited, true, &asks, Some(2_i64 << 30), 0),
+            (limited, true, &asks_all, Some(2 << 30), 0),
+            (limited, true, &same, Some(0), 0),
+            (limited, true, &nothing, Some(0), 0),
+            (limited, true, &too_much, Some(0), 0),
+            (limited, true, &container(both, both), Some(0), 0),
+        ] {
+            let r = of_container(&spec(std::slice::from_ref(c)), c, NodeResources { swap, cgroup_v2, ..NODE });
+            let found = r.unified.get("memory.swap.max").map(|text| text.parse().unwrap());
+            assert_eq!((found, r.memory_swap_limit_in_bytes), (max, total), "{swap:?} {cgroup_v2} {c:?}");
+        }
+        let pod =
+            |priority| Pod { spec: Some(PodSpec { priority: Some(priority), ..PodSpec::default() }), ..Pod::default() };
+        assert_eq!(Swap::of(&pod(0), true, Some(5)), Swap::Limited(5));
+        assert_eq!(Swap::of(&pod(2_000_000_000), true, Some(5)), Swap::None, "critical pods stay in memory");
+        assert_eq!(Swap::of(&pod(0), false, Some(5)), Swap::None);
+        assert_eq!(Swap::of(&pod(0), true, None), Swap::Uncounted);
     }
 
     #[test]

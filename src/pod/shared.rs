@@ -11,10 +11,11 @@ use stoker_model::handle::{
     EventSink, EventSubject, EventType, MirrorApi, NodeFeed, NodeSnapshot, ObjectApi, PodApi, PodFeed, ServiceLinks,
 };
 use stoker_model::pod::{PodRef, PodUid};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::admission::SysctlRules;
 use super::observed::Kind;
+use super::resize::{ResizeRules, Wish, frees, in_turn};
 use super::slow::SlowSteps;
 use super::sources::StaticSources;
 use crate::cgroup::Cgroups;
@@ -51,6 +52,10 @@ pub struct PodsConfig {
     pub seccomp_default: bool,
     /// kubelet's `singleProcessOOMKill`.
     pub single_process_oom_kill: bool,
+    /// Which resizes can never be had while a pod runs.
+    pub resizes: ResizeRules,
+    /// kubelet's `memorySwap.swapBehavior` is `LimitedSwap` (A12.12).
+    pub limited_swap: bool,
     /// The runtime handler of pods without a RuntimeClass; empty: the runtime's own choice.
     pub runtime_handler: String,
 }
@@ -70,6 +75,8 @@ impl Default for PodsConfig {
             sysctls: SysctlRules::default(),
             seccomp_default: false,
             single_process_oom_kill: false,
+            resizes: ResizeRules::default(),
+            limited_swap: false,
             runtime_handler: String::new(),
         }
     }
@@ -160,6 +167,10 @@ impl Shared {
 #[derive(Clone, Default)]
 pub(super) struct Directory {
     pods: Arc<Mutex<BTreeMap<PodUid, Arc<Pod>>>>,
+    /// Resizes that wait for room. Locked after `pods`.
+    wishes: Arc<Mutex<BTreeMap<PodUid, Wish>>>,
+    /// Told when others may have more room.
+    freed: Arc<Notify>,
     ids: Arc<Mutex<BTreeMap<String, PodUid>>>,
     pub(super) slow: SlowSteps,
 }
@@ -174,24 +185,66 @@ impl Directory {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
     }
 
-    pub(super) fn put(&self, uid: &PodUid, pod: Arc<Pod>) {
-        self.pods.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.clone(), pod);
+    /// Whether the pod's phase is a terminal one.
+    pub(super) fn has_ended(&self, uid: &PodUid) -> bool {
+        let phase = self.get(uid).and_then(|pod| pod.status.as_ref()?.phase.clone());
+        matches!(phase.as_deref(), Some("Succeeded" | "Failed"))
     }
 
-    /// Puts a pod in place of its former version if `admits` finds room for it among the others: at most one pod at a time is
-    /// given something.
-    pub(super) fn replace_if<E>(&self, pod: &Pod, admits: impl FnOnce(&[Arc<Pod>]) -> Result<(), E>) -> Result<(), E> {
+    pub(super) fn put(&self, uid: &PodUid, pod: Arc<Pod>) {
+        let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = pods.insert(uid.clone(), pod.clone());
+        drop(pods);
+        if before.is_some_and(|before| frees(&before, &pod)) {
+            self.freed.notify_one();
+        }
+    }
+
+    /// Puts a pod in place of its former version if `admits` finds room for it among the others, when its turn has come: at most
+    /// one pod at a time is given something. Otherwise its wish is kept, and counts when others have theirs (A15.1).
+    pub(super) fn replace_if<E>(
+        &self,
+        pod: &Arc<Pod>,
+        now: Duration,
+        admits: impl Fn(&Pod, &[Arc<Pod>]) -> Result<(), E>,
+    ) -> Result<(), E> {
         let uid = PodRef::of(pod).uid;
         let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
-        let active = |pod: &Arc<Pod>| {
+        let mut wishes = self.wishes.lock().unwrap_or_else(PoisonError::into_inner);
+        let active = |pod: &&Arc<Pod>| {
             let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
             !matches!(phase, Some("Succeeded" | "Failed"))
         };
-        let others: Vec<Arc<Pod>> =
-            pods.iter().filter(|(other, pod)| **other != uid && active(pod)).map(|(_, pod)| pod.clone()).collect();
-        admits(&others)?;
-        pods.insert(uid, Arc::new(pod.clone()));
+        let all: Vec<Arc<Pod>> = pods.values().filter(active).cloned().collect();
+        let since = wishes.get(&uid).map_or(now, |wish| wish.since);
+        let wish = Wish { asked: pod.clone(), since };
+        let waiting: Vec<Wish> = wishes.values().cloned().collect();
+        let others = in_turn(&wish, &waiting, &all, |pod, others| admits(pod, others).is_ok());
+        if let Err(error) = admits(pod, &others) {
+            wishes.insert(uid, wish);
+            return Err(error);
+        }
+        wishes.remove(&uid);
+        if let Some(before) = pods.insert(uid, pod.clone()).filter(|before| frees(before, pod)) {
+            drop(before);
+            self.freed.notify_one();
+        }
         Ok(())
+    }
+
+    /// The pod asks for nothing that it has not got.
+    pub(super) fn wishes_nothing(&self, uid: &PodUid) {
+        self.wishes.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+
+    /// Pods whose resize waits for room.
+    pub(super) fn waiting(&self) -> Vec<PodUid> {
+        self.wishes.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+    }
+
+    /// Returns when a pod needs less than before, or has ended.
+    pub(super) async fn freed(&self) {
+        self.freed.notified().await;
     }
 
     pub(super) fn owner(&self, id: &str) -> Option<PodUid> {
@@ -209,6 +262,7 @@ impl Directory {
     }
 
     pub(super) fn forget(&self, uid: &PodUid) {
+        self.wishes_nothing(uid);
         self.pods.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
         self.ids.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, owner| owner != uid);
     }

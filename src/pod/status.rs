@@ -4,6 +4,7 @@
 mod conditions;
 mod containers;
 mod phase;
+mod whole;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -47,13 +48,15 @@ pub(super) fn status(facts: Facts<'_>, now: Now) -> PodStatus {
     containers::bound_messages([&mut init, &mut regular, &mut ephemeral]);
     let phase = phase::phase(facts, &init, &regular, ended);
     let killed = match seen.memory.stage.cause() {
-        Some(Cause::Killed { reason, message, disruption }) => Some((reason, message, *disruption)),
+        // As long as containers run the pod has not failed: whoever replaces it would have two.
+        Some(Cause::Killed { reason, message, disruption, .. }) if ended => Some((reason, message, *disruption)),
         _ => None,
     };
     let conditions = Conditions { facts, phase, init: &init, regular: &regular, now }.all(killed);
     let (pod_ips, host_ips) = (pod_ips(facts), addresses(facts.node_ips));
     let terminal = matches!(phase, "Failed" | "Succeeded");
     let keeps = |field: &Option<String>| field.clone().filter(|_| terminal);
+    let (whole, actual) = whole::resources(desired, &seen.memory.resize.allocation, phase == "Running");
     regular.sort_by(|a, b| a.name.cmp(&b.name));
     PodStatus {
         phase: Some(phase.to_owned()),
@@ -70,6 +73,8 @@ pub(super) fn status(facts: Facts<'_>, now: Now) -> PodStatus {
         qos_class: desired.pod.spec.as_ref().map(|spec| qos_class(spec).as_str().to_owned()),
         start_time: seen.memory.started_at.map(stamp).or_else(|| previous.start_time.clone()),
         observed_generation: desired.pod.metadata.generation,
+        allocated_resources: whole.as_ref().and_then(|whole| whole.requests.clone()),
+        resources: actual,
         ..PodStatus::default()
     }
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, VolumeProjection};
 use stoker_model::handle::EventType;
 use stoker_model::pod::PodRef;
 use tokio::sync::{Notify, watch};
@@ -28,6 +28,10 @@ use super::shared::Shared;
 use super::slow::described;
 use crate::cgroup::PodLimits;
 use crate::clock::Clock;
+use crate::volume::MountFailure;
+
+/// The certificates of the API server, which the control plane puts into every namespace.
+const ROOT_CA: &str = "kube-root-ca.crt";
 
 /// What a step changed, or failed to.
 #[derive(Clone, Debug)]
@@ -83,6 +87,8 @@ pub(super) enum Effect {
     Resized {
         name: String,
     },
+    /// The pod as a whole has them.
+    PodResized,
     ResizeFailed {
         message: String,
     },
@@ -139,7 +145,8 @@ impl Hand {
         }
         let mut skipped: Vec<String> = Vec::new();
         let mut made: Option<(String, String)> = None;
-        for step in steps {
+        let mut steps = steps.into_iter().peekable();
+        while let Some(step) = steps.next() {
             if self.ends() && !ends_at_start {
                 break;
             }
@@ -149,8 +156,15 @@ impl Hand {
                 continue;
             }
             tracing::debug!(pod = %self.reference, ?step, "step");
-            let (said, begun) = (described(&step), Clock.now().monotonic);
-            let outcome = self.step(step, &mut made).await;
+            let (mut said, begun) = (described(&step), Clock.now().monotonic);
+            let outcome = match steps.peek() {
+                Some(&Step::RunSandbox { attempt, changed }) if step == Step::MountVolumes && self.mounts_surely() => {
+                    steps.next();
+                    said = Some("run sandbox, mount volumes".to_owned());
+                    self.mount_beside_sandbox(attempt, changed).await
+                }
+                _ => self.step(step, &mut made).await,
+            };
             let took = Clock.now().monotonic.saturating_sub(begun);
             self.shared.directory.slow.note(&self.reference, said, took);
             match outcome {
@@ -225,29 +239,76 @@ impl Hand {
     }
 
     async fn mount_volumes(&mut self) -> Outcome {
+        if let Err(outcome) = self.make_dirs() {
+            return outcome;
+        }
         let shared = self.shared.clone();
-        if let Err(error) = shared.volumes.make_dirs(&self.reference.uid) {
-            let message = format!("error making pod data directories: {error}");
-            shared.tell(&self.reference, EventType::Warning, "FailedMakePodDataDirectories", message.clone());
-            self.effects.push(Effect::VolumesFailed(message));
-            return Outcome::Stop;
-        }
         let (node, now) = (shared.node(), shared.clock.now());
-        match shared.volumes.mount(&self.pod, &node, now, &self.volumes_changed).await {
-            Ok(()) => {
-                self.effects.push(Effect::VolumesMounted);
-                Outcome::Done
-            }
-            Err(failures) => {
-                let mut message = String::new();
-                for failure in failures {
-                    message = failure.to_string();
-                    shared.tell(&self.reference, EventType::Warning, "FailedMount", message.clone());
-                }
-                self.effects.push(Effect::VolumesFailed(message));
-                Outcome::Stop
-            }
+        let mounted = shared.volumes.mount(&self.pod, &node, now, &self.volumes_changed).await;
+        self.volumes_mounted(mounted)
+    }
+
+    /// Whether the pod's volumes are those that nearly every pod has, which nothing can be missing for but the API server: what it
+    /// takes to fetch their content is hidden behind what the sandbox takes.
+    fn mounts_surely(&self) -> bool {
+        let of_source = |source: &VolumeProjection| {
+            let map = source.config_map.as_ref();
+            map.is_none_or(|map| map.name == ROOT_CA)
+                && source.secret.is_none()
+                && source.cluster_trust_bundle.is_none()
+                && source.pod_certificate.is_none()
+        };
+        let mut volumes = self.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+        volumes.all(|volume| {
+            let projected = volume.projected.as_ref();
+            volume.empty_dir.is_some()
+                || volume.downward_api.is_some()
+                || projected.is_some_and(|p| p.sources.iter().flatten().all(of_source))
+        })
+    }
+
+    /// Both at once. Should a volume fail after all, the sandbox is there already when it is mounted later.
+    async fn mount_beside_sandbox(&mut self, attempt: u32, changed: bool) -> Outcome {
+        if let Err(outcome) = self.make_dirs() {
+            return outcome;
         }
+        let config = match self.prepare_sandbox(attempt, changed) {
+            Ok(config) => config,
+            Err(outcome) => return outcome,
+        };
+        let (shared, pod, notify) = (self.shared.clone(), self.pod.clone(), self.volumes_changed.clone());
+        let (node, now) = (shared.node(), shared.clock.now());
+        let (mounted, made) = tokio::join!(
+            shared.volumes.mount(&pod, &node, now, &notify),
+            shared.runtime.run_pod_sandbox(config, &shared.config.runtime_handler)
+        );
+        match (self.volumes_mounted(mounted), self.sandbox_made(made)) {
+            (Outcome::Done, outcome) | (outcome, _) => outcome,
+        }
+    }
+
+    fn make_dirs(&mut self) -> Result<(), Outcome> {
+        let made = self.shared.volumes.make_dirs(&self.reference.uid);
+        made.map(drop).map_err(|error| {
+            let message = format!("error making pod data directories: {error}");
+            self.shared.tell(&self.reference, EventType::Warning, "FailedMakePodDataDirectories", message.clone());
+            self.effects.push(Effect::VolumesFailed(message));
+            Outcome::Stop
+        })
+    }
+
+    fn volumes_mounted(&mut self, mounted: Result<(), Vec<MountFailure>>) -> Outcome {
+        let Err(failures) = mounted else {
+            self.effects.push(Effect::VolumesMounted);
+            return Outcome::Done;
+        };
+        let mut message = String::new();
+        for failure in failures {
+            message = failure.to_string();
+            self.shared.tell(&self.reference, EventType::Warning, failure.reason(), message.clone());
+        }
+        self.effects.push(Effect::VolumesFailed(message));
+        Outcome::Stop
     }
 
     fn container_failed(&mut self, name: String, reason: &'static str, message: String) -> Outcome {

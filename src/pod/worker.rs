@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::PodStatus;
+use k8s_openapi::api::core::v1::{PodCondition, PodStatus};
 use stoker_model::handle::EventType;
 use stoker_model::pod::PodRef;
 use tokio::sync::{Notify, oneshot, watch};
@@ -23,7 +23,7 @@ use tracing::{Instrument, debug, warn};
 use refresh::{PodFields, Refresh};
 
 use super::adopted::Adopted;
-use super::backoff::{Backoff, backoffs};
+use super::backoff::{Backoff, backoffs, lengthened};
 use super::observe::Observer;
 use super::observed::{
     DesiredPod, Failure, ImageState, Instance, Kind, Memory, Observed, Sandbox, Stage, Stop, VolumesState,
@@ -68,6 +68,8 @@ impl Report {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Wake {
     Look,
+    /// The API server shows what was reported to it: there is nothing to decide.
+    Echo,
     /// Only time has passed.
     Resync,
     VolumesChanged,
@@ -103,6 +105,8 @@ pub(super) struct Worker {
     /// Steps of the last hand, and how often they came again.
     repeated: (Vec<Step>, u32),
     sandbox: Option<Sandbox>,
+    /// What the last plan was made for, as the sources told it.
+    planned_for: Option<DesiredPod>,
     /// What was seen before the first round: nothing was done since.
     looked: Option<(Vec<Sandbox>, Vec<Instance>)>,
     adopted: Adopted,
@@ -154,6 +158,7 @@ impl Worker {
             shown_fields: (pod.metadata.labels.clone(), pod.metadata.annotations.clone()),
             repeated: (Vec::new(), 0),
             sandbox: None,
+            planned_for: None,
             looked: None,
             adopted: Adopted::default(),
             gone: false,
@@ -169,8 +174,10 @@ impl Worker {
             let mut runtime_delay = RUNTIME_RETRY.0;
             let mut wake_at = None;
             let mut resync_at = self.next_resync();
+            let mut due = true;
             while !self.gone && !self.stop.is_cancelled() {
-                if !self.hand_busy {
+                if due && !self.hand_busy {
+                    due = false;
                     wake_at = match self.round().await {
                         Ok(wake_at) => {
                             runtime_delay = RUNTIME_RETRY.0;
@@ -184,8 +191,10 @@ impl Worker {
                         }
                     };
                 }
-                match self.next_wake(wake_at, resync_at).await {
-                    Wake::Look => {}
+                let wake = self.next_wake(wake_at, resync_at).await;
+                due |= wake != Wake::Echo;
+                match wake {
+                    Wake::Look | Wake::Echo => {}
                     Wake::VolumesChanged => self.volumes_changed(),
                     Wake::Resync => {
                         self.refresh_volumes();
@@ -203,9 +212,14 @@ impl Worker {
     }
 
     fn next_resync(&self) -> Duration {
-        // Spread over half a period, so that pods made together are not looked at together (A1.5).
-        let spread = self.reference.uid.as_str().bytes().fold(0_u32, |sum, byte| (sum * 31 + u32::from(byte)) % 100);
-        self.shared.clock.now().monotonic + self.shared.config.sync_frequency.mul_f64(1.0 + f64::from(spread) / 200.0)
+        let usual = lengthened(self.shared.config.sync_frequency, &self.reference.uid);
+        let now = self.shared.clock.now();
+        // Tokens are fetched when they are due, not some time after that (A9.11).
+        let due = self.shared.volumes.due(&self.reference.uid).and_then(|due| {
+            let wait = Duration::try_from(due.duration_since(now.wall)).ok()?;
+            (!wait.is_zero()).then_some(wait)
+        });
+        now.monotonic + due.map_or(usual, |due| due.min(usual))
     }
 
     /// Waits until there is a reason to look.
@@ -224,6 +238,9 @@ impl Worker {
                 }
                 if self.shows_pod_fields() {
                     return Wake::VolumesChanged;
+                }
+                if self.is_echo() {
+                    return Wake::Echo;
                 }
             }
             () = self.wake.notified() => {}
@@ -281,6 +298,7 @@ impl Worker {
             None => self.observer.look(runtime, &self.reference.uid, directory).await?,
         };
         let desired = self.desired.borrow_and_update().clone();
+        self.planned_for = Some(desired.clone());
         let desired = self.allocate(desired);
         self.sandbox = sandboxes.first().cloned();
         let node = self.shared.node();
@@ -302,6 +320,30 @@ impl Worker {
         self.memory = seen.memory;
         self.waiting = plan.waiting.clone();
         Ok(self.begin(&desired, plan))
+    }
+
+    /// Whether what is desired differs from what was planned for in nothing but the status that was reported. Each status that is
+    /// written comes back this way.
+    fn is_echo(&self) -> bool {
+        let Some(before) = &self.planned_for else { return false };
+        let now = self.desired.borrow();
+        if now.gone || now.ended != before.ended || before.gone || before.pod.spec != now.pod.spec {
+            return false;
+        }
+        let (old, new) = (&before.pod.metadata, &now.pod.metadata);
+        let foreign = |pod: &k8s_openapi::api::core::v1::Pod| -> Vec<PodCondition> {
+            let own = |kind: &str| self.previous.conditions.iter().flatten().any(|c| c.type_ == kind);
+            let all = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+            all.filter(|c| !own(&c.type_)).cloned().collect()
+        };
+        old.generation == new.generation
+            && old.deletion_timestamp == new.deletion_timestamp
+            && old.deletion_grace_period_seconds == new.deletion_grace_period_seconds
+            && old.labels == new.labels
+            && old.annotations == new.annotations
+            && old.finalizers == new.finalizers
+            && foreign(&before.pod) == foreign(&now.pod)
+            && !differs(now.pod.status.as_ref(), &self.previous)
     }
 
     /// Computes the status and has it written if it changed, or if the API server lost it. When to compare again, if that is still
@@ -424,7 +466,11 @@ impl Worker {
         let wants = |c: &&k8s_openapi::api::core::v1::Container| super::observed::ImageKey::of(c) == key;
         let regular = desired.containers().iter().find(wants).map(|c| (Kind::Regular, c.name.clone()));
         let init = || desired.init_containers().iter().find(wants).map(|c| (Kind::Init, c.name.clone()));
-        let container = regular.or_else(init).unwrap_or((Kind::Ephemeral, String::new()));
+        let of_ephemeral = |c: &k8s_openapi::api::core::v1::Container| super::observed::ImageKey::of(c) == key;
+        let ephemeral =
+            || desired.ephemeral_containers().into_iter().find(of_ephemeral).map(|c| (Kind::Ephemeral, c.name));
+        // That of a volume is the pod's own.
+        let container = regular.or_else(init).or_else(ephemeral);
         let (shared, pod) = (self.shared.clone(), desired.pod.clone());
         let work = async move {
             let effect = match pulls {
@@ -503,9 +549,17 @@ impl Worker {
     /// Takes over what a step did.
     fn remember(&mut self, effect: Effect) {
         let now = self.shared.clock.now();
+        let container_retry = lengthened(CONTAINER_RETRY, &self.reference.uid);
         let memory = &mut self.memory;
         match effect {
-            Effect::CgroupReady => memory.cgroup_ready = true,
+            Effect::CgroupReady => {
+                memory.cgroup_ready = true;
+                let allocation = &mut memory.resize.allocation;
+                if allocation.actuated_pod != allocation.allocated_pod {
+                    allocation.actuated_pod.clone_from(&allocation.allocated_pod);
+                    self.keep_resources();
+                }
+            }
             Effect::VolumesMounted => {
                 memory.volumes = VolumesState::Mounted;
                 self.mount_failures = 0;
@@ -518,7 +572,7 @@ impl Worker {
             }
             Effect::SandboxMade => memory.sandbox_failure = None,
             Effect::SandboxFailed { reason, message, retry } => {
-                let retry_at = now.monotonic + retry;
+                let retry_at = now.monotonic + lengthened(retry, &self.reference.uid);
                 memory.sandbox_failure = Some(Failure { reason: reason.to_owned(), message, retry_at });
             }
             Effect::ImageFound { key, id, uid, username } => {
@@ -560,9 +614,15 @@ impl Worker {
                 memory.resize.error = None;
                 self.keep_resources();
             }
+            Effect::PodResized => {
+                let allocation = &mut memory.resize.allocation;
+                allocation.actuated_pod.clone_from(&allocation.allocated_pod);
+                memory.resize.error = None;
+                self.keep_resources();
+            }
             Effect::ResizeFailed { message } => {
                 let told = memory.resize.error.as_ref().is_some_and(|failed| failed.message == message);
-                let retry_at = now.monotonic + CONTAINER_RETRY;
+                let retry_at = now.monotonic + container_retry;
                 memory.resize.error = Some(Failed { message: message.clone(), retry_at });
                 let generation = memory.resize.generation;
                 if !told {
@@ -580,14 +640,14 @@ impl Worker {
                 if let Some((_, container)) = self.desired.borrow().container(&name) {
                     memory.images.remove(&super::observed::ImageKey::of(&container));
                 }
-                let retry_at = now.monotonic + CONTAINER_RETRY;
+                let retry_at = now.monotonic + container_retry;
                 memory.failures.insert(name, Failure { reason: reason.to_owned(), message, retry_at });
             }
             Effect::HookEnded { name, id, failed } => {
                 if memory.post_start.get(&name).is_some_and(|of| *of == id) {
                     memory.post_start.remove(&name);
                     if let Some(message) = failed {
-                        let retry_at = now.monotonic + CONTAINER_RETRY;
+                        let retry_at = now.monotonic + container_retry;
                         let failure = Failure { reason: "PostStartHookError".into(), message, retry_at };
                         memory.failures.insert(name.clone(), failure);
                         memory.hook_failed.insert(name);

@@ -11,6 +11,8 @@ use tracing::{debug, warn};
 
 /// First and longest delay between tries.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// A pod that starts has soon more to tell: what it shows on the way is written only if the way is long.
+const HOLD: Duration = Duration::from_millis(250);
 
 /// The writing task of one pod ends with this.
 #[derive(Debug)]
@@ -53,9 +55,17 @@ async fn write(
 ) {
     let mut delay = RETRY.0;
     while inbox.changed().await.is_ok() {
+        let mut hold = std::pin::pin!(tokio::time::sleep(HOLD));
         loop {
             let (number, status) = inbox.borrow_and_update().clone();
             let Some(status) = status else { break };
+            if status.phase.as_deref() == Some("Pending") {
+                tokio::select! {
+                    biased;
+                    () = &mut hold => {}
+                    Ok(()) = inbox.changed() => continue,
+                }
+            }
             let wait = match api.patch_status(&pod, &status).await {
                 Ok(()) => None,
                 Err(ApiError::NotFound(_) | ApiError::Conflict(_)) => {
@@ -81,5 +91,54 @@ async fn write(
             delay = (delay * 2).min(RETRY.1);
             tokio::time::sleep(wait).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use stoker_model::pod::PodUid;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Seen(Mutex<Vec<String>>);
+
+    #[async_trait::async_trait]
+    impl PodApi for Seen {
+        async fn patch_status(&self, _: &PodRef, status: &PodStatus) -> Result<(), ApiError> {
+            let reason = status.reason.clone().unwrap_or_default();
+            self.0.lock().unwrap().push(format!("{}{reason}", status.phase.as_deref().unwrap_or_default()));
+            Ok(())
+        }
+
+        async fn delete_finished(&self, _: &PodRef) -> Result<(), ApiError> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_soon_outdated_is_not_written() {
+        // A2.10
+        let seen = Arc::new(Seen::default());
+        let pod = PodRef { namespace: "n".into(), name: "p".into(), uid: PodUid::new("u") };
+        let writer = StatusWriter::spawn(seen.clone(), pod);
+        let put = |phase: &str, reason: &str| {
+            let (phase, reason) = (Some(phase.to_owned()), Some(reason.to_owned()));
+            writer.put(Arc::new(PodStatus { phase, reason, ..PodStatus::default() }));
+        };
+        for reason in ["1", "2"] {
+            put("Pending", reason);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        put("Running", "");
+        writer.flushed().await;
+        put("Running", "x");
+        writer.flushed().await;
+        assert_eq!(*seen.0.lock().unwrap(), ["Running", "Runningx"], "what starts quickly is told once");
+        put("Pending", "3");
+        writer.flushed().await;
+        assert_eq!(seen.0.lock().unwrap().last().unwrap(), "Pending3", "and what does not, all the same");
     }
 }

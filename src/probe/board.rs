@@ -11,6 +11,7 @@ use stoker_model::pod::{PodRef, PodUid};
 use tokio::sync::Notify;
 
 use super::action::{Action, Outcome};
+use super::counts::Counts;
 use super::tally::{Tally, Thresholds};
 use super::{Target, Verdict, View};
 use crate::clock::Now;
@@ -19,7 +20,7 @@ use crate::clock::Now;
 pub(super) const ATTEMPTS: u32 = 3;
 
 /// The three kinds of probes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Kind {
     Startup,
     Liveness,
@@ -101,6 +102,8 @@ pub(super) struct Board {
     /// Attempts by time; those of tracks that are gone are passed over.
     due: BinaryHeap<Reverse<(Duration, u64)>>,
     next_number: u64,
+    /// How attempts went, of the pods that are there.
+    pub(super) counts: Counts,
 }
 
 impl Board {
@@ -145,6 +148,7 @@ impl Board {
 
     /// Forgets a pod.
     pub(super) fn forget(&mut self, uid: &PodUid) {
+        self.counts.forget(uid);
         if let Some(entry) = self.pods.remove(uid) {
             for watched in entry.containers.values() {
                 self.drop_tracks(watched);
@@ -259,10 +263,19 @@ impl Board {
         all
     }
 
-    /// Takes over the result of an attempt. `None`: it came to no end. What is to be told.
-    pub(super) fn record(&mut self, number: u64, outcome: Option<Outcome>, now: Duration) -> Option<Message> {
+    /// Takes over the result of an attempt, and how long that took. `None`: it came to no end. What is to be told.
+    pub(super) fn record(
+        &mut self,
+        number: u64,
+        outcome: Option<(Outcome, Duration)>,
+        now: Duration,
+    ) -> Option<Message> {
         let track = self.tracks.get_mut(&number)?;
         let kind = track.kind;
+        let outcome = outcome.map(|(outcome, took)| {
+            self.counts.add(&track.pod, &track.container, kind, &outcome, took);
+            outcome
+        });
         let message = outcome.as_ref().and_then(|outcome| message(track, outcome));
         let counted = match outcome {
             Some(Outcome::Success | Outcome::Warning(_)) => track.tally.count(true, track.thresholds),

@@ -6,6 +6,7 @@
 
 mod action;
 mod board;
+mod counts;
 mod dial;
 mod grpc;
 mod http;

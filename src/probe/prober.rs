@@ -75,6 +75,11 @@ impl Prober {
         verdicts
     }
 
+    /// What probes have done so far, in the text form of Prometheus (A5.13).
+    pub fn metrics(&self) -> String {
+        self.shared.board().counts.text()
+    }
+
     /// Forgets a pod.
     pub fn forget(&self, uid: &PodUid) {
         self.shared.board().forget(uid);
@@ -90,7 +95,7 @@ struct Attempts {
 
 impl Attempts {
     async fn run(self) {
-        let mut under_way: JoinSet<Outcome> = JoinSet::new();
+        let mut under_way: JoinSet<(Outcome, Duration)> = JoinSet::new();
         let mut numbers: HashMap<Id, u64> = HashMap::new();
         loop {
             let now = self.shared.clock.now().monotonic;
@@ -122,14 +127,15 @@ impl Attempts {
         }
     }
 
-    fn attempt(&self, due: Due) -> impl Future<Output = Outcome> + Send + 'static {
-        let (runner, commands) = (self.runner.clone(), self.commands.clone());
+    fn attempt(&self, due: Due) -> impl Future<Output = (Outcome, Duration)> + Send + 'static {
+        let (runner, commands, clock) = (self.runner.clone(), self.commands.clone(), self.shared.clock);
         async move {
             // The wait for a place is not part of the time that the command has.
             let _place = match &*due.action {
                 Action::Exec { .. } => commands.acquire_owned().await.ok(),
                 _ => None,
             };
+            let began = clock.now().monotonic;
             let mut outcome = due.action.attempt(due.timeout, &*runner).await;
             for _ in 1..ATTEMPTS {
                 if !matches!(outcome, Outcome::Unknown(_)) {
@@ -137,11 +143,11 @@ impl Attempts {
                 }
                 outcome = due.action.attempt(due.timeout, &*runner).await;
             }
-            outcome
+            (outcome, clock.now().monotonic.saturating_sub(began))
         }
     }
 
-    fn record(&self, number: u64, outcome: Option<Outcome>) {
+    fn record(&self, number: u64, outcome: Option<(Outcome, Duration)>) {
         let now = self.shared.clock.now().monotonic;
         let message = self.shared.board().record(number, outcome, now);
         if let Some(Message { pod, field_path, reason, text }) = message {

@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use serde::Deserialize;
 
-use super::images::Credential;
+use super::images::{Credential, SecretRef};
 
 /// Where Docker Hub's credentials stand.
 const HUB: &str = "index.docker.io";
@@ -79,6 +79,14 @@ impl Keyring {
             self.0.entry(key).or_default().push(credential);
         }
         Ok(())
+    }
+
+    /// Takes in what one secret holds.
+    pub fn add_secret(&mut self, entries: Self, secret: &SecretRef) {
+        for (key, credentials) in entries.0 {
+            let marked = credentials.into_iter().map(|c| Credential { secret: Some(secret.clone()), ..c });
+            self.0.entry(key).or_default().extend(marked);
+        }
     }
 
     /// Adds one that somebody else has found.

@@ -6,11 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stoker_model::handle::{EventSink, EventSubject, EventType};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
 use super::client::Runtime;
 use super::cri;
 use super::error::RuntimeError;
+use super::pulled::PullRecords;
 use crate::clock::Clock;
 
 /// How often the disk is looked at.
@@ -35,6 +38,9 @@ pub enum CollectError {
     /// The runtime did not answer.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
+    /// The agent stops.
+    #[error("the image collector has ended")]
+    Ended,
     /// The disk could not be measured.
     #[error("invalid capacity 0 on image filesystem")]
     NoCapacity,
@@ -73,7 +79,8 @@ pub enum CollectError {
 /// What is remembered of an image. Times are monotonic.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Record {
-    detected: Duration,
+    /// `None`: it was here before anybody looked, so it counts as old.
+    detected: Option<Duration>,
     last_used: Option<Duration>,
     size: u64,
     pinned: bool,
@@ -81,16 +88,22 @@ struct Record {
 
 /// The images of this node, since when they are here and when they were used last.
 #[derive(Debug, Default)]
-struct Records(BTreeMap<String, Record>);
+struct Records {
+    images: BTreeMap<String, Record>,
+    /// Somebody has looked before.
+    looked: bool,
+}
 
 impl Records {
     /// Takes in what is there. `used` holds IDs and names.
     fn note(&mut self, images: &[cri::Image], used: &BTreeSet<String>, now: Duration) {
+        let detected = self.looked.then_some(now);
+        self.looked = true;
         let present: BTreeSet<&str> = images.iter().map(|image| image.id.as_str()).collect();
-        self.0.retain(|id, _| present.contains(id.as_str()));
+        self.images.retain(|id, _| present.contains(id.as_str()));
         for image in images {
-            let record = self.0.entry(image.id.clone()).or_insert(Record {
-                detected: now,
+            let record = self.images.entry(image.id.clone()).or_insert(Record {
+                detected,
                 last_used: None,
                 size: 0,
                 pinned: false,
@@ -106,7 +119,7 @@ impl Records {
 
     /// Images that nobody uses now, the longest unused first; never used ones before all others.
     fn unused(&self, now: Duration) -> Vec<(String, Record)> {
-        let unused = self.0.iter().filter(|(_, record)| !record.pinned && record.last_used != Some(now));
+        let unused = self.images.iter().filter(|(_, record)| !record.pinned && record.last_used != Some(now));
         let mut list: Vec<_> = unused.map(|(id, record)| (id.clone(), record.clone())).collect();
         list.sort_by_key(|(_, record)| (record.last_used, record.detected));
         list
@@ -137,22 +150,74 @@ pub struct ImageCollector {
     clock: Clock,
     records: Records,
     begun: Duration,
+    pulls: Option<Arc<PullRecords>>,
+    requests: mpsc::Receiver<Request>,
+    sender: mpsc::Sender<Request>,
+}
+
+/// Who waits for the answer to [`ImageReclaimer::remove_unused`].
+type Request = oneshot::Sender<Result<u64, CollectError>>;
+
+/// Asks the task of an [`ImageCollector`] for disk space.
+#[derive(Clone, Debug)]
+pub struct ImageReclaimer(mpsc::Sender<Request>);
+
+impl ImageReclaimer {
+    /// See [`ImageCollector::remove_unused`].
+    ///
+    /// # Errors
+    /// When the runtime fails, or the collector has ended.
+    pub async fn remove_unused(&self) -> Result<u64, CollectError> {
+        let (answer, answered) = oneshot::channel();
+        if self.0.send(answer).await.is_err() {
+            return Err(CollectError::Ended);
+        }
+        answered.await.unwrap_or(Err(CollectError::Ended))
+    }
 }
 
 impl ImageCollector {
     /// Knows nothing yet: ages count from now on.
     pub fn new(runtime: Runtime, policy: ImagePolicy, keep: Vec<String>, clock: Clock) -> Self {
         let begun = clock.now().monotonic;
-        Self { runtime, policy, keep, clock, records: Records::default(), begun }
+        let (sender, requests) = mpsc::channel(1);
+        Self { runtime, policy, keep, clock, records: Records::default(), begun, pulls: None, requests, sender }
     }
 
-    /// Looks every five minutes, for ever.
+    /// Forgets who pulled an image when it is gone (A14.6).
+    #[must_use]
+    pub fn with_pulls(mut self, pulls: Arc<PullRecords>) -> Self {
+        self.pulls = Some(pulls);
+        self
+    }
+
+    /// For those who need disk space while [`Self::run`] runs.
+    pub fn reclaimer(&self) -> ImageReclaimer {
+        ImageReclaimer(self.sender.clone())
+    }
+
+    /// Looks every five minutes, and when somebody asks, for ever.
     pub async fn run(mut self, events: Arc<dyn EventSink>) {
-        if self.policy.high_percent >= 100 && self.policy.max_age.is_zero() {
-            return std::future::pending().await;
-        }
+        let is_off = self.policy.high_percent >= 100 && self.policy.max_age.is_zero();
         let mut failed_before = false;
+        let mut rounds = tokio::time::interval(ROUND);
+        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            tokio::select! {
+                _ = rounds.tick() => {}
+                Some(request) = self.requests.recv() => {
+                    // Who asked may have gone.
+                    let _ = request.send(self.remove_unused().await);
+                    continue;
+                }
+            }
+            if is_off {
+                // Ages are known all the same, for those who ask.
+                if let Err(error) = self.look(self.clock.now().monotonic).await {
+                    warn!(%error, "images not listed");
+                }
+                continue;
+            }
             let tell = |reason: &str, message| events.publish(EventSubject::Node, EventType::Warning, reason, message);
             match self.collect().await {
                 Ok(()) => failed_before = false,
@@ -170,7 +235,6 @@ impl ImageCollector {
                     failed_before = true;
                 }
             }
-            tokio::time::sleep(ROUND).await;
         }
     }
 
@@ -217,7 +281,14 @@ impl ImageCollector {
     }
 
     async fn look(&mut self, now: Duration) -> Result<Vec<(String, Record)>, CollectError> {
+        let began = self.clock.now().wall;
         let images = self.runtime.list_images().await?;
+        if let Some(pulls) = &self.pulls {
+            if !self.records.looked {
+                pulls.adopt(&images);
+            }
+            pulls.retain(&images, began);
+        }
         let mut used: BTreeSet<String> = self.keep.iter().cloned().collect();
         for container in self.runtime.list_containers(None).await? {
             used.extend([container.image_id, container.image_ref]);
@@ -232,7 +303,7 @@ impl ImageCollector {
         let mut freed = 0_u64;
         let mut errors = Vec::new();
         for (id, record) in unused {
-            if now.saturating_sub(record.detected) < self.policy.min_age {
+            if record.detected.is_some_and(|detected| now.saturating_sub(detected) < self.policy.min_age) {
                 continue;
             }
             match self.remove(&id, &record).await {
@@ -253,7 +324,7 @@ impl ImageCollector {
     async fn remove(&mut self, id: &str, record: &Record) -> Result<(), RuntimeError> {
         info!(image = id, bytes = record.size, "removing an image that nobody uses");
         self.runtime.remove_image(cri::ImageSpec { image: id.to_owned(), ..Default::default() }).await?;
-        self.records.0.remove(id);
+        self.records.images.remove(id);
         Ok(())
     }
 
@@ -308,7 +379,10 @@ mod tests {
         assert_eq!(ids(&records, 40), ["b", "a"]);
         records.note(&images[1..2], &used(&[]), at(50));
         assert_eq!(ids(&records, 50), ["b"]);
-        assert_eq!(records.0["b"].detected, at(10), "since when it is here does not change");
+        assert_eq!(records.images["b"].detected, None, "what was here at first stays old");
+        records.note(&images, &used(&[]), at(60));
+        records.note(&images, &used(&[]), at(70));
+        assert_eq!(records.images["a"].detected, Some(at(60)), "since when it is here does not change");
     }
 
     #[test]

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
-use tokio::sync::Semaphore;
 use tracing::debug;
 
 use super::client::Runtime;
@@ -19,6 +18,8 @@ use super::credentials::{self, Keyring};
 use super::cri;
 use super::error::{PullFailure, RuntimeError};
 use super::plugins::Plugins;
+use super::pulled::PullRecords;
+use super::turns::Turns;
 use crate::clock::Clock;
 
 /// What to pull, and how.
@@ -47,6 +48,19 @@ pub struct Credential {
     pub identity_token: String,
     /// A bearer token.
     pub registry_token: String,
+    /// The secret that it comes from; `None`: the node has it for all pods.
+    pub secret: Option<SecretRef>,
+}
+
+/// A Secret of the API.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct SecretRef {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
 }
 
 impl fmt::Debug for Credential {
@@ -89,7 +103,8 @@ type Outcome = Result<Pulled, RuntimeError>;
 #[derive(Clone)]
 pub struct Images {
     runtime: Runtime,
-    permits: Arc<Semaphore>,
+    turns: Turns,
+    records: Option<Arc<PullRecords>>,
     under_way: Arc<Mutex<HashMap<Pull, Shared<BoxFuture<'static, Outcome>>>>>,
     rate: Option<Arc<Rate>>,
     node: NodeCredentials,
@@ -141,7 +156,8 @@ impl Images {
     pub fn new(runtime: Runtime, parallel_pulls: NonZeroUsize) -> Self {
         Self {
             runtime,
-            permits: Arc::new(Semaphore::new(parallel_pulls.get().min(Semaphore::MAX_PERMITS))),
+            turns: Turns::new(parallel_pulls),
+            records: None,
             under_way: Arc::default(),
             rate: None,
             node: NodeCredentials::default(),
@@ -154,6 +170,27 @@ impl Images {
         let now = Clock.now().monotonic;
         self.rate = (per_second > 0).then(|| Arc::new(Rate::new(per_second, burst, now)));
         self
+    }
+
+    /// Keeps records of who may use what was pulled (A14.6). Without them whoever runs here may use what is here.
+    #[must_use]
+    pub fn with_records(mut self, records: Arc<PullRecords>) -> Self {
+        self.records = Some(records);
+        self
+    }
+
+    /// Whether a pod may use an image that is there only after it was pulled for it, too (A14.6). `credentials` are those that the pod has
+    /// for it, and only asked for when they matter.
+    pub async fn must_pull(
+        &self,
+        image: &str,
+        id: &str,
+        credentials: impl Future<Output = Vec<Credential>> + Send,
+    ) -> bool {
+        match &self.records {
+            Some(records) => records.must_pull(image, id, credentials).await,
+            None => false,
+        }
     }
 
     /// Gives every pull what opens registries to this node.
@@ -182,20 +219,21 @@ impl Images {
     }
 
     /// Pulls an image. Whoever asks for the same while it is under way gets the same outcome: the same reference with other credentials is
-    /// another pull, for credentials of one pod must not serve another. Dropping the future does not end the pull.
-    pub async fn pull(&self, pull: Pull) -> Outcome {
+    /// another pull, for credentials of one pod must not serve another. Dropping the future does not end the pull. Where pulls have to wait for
+    /// each other, those of higher `priority` are first (A14.3).
+    pub async fn pull(&self, pull: Pull, priority: i32) -> Outcome {
         let outcome = {
             let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-            under_way.entry(pull.clone()).or_insert_with(|| self.start(pull)).clone()
+            under_way.entry(pull.clone()).or_insert_with(|| self.start(pull, priority)).clone()
         };
         outcome.await
     }
 
     /// Starts the task of one pull.
-    fn start(&self, pull: Pull) -> Shared<BoxFuture<'static, Outcome>> {
+    fn start(&self, pull: Pull, priority: i32) -> Shared<BoxFuture<'static, Outcome>> {
         let images = self.clone();
         let task = tokio::spawn(async move {
-            let outcome = images.pull_with_each(&pull).await;
+            let outcome = images.pull_recorded(&pull, priority).await;
             images.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&pull);
             outcome
         });
@@ -207,14 +245,25 @@ impl Images {
         outcome.boxed().shared()
     }
 
+    async fn pull_recorded(&self, pull: &Pull, priority: i32) -> Outcome {
+        let Some(records) = &self.records else { return self.pull_with_each(pull, priority).await };
+        if let Err(error) = records.begin(&pull.image) {
+            let message = format!("Failed to record image pull intent for container image \"{}\": {error}", pull.image);
+            return Err(RuntimeError::ImagePull { failure: PullFailure::Other, message });
+        }
+        let outcome = self.pull_with_each(pull, priority).await;
+        let pulled = outcome.as_ref().ok().map(|pulled| (pulled.id.as_str(), pulled.credential.as_ref()));
+        records.end(&pull.image, pulled);
+        outcome
+    }
+
     /// One attempt for each credential until one succeeds (A14.4).
-    async fn pull_with_each(&self, pull: &Pull) -> Outcome {
+    async fn pull_with_each(&self, pull: &Pull, priority: i32) -> Outcome {
         if self.rate.as_ref().is_some_and(|rate| !rate.take(Clock.now().monotonic)) {
             let message = "pull QPS exceeded".to_owned();
             return Err(RuntimeError::ImagePull { failure: PullFailure::Other, message });
         }
-        // The semaphore is never closed, so an error cannot be; without a permit the pull would only be less bounded.
-        let _permit = self.permits.acquire().await.ok();
+        let _turn = self.turns.wait(priority).await;
         let started = Clock.now().monotonic;
         let mut errors: Vec<RuntimeError> = Vec::new();
         let mut attempts: Vec<Option<&Credential>> = pull.credentials.iter().map(Some).collect();

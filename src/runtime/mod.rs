@@ -14,8 +14,11 @@ mod import;
 pub mod logs;
 pub mod pause;
 pub mod plugins;
+mod pulled;
+mod turns;
 
 pub use client::Runtime;
 pub use error::{PullFailure, RuntimeError};
-pub use images::{Credential, Images, NodeCredentials, Pull, Pulled};
+pub use images::{Credential, Images, NodeCredentials, Pull, Pulled, SecretRef};
 pub use import::{ImageSource, import};
+pub use pulled::{BadPolicy, PullRecords, VerificationPolicy};

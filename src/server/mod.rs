@@ -37,7 +37,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use rustix::net::sockopt;
-use stoker_model::handle::{AgentState, Authorizer, PodDirectory, TokenReviewer, UsageReader};
+use stoker_model::handle::{AgentState, Authorizer, PodDirectory, ProbeMetrics, TokenReviewer, UsageReader};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -134,6 +134,8 @@ pub struct Handles {
     pub tokens: Option<Arc<dyn TokenReviewer>>,
     /// What is used.
     pub usage: Arc<dyn UsageReader>,
+    /// What probes have done.
+    pub probes: Arc<dyn ProbeMetrics>,
     /// The agent itself.
     pub agent: Arc<dyn AgentState>,
     /// Containers and their logs.

@@ -9,8 +9,17 @@ use crate::clock::Now;
 
 const WARNING: &str = "Warning: This endpoint is not meant to be machine parseable, has no formatting compatibility guarantees and is \
                        for debugging purposes only.";
-const PATHS: [&str; 8] =
-    ["/configz", "/flagz", "/healthz", "/metrics", "/metrics/cadvisor", "/metrics/resource", "/pods", "/stats/summary"];
+const PATHS: [&str; 9] = [
+    "/configz",
+    "/flagz",
+    "/healthz",
+    "/metrics",
+    "/metrics/cadvisor",
+    "/metrics/probes",
+    "/metrics/resource",
+    "/pods",
+    "/stats/summary",
+];
 /// The release whose API is served.
 const EMULATED: &str = "1.36";
 

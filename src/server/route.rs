@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
 use serde_json::{Value, json};
-use stoker_model::handle::{AgentState, PodDirectory, UserInfo};
+use stoker_model::handle::{AgentState, PodDirectory, ProbeMetrics, UserInfo};
 
 use super::access::{Access, Refusal};
 use super::escape::unescape;
@@ -36,6 +36,7 @@ const LONGEST_NUMBER: usize = 16;
 pub(super) struct Routes {
     pods: Arc<dyn PodDirectory>,
     agent: Arc<dyn AgentState>,
+    probes: Arc<dyn ProbeMetrics>,
     runtime: Runtime,
     access: Access,
     tokens: Option<Tokens>,
@@ -75,6 +76,7 @@ enum Metrics {
     Own,
     Resource,
     Cadvisor,
+    Probes,
 }
 
 impl Page {
@@ -91,6 +93,7 @@ impl Page {
             ["metrics"] => Self::Metrics(Metrics::Own),
             ["metrics", "resource"] => Self::Metrics(Metrics::Resource),
             ["metrics", "cadvisor"] => Self::Metrics(Metrics::Cadvisor),
+            ["metrics", "probes"] => Self::Metrics(Metrics::Probes),
             ["stats", "summary"] => Self::Summary,
             ["configz"] => Self::Configz,
             ["flagz"] => Self::Flagz,
@@ -146,13 +149,14 @@ impl Page {
 
 impl Routes {
     pub(super) fn new(handles: Handles, access: Access, streaming: Streaming, config: ServerConfig) -> Self {
-        let Handles { pods, runtime, usage, tokens, agent, .. } = handles;
+        let Handles { pods, runtime, usage, tokens, agent, probes, .. } = handles;
         let places = Places { root: config.root_dir.clone(), logs: config.pod_logs_dir.clone() };
         Self {
             stats: Stats::new(config.node.clone(), pods.clone(), usage, runtime.clone(), places),
             tokens: tokens.map(|reviewer| Tokens::new(reviewer, config.token_ttl)),
             pods,
             agent,
+            probes,
             runtime,
             access,
             streaming,
@@ -237,6 +241,7 @@ impl Routes {
             Page::Metrics(Metrics::Own) => reply::metrics(self.stats.own_metrics()),
             Page::Metrics(Metrics::Resource) => reply::metrics(self.stats.resource_metrics().await),
             Page::Metrics(Metrics::Cadvisor) => reply::metrics(self.stats.cadvisor_metrics().await),
+            Page::Metrics(Metrics::Probes) => reply::metrics(self.probes.probe_metrics()),
             Page::Configz => self.document(&json!({ "kubeletconfig": self.config.kubelet_configuration })),
             Page::Flagz => pages::flagz(&self.config.kubelet_configuration, request.headers()),
             Page::Statusz => pages::statusz(self.started, Clock.now(), request.headers()),

@@ -6,7 +6,7 @@
 
 use std::fmt::Debug;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use super::diff::{Operations, Table};
@@ -46,7 +46,7 @@ pub trait DataPath: Debug + Send + 'static {
 pub type Listening = (Box<dyn Listener>, Doubt);
 
 /// Hears what others do to our rules. Its descriptor becomes readable when there is something to hear.
-pub trait Listener: AsRawFd + Debug + Send + Sync + 'static {
+pub trait Listener: AsFd + AsRawFd + Debug + Send + Sync + 'static {
     /// Reads all that is queued and says what it puts in doubt.
     fn foreign_changes(&self) -> io::Result<Doubt>;
 }

@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use stoker_model::service::NamespacedName;
 
@@ -314,7 +315,7 @@ fn count(users: &mut HashMap<IpAddr, u32>, old: &[IpAddr], new: &[IpAddr], key: 
 impl Held {
     /// Nothing in the kernel yet: no route has elements like a balance without backends.
     fn empty() -> Self {
-        let route = Route::Balance { backends: Vec::new(), masquerade: false, affinity_seconds: None };
+        let route = Route::Balance { backends: Arc::default(), masquerade: false, affinity_seconds: None };
         Self { claims: Vec::new(), route, allowed_sources: Vec::new() }
     }
 
@@ -409,18 +410,21 @@ fn arranged(wanted: &Route, there: &Route) -> Route {
     let mut route = wanted.clone();
     match &mut route {
         Route::Reject | Route::Drop => {}
-        Route::Balance { backends, .. } => *backends = arrange(old, backends),
+        Route::Balance { backends, .. } => arrange(old, backends),
         Route::LocalOnly { local, everywhere, .. } => {
-            *everywhere = arrange(old, everywhere);
-            *local = arrange(old_local, local);
+            arrange(old, everywhere);
+            arrange(old_local, local);
         }
     }
     route
 }
 
-/// The wanted backends: those that are there keep their slot, new ones fill holes and then follow, and the last ones move into
-/// holes that are left.
-fn arrange(there: &[Backend], wanted: &[Backend]) -> Vec<Backend> {
+/// Brings the wanted backends into the order of slots: those that are there keep their slot, new ones fill holes and then
+/// follow, and the last ones move into holes that are left.
+fn arrange(there: &[Backend], wanted: &mut Arc<[Backend]>) {
+    if there.is_empty() || **wanted == *there {
+        return;
+    }
     let keep: HashSet<Backend> = wanted.iter().copied().collect();
     let known: HashSet<Backend> = there.iter().copied().collect();
     let mut new = wanted.iter().copied().filter(|backend| !known.contains(backend));
@@ -441,7 +445,7 @@ fn arrange(there: &[Backend], wanted: &[Backend]) -> Vec<Backend> {
             None => break,
         }
     }
-    arranged
+    *wanted = arranged.into();
 }
 
 /// Whether both routes lead to the same backends in the same way, whatever the order.

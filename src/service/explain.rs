@@ -13,7 +13,8 @@ use stoker_model::service::{Endpoint, EndpointSlice, NamespacedName, NodeTopolog
 use super::diff::{Batch, Key, LOCAL_SLOTS, Table, Value};
 use super::frontend::{Backend, Family, Frontend, Place, Protocol, Route, ServiceRoutes, parse_ip};
 use super::model::{HintFit, routes};
-use super::nftables;
+use super::slices::{KeptSlice, Shared};
+use super::{ipvs, nftables};
 
 /// What there is to know about the way to one Service on one node.
 #[derive(Debug, Serialize)]
@@ -39,6 +40,8 @@ pub struct Explanation {
     name: NamespacedName,
     #[serde(skip)]
     table: Table,
+    #[serde(skip)]
+    beside_ipvs: bool,
 }
 
 /// The way of a packet to one frontend.
@@ -79,9 +82,9 @@ pub struct Slot {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Element {
-    /// `ip` or `ip6`
+    /// The table, `ip stoker` or `ip6 stoker`; or `ipvs`
     pub family: &'static str,
-    /// The set or map.
+    /// The set or map; or the virtual server.
     pub set: String,
     /// What it says.
     pub text: String,
@@ -122,7 +125,9 @@ pub fn explain<'a>(
     node: &NodeTopology,
 ) -> Explanation {
     let name = NamespacedName { namespace: service.metadata.namespace.clone(), name: service.metadata.name.clone() };
-    let routes = routes(service, slices.clone(), node);
+    let mut kept: Vec<KeptSlice> = slices.clone().map(|slice| KeptSlice::of(slice, &mut Shared::default())).collect();
+    kept.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    let routes = routes(service, &kept, node);
     let mut table = Table::default();
     table.set(&name, routes.clone(), &mut Batch::default());
     let mut explanation = Explanation {
@@ -147,6 +152,7 @@ pub fn explain<'a>(
         differences: None,
         name,
         table,
+        beside_ipvs: false,
     };
     explanation.fill();
     explanation
@@ -174,13 +180,7 @@ impl Explanation {
             self.differences = Some(Vec::new());
             return;
         };
-        let ours = |key: &Key| match (key.frontend(), key) {
-            (Some(at), _) => routes.paths.iter().any(|path| path.frontend == at),
-            (None, Key::ClusterIp(ip)) => routes.cluster_ips.contains(ip),
-            (None, Key::Hairpin(ip)) => routes.hairpins.contains(ip),
-            (None, _) => false,
-        };
-        let there = kernel.into_iter().filter(|(key, _)| ours(key)).collect();
+        let there = kernel.into_iter().filter(|(key, _)| is_of(key, routes)).collect();
         let operations = self.table.reconcile(there);
         let named = |kind, elements: &[(Key, Value)]| -> Vec<Difference> {
             elements.iter().map(|(key, value)| Difference { kind, element: element(key, value) }).collect()
@@ -189,6 +189,40 @@ impl Explanation {
         differences.extend(named("unexpected", &operations.delete));
         self.differences = Some(differences);
         self.fill();
+    }
+
+    /// The same where IPVS balances: compares with its virtual servers, and with the rules beside them.
+    pub fn verify_ipvs(&mut self, mut rules: HashMap<Key, Value>, reading: &ipvs::Reading) {
+        self.beside_ipvs = true;
+        self.fill();
+        let Some(routes) = self.table.service(&self.name) else {
+            self.differences = Some(Vec::new());
+            return;
+        };
+        let mut differences = Vec::new();
+        let named = |kind, key: &Key, value: &Value| Difference { kind, element: element(key, value) };
+        rules.retain(|key, _| is_of(key, routes));
+        self.table.elements(|key, value| {
+            let Some((key, value)) = nftables::beside_ipvs(key, value) else { return };
+            match rules.remove(&key) {
+                Some(there) if there == value => {}
+                there => {
+                    differences.extend(there.map(|there| named("unexpected", &key, &there)));
+                    differences.push(named("missing", &key, &value));
+                }
+            }
+        });
+        differences.extend(rules.iter().map(|(key, value)| named("unexpected", key, value)));
+        for frontend in &mut self.frontends {
+            let virtual_server = |(set, text)| Element { family: "ipvs", set, text };
+            frontend.elements.extend(reading.lines(&frontend.at).into_iter().map(virtual_server));
+            let Some((_, route)) = self.table.frontend(&frontend.at) else { continue };
+            differences.extend(reading.differences(&frontend.at, route).into_iter().map(|differing| Difference {
+                kind: differing.kind,
+                element: Element { family: "ipvs", set: differing.holder, text: differing.what },
+            }));
+        }
+        self.differences = Some(differences);
     }
 
     /// Whether the kernel holds what it should, as far as anybody looked.
@@ -217,9 +251,30 @@ impl Explanation {
             frontend.slots = slots(0, all);
             frontend.slots.extend(slots(LOCAL_SLOTS, local));
             let mut ours = elements.remove(&frontend.at).unwrap_or_default();
+            if self.beside_ipvs {
+                // Its scheduler chooses, and slots are none of its words.
+                ours = ours.into_iter().filter_map(|(key, value)| nftables::beside_ipvs(key, value)).collect();
+                frontend.slots.clear();
+            }
             ours.sort_unstable();
             frontend.elements = ours.iter().map(|(key, value)| element(key, value)).collect();
         }
+    }
+}
+
+/// Whether an element belongs to a Service.
+fn is_of(key: &Key, routes: &ServiceRoutes) -> bool {
+    match (key.frontend(), key) {
+        (Some(at), _) => routes.paths.iter().any(|path| path.frontend == at),
+        (None, Key::ClusterIp(ip)) => routes.cluster_ips.contains(ip),
+        (None, Key::Hairpin(ip)) => routes.hairpins.contains(ip),
+        (None, _) => false,
+    }
+}
+
+impl fmt::Display for Element {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", self.family, self.set, self.text)
     }
 }
 
@@ -368,7 +423,7 @@ impl fmt::Display for Explanation {
                 writeln!(f, "  {}slot {:<4} {}", if slot.local { "local " } else { "" }, slot.slot, slot.endpoint)?;
             }
             for element in &frontend.elements {
-                writeln!(f, "  {} stoker {}: {}", element.family, element.set, element.text)?;
+                writeln!(f, "  {element}")?;
             }
         }
         if !self.endpoints.is_empty() {
@@ -385,9 +440,7 @@ impl fmt::Display for Explanation {
             Some([]) => writeln!(f, "\nThe kernel holds all of it."),
             Some(differences) => {
                 writeln!(f, "\nThe kernel differs:")?;
-                differences.iter().try_for_each(|Difference { kind, element }| {
-                    writeln!(f, "  {kind}: {} stoker {}: {}", element.family, element.set, element.text)
-                })
+                differences.iter().try_for_each(|Difference { kind, element }| writeln!(f, "  {kind}: {element}"))
             }
         }
     }

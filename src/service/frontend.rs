@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use super::config::Cidr;
 
@@ -18,6 +19,15 @@ impl Family {
     /// The family of an address.
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::Ipv4 } else { Self::Ipv6 }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ipv4 => "IPv4",
+            Self::Ipv6 => "IPv6",
+        })
     }
 }
 
@@ -134,7 +144,7 @@ pub enum Route {
     /// One backend at random for each connection.
     Balance {
         /// At least one.
-        backends: Vec<Backend>,
+        backends: Arc<[Backend]>,
         /// From outside the cluster: the source is hidden, so that answers come back here (B1.11).
         masquerade: bool,
         /// A client stays with its backend this many seconds.
@@ -144,9 +154,9 @@ pub enum Route {
     /// programs of this node see all (B1.10).
     LocalOnly {
         /// Backends on this node; none: traffic from outside is dropped.
-        local: Vec<Backend>,
+        local: Arc<[Backend]>,
         /// At least one.
-        everywhere: Vec<Backend>,
+        everywhere: Arc<[Backend]>,
         /// A client stays with its backend this many seconds.
         affinity_seconds: Option<u32>,
     },
@@ -209,11 +219,11 @@ pub enum Problem {
     #[error("EndpointSlice {slice}: {address:?} is not an {family} address; this endpoint is left out")]
     EndpointAddress {
         /// The slice's name.
-        slice: std::sync::Arc<str>,
+        slice: Arc<str>,
         /// What stands there.
         address: String,
         /// The slice's `addressType`.
-        family: &'static str,
+        family: Family,
     },
     /// Not an address, in the Service.
     #[error("{field}: {value:?} is not an IP address; it is left out")]

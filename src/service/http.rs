@@ -26,12 +26,14 @@ use super::frontend::Family;
 use super::health::{answer, check_answer, is_live};
 use super::metrics::Metrics;
 use super::owner::{Health, HealthChecks};
-use crate::clock::Clock;
+use crate::clock::{Clock, Now};
 
 type Reply = Response<Full<Bytes>>;
 
 /// Connections of one server at a time.
 const CONNECTIONS: usize = 128;
+/// What upstream writes first.
+const NOT_FOR_MACHINES: &str = "Warning: This endpoint is not meant to be machine parseable, has no formatting compatibility guarantees and is for debugging purposes only.";
 /// For the head of a request, and so also between two.
 const IDLE: Duration = Duration::from_secs(30);
 /// From one attempt to open a port to the next; upstream's value.
@@ -54,6 +56,8 @@ pub struct ProxyState {
     pub mode: &'static str,
     /// The configuration as `/configz` shows it.
     pub configz: Arc<str>,
+    /// When the proxy started.
+    pub started: Now,
     /// Tells the time.
     pub clock: Clock,
 }
@@ -86,8 +90,34 @@ impl ProxyState {
             "/healthz" => reply(200, "text/plain; charset=utf-8", "ok".to_owned()),
             "/proxyMode" => reply(200, "text/plain; charset=utf-8", self.mode.to_owned()),
             "/configz" => reply(200, "application/json", self.configz.to_string()),
+            "/statusz" => reply(200, "text/plain; charset=utf-8", self.statusz()),
+            "/flagz" => reply(200, "text/plain; charset=utf-8", self.flagz()),
             _ => no_such_page(),
         }
+    }
+
+    /// In upstream's words.
+    fn statusz(&self) -> String {
+        let now = self.clock.now();
+        let up = now.monotonic.saturating_sub(self.started.monotonic).as_secs();
+        let (hours, minutes, seconds) = (up / 3600, up / 60 % 60, up % 60);
+        format!(
+            "kube-proxy statusz\n{NOT_FOR_MACHINES}\n\nStarted: {}\nUp: {hours} hr {minutes:02} min {seconds:02} sec\n\
+             Binary version: stoker {}\n\nPaths: /configz /healthz /livez /metrics /metrics/slis /proxyMode /flagz\n",
+            self.started.wall,
+            env!("CARGO_PKG_VERSION"),
+        )
+    }
+
+    /// The configuration that follows from flags and file.
+    fn flagz(&self) -> String {
+        let mut text = format!("kube-proxy flagz\n{NOT_FOR_MACHINES}\n\n");
+        let all: serde_json::Value = serde_json::from_str(&self.configz).unwrap_or_default();
+        let kinds = all.as_object().into_iter().flat_map(|kinds| kinds.values());
+        for (name, value) in kinds.filter_map(serde_json::Value::as_object).flatten() {
+            text.push_str(&format!("{name}={value}\n"));
+        }
+        text
     }
 }
 

@@ -326,7 +326,7 @@ mod tests {
         let pending = metrics.text();
         assert!(pending.contains("kubeproxy_sync_proxy_rules_endpoint_changes_pending 1"), "{pending}");
         assert!(pending.contains("kubeproxy_sync_proxy_rules_service_changes_pending 1"), "{pending}");
-        let local = Route::LocalOnly { local: vec![], everywhere: vec![], affinity_seconds: None };
+        let local = Route::LocalOnly { local: [].into(), everywhere: [].into(), affinity_seconds: None };
         metrics.compiled(&name("a"), &routes(Route::Drop, false));
         metrics.compiled(&name("b"), &routes(local, true));
         metrics.written(Extent::Full, Duration::from_millis(3), now.plus(Duration::from_secs(3)));

@@ -15,6 +15,8 @@ pub mod data_path;
 pub mod diff;
 pub mod explain;
 pub mod frontend;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod health;
 pub mod http;
 pub mod ipvs;
@@ -24,6 +26,7 @@ pub mod model;
 mod netlink;
 pub mod nftables;
 mod owner;
+pub mod slices;
 pub mod sysctls;
 
 #[cfg(test)]

@@ -9,13 +9,14 @@ use std::sync::Arc;
 
 use stoker_model::names;
 use stoker_model::service::{
-    EndpointSlice, NamespacedName, NodeTopology, Service, ServiceCatalogue, ServiceChange, ServicePort,
+    EndpointHints, EndpointSlice, Hint, NamespacedName, NodeTopology, Service, ServiceChange, ServicePort,
 };
 
 use super::config::Cidr;
 use super::frontend::{
     Backend, Claim, Family, Frontend, MAX_BACKENDS, Path, Place, Problem, Protocol, Route, ServiceRoutes, parse_ip,
 };
+use super::slices::{KeptSlice, Shared};
 
 /// Seconds that `sessionAffinity: ClientIP` lasts when nobody said how long (B1.8).
 const DEFAULT_AFFINITY_SECONDS: u32 = 10800;
@@ -23,7 +24,10 @@ const DEFAULT_AFFINITY_SECONDS: u32 = 10800;
 /// The catalogue, what has changed in it, and where this node stands.
 #[derive(Debug)]
 pub struct Model {
-    catalogue: ServiceCatalogue,
+    services: BTreeMap<NamespacedName, Arc<Service>>,
+    /// By the Service, in the order of their names.
+    slices: BTreeMap<NamespacedName, Vec<KeptSlice>>,
+    shared: Shared,
     node: Arc<NodeTopology>,
     dirty: BTreeSet<NamespacedName>,
     /// While a list is under way: what it has brought so far.
@@ -39,7 +43,14 @@ struct Listed {
 impl Model {
     /// An empty catalogue that waits for its first complete list.
     pub fn new(node: Arc<NodeTopology>) -> Self {
-        Self { catalogue: ServiceCatalogue::default(), node, dirty: BTreeSet::new(), listing: Some(Listed::default()) }
+        Self {
+            services: BTreeMap::new(),
+            slices: BTreeMap::new(),
+            shared: Shared::default(),
+            node,
+            dirty: BTreeSet::new(),
+            listing: Some(Listed::default()),
+        }
     }
 
     /// Whether the lists are complete: otherwise nothing may be programmed or removed (B1.2).
@@ -47,9 +58,9 @@ impl Model {
         self.listing.is_none()
     }
 
-    /// Everything known.
-    pub fn catalogue(&self) -> &ServiceCatalogue {
-        &self.catalogue
+    /// One Service as last seen.
+    pub fn service(&self, name: &NamespacedName) -> Option<&Arc<Service>> {
+        self.services.get(name)
     }
 
     /// This node.
@@ -73,7 +84,7 @@ impl Model {
     pub fn set_node(&mut self, node: Arc<NodeTopology>) {
         if *node != *self.node {
             self.node = node;
-            self.dirty.extend(self.catalogue.services.keys().cloned());
+            self.dirty.extend(self.services.keys().cloned());
         }
     }
 
@@ -84,9 +95,8 @@ impl Model {
 
     /// Compiles one Service; empty when it is not there.
     pub fn routes(&self, name: &NamespacedName) -> ServiceRoutes {
-        let Some(service) = self.catalogue.services.get(name) else { return ServiceRoutes::default() };
-        let slices = self.catalogue.slices.get(name).into_iter().flat_map(BTreeMap::values);
-        routes(service, slices.map(Arc::as_ref), &self.node)
+        let Some(service) = self.services.get(name) else { return ServiceRoutes::default() };
+        routes(service, self.slices.get(name).map_or(&[], Vec::as_slice), &self.node)
     }
 
     fn put_service(&mut self, service: Arc<Service>) {
@@ -95,19 +105,19 @@ impl Model {
         if let Some(listing) = &mut self.listing {
             listing.services.insert(name.clone());
         }
-        let same = self.catalogue.services.get(&name).is_some_and(|old| {
+        let same = self.services.get(&name).is_some_and(|old| {
             old.spec == service.spec
                 && old.status == service.status
                 && is_for_another_proxy(old) == is_for_another_proxy(&service)
         });
-        self.catalogue.services.insert(name.clone(), service);
+        self.services.insert(name.clone(), service);
         if !same {
             self.dirty.insert(name);
         }
     }
 
     fn drop_service(&mut self, name: &NamespacedName) {
-        if self.catalogue.services.remove(name).is_some() {
+        if self.services.remove(name).is_some() {
             self.dirty.insert(name.clone());
         }
     }
@@ -115,40 +125,42 @@ impl Model {
     fn put_slice(&mut self, slice: Arc<EndpointSlice>) {
         let Some(service) = slice.metadata.labels.get(names::SERVICE_NAME) else { return };
         let service = NamespacedName { namespace: slice.metadata.namespace.clone(), name: service.as_str().into() };
-        let name = slice.metadata.name.clone();
+        // The names of the Service itself where it is known, so that they are in memory once.
+        let service = self.services.get_key_value(&service).map_or(service, |(known, _)| known.clone());
         if let Some(listing) = &mut self.listing {
-            listing.slices.insert((service.clone(), name.clone()));
+            listing.slices.insert((service.clone(), slice.metadata.name.clone()));
         }
-        let old = self.catalogue.slices.entry(service.clone()).or_default().insert(name, slice.clone());
-        let same = old.is_some_and(|old| {
-            old.endpoints == slice.endpoints && old.ports == slice.ports && old.address_type == slice.address_type
-        });
-        if !same {
-            self.dirty.insert(service);
+        let kept = KeptSlice::of(&slice, &mut self.shared);
+        let all = self.slices.entry(service.clone()).or_insert_with(|| Vec::with_capacity(1));
+        match all.binary_search_by(|other| other.name.cmp(&kept.name)) {
+            Ok(at) if all[at] == kept => return,
+            Ok(at) => all[at] = kept,
+            Err(at) => all.insert(at, kept),
         }
+        self.dirty.insert(service);
     }
 
     fn drop_slice(&mut self, service: &NamespacedName, name: &Arc<str>) {
-        let Some(slices) = self.catalogue.slices.get_mut(service) else { return };
-        if slices.remove(name).is_some() {
+        let Some(slices) = self.slices.get_mut(service) else { return };
+        if let Ok(at) = slices.binary_search_by(|other| other.name.cmp(name)) {
+            slices.remove(at);
             self.dirty.insert(service.clone());
         }
         if slices.is_empty() {
-            self.catalogue.slices.remove(service);
+            self.slices.remove(service);
         }
     }
 
     /// The list is over: what it did not bring is gone.
     fn complete(&mut self) {
         let Some(listed) = self.listing.take() else { return };
-        let gone: Vec<_> =
-            self.catalogue.services.keys().filter(|name| !listed.services.contains(*name)).cloned().collect();
+        let gone: Vec<_> = self.services.keys().filter(|name| !listed.services.contains(*name)).cloned().collect();
         for name in gone {
             self.drop_service(&name);
         }
-        let known = self.catalogue.slices.iter();
+        let known = self.slices.iter();
         let gone: Vec<_> = known
-            .flat_map(|(service, slices)| slices.keys().map(|name| (service.clone(), name.clone())))
+            .flat_map(|(service, slices)| slices.iter().map(|slice| (service.clone(), slice.name.clone())))
             .filter(|key| !listed.slices.contains(key))
             .collect();
         for (service, name) in gone {
@@ -163,11 +175,7 @@ fn is_for_another_proxy(service: &Service) -> bool {
 
 /// The routes of one Service, seen from one node. Headless and ExternalName Services, and those of another proxy, have none
 /// (B1.6).
-pub fn routes<'a>(
-    service: &Service,
-    slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
-    node: &NodeTopology,
-) -> ServiceRoutes {
+pub fn routes(service: &Service, slices: &[KeptSlice], node: &NodeTopology) -> ServiceRoutes {
     let mut all = ServiceRoutes::default();
     if service.spec.kind == "ExternalName" || is_for_another_proxy(service) {
         return all;
@@ -184,7 +192,7 @@ pub fn routes<'a>(
         };
         for &cluster_ip in &all.cluster_ips {
             let family = Family::of(cluster_ip);
-            let candidates = candidates(slices.clone(), port, protocol, family, node, &mut all.problems);
+            let candidates = candidates(slices, port, protocol, family, node, &mut all.problems);
             hairpins.extend(candidates.iter().filter(|(_, c)| c.local).map(|(backend, _)| backend.ip));
             local_ready.extend(candidates.iter().filter(|(_, c)| c.local && c.ready).map(|(backend, _)| backend.ip));
             if protocol != Protocol::Tcp {
@@ -309,7 +317,7 @@ pub(super) enum HintFit {
 }
 
 impl HintFit {
-    pub(super) fn of(hints: &[stoker_model::service::Hint], here: Option<&Arc<str>>) -> Self {
+    pub(super) fn of(hints: &[Hint], here: Option<&Arc<str>>) -> Self {
         match hints {
             [] => Self::Absent,
             hints if hints.iter().any(|hint| Some(&hint.name) == here) => Self::Here,
@@ -320,43 +328,38 @@ impl HintFit {
 
 /// All backends of one Service port in one family, from all slices, each once; of two with the same address and port one that
 /// does not terminate wins (B1.23).
-fn candidates<'a>(
-    slices: impl Iterator<Item = &'a EndpointSlice>,
+fn candidates(
+    slices: &[KeptSlice],
     port: &ServicePort,
     protocol: Protocol,
     family: Family,
     node: &NodeTopology,
     problems: &mut Vec<Problem>,
 ) -> BTreeMap<Backend, Candidate> {
-    let address_type = match family {
-        Family::Ipv4 => "IPv4",
-        Family::Ipv6 => "IPv6",
+    let fit = |hints: Option<&Arc<EndpointHints>>, of: fn(&EndpointHints) -> &[Hint], here: Option<&Arc<str>>| {
+        HintFit::of(hints.map_or(&[], |hints| of(hints)), here)
     };
     let mut found: BTreeMap<Backend, Candidate> = BTreeMap::new();
-    for slice in slices.filter(|slice| slice.address_type == address_type) {
+    for slice in slices.iter().filter(|slice| slice.family == Some(family)) {
         let ports =
             slice.ports.iter().filter(|p| p.name == port.name && Protocol::parse(&p.protocol) == Some(protocol));
         for number in ports.filter_map(|p| p.port).filter(|number| *number != 0) {
+            problems.extend(slice.wrong.iter().map(|address| Problem::EndpointAddress {
+                slice: slice.name.clone(),
+                address: address.clone(),
+                family,
+            }));
             for endpoint in &slice.endpoints {
-                let Some(address) = endpoint.addresses.first() else { continue };
-                let Some(ip) = parse_ip(address).filter(|ip| Family::of(*ip) == family) else {
-                    problems.push(Problem::EndpointAddress {
-                        slice: slice.metadata.name.clone(),
-                        address: address.clone(),
-                        family: address_type,
-                    });
-                    continue;
-                };
-                let ready = endpoint.conditions.ready.unwrap_or(true);
+                let hints = endpoint.hints.as_ref();
                 let candidate = Candidate {
-                    ready,
-                    serving: endpoint.conditions.serving.unwrap_or(true),
-                    terminating: endpoint.conditions.terminating.unwrap_or(false),
-                    local: endpoint.node_name.as_ref().is_some_and(|name| *name == node.name),
-                    node_hints: HintFit::of(&endpoint.hints.for_nodes, Some(&node.name)),
-                    zone_hints: HintFit::of(&endpoint.hints.for_zones, node.zone.as_ref()),
+                    ready: endpoint.ready,
+                    serving: endpoint.serving,
+                    terminating: endpoint.terminating,
+                    local: endpoint.node.as_ref().is_some_and(|name| *name == node.name),
+                    node_hints: fit(hints, |hints| &hints.for_nodes, Some(&node.name)),
+                    zone_hints: fit(hints, |hints| &hints.for_zones, node.zone.as_ref()),
                 };
-                let backend = Backend { ip, port: number };
+                let backend = Backend { ip: endpoint.ip, port: number };
                 let better = found.get(&backend).is_none_or(|old| old.terminating && !candidate.terminating);
                 if better {
                     found.insert(backend, candidate);
@@ -370,14 +373,14 @@ fn candidates<'a>(
 /// The backends that each traffic policy would use.
 #[derive(Debug, PartialEq, Eq)]
 struct Choice {
-    cluster: Vec<Backend>,
-    local: Vec<Backend>,
+    cluster: Arc<[Backend]>,
+    local: Arc<[Backend]>,
 }
 
 impl Choice {
     fn among(candidates: &BTreeMap<Backend, Candidate>) -> Self {
         let cluster = hinted(candidates).unwrap_or_else(|| usable(candidates, |_| true));
-        Self { cluster, local: usable(candidates, |c| c.local) }
+        Self { cluster: cluster.into(), local: usable(candidates, |c| c.local).into() }
     }
 }
 
@@ -444,14 +447,17 @@ impl PortPaths<'_> {
 
     /// No more backends than there are slots.
     fn limit(&mut self, cluster_ip: IpAddr, problems: &mut Vec<Problem>) {
-        let count = self.choice.cluster.len();
+        let count = self.choice.cluster.len().max(self.choice.local.len());
         if count > MAX_BACKENDS {
             let frontend =
                 Frontend { place: Place::Address(cluster_ip), protocol: self.protocol, port: self.port.port };
             problems.push(Problem::TooManyBackends { frontend, count });
         }
-        self.choice.cluster.truncate(MAX_BACKENDS);
-        self.choice.local.truncate(MAX_BACKENDS);
+        for side in [&mut self.choice.cluster, &mut self.choice.local] {
+            if let Some(slots) = side.get(..MAX_BACKENDS).filter(|slots| slots.len() < side.len()) {
+                *side = slots.into();
+            }
+        }
     }
 
     fn affinity_seconds(&self) -> Option<u32> {
@@ -460,8 +466,8 @@ impl PortPaths<'_> {
             .then(|| spec.session_affinity_config.client_ip.timeout_seconds.unwrap_or(DEFAULT_AFFINITY_SECONDS))
     }
 
-    fn balance(&self, backends: &[Backend], masquerade: bool) -> Route {
-        Route::Balance { backends: backends.to_vec(), masquerade, affinity_seconds: self.affinity_seconds() }
+    fn balance(&self, backends: &Arc<[Backend]>, masquerade: bool) -> Route {
+        Route::Balance { backends: Arc::clone(backends), masquerade, affinity_seconds: self.affinity_seconds() }
     }
 
     fn internal(&self) -> Route {

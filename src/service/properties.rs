@@ -7,7 +7,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 
-use stoker_model::service::{NamespacedName, NodeTopology, ServiceChange};
+use stoker_model::service::{NamespacedName, NodeTopology, ServiceCatalogue, ServiceChange};
 
 use super::diff::{Batch, Key, LOCAL_SLOTS, Operations, Table, Value, Verdict};
 use super::frontend::Frontend;
@@ -81,6 +81,26 @@ fn any_change() -> impl Strategy<Value = ServiceChange> {
     ]
 }
 
+/// What the changes leave.
+fn note(catalogue: &mut ServiceCatalogue, change: &ServiceChange) {
+    match change.clone() {
+        ServiceChange::Service(service) => {
+            let (namespace, name) = (service.metadata.namespace.clone(), service.metadata.name.clone());
+            catalogue.services.insert(NamespacedName { namespace, name }, service);
+        }
+        ServiceChange::ServiceGone(name) => _ = catalogue.services.remove(&name),
+        ServiceChange::Slice(slice) => {
+            let name = slice.metadata.labels["kubernetes.io/service-name"].as_str().into();
+            let service = NamespacedName { namespace: slice.metadata.namespace.clone(), name };
+            catalogue.slices.entry(service).or_default().insert(slice.metadata.name.clone(), slice);
+        }
+        ServiceChange::SliceGone(service, name) => {
+            catalogue.slices.entry(service).or_default().remove(&name);
+        }
+        ServiceChange::Complete | ServiceChange::Restarting => {}
+    }
+}
+
 fn synchronise(model: &mut Model, table: &mut Table) -> Operations {
     let mut batch = Batch::default();
     for name in model.take_dirty() {
@@ -141,6 +161,8 @@ proptest! {
     #[test]
     fn step_by_step_is_the_same_as_at_once(history in prop::collection::vec(any_change(), 1..40), step in 1..5_usize) {
         let (mut model, mut table, mut kernel) = (Model::new(node()), Table::default(), HashMap::new());
+        let mut catalogue = ServiceCatalogue::default();
+        history.iter().for_each(|change| note(&mut catalogue, change));
         model.apply(ServiceChange::Complete);
         for changes in history.chunks(step) {
             changes.iter().cloned().for_each(|change| model.apply(change));
@@ -148,7 +170,6 @@ proptest! {
             assert_complete(&kernel);
         }
         let mut at_once = Model::new(node());
-        let catalogue = model.catalogue();
         catalogue.services.values().cloned().for_each(|service| at_once.apply(ServiceChange::Service(service)));
         let slices = catalogue.slices.values().flat_map(BTreeMap::values);
         slices.cloned().for_each(|slice| at_once.apply(ServiceChange::Slice(slice)));

@@ -3,7 +3,7 @@
 //! Three limits, as client-go's recorder has them: a source may say 25 things about one object and then one each five
 //! minutes; what was said before is counted; ten things that differ in their message alone become one.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -27,6 +27,8 @@ const REFILL: Duration = Duration::from_secs(300);
 const SIMILAR: u32 = 10;
 /// See [`SIMILAR`].
 const SIMILAR_FOR: Duration = Duration::from_secs(600);
+/// An event is sent so much later: what it tells of is mostly under way, and has the processors first.
+const HOLD: Duration = Duration::from_millis(200);
 /// Tries per event before it is dropped.
 const TRIES: u32 = 12;
 
@@ -43,12 +45,24 @@ struct Said {
     kind: EventType,
     reason: String,
     message: String,
+    annotations: BTreeMap<String, String>,
     now: Now,
 }
 
 impl EventSink for Events {
     fn publish(&self, subject: EventSubject, kind: EventType, reason: &str, message: String) {
-        let said = Said { subject, kind, reason: reason.to_owned(), message, now: self.clock.now() };
+        self.publish_annotated(subject, kind, reason, message, BTreeMap::new());
+    }
+
+    fn publish_annotated(
+        &self,
+        subject: EventSubject,
+        kind: EventType,
+        reason: &str,
+        message: String,
+        annotations: BTreeMap<String, String>,
+    ) {
+        let said = Said { subject, kind, reason: reason.to_owned(), message, annotations, now: self.clock.now() };
         if let Err(error) = self.queue.try_send(said) {
             let (mpsc::error::TrySendError::Full(said) | mpsc::error::TrySendError::Closed(said)) = error;
             tracing::debug!(reason = said.reason, message = said.message, "event dropped: too many wait");
@@ -75,6 +89,8 @@ impl EventTask {
     /// Runs until nobody can publish any more.
     pub async fn run(mut self) {
         while let Some(said) = self.queue.recv().await {
+            let age = Clock.now().monotonic.saturating_sub(said.now.monotonic);
+            tokio::time::sleep(HOLD.saturating_sub(age)).await;
             if let Some(entry) = self.book.note(said, &self.node) {
                 self.send(entry).await;
             }
@@ -132,6 +148,7 @@ struct Entry {
     key: Key,
     name: String,
     message: String,
+    annotations: BTreeMap<String, String>,
     count: u32,
     first: Timestamp,
     last: Timestamp,
@@ -154,7 +171,7 @@ impl Entry {
         json!({
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": { "name": self.name, "namespace": namespace },
+            "metadata": { "name": self.name, "namespace": namespace, "annotations": self.annotations },
             "involvedObject": involved,
             "reason": self.key.reason,
             "message": self.message,
@@ -245,6 +262,7 @@ impl Book {
             key,
             name,
             message: String::new(),
+            annotations: said.annotations,
             count: 0,
             first: now.wall,
             last: now.wall,
@@ -308,7 +326,14 @@ mod tests {
     fn said(message: &str, seconds: u64) -> Said {
         let pod = PodRef { namespace: "ns".into(), name: "web".into(), uid: PodUid::new("u") };
         let subject = EventSubject::Pod { pod, field_path: Some("spec.containers{c}".into()) };
-        Said { subject, kind: EventType::Warning, reason: "BackOff".into(), message: message.into(), now: at(seconds) }
+        Said {
+            subject,
+            kind: EventType::Warning,
+            reason: "BackOff".into(),
+            message: message.into(),
+            annotations: BTreeMap::new(),
+            now: at(seconds),
+        }
     }
 
     #[test]

@@ -130,6 +130,11 @@ impl Followed {
         })
     }
 
+    /// Whether the pod uses any.
+    pub(super) fn uses(&self, pod: &PodUid) -> bool {
+        self.with(|all| all.values().any(|entry| entry.pods.contains_key(pod)))
+    }
+
     /// What is known of an object; `None`: ask the API server.
     pub(super) fn get<T: Followable>(&self, namespace: &str, name: &str) -> Option<Option<Arc<T>>> {
         let state = self.with(|all| all.get(&T::key(namespace, name)).and_then(|entry| entry.state.clone()))?;
@@ -266,6 +271,7 @@ mod tests {
         let key = ConfigMap::key("n", "m");
         let stop = all.set(&PodUid::new("a"), [key.clone()].into(), &changed).remove(0).1;
         all.set(&PodUid::new("b"), [key.clone()].into(), &changed);
+        assert!(all.uses(&PodUid::new("a")) && !all.uses(&PodUid::new("c")));
         all.set(&PodUid::new("a"), BTreeSet::new(), &changed);
         assert!(!stop.is_cancelled());
         all.set(&PodUid::new("b"), BTreeSet::new(), &changed);

@@ -24,6 +24,8 @@ use crate::clock::Clock;
 
 /// How old an answer may be that a pod is given.
 const FRESH: Duration = Duration::from_secs(1);
+/// So long an object is watched after its last pod.
+const LINGER: Duration = Duration::from_secs(60);
 
 /// The API server's side of [`ObjectApi`].
 #[derive(Debug)]
@@ -104,6 +106,18 @@ impl ObjectApi for Objects {
     }
 
     fn follow(&self, pod: &PodUid, objects: BTreeSet<ObjectName>, changed: &Arc<Notify>) {
+        if objects.is_empty() {
+            if !self.followed.uses(pod) {
+                return;
+            }
+            // The next pod of the namespace may come any moment, and uses at least one of them, the certificates of the API server.
+            let (pod, changed, all) = (pod.clone(), changed.clone(), self.followed.clone());
+            tokio::spawn(async move {
+                tokio::time::sleep(LINGER).await;
+                all.set(&pod, BTreeSet::new(), &changed);
+            });
+            return;
+        }
         for (name, stop) in self.followed.set(pod, objects, changed) {
             let (api, all) = (self.api.clone(), self.followed.clone());
             match name {

@@ -25,6 +25,11 @@ impl Bound {
     pub(super) fn spec(&self) -> Option<&PersistentVolumeSpec> {
         self.volume.spec.as_ref()
     }
+
+    /// It is a device, and not a file system.
+    pub(super) fn is_block(&self) -> bool {
+        self.spec().and_then(|s| s.volume_mode.as_deref()) == Some("Block")
+    }
 }
 
 /// The claim that a volume of a pod names; `None`: it is of another kind.
@@ -94,9 +99,13 @@ pub(super) async fn resolve(
             volume.name
         )));
     }
-    if block {
+    let maps = |volume_name: &str| {
+        let containers = pod.spec.iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
+        containers.flat_map(|c| c.volume_devices.iter().flatten()).any(|d| d.name == volume_name)
+    };
+    if !block && maps(&volume.name) {
         return Err(VolumeError::Claim(format!(
-            "volume {}: raw block volumes are not supported on this node",
+            "volume {} has volumeMode Filesystem, but is specified in volumeDevices",
             volume.name
         )));
     }

@@ -47,6 +47,9 @@ pub enum VolumeError {
     /// The volume could not be staged on the node.
     #[error("{0}")]
     Device(String),
+    /// The volume cannot be used as a device.
+    #[error("{0}")]
+    Map(String),
     /// The volume is not attached to the node.
     #[error("{0}")]
     Attach(String),

@@ -22,6 +22,7 @@ mod places;
 mod sub_path;
 mod teardown;
 mod token;
+mod usage;
 mod volumes;
 
 pub use error::VolumeError;

@@ -36,6 +36,7 @@ impl Volumes {
         errors.extend(self.unmount_csi(&root).await);
         if errors.is_empty() {
             self.places.forget(uid);
+            errors.extend(remove_empty_dirs(&root).err());
         }
         errors
     }
@@ -71,6 +72,15 @@ impl Volumes {
     pub fn pods_on_disk(&self) -> Vec<PodUid> {
         let entries = fs::read_dir(&self.pods_dir).into_iter().flatten().flatten();
         entries.filter_map(|e| e.file_name().to_str().map(PodUid::new)).collect()
+    }
+}
+
+/// What emptyDirs hold goes with the pod's containers, not with its object: the node may be short of disk because of it (A9.4).
+fn remove_empty_dirs(root: &Path) -> Result<(), VolumeError> {
+    let dir = root.join("volumes/kubernetes.io~empty-dir");
+    match remove_all(&dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(VolumeError::file("remove", dir)(error)),
+        _ => Ok(()),
     }
 }
 

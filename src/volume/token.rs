@@ -12,6 +12,9 @@ use super::error::VolumeError;
 /// However long a token lives, it is fetched anew after this.
 const REFRESH_AFTER: SignedDuration = SignedDuration::from_hours(24);
 
+/// Up to so many seconds earlier.
+const SPREAD: i64 = 10;
+
 /// What a token is for: the pod's service account, audiences, seconds to live.
 type Key = (PodUid, String, Vec<String>, i64);
 
@@ -35,7 +38,7 @@ impl Tokens {
         let key: Key = (pod.uid.clone(), account.to_owned(), audiences.to_vec(), seconds);
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
         if let Some((token, since)) = &kept
-            && !wants_refresh(*since, token.expires, now)
+            && now < refresh_at(&pod.uid, *since, token.expires)
         {
             return Ok(token.clone());
         }
@@ -53,15 +56,25 @@ impl Tokens {
         }
     }
 
+    /// When the first of a pod's tokens is to be fetched anew.
+    pub(super) fn due(&self, pod: &PodUid) -> Option<Timestamp> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = kept.iter().filter(|(key, _)| key.0 == *pod);
+        own.map(|(_, (token, since))| refresh_at(pod, *since, token.expires)).min()
+    }
+
     /// Forgets the tokens of a pod that is gone.
     pub(super) fn forget(&self, pod: &PodUid) {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).retain(|key, _| key.0 != *pod);
     }
 }
 
-fn wants_refresh(since: Timestamp, expires: Timestamp, now: Timestamp) -> bool {
-    let (life, age) = (expires.duration_since(since), now.duration_since(since));
-    age >= REFRESH_AFTER || age.as_secs() * 100 >= life.as_secs() * 80
+/// When a token is fetched anew: a little earlier for some pods than for others.
+fn refresh_at(pod: &PodUid, since: Timestamp, expires: Timestamp) -> Timestamp {
+    let most = SignedDuration::from_secs(expires.duration_since(since).as_secs() * 80 / 100);
+    let spread = pod.as_str().bytes().fold(0_i64, |sum, byte| (sum * 31 + i64::from(byte)) % SPREAD);
+    let life = most.min(REFRESH_AFTER) - SignedDuration::from_secs(spread);
+    since.checked_add(life).unwrap_or(since)
 }
 
 #[cfg(test)]
@@ -72,9 +85,20 @@ mod tests {
     fn tokens_are_refreshed_in_time() {
         // A9.11
         let at = |s: i64| Timestamp::from_second(s).unwrap();
-        assert!(!wants_refresh(at(0), at(3600), at(2879)));
-        assert!(wants_refresh(at(0), at(3600), at(2880)));
-        assert!(!wants_refresh(at(0), at(1_000_000), at(86_399)));
-        assert!(wants_refresh(at(0), at(1_000_000), at(86_400)));
+        let mut seen = std::collections::BTreeSet::new();
+        for number in 0..100 {
+            let pod = PodUid::new(&format!("pod-{number}"));
+            let after = |expires: i64| refresh_at(&pod, at(0), at(expires)).as_second();
+            assert!((2870..=2880).contains(&after(3600)), "{number}: {}", after(3600));
+            assert!((86_390..=86_400).contains(&after(1_000_000)), "{number}");
+            seen.insert(after(3600));
+        }
+        assert!(seen.len() > 5, "not all at once: {seen:?}");
+        let (tokens, pod) = (Tokens::default(), PodUid::new("p"));
+        assert_eq!(tokens.due(&pod), None);
+        let token = BoundToken { token: "t".into(), expires: at(3600) };
+        let key = (pod.clone(), "default".to_owned(), Vec::new(), 3600);
+        tokens.kept.lock().unwrap().insert(key, (token, at(0)));
+        assert_eq!(tokens.due(&pod), Some(refresh_at(&pod, at(0), at(3600))));
     }
 }

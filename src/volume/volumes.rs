@@ -60,6 +60,16 @@ pub struct MountFailure {
     error: VolumeError,
 }
 
+impl MountFailure {
+    /// Reason of its event.
+    pub fn reason(&self) -> &'static str {
+        match self.error {
+            VolumeError::Map(_) => "FailedMapVolume",
+            _ => "FailedMount",
+        }
+    }
+}
+
 impl fmt::Display for MountFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { volume, named, error } = self;
@@ -69,6 +79,7 @@ impl fmt::Display for MountFailure {
                 "Unable to attach or mount volumes: unmounted volumes=[{volume}], unattached volumes=[], failed to process volumes=[{volume}]: {text}"
             ),
             VolumeError::Device(text) => write!(f, "MountVolume.MountDevice failed for volume \"{named}\" : {text}"),
+            VolumeError::Map(text) => write!(f, "MapVolume.SetUpDevice failed for volume \"{named}\" : {text}"),
             VolumeError::Attach(text) => write!(f, "MountVolume.WaitForAttach failed for volume \"{named}\" : {text}"),
             other => write!(f, "MountVolume.SetUp failed for volume \"{named}\" : {other}"),
         }
@@ -134,6 +145,11 @@ impl Volumes {
     /// The attachable volumes in use, as in the Node's `volumesInUse`.
     pub fn in_use(&self) -> watch::Receiver<Vec<String>> {
         self.places.in_use()
+    }
+
+    /// When a pod's volumes have to be brought up to date though nothing changes: before its tokens are too old (A9.11).
+    pub fn due(&self, uid: &PodUid) -> Option<jiff::Timestamp> {
+        self.tokens.due(uid)
     }
 
     /// One operation at a time on each persistent volume.
@@ -262,7 +278,14 @@ impl Volumes {
         let dirs = self.dirs(&uid);
         let of_plugin = |plugin: &str| dirs.volume(plugin, &bound.name().replace('/', "~"));
         let at = |path: PathBuf| Place { path, read_only: bound.read_only, attachable: None };
-        let place = if let Some(source) = &spec.host_path {
+        let place = if bound.is_block() {
+            let Some(source) = &spec.local else {
+                let text = "only local volumes can be used as devices on this node";
+                return Err(VolumeError::Map(text.to_owned()));
+            };
+            persistent::check_device(&source.path)?;
+            at(PathBuf::from(&source.path))
+        } else if let Some(source) = &spec.host_path {
             host_path::set_up(&source.path, source.type_.as_deref().unwrap_or_default())?;
             at(PathBuf::from(&source.path))
         } else if let Some(source) = &spec.local {

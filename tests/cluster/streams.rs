@@ -117,6 +117,29 @@ fn commands_run_in_containers_over_websockets_and_spdy() {
 }
 
 #[test]
+fn logs_come_as_websocket_messages() {
+    // A19.7: an empty message of the binary kind, then the bytes, then the end.
+    let lab = Lab::start();
+    lab.apply(&pod("box").script("echo hello; sleep 1000").build());
+    lab.eventually("it is ready", |lab| lab.ready_pods("box") == 1);
+    let script = format!(
+        "cd {0}; field() {{ kubectl --kubeconfig {1} config view --raw -o jsonpath=\"{{$1}}\"; }}
+        field .users[0].user.client-certificate-data | base64 -d >cert; field .users[0].user.client-key-data | base64 -d >key
+        curl -sk --http1.1 --cert cert --key key -m 10 -H 'Connection: Upgrade' -H 'Upgrade: websocket' -D head \\
+          -H 'Sec-WebSocket-Version: 13' -H 'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==' -H 'Sec-WebSocket-Protocol: binary.k8s.io' \\
+          $(field .clusters[0].cluster.server)/api/v1/namespaces/default/pods/box/log | od -An -c",
+        lab.dir().display(),
+        lab.kubeconfig().display(),
+    );
+    let messages = lab.run("sh", &["-c", &script]).out.split_whitespace().collect::<Vec<_>>().join(" ");
+    let head = fs::read_to_string(lab.dir().join("head")).unwrap().to_lowercase();
+    assert!(head.starts_with("http/1.1 101") && head.contains("sec-websocket-protocol: binary.k8s.io"), "{head}");
+    assert!(head.contains("s3pplmbitxaq9kygzzhzrbk+xoo="), "the key of RFC 6455 has this answer: {head}");
+    assert!(messages.starts_with("202 \\0 202 006 h e l l o \\n 210"), "{messages}");
+    lab.finish();
+}
+
+#[test]
 fn files_are_copied_both_ways_unchanged() {
     // D1.25
     let lab = Lab::start();

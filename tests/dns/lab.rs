@@ -96,6 +96,15 @@ impl Lab {
         text.lines().map(line).collect::<Vec<_>>().join("\n")
     }
 
+    /// From now on programs in the namespace find names as those of a pod in a namespace of the cluster do.
+    pub(crate) fn resolve_as_in_a_pod(&self, namespace: &str) {
+        let dir = format!("/etc/netns/{}", self.name);
+        std::fs::create_dir_all(&dir).unwrap();
+        let search = format!("search {namespace}.svc.cluster.local svc.cluster.local cluster.local");
+        std::fs::write(format!("{dir}/resolv.conf"), format!("nameserver {SERVER}\n{search}\noptions ndots:5\n"))
+            .unwrap();
+    }
+
     /// The data of the answers, in order of the alphabet.
     pub(crate) fn short(&self, arguments: &str) -> Vec<String> {
         let mut lines: Vec<String> = self.dig(&format!("+short {arguments}")).lines().map(str::to_owned).collect();
@@ -161,6 +170,7 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         let _ = Command::new("ip").args(["netns", "delete", &self.name]).status();
+        let _ = std::fs::remove_dir_all(format!("/etc/netns/{}", self.name));
     }
 }
 

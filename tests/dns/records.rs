@@ -89,6 +89,80 @@ fn services_endpoints_ports_pods_and_addresses_have_their_records() {
     lab.eventually("web.shop.svc.cluster.local", &[]);
 }
 
+/// What upstream's conformance tests ask (`test/e2e/network/dns.go`), as they ask it: by dig with the search list of a pod, over UDP and
+/// TCP. And by the resolver of libc, as other programs do.
+#[test]
+fn what_the_conformance_tests_ask_is_answered() {
+    let lab = Lab::new();
+    let server = lab.start_with(Upstream::None);
+    lab.resolve_as_in_a_pod("dns-1");
+    let cluster_ip = |last: u8, port: &str| {
+        let ports = format!(r#"[{{"name":"{port}","port":80,"protocol":"TCP"}}]"#);
+        format!(
+            r#"{{"type":"ClusterIP","clusterIP":"10.96.2.{last}","clusterIPs":["10.96.2.{last}"],"ports":{ports}}}"#
+        )
+    };
+    let headless = r#"{"type":"ClusterIP","clusterIP":"None","ports":[{"name":"http","port":80,"protocol":"TCP"}]}"#;
+    let http = |of: &str, endpoint: &str| {
+        let json = format!(
+            r#"{{"metadata":{{"namespace":"dns-1","name":"{of}-1","labels":{{"kubernetes.io/service-name":"{of}"}}}},
+            "addressType":"IPv4","ports":[{{"name":"http","port":80,"protocol":"TCP"}}],"endpoints":[{endpoint}]}}"#
+        );
+        ServiceChange::Slice(Arc::new(serde_json::from_str(&json).unwrap()))
+    };
+    let external = |name: &str| {
+        service("dns-1", "dns-test-service-3", &format!(r#"{{"type":"ExternalName","externalName":"{name}"}}"#))
+    };
+    server.tell([
+        service("default", "kubernetes", &cluster_ip(1, "https")),
+        service("dns-1", "dns-test-service", headless),
+        http("dns-test-service", r#"{"addresses":["10.244.0.5"]}"#),
+        service("dns-1", "test-service-2", &cluster_ip(2, "http")),
+        http("test-service-2", r#"{"addresses":["10.244.0.5"]}"#),
+        service("dns-1", "dns-test-service-2", headless),
+        http("dns-test-service-2", r#"{"addresses":["10.244.0.6"],"hostname":"dns-querier-2"}"#),
+        external("foo.example.com"),
+        service("dns-1", "1kubernetes", &cluster_ip(4, "")),
+        ServiceChange::Complete,
+    ]);
+    lab.eventually("kubernetes.default.svc.cluster.local", &["10.96.2.1"]);
+    for (question, expected) in [
+        ("kubernetes.default.svc.cluster.local A", "10.96.2.1"),
+        ("dns-test-service.dns-1.svc.cluster.local A", "10.244.0.5"),
+        (
+            "_http._tcp.dns-test-service.dns-1.svc.cluster.local SRV",
+            "10-244-0-5.dns-test-service.dns-1.svc.cluster.local.",
+        ),
+        ("_http._tcp.test-service-2.dns-1.svc.cluster.local SRV", "0 100 80 test-service-2.dns-1.svc.cluster.local."),
+        ("2.2.96.10.in-addr.arpa. PTR", "test-service-2.dns-1.svc.cluster.local."),
+        ("dns-test-service A", "10.244.0.5"),
+        ("dns-test-service.dns-1 A", "10.244.0.5"),
+        ("dns-test-service.dns-1.svc A", "10.244.0.5"),
+        ("_http._tcp.dns-test-service.dns-1.svc SRV", "10-244-0-5.dns-test-service.dns-1.svc.cluster.local."),
+        ("_http._tcp.test-service-2.dns-1.svc SRV", "0 100 80 test-service-2.dns-1.svc.cluster.local."),
+        ("dns-querier-2.dns-test-service-2.dns-1.svc.cluster.local A", "10.244.0.6"),
+        ("dns-test-service-2.dns-1.svc.cluster.local A", "10.244.0.6"),
+        ("1kubernetes.dns-1.svc.cluster.local A", "10.96.2.4"),
+    ] {
+        for transport in ["+notcp", "+tcp"] {
+            let answer = lab.output(&format!("dig {transport} +noall +answer +search {question}"));
+            assert!(answer.trim().ends_with(expected), "{transport} {question}: {answer:?}");
+        }
+    }
+    for (name, ip) in
+        [("dns-test-service", "10.244.0.5"), ("test-service-2.dns-1", "10.96.2.2"), ("kubernetes.default", "10.96.2.1")]
+    {
+        let found = lab.output(&format!("getent hosts {name}"));
+        assert!(found.starts_with(ip), "libc finds {name}: {found:?}");
+    }
+    let alias = "dns-test-service-3.dns-1.svc.cluster.local";
+    assert_eq!(lab.short(&format!("{alias} CNAME")), ["foo.example.com."]);
+    server.tell([external("bar.example.com")]);
+    lab.eventually(&format!("{alias} CNAME"), &["bar.example.com."]);
+    server.tell([service("dns-1", "dns-test-service-3", &cluster_ip(3, "http"))]);
+    lab.eventually(&format!("{alias} A"), &["10.96.2.3"]);
+}
+
 #[test]
 fn names_that_do_not_exist_differ_from_records_that_do_not() {
     let lab = Lab::new();

@@ -415,9 +415,10 @@ pub(crate) fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
-/// The binary of this build.
+/// A binary of ours: those beside this one, or those in the folder `STOKER_BINARIES`, such as what a release ships.
 fn binary(name: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_BIN_EXE_stoker")).with_file_name(name);
+    let beside = Path::new(env!("CARGO_BIN_EXE_stoker")).with_file_name(name);
+    let path = std::env::var_os("STOKER_BINARIES").map_or(beside, |folder| Path::new(&folder).join(name));
     assert!(path.is_file(), "{} is missing: run `cargo build --workspace`", path.display());
     path
 }

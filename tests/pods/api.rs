@@ -360,12 +360,24 @@ impl ServiceLinks for Api {
 }
 
 impl EventSink for Api {
-    fn publish(&self, subject: EventSubject, _: EventType, reason: &str, message: String) {
+    fn publish(&self, subject: EventSubject, kind: EventType, reason: &str, message: String) {
+        self.publish_annotated(subject, kind, reason, message, BTreeMap::new());
+    }
+
+    fn publish_annotated(
+        &self,
+        subject: EventSubject,
+        _: EventType,
+        reason: &str,
+        message: String,
+        annotations: BTreeMap<String, String>,
+    ) {
         let place = match subject {
             EventSubject::Pod { pod, field_path } => format!("{} {}", pod.name, field_path.unwrap_or_default()),
             EventSubject::Node => "node".to_owned(),
             other => format!("{other:?}"),
         };
-        self.0.events.lock().unwrap().push(format!("{place} {reason}: {message}"));
+        let annotations: String = annotations.iter().map(|(name, value)| format!("[{name}={value}]")).collect();
+        self.0.events.lock().unwrap().push(format!("{place} {reason}: {message}{annotations}"));
     }
 }

@@ -71,7 +71,7 @@ async fn a_pod_runs_and_goes() {
 
 #[tokio::test]
 async fn exit_codes_and_last_words_are_told() {
-    // A2.1, A2.13, A3.8, A4.8
+    // A2.1, A2.13, A3.8, A4.7, A4.8
     let node = Node::start().await;
     let good = pod("good").restart("Never").container("main", "echo -n done > /dev/termination-log");
     let bad = pod("bad").restart("Never").container("main", "echo oh no; exit 3").with(|c| {

@@ -5,11 +5,13 @@
 mod api;
 mod csi;
 mod faults;
+mod inside;
 #[expect(dead_code, reason = "the lab serves another test, too, which needs more of it")]
 #[path = "../runtime/lab.rs"]
 mod lab;
 mod lifecycle;
 mod node;
+mod pressure;
 mod probes;
 mod pulls;
 mod resize;

@@ -15,8 +15,11 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use stoker::cgroup::{CgroupConfig, Cgroups};
+use stoker::clock::Clock;
+use stoker::node::eviction::{EvictionHandles, EvictionSettings, Pressures, ThresholdFields, evict};
 use stoker::pod::{PodHandles, Pods, PodsConfig, StaticSources};
-use stoker::runtime::{Images, NodeCredentials, events};
+use stoker::runtime::gc::{ImageCollector, ImagePolicy};
+use stoker::runtime::{Images, NodeCredentials, PullRecords, VerificationPolicy, events};
 use stoker::volume::Volumes;
 use stoker::volume::csi::{Drivers, watch_plugins};
 use stoker_model::handle::NodeSnapshot;
@@ -25,17 +28,25 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Api;
-use crate::lab::{BUSYBOX, Lab};
+use crate::lab::{BUSYBOX, Lab, PAUSE};
 
 pub struct Node {
     pub lab: Lab,
     pub api: Api,
-    agent: Option<(CancellationToken, Pods)>,
+    agent: Option<Agent>,
     node: watch::Sender<Arc<NodeSnapshot>>,
     /// The agents that are started from now on read static pods here.
     pub static_path: Option<PathBuf>,
     /// Goes after the lab, also when a test fails.
     _groups: Groups,
+}
+
+/// What runs as long as one agent.
+struct Agent {
+    stop: CancellationToken,
+    pods: Pods,
+    cgroups: Cgroups,
+    volumes: Volumes,
 }
 
 /// The control groups of a node, which go with it.
@@ -93,14 +104,18 @@ impl Node {
             static_sources: StaticSources { path: self.static_path.clone(), ..StaticSources::default() },
             ..PodsConfig::default()
         };
+        let records = PullRecords::new(&self.path("kubelet"), VerificationPolicy::default(), Clock);
         let drivers = Drivers::default();
         let plugins = self.path("kubelet/plugins_registry");
         tokio::spawn(watch_plugins(plugins, drivers.clone(), api.clone(), stop.clone()));
+        let volumes = Volumes::new(&self.path("kubelet"), api.clone()).with_storage(api.clone(), drivers);
         let handles = PodHandles {
-            images: Images::new(runtime.clone(), NonZeroUsize::MIN).with_node_credentials(NodeCredentials {
-                root_dir: Some(self.path("kubelet")),
-                ..NodeCredentials::default()
-            }),
+            images: Images::new(runtime.clone(), NonZeroUsize::MIN)
+                .with_records(Arc::new(records))
+                .with_node_credentials(NodeCredentials {
+                    root_dir: Some(self.path("kubelet")),
+                    ..NodeCredentials::default()
+                }),
             events: events::spawn(runtime.clone(), stop.clone()),
             runtime,
             pods: self.api.feed(),
@@ -110,10 +125,39 @@ impl Node {
             objects: api.clone(),
             services: api.clone(),
             sink: api.clone(),
-            cgroups,
-            volumes: Volumes::new(&self.path("kubelet"), api.clone()).with_storage(api, drivers),
+            cgroups: cgroups.clone(),
+            volumes: volumes.clone(),
         };
-        self.agent = Some((stop.clone(), Pods::spawn(config, handles, stop)));
+        let pods = Pods::spawn(config, handles, stop.clone());
+        self.agent = Some(Agent { stop, pods, cgroups, volumes });
+    }
+
+    /// Bounds the memory of all pods together.
+    pub fn limit_pods(&self, memory_bytes: i64) {
+        self.agent.as_ref().expect("an agent runs").cgroups.limit_pods(1024, Some(memory_bytes), None).unwrap();
+    }
+
+    /// Watches over what the node has left, with these thresholds.
+    pub fn start_eviction(&self, fields: &ThresholdFields) -> watch::Receiver<Pressures> {
+        let agent = self.agent.as_ref().expect("an agent runs");
+        let api = Arc::new(self.api.clone());
+        let policy =
+            ImagePolicy { high_percent: 100, low_percent: 99, min_age: Duration::ZERO, max_age: Duration::ZERO };
+        let collector = ImageCollector::new(self.lab.runtime.clone(), policy, vec![PAUSE.to_owned()], Clock);
+        let handles = EvictionHandles {
+            runtime: self.lab.runtime.clone(),
+            usage: Arc::new(agent.cgroups.clone()),
+            disks: Arc::new(agent.volumes.clone()),
+            pods: Arc::new(agent.pods.clone()),
+            evictor: Arc::new(agent.pods.clone()),
+            images: collector.reclaimer(),
+            events: api.clone(),
+        };
+        let settings = EvictionSettings::new(fields, self.path("kubelet"), self.path("pod-logs")).unwrap();
+        let (pressures, held) = watch::channel(Pressures::new());
+        tokio::spawn(agent.stop.clone().run_until_cancelled_owned(collector.run(api)));
+        tokio::spawn(agent.stop.clone().run_until_cancelled_owned(evict(settings, handles, pressures, Clock)));
+        held
     }
 
     /// Changes how pods see the node.
@@ -123,8 +167,7 @@ impl Node {
 
     /// Nothing in memory survives.
     pub async fn stop_agent(&mut self) {
-        let (stop, _) = self.agent.take().unwrap();
-        stop.cancel();
+        self.agent.take().unwrap().stop.cancel();
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
 

@@ -132,3 +132,60 @@ async fn a_running_pod_gets_other_resources() {
     node.until_nothing_is_left(&uid).await;
     node.stop().await;
 }
+
+#[tokio::test]
+async fn whole_pods_are_resized_and_wait_their_turn() {
+    // A15.1, A15.16
+    let node = Node::start().await;
+    let of_pod = |cpu: &'static str, memory: &'static str| {
+        move |p: &mut Pod| p.spec.as_mut().unwrap().resources = Some(resources(cpu, memory))
+    };
+    let mut whole = pod("whole").container("main", LONG).0;
+    of_pod("1", "64Mi")(&mut whole);
+    let whole = node.api.create(whole);
+    let mut built = ["first", "second"]
+        .map(|name| pod(name).container("main", LONG).with(|c| c.resources = Some(resources("1", "64Mi"))).0);
+    built[1].spec.as_mut().unwrap().priority = Some(10);
+    let [first, second] = built.map(|pod| node.api.create(pod));
+    for uid in [&whole, &first, &second] {
+        node.api.until(uid, "ready", |p| condition(p, "Ready")).await;
+    }
+    // A container without a limit of its own is bounded by the pod's.
+    assert_eq!(node.memory(&whole), ["67108864", "67108864"]);
+    node.api.change(&whole, of_pod("2", "128Mi"));
+    let shows = |cpu: &'static str, memory: &'static str| {
+        move |p: &Pod| {
+            let status = p.status.clone().unwrap_or_default();
+            status.resources == Some(resources(cpu, memory)) && !condition(p, "PodResizeInProgress")
+        }
+    };
+    let resized = node.api.until(&whole, "resized", shows("2", "128Mi")).await;
+    assert_eq!(resized.status.as_ref().unwrap().allocated_resources, resources("2", "128Mi").requests);
+    assert_eq!(status(&resized, "main").restart_count, 0);
+    assert_eq!(
+        (node.memory(&whole), node.quota(&whole)),
+        (["134217728"; 2].map(String::from), ["200000"; 2].map(String::from))
+    );
+
+    // All four cores are given away. Both want two, and one core becomes free: the one of higher priority gets it, though it asked later.
+    let pending = |p: &Pod| condition(p, "PodResizePending");
+    node.api.change(&first, wants("2", "64Mi"));
+    node.api.until(&first, "deferred", pending).await;
+    node.api.change(&second, wants("2", "64Mi"));
+    node.api.until(&second, "deferred", pending).await;
+    node.api.change(&whole, of_pod("1", "128Mi"));
+    let done = |p: &Pod| status(p, "main").resources == Some(resources("2", "64Mi")) && !pending(p);
+    node.api.until(&second, "given", done).await;
+    assert!(pending(&node.api.pod(&first).unwrap()), "there is no more room");
+    // What ends makes room, and a second look at it needs no event.
+    node.api.delete(&whole, 1);
+    node.api.until(&first, "given", done).await;
+    let deferred =
+        node.api.events().iter().filter(|e| e.starts_with("first  ResizeDeferred: Pod resize Deferred: ")).count();
+    assert_eq!(deferred, 1, "{:#?}", node.api.events());
+    for uid in [&first, &second] {
+        node.api.delete(uid, 1);
+        node.api.until_gone(uid).await;
+    }
+    node.stop().await;
+}

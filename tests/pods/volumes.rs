@@ -332,6 +332,22 @@ async fn claims_show_what_they_are_bound_to() {
     end(&node, &one).await;
     assert_eq!(fs::read_to_string(local.join("precious")).unwrap(), "x");
 
+    // A device: the node in the container leads to the same one. Nothing opens it here, since there is none behind the number.
+    let device = node.path("device");
+    let made = std::process::Command::new("mknod").arg(&device).args(["b", "7", "250"]).status().unwrap();
+    assert!(made.success());
+    put(&node, "block", json!({"local": {"path": device}, "volumeMode": "Block"}));
+    put(&node, "no-block", json!({"local": {"path": local}, "volumeMode": "Block"}));
+    put(&node, "no-device", json!({"local": {"path": local}}));
+    let maps = |name: &'static str| {
+        let devices = json!([{"name": "data", "devicePath": "/dev/data"}]);
+        let pod = pod(name).container("main", SLEEP).volume(of_claim(name), "/data");
+        pod.with(|c| (c.volume_mounts, c.volume_devices) = (None, serde_json::from_value(devices).unwrap()))
+    };
+    let block = run(&node, maps("block")).await;
+    assert_eq!(exec(&node, &block, "stat -c '%F %t %T' /dev/data").await.trim(), "block special file 7 fa");
+    end(&node, &block).await;
+
     // What is not as it must be is told in upstream's words.
     put(
         &node,
@@ -350,10 +366,15 @@ async fn claims_show_what_they_are_bound_to() {
     for name in ["elsewhere", "unbound", "stolen", "absent"] {
         waiting.push(node.api.create(pod(name).container("main", SLEEP).volume(of_claim(name), "/data").0));
     }
+    for name in ["no-block", "no-device"] {
+        waiting.push(node.api.create(maps(name).0));
+    }
     let ephemeral = volume("ephemeral", json!({"ephemeral": {"volumeClaimTemplate": {"spec": {}}}}));
     waiting.push(node.api.create(pod("two").container("main", SLEEP).volume(ephemeral, "/data").0));
     for text in [
         "elsewhere  FailedMount: MountVolume.SetUp failed for volume \"pv-elsewhere\" : no matching NodeSelectorTerms",
+        "no-block  FailedMapVolume: MapVolume.SetUpDevice failed for volume \"pv-no-block\" : path",
+        "no-device  FailedMount: Unable to attach or mount volumes: unmounted volumes=[data], unattached volumes=[], failed to process volumes=[data]: volume data has volumeMode Filesystem, but is specified in volumeDevices",
         "unbound  FailedMount: Unable to attach or mount volumes: unmounted volumes=[data], unattached volumes=[], failed to process volumes=[data]: error processing PVC default/unbound: PVC is not bound",
         "error processing PVC default/stolen: found PV object pv-stolen but its pv.Spec.ClaimRef.UID stolen-uid does not point to claim.UID another",
         "error processing PVC default/absent: failed to fetch PVC from API server: persistentvolumeclaims \"absent\" not found",

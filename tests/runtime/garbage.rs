@@ -30,15 +30,16 @@ async fn images_that_nobody_uses_go_when_the_disk_is_full() {
     // A14.8
     let lab = Lab::with_busybox().await;
     let (sandbox, container, _) = lab.run("user", "/bin/busybox sleep 1000").await;
-    for name in ["127.0.0.1:1/unused:1", "127.0.0.1:1/kept:1"] {
-        add_image(&lab, name).await;
-    }
-    let before = names(&lab).await;
     // Any use of the disk is too much.
     let policy =
         ImagePolicy { high_percent: 0, low_percent: 0, min_age: Duration::from_secs(3600), max_age: Duration::ZERO };
     let keep = || vec!["127.0.0.1:1/kept:1".to_owned(), "127.0.0.1:1/stoker/pause:9".to_owned()];
     let mut young = ImageCollector::new(lab.runtime.clone(), policy, keep(), Clock);
+    young.collect().await.unwrap_err();
+    for name in ["127.0.0.1:1/unused:1", "127.0.0.1:1/kept:1"] {
+        add_image(&lab, name).await;
+    }
+    let before = names(&lab).await;
     let error = young.collect().await.unwrap_err();
     assert!(matches!(error, CollectError::Insufficient { freed: 0, .. }), "{error}");
     assert_eq!(names(&lab).await, before, "nothing is old enough");

@@ -121,13 +121,13 @@ async fn many_who_want_the_same_image_pull_it_once() {
     let images = Images::new(lab.runtime.clone(), parallel(2));
     let pull = Pull { image: registry.image(), ..Default::default() };
     assert_eq!(images.status(&pull.image).await.unwrap(), None);
-    let outcomes = futures::future::join_all((0..20).map(|_| images.pull(pull.clone()))).await;
+    let outcomes = futures::future::join_all((0..20).map(|_| images.pull(pull.clone(), 0))).await;
     let first = outcomes[0].as_ref().unwrap();
     assert!(outcomes.iter().all(|outcome| outcome.as_ref().unwrap() == first));
     let once = registry.manifests.load(Ordering::SeqCst);
     assert_eq!(images.status(&pull.image).await.unwrap().unwrap().id, first.id);
 
-    images.pull(pull).await.expect("a second time it is asked for anew");
+    images.pull(pull, 0).await.expect("a second time it is asked for anew");
     let twice = registry.manifests.load(Ordering::SeqCst);
     assert!(once >= 1 && twice <= 2 * once, "{once} requests for the first, {twice} for both");
     lab.stop().await;
@@ -139,7 +139,7 @@ async fn a_pull_goes_on_when_nobody_waits() {
     let registry = Registry::start(false).await;
     let images = Images::new(lab.runtime.clone(), parallel(1));
     let pull = Pull { image: registry.image(), ..Default::default() };
-    drop(tokio::time::timeout(Duration::from_millis(1), images.pull(pull.clone())).await);
+    drop(tokio::time::timeout(Duration::from_millis(1), images.pull(pull.clone(), 0)).await);
     for _ in 0..200 {
         if images.status(&pull.image).await.unwrap().is_some() {
             return lab.stop().await;
@@ -161,11 +161,11 @@ async fn every_credential_is_tried() {
         credentials: credentials.iter().map(|password| credential(password)).collect(),
         ..Default::default()
     };
-    let refused = images.pull(pull(&[])).await.unwrap_err();
+    let refused = images.pull(pull(&[]), 0).await.unwrap_err();
     assert!(matches!(refused, RuntimeError::ImagePull { failure: PullFailure::Other, .. }), "{refused:?}");
-    let refused = images.pull(pull(&["wrong", "false"])).await.unwrap_err();
+    let refused = images.pull(pull(&["wrong", "false"]), 0).await.unwrap_err();
     assert!(!refused.to_string().contains("wrong"), "{refused}");
-    let pulled = images.pull(pull(&["wrong", "secret"])).await.unwrap();
+    let pulled = images.pull(pull(&["wrong", "secret"]), 0).await.unwrap();
     assert_eq!(pulled.credential, Some(credential("secret")));
     lab.stop().await;
 }
@@ -175,7 +175,7 @@ async fn failures_are_told_apart() {
     let lab = Lab::start().await;
     let registry = Registry::start(false).await;
     let images = Images::new(lab.runtime.clone(), parallel(1));
-    let failure = async |image: String| match images.pull(Pull { image, ..Default::default() }).await {
+    let failure = async |image: String| match images.pull(Pull { image, ..Default::default() }, 0).await {
         Err(RuntimeError::ImagePull { failure, message }) => (failure, message),
         other => panic!("{other:?}"),
     };

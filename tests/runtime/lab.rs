@@ -16,6 +16,9 @@ use tempfile::TempDir;
 /// The image that [`Lab::with_busybox`] has.
 pub const BUSYBOX: &str = "127.0.0.1:1/stoker/busybox:1"; // where no registry is
 
+/// The sandbox image that containerd is told of.
+pub const PAUSE: &str = "127.0.0.1:1/stoker/pause:9";
+
 pub struct Lab {
     dir: TempDir,
     containerd: Option<Child>,

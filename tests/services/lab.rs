@@ -257,7 +257,8 @@ impl Lab {
                     sync_period,
                     metrics: proxy.metrics,
                     mode: "nftables",
-                    configz: "{}".into(),
+                    configz: r#"{"kubeproxy.config.k8s.io":{"mode":"nftables"}}"#.into(),
+                    started: Clock.now(),
                     clock: Clock,
                 };
                 tokio::select! {

@@ -9,6 +9,7 @@ use super::proxy;
 use super::respond::{self, Answer, Wanted};
 use super::serve::{Asked, Server};
 use super::verbs::{AskedShape, Place, only, read_object, writer};
+use super::websocket;
 use crate::auth::identity::{Attributes, Decision, UserInfo};
 use crate::resources::field::FieldError;
 use crate::resources::status::StatusError;
@@ -19,7 +20,11 @@ pub(super) async fn dispatch(server: &Arc<Server>, place: &Place, asked: Asked) 
     match place.subresource.as_str() {
         "log" => {
             only(&asked.method, &[Method::GET])?;
-            super::nodes::log(server, &place.namespace, &place.name, &asked).await
+            let answer = super::nodes::log(server, &place.namespace, &place.name, &asked).await?;
+            if !websocket::is_asked(&asked.headers) {
+                return Ok(answer);
+            }
+            websocket::wrap(answer, &asked.headers, asked.upgrade, server.stop.clone())
         }
         "token" => {
             only(&asked.method, &[Method::POST])?;

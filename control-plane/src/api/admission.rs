@@ -1,16 +1,25 @@
 //! Admission: what an object gets or is refused for because of other objects (C5.6, C5.7).
 //!
-//! Here: service accounts and their token volumes, default tolerations, priority classes, protection of the namespaces
-//! that always exist; what a node may write is in [`node_restriction`].
+//! Here: the order, service accounts and their token volumes, default tolerations; what a node may write is in
+//! [`node_restriction`].
+
+mod classes;
+mod limits;
+mod pod_security;
+mod quota;
+mod security_checks;
 
 use serde_json::{Value, json};
 
 use super::cluster::Core;
+use super::write::Writer;
 use super::{certificate_admission, codec, escalation, meta, node_restriction};
 use crate::auth::identity::UserInfo;
 use crate::resources::status::StatusError;
 use crate::resources::tree::{fill, items, items_mut, text};
 use crate::resources::{self, ResourceInfo, certificates};
+
+pub(super) use self::quota::{Charge, refund};
 
 const TOKEN_MOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const MIRROR: &str = "kubernetes.io/config.mirror";
@@ -23,20 +32,32 @@ fn is(info: &ResourceInfo, group: &str, plural: &str) -> bool {
     info.group == group && info.plural == plural
 }
 
+/// What a new object gets, in upstream's order.
 pub(super) async fn admit_create(
     core: &Core,
     info: &'static ResourceInfo,
     object: &mut Value,
     user: &UserInfo,
 ) -> Result<(), StatusError> {
-    node_restriction::check(core, info, "", object, None, user).await?;
-    if is(info, "", "pods") {
+    limits::default(core, info, object).await?;
+    let is_pod = is(info, "", "pods");
+    if is_pod {
         service_account(core, info, object).await?;
-        priority(core, info, object).await?;
-        tolerations(object);
     }
+    node_restriction::check(core, info, "", object, None, user).await?;
     if is(info, "", "nodes") && user.groups.iter().any(|group| group == "system:nodes") {
         taint_new_node(object);
+    }
+    if is_pod {
+        classes::priority(core, info, object).await?;
+        tolerations(object);
+        classes::runtime(core, info, object).await?;
+    }
+    if is(info, "", "persistentvolumeclaims") {
+        classes::default_storage(core, object).await?;
+    }
+    if is(info, "networking.k8s.io", "ingresses") {
+        classes::default_ingress(core, object).await?;
     }
     if certificates::is_signing_request(info) {
         certificate_admission::admit_create(info, object, user)?;
@@ -44,6 +65,7 @@ pub(super) async fn admit_create(
     escalation::check(core, info, object, None, user).await
 }
 
+/// What a changed object is refused for before it is looked at.
 pub(super) async fn admit_update(
     core: &Core,
     info: &'static ResourceInfo,
@@ -57,6 +79,26 @@ pub(super) async fn admit_update(
         certificate_admission::admit_update(core, info, subresource, new, old, user).await?;
     }
     escalation::check(core, info, new, Some(old), user).await
+}
+
+/// What an object that is otherwise right is refused for, in upstream's order; what it counts for in quotas is counted.
+pub(super) async fn validate(
+    core: &Core,
+    info: &'static ResourceInfo,
+    subresource: &str,
+    object: &Value,
+    old: Option<&Value>,
+    writer: &Writer,
+) -> Result<Charge, StatusError> {
+    limits::validate(core, info, subresource, object, old.is_none()).await?;
+    pod_security::validate(core, info, subresource, object, old, writer).await?;
+    if subresource.is_empty() {
+        classes::one_default(core, info, object).await?;
+        if let Some(old) = old.filter(|_| is(info, "", "persistentvolumeclaims")) {
+            classes::resize(core, info, object, old).await?;
+        }
+    }
+    quota::charge(core, info, subresource, object, old, writer.dry_run).await
 }
 
 /// The account, its pull secrets, and its token as a volume in every container.
@@ -141,45 +183,6 @@ fn mount_token(pod: &mut Value) {
                 {"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}]}},
         ]}}));
     }
-}
-
-async fn priority(core: &Core, info: &'static ResourceInfo, pod: &mut Value) -> Result<(), StatusError> {
-    let classes = resources::find("scheduling.k8s.io", "priorityclasses").expect("`resources::scheduling` has it");
-    let class = text(&pod["spec"], "priorityClassName").to_owned();
-    let pod_name = text(&pod["metadata"], "name").to_owned();
-    let found = match class.as_str() {
-        "" => core
-            .all(classes, "")
-            .await?
-            .into_iter()
-            .filter(|class| class["globalDefault"] == true)
-            .min_by_key(|class| class["value"].as_i64().unwrap_or(0)),
-        // The system's own classes are there before anything is stored.
-        "system-node-critical" => Some(json!({"metadata": {"name": class}, "value": 2_000_001_000})),
-        "system-cluster-critical" => Some(json!({"metadata": {"name": class}, "value": 2_000_000_000})),
-        name => Some(core.find(classes, "", name).await?.ok_or_else(|| {
-            StatusError::forbidden(info, &pod_name, &format!("no PriorityClass with name {name} was found"))
-        })?),
-    };
-    let spec = &mut pod["spec"];
-    let Some(found) = found else {
-        fill(spec, "priority", 0);
-        fill(spec, "preemptionPolicy", "PreemptLowerPriority");
-        return Ok(());
-    };
-    let value = found["value"].as_i64().unwrap_or(0);
-    if spec["priority"].as_i64().is_some_and(|asked| asked != value) {
-        let why = format!(
-            "the integer value of priority ({}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name",
-            spec["priority"]
-        );
-        return Err(StatusError::forbidden(info, &pod_name, &why));
-    }
-    spec["priorityClassName"] = found["metadata"]["name"].clone();
-    spec["priority"] = json!(value);
-    let policy = found["preemptionPolicy"].as_str().unwrap_or("PreemptLowerPriority").to_owned();
-    fill(spec, "preemptionPolicy", policy);
-    Ok(())
 }
 
 fn tolerations(pod: &mut Value) {

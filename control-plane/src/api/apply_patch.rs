@@ -36,7 +36,7 @@ pub(super) async fn answer(
     let Some(root) = types.of_kind(info.group, info.version, info.kind).filter(|_| place.subresource != "scale") else {
         return Err(StatusError::new(415, "UnsupportedMediaType", "server-side apply is not supported here"));
     };
-    let warnings = Mode::parse(query.get("fieldValidation"))?.check(info, &applied.value, applied.duplicates)?;
+    let mut warnings = Mode::parse(query.get("fieldValidation"))?.check(info, &applied.value, applied.duplicates)?;
     // The apply notes its owner by itself.
     let writer = Writer { manager: String::new(), ..writer };
     let api_version = info.api_version();
@@ -57,6 +57,7 @@ pub(super) async fn answer(
         }
         updated => (200, updated?),
     };
+    warnings.extend(writer.warnings());
     Ok(warn(show(info, code, &viewed(info, object), shape), &warnings))
 }
 

@@ -206,7 +206,12 @@ impl Core {
 
 impl Objects {
     fn writer(options: &WriteOptions) -> Writer {
-        Writer { user: UserInfo::system(ROOMS), dry_run: options.dry_run, manager: options.field_manager.clone() }
+        Writer {
+            user: UserInfo::system(ROOMS),
+            dry_run: options.dry_run,
+            manager: options.field_manager.clone(),
+            warnings: Arc::default(),
+        }
     }
 
     fn target<'a>(&self, namespace: &'a str, name: &'a str, subresource: &'a str) -> Target<'a> {

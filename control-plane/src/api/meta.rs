@@ -6,7 +6,7 @@ use crate::clock;
 use crate::resources::field::FieldError;
 use crate::resources::status::StatusError;
 use crate::resources::tree::{items, text};
-use crate::resources::{NameRule, ResourceInfo};
+use crate::resources::{NameRule, ResourceInfo, format};
 
 /// What generated names end in: no vowels, no look-alikes.
 const SUFFIX: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
@@ -91,24 +91,22 @@ pub(super) fn validate(info: &ResourceInfo, object: &Value) -> Vec<FieldError> {
     let name = text(metadata, "name");
     if name.is_empty() {
         errors.push(FieldError::required("metadata.name", "name or generateName is required"));
-    } else if let Some(detail) = wrong_name(info.strategy.name, name) {
-        errors.push(FieldError::invalid("metadata.name", name, detail));
+    }
+    let mut add = |path: &str, value: &str, faults: Vec<String>| {
+        errors.extend(faults.into_iter().map(|fault| FieldError::invalid(path, value, fault)));
+    };
+    if !name.is_empty() {
+        add("metadata.name", name, wrong_name(info.strategy.name, name));
     }
     for (key, value) in metadata["labels"].as_object().into_iter().flatten() {
-        if let Some(detail) = wrong_qualified_name(key) {
-            errors.push(FieldError::invalid("metadata.labels", key.as_str(), detail));
-        }
+        add("metadata.labels", key, format::qualified_name(key));
         let value = value.as_str().unwrap_or_default();
-        if let Some(detail) = wrong_label_value(value) {
-            errors.push(FieldError::invalid("metadata.labels", value, detail));
-        }
+        add("metadata.labels", value, format::label_value(value));
     }
     let mut size = 0;
     for (key, value) in metadata["annotations"].as_object().into_iter().flatten() {
         size += key.len() + value.as_str().unwrap_or_default().len();
-        if let Some(detail) = wrong_qualified_name(&key.to_lowercase()) {
-            errors.push(FieldError::invalid("metadata.annotations", key.as_str(), detail));
-        }
+        add("metadata.annotations", key, format::qualified_name(&key.to_lowercase()));
     }
     if size > 256 * 1024 {
         errors.push(FieldError::too_long("metadata.annotations", 256 * 1024));
@@ -133,67 +131,19 @@ pub(super) fn validate(info: &ResourceInfo, object: &Value) -> Vec<FieldError> {
     errors
 }
 
-const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
-const LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
-const LABEL_1035: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')";
-
-fn is_label(text: &str) -> bool {
-    let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    text.starts_with(legal) && text.ends_with(legal) && text.chars().all(|c| legal(c) || c == '-')
-}
-
 /// What is wrong with a name.
-pub(super) fn wrong_name(rule: NameRule, name: &str) -> Option<String> {
+fn wrong_name(rule: NameRule, name: &str) -> Vec<String> {
     match rule {
-        NameRule::Subdomain if name.len() > 253 => Some("must be no more than 253 characters".to_owned()),
-        NameRule::Subdomain => (!name.split('.').all(is_label)).then(|| SUBDOMAIN.to_owned()),
-        NameRule::Label | NameRule::Label1035 if name.len() > 63 => {
-            Some("must be no more than 63 characters".to_owned())
-        }
-        NameRule::Label => (!is_label(name)).then(|| LABEL.to_owned()),
-        NameRule::Label1035 => {
-            (!is_label(name) || !name.starts_with(|c: char| c.is_ascii_lowercase())).then(|| LABEL_1035.to_owned())
-        }
-        NameRule::PathSegment if name == "." || name == ".." => Some(format!("may not be '{name}'")),
-        NameRule::PathSegment if name.contains('/') => Some("may not contain '/'".to_owned()),
-        NameRule::PathSegment if name.contains('%') => Some("may not contain '%'".to_owned()),
-        NameRule::PathSegment => None,
+        NameRule::Subdomain => format::subdomain(name),
+        NameRule::Label => format::label(name),
+        NameRule::Label1035 => format::label_1035(name),
+        NameRule::PathSegment if name == "." || name == ".." => vec![format!("may not be '{name}'")],
+        NameRule::PathSegment => ["/", "%"]
+            .into_iter()
+            .filter(|part| name.contains(part))
+            .map(|part| format!("may not contain '{part}'"))
+            .collect(),
     }
-}
-
-fn is_label_text(text: &str) -> bool {
-    let edge = |c: char| c.is_ascii_alphanumeric();
-    text.starts_with(edge) && text.ends_with(edge) && text.chars().all(|c| edge(c) || matches!(c, '-' | '_' | '.'))
-}
-
-fn wrong_qualified_name(key: &str) -> Option<String> {
-    let (prefix, name) = key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
-    if let Some(prefix) = prefix {
-        if prefix.is_empty() {
-            return Some("prefix part must be non-empty".to_owned());
-        }
-        if let Some(wrong) = wrong_name(NameRule::Subdomain, prefix) {
-            return Some(format!("prefix part {wrong}"));
-        }
-    }
-    if name.is_empty() {
-        return Some("name part must be non-empty".to_owned());
-    }
-    if name.len() > 63 {
-        return Some("name part must be no more than 63 characters".to_owned());
-    }
-    (!is_label_text(name)).then(|| {
-        "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')".to_owned()
-    })
-}
-
-fn wrong_label_value(value: &str) -> Option<String> {
-    if value.len() > 63 {
-        return Some("must be no more than 63 characters".to_owned());
-    }
-    (!value.is_empty() && !is_label_text(value)).then(|| {
-        "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')".to_owned()
-    })
 }
 
 /// What an update may not change of the metadata; carries over what only the server writes.

@@ -36,6 +36,7 @@ mod validation;
 mod verbs;
 mod watch_body;
 mod watching;
+mod websocket;
 mod write;
 
 pub use cluster::{

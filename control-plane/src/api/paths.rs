@@ -173,7 +173,8 @@ async fn health(server: &Server, endpoint: &str, one: Option<&str>, asked: &Aske
             lines.push_str(&format!("[+]{check} excluded: ok\n"));
             continue;
         }
-        let good = *check != "storage" || server.cluster.core.store.revision().await.is_ok();
+        let store = server.cluster.core.store.as_ref();
+        let good = *check != "storage" || (store.is_writable() && store.revision().await.is_ok());
         healthy &= good;
         lines.push_str(&if good {
             format!("[+]{check} ok\n")

@@ -83,7 +83,12 @@ pub(super) fn writer(asked: &Asked) -> Result<Writer, StatusError> {
         "" => manager_of_agent(agent),
         name => name,
     };
-    Ok(Writer { user: asked.user.clone(), dry_run: asked.query.dry_run()?, manager: manager.to_owned() })
+    Ok(Writer {
+        user: asked.user.clone(),
+        dry_run: asked.query.dry_run()?,
+        manager: manager.to_owned(),
+        warnings: Arc::default(),
+    })
 }
 
 /// One object, as the client wants to see it.
@@ -300,11 +305,12 @@ fn check_kind(info: &ResourceInfo, object: &Value, bytes: &Bytes) -> Result<(), 
 async fn create(server: &Server, place: &Place, asked: Asked) -> Result<Answer, StatusError> {
     let shape = AskedShape::of(&asked, true)?;
     let writer = writer(&asked)?;
-    let (mut object, warnings) = read_object(place.info, asked).await?;
+    let (mut object, mut warnings) = read_object(place.info, asked).await?;
     if let Some(view) = place.info.view {
         object = (view.store)(object);
     }
     let created = server.cluster.core.create(stored_info(place.info), &place.namespace, object, &writer).await?;
+    warnings.extend(writer.warnings());
     Ok(warn(show(place.info, 201, &viewed(place.info, created), &shape), &warnings))
 }
 
@@ -327,13 +333,14 @@ async fn update(server: &Server, place: &Place, asked: Asked) -> Result<Answer, 
         let updated = core.update(place.target(), &edit, &writer).await?;
         return Ok(respond::object(200, &subresource::scale_of(&updated), shape.wanted));
     }
-    let (mut object, warnings) = read_object(place.info, asked).await?;
+    let (mut object, mut warnings) = read_object(place.info, asked).await?;
     if let Some(view) = place.info.view {
         object = (view.store)(object);
     }
     let target = Target { info: stored_info(place.info), ..place.target() };
     let edit = |_: &Value| Ok(object.clone());
     let updated = core.update(target, &edit, &writer).await?;
+    warnings.extend(writer.warnings());
     Ok(warn(show(place.info, 200, &viewed(place.info, updated), &shape), &warnings))
 }
 
@@ -390,7 +397,8 @@ async fn patch(server: &Server, place: &Place, asked: Asked) -> Result<Answer, S
     };
     let target = Target { info, ..place.target() };
     let updated = core.update(target, &edit, &writer).await?;
-    let warnings = warnings.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut warnings = warnings.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    warnings.extend(writer.warnings());
     Ok(warn(show(place.info, 200, &viewed(place.info, updated), &shape), &warnings))
 }
 

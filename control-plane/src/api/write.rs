@@ -1,5 +1,7 @@
 //! Create and update: defaulting, admission, validation, one guarded write (C3.13 to C3.17).
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use serde_json::{Value, json};
 
 use super::cluster::Core;
@@ -26,6 +28,23 @@ pub(super) struct Writer {
     /// Who is noted in `managedFields`; nothing is noted if it is empty (rooms of this process) or if the edit is an
     /// apply, which notes by itself.
     pub(super) manager: String,
+    /// What the client is told besides the answer.
+    pub(super) warnings: Arc<Mutex<Vec<String>>>,
+}
+
+impl Writer {
+    /// Tells the client something.
+    pub(super) fn warn(&self, warning: String) {
+        let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        if !warnings.contains(&warning) {
+            warnings.push(warning);
+        }
+    }
+
+    /// What the client is to be told.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// One object by its place.
@@ -64,7 +83,6 @@ impl Core {
             fields.remove("status");
         }
         (info.strategy.default)(&mut object);
-        (info.strategy.prepare_create)(&mut object);
         let generated = text(&object["metadata"], "name").is_empty();
         for _ in 0..TRIES {
             let mut candidate = object.clone();
@@ -86,6 +104,7 @@ impl Core {
     ) -> Result<Value, StatusError> {
         let name = text(&object["metadata"], "name").to_owned();
         admission::admit_create(self, info, &mut object, &writer.user).await?;
+        (info.strategy.prepare_create)(&mut object);
         let errors = validate(info, &object);
         // Addresses are given only to what is otherwise right, since giving them leaves a trace.
         let allocation =
@@ -99,7 +118,13 @@ impl Core {
         } else {
             let key = codec::key(info, namespace, &name);
             note_owner(info, "", None, &mut object, writer);
-            self.put(info, key, &name, object, Guard::Absent, writer.dry_run).await
+            match admission::validate(self, info, "", &object, None, writer).await {
+                Ok(charge) => {
+                    let put = self.put(info, key, &name, object, Guard::Absent, writer.dry_run).await;
+                    self.keep_or_refund(charge, put).await
+                }
+                Err(error) => Err(error),
+            }
         };
         self.settle(allocation, result.is_ok() && !writer.dry_run).await;
         result
@@ -152,6 +177,7 @@ impl Core {
             new = certificates::only(subresource, &new, old, &clock::seconds_text(clock::now()));
         } else if subresource == "status" {
             new = status_only(info, &new, old);
+            (info.strategy.prepare_status)(&mut new, old);
         } else if is_pod_change(info, subresource) {
             new = pod_changes::only(subresource, &new, old);
         } else if subresource.is_empty() && info.strategy.status {
@@ -175,7 +201,9 @@ impl Core {
         errors.extend(meta::check_finalizers(&new, old));
         if is_request {
             errors.extend(certificates::validate_change(subresource, &new, old));
-        } else if subresource != "status" {
+        } else if subresource == "status" {
+            errors.extend((info.strategy.validate_status)(&new, old));
+        } else {
             if subresource.is_empty() {
                 errors.extend((info.strategy.validate_update)(&new, old));
             } else if is_pod_change(info, subresource) {
@@ -192,10 +220,28 @@ impl Core {
             self.remove(info, namespace, name, new, revision, writer.dry_run).await
         } else {
             let key = codec::key(info, namespace, name);
-            self.put(info, key, name, new, Guard::Unchanged(revision), writer.dry_run).await
+            match admission::validate(self, info, subresource, &new, Some(old), writer).await {
+                Ok(charge) => {
+                    let put = self.put(info, key, name, new, Guard::Unchanged(revision), writer.dry_run).await;
+                    self.keep_or_refund(charge, put).await
+                }
+                Err(error) => Err(error),
+            }
         };
         self.settle(allocation, result.is_ok() && !writer.dry_run).await;
         result
+    }
+
+    /// What was counted for a write that failed is given back.
+    async fn keep_or_refund(
+        &self,
+        charge: admission::Charge,
+        written: Result<Value, StatusError>,
+    ) -> Result<Value, StatusError> {
+        if written.is_err() {
+            admission::refund(self, charge).await;
+        }
+        written
     }
 
     /// Writes, and answers with the object and its new resourceVersion. A lost race is a conflict without details.

@@ -292,7 +292,10 @@ mod tests {
             let names = &made.subject_alternative_name().unwrap().unwrap().value.general_names;
             assert_eq!(names.len(), 2);
             let key = made.key_usage().unwrap();
-            assert_eq!(key.is_some_and(|k| k.value.digital_signature()), usages.contains(&"digital signature"));
+            assert_eq!(
+                key.as_ref().is_some_and(|k| k.value.digital_signature()),
+                usages.contains(&"digital signature")
+            );
             assert_eq!(key.is_some_and(|k| k.value.decipher_only()), usages.contains(&"decipher only"));
             let extended = made.extended_key_usage().unwrap().unwrap().value;
             assert_eq!(extended.client_auth, usages.contains(&"client auth"));

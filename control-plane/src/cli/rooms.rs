@@ -33,7 +33,7 @@ pub(super) async fn start(
     }
     let stored = cluster.objects("", "services").list("", &ListOptions::default()).await?.items;
     cluster.set_service_allocator(Arc::new(ServiceAddresses::new(services, &stored)));
-    ensure_defaults(cluster, advertise, options.port, services.address(1)).await?;
+    ensure_defaults(cluster, advertise, options.port, services).await?;
     ensure_roles(cluster).await?;
     let joining = Joining {
         pki,

@@ -5,15 +5,16 @@ use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
+use super::service_addresses::Cidr;
 use crate::api::{Cluster, PatchType, WriteOptions};
 use crate::resources::status::StatusError;
 
-/// Makes what is missing and puts right what points elsewhere. `service_ip` is the first of the service range.
+/// Makes what is missing and puts right what points elsewhere. The Service `kubernetes` has the first address of the service range.
 pub async fn ensure_defaults(
     cluster: &Cluster,
     advertise_address: IpAddr,
     port: u16,
-    service_ip: IpAddr,
+    services: Cidr,
 ) -> Result<(), StatusError> {
     for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
@@ -35,6 +36,10 @@ pub async fn ensure_defaults(
             "value": value, "description": description, "preemptionPolicy": "PreemptLowerPriority"});
         ensure(cluster, ("scheduling.k8s.io", "priorityclasses"), "", name, class, None).await?;
     }
+    let range = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": [services.to_string()]}});
+    ensure(cluster, ("networking.k8s.io", "servicecidrs"), "", "kubernetes", range, None).await?;
+    let service_ip = services.address(1);
     let family = if service_ip.is_ipv4() { "IPv4" } else { "IPv6" };
     let service = json!({
         "apiVersion": "v1", "kind": "Service",

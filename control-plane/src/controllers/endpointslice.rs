@@ -82,7 +82,7 @@ pub(super) fn register(context: &Context) -> Box<dyn FnOnce(&Context) + Send> {
     })
 }
 
-fn is_same_to_services(old: &Value, new: &Value) -> bool {
+pub(super) fn is_same_to_services(old: &Value, new: &Value) -> bool {
     let ready = |pod: &Value| condition(&pod["status"], "Ready").map(|c| c["status"].clone());
     old["metadata"]["labels"] == new["metadata"]["labels"]
         && old["metadata"]["deletionTimestamp"] == new["metadata"]["deletionTimestamp"]
@@ -178,7 +178,7 @@ fn endpoints_of(service: &Value, pods: &[Arc<Value>], zone_of: impl Fn(&str) -> 
 }
 
 /// The pod's address of the Service's family.
-fn address_of(service: &Value, pod: &Value) -> String {
+pub(super) fn address_of(service: &Value, pod: &Value) -> String {
     let v6 = service["spec"]["ipFamilies"].get(0).is_some_and(|family| family == "IPv6");
     let all = items(&pod["status"], "podIPs").map(|ip| text(ip, "ip"));
     let found = all.chain([text(&pod["status"], "podIP")]).find(|ip| !ip.is_empty() && ip.contains(':') == v6);
@@ -210,7 +210,7 @@ fn endpoint(service: &Value, pod: &Value, address: &str, zone_of: impl Fn(&str) 
 }
 
 /// The Service's ports with the numbers that this pod has for them; ports that it has not are left out.
-fn ports_for(service: &Value, pod: &Value) -> Value {
+pub(super) fn ports_for(service: &Value, pod: &Value) -> Value {
     let ports = items(&service["spec"], "ports").filter_map(|port| {
         let protocol = port["protocol"].as_str().unwrap_or("TCP");
         let number = match &port["targetPort"] {

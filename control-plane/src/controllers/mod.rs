@@ -7,11 +7,15 @@
 mod bootstrap;
 mod bootstrap_tokens;
 mod certificates;
+mod cron;
+mod cronjob;
 mod daemon_nodes;
 mod daemonset;
 mod deployment;
 mod deployment_status;
 mod disruption;
+mod endpoints;
+mod endpoints_mirror;
 mod endpointslice;
 mod garbage;
 mod informer;
@@ -22,13 +26,16 @@ mod namespace;
 mod node_lifecycle;
 mod owner;
 mod pod_control;
+mod pod_garbage;
 mod queue;
+mod quota;
 mod ranking;
 mod rbac;
 mod replicaset;
 mod revisions;
 mod rollout;
 mod service_addresses;
+mod service_cidrs;
 mod serviceaccount;
 mod statefulset;
 mod volume_binder;
@@ -77,7 +84,13 @@ const CONTROLLERS: &[Register] = &[
     statefulset::register,
     job::register,
     disruption::register,
+    quota::register,
+    cronjob::register,
     endpointslice::register,
+    endpoints::register,
+    endpoints_mirror::register,
+    service_cidrs::register,
+    pod_garbage::register,
     serviceaccount::register,
     garbage::register,
     namespace::register,

@@ -85,6 +85,10 @@ impl Cidr {
     }
 
     /// The place of an address, unless it is the network's own or the broadcast address.
+    pub(super) fn contains(self, address: IpAddr) -> bool {
+        self.offset(address).is_some()
+    }
+
     fn offset(self, address: IpAddr) -> Option<u128> {
         if address.is_ipv4() != self.is_v4 {
             return None;
@@ -352,7 +356,7 @@ fn in_range(path: &str, number: u64) -> Result<u16, Vec<FieldError>> {
     })
 }
 
-fn addresses_of(service: &Value) -> impl Iterator<Item = IpAddr> {
+pub(super) fn addresses_of(service: &Value) -> impl Iterator<Item = IpAddr> {
     let spec = &service["spec"];
     let mut all: Vec<IpAddr> = items(spec, "clusterIPs").filter_map(|ip| ip.as_str()?.parse().ok()).collect();
     if all.is_empty() {

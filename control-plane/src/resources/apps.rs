@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::apps::v1 as api;
 
-use super::{CRUD, ResourceInfo, SCALE, STATUS, workload};
+use super::{CRUD, ResourceInfo, SCALE, STATUS, workload, workload_rules};
 
 pub(super) const TABLE: &[ResourceInfo] = &[
     ResourceInfo::of::<api::ControllerRevision>(
@@ -12,7 +12,9 @@ pub(super) const TABLE: &[ResourceInfo] = &[
         "controllerrevisions",
         "controllerrevision",
     )
-    .namespaced(),
+    .namespaced()
+    .validated(workload_rules::validate_revision)
+    .validated_update(workload_rules::validate_revision_update),
     ResourceInfo::of::<api::DaemonSet>("apps", "v1", "DaemonSet", "daemonsets", "daemonset")
         .namespaced()
         .short(&["ds"])
@@ -20,8 +22,8 @@ pub(super) const TABLE: &[ResourceInfo] = &[
         .with_status()
         .subresources(&[STATUS])
         .defaults(workload::default_daemon_set)
-        .validated(workload::validate)
-        .validated_update(workload::validate_update),
+        .validated(workload_rules::validate)
+        .validated_update(workload_rules::validate_update),
     ResourceInfo::of::<api::Deployment>("apps", "v1", "Deployment", "deployments", "deployment")
         .namespaced()
         .short(&["deploy"])
@@ -29,8 +31,8 @@ pub(super) const TABLE: &[ResourceInfo] = &[
         .with_status()
         .subresources(&[SCALE, STATUS])
         .defaults(workload::default_deployment)
-        .validated(workload::validate)
-        .validated_update(workload::validate_update),
+        .validated(workload_rules::validate)
+        .validated_update(workload_rules::validate_update),
     ResourceInfo::of::<api::ReplicaSet>("apps", "v1", "ReplicaSet", "replicasets", "replicaset")
         .namespaced()
         .short(&["rs"])
@@ -38,8 +40,8 @@ pub(super) const TABLE: &[ResourceInfo] = &[
         .with_status()
         .subresources(&[SCALE, STATUS])
         .defaults(workload::default_replica_set)
-        .validated(workload::validate)
-        .validated_update(workload::validate_update),
+        .validated(workload_rules::validate)
+        .validated_update(workload_rules::validate_update),
     ResourceInfo::of::<api::StatefulSet>("apps", "v1", "StatefulSet", "statefulsets", "statefulset")
         .namespaced()
         .short(&["sts"])
@@ -47,7 +49,7 @@ pub(super) const TABLE: &[ResourceInfo] = &[
         .with_status()
         .subresources(&[SCALE, STATUS])
         .defaults(workload::default_stateful_set)
-        .validated(workload::validate)
+        .validated(workload_rules::validate)
         .validated_update(workload::validate_stateful_set_update)
         .verbs(CRUD),
 ];

@@ -5,8 +5,8 @@ use serde_json::Value;
 
 use super::tree::fill;
 use super::{
-    CRUD, NameRule, ResourceInfo, SCALE, STATUS, SelectableField, Subresource, object, pod, pod_defaults,
-    pod_validation, service, workload,
+    CRUD, NameRule, ResourceInfo, SCALE, STATUS, SelectableField, Subresource, object, pod, pod_defaults, pod_rules,
+    service, workload, workload_rules,
 };
 
 const fn field(name: &'static str) -> SelectableField {
@@ -153,13 +153,15 @@ pub(super) const TABLE: &[ResourceInfo] = &[
         .delete_returns_object()
         .defaults(pod_defaults::default_pod)
         .prepared(pod::prepare_create, pod::prepare_update)
-        .validated(pod_validation::validate)
-        .validated_update(pod::validate_update),
+        .status_rules(pod::prepare_status, pod_rules::validate_status)
+        .validated(pod_rules::validate)
+        .validated_update(pod_rules::validate_update),
     ResourceInfo::of::<api::PodTemplate>("", "v1", "PodTemplate", "podtemplates", "podtemplate")
         .namespaced()
         .with_generation()
         .delete_returns_object()
-        .defaults(workload::default_pod_template),
+        .defaults(workload::default_pod_template)
+        .validated(workload_rules::validate_pod_template),
     ResourceInfo::of::<api::ReplicationController>(
         "",
         "v1",
@@ -173,7 +175,8 @@ pub(super) const TABLE: &[ResourceInfo] = &[
     .with_status()
     .subresources(&[SCALE, STATUS])
     .fields(&[SelectableField { name: "status.replicas", path: "status.replicas", absent: "0" }])
-    .defaults(workload::default_replication_controller),
+    .defaults(workload::default_replication_controller)
+    .validated(workload_rules::validate_controller),
     ResourceInfo::of::<api::ResourceQuota>("", "v1", "ResourceQuota", "resourcequotas", "resourcequota")
         .namespaced()
         .short(&["quota"])

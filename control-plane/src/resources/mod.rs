@@ -16,6 +16,7 @@ mod core;
 mod discovery;
 mod events;
 pub mod field;
+pub mod format;
 mod network_policy;
 mod networking;
 mod node;
@@ -23,21 +24,28 @@ mod object;
 mod pod;
 pub(crate) mod pod_changes;
 mod pod_defaults;
-mod pod_validation;
+mod pod_rules;
 mod policy;
+pub mod quantities;
+pub mod quota;
 mod rbac;
 mod scheduling;
+mod selector_rules;
 mod service;
+mod service_cidr;
 pub mod signing_request;
 pub mod status;
 mod storage;
 pub mod tree;
 pub mod volume_match;
+mod volume_sources;
 mod workload;
+mod workload_rules;
 
 use serde_json::Value;
 
 use self::field::FieldError;
+pub(crate) use self::pod_rules::{pod_limits, pod_requests};
 
 /// All verbs of a kind with nothing special.
 pub const CRUD: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
@@ -122,6 +130,10 @@ pub struct Strategy {
     pub prepare_create: fn(&mut Value),
     /// The parts of an update that a client does not decide: new, old.
     pub prepare_update: fn(&mut Value, &Value),
+    /// The same for an update of the status.
+    pub prepare_status: fn(&mut Value, &Value),
+    /// What is wrong with an update of the status: new, old.
+    pub validate_status: fn(&Value, &Value) -> Vec<FieldError>,
     /// Whether `status` is written through its sub-resource only.
     pub status: bool,
     /// Whether `metadata.generation` follows changes of the spec.
@@ -181,6 +193,8 @@ impl ResourceInfo {
                 validate_update: |_, _| Vec::new(),
                 prepare_create: |_| {},
                 prepare_update: |_, _| {},
+                prepare_status: |_, _| {},
+                validate_status: |_, _| Vec::new(),
                 status: false,
                 generation: false,
                 version_required: false,
@@ -270,6 +284,17 @@ impl ResourceInfo {
         self
     }
 
+    /// Preparation and validation of updates of the status.
+    pub const fn status_rules(
+        mut self,
+        prepare: fn(&mut Value, &Value),
+        validate: fn(&Value, &Value) -> Vec<FieldError>,
+    ) -> Self {
+        self.strategy.prepare_status = prepare;
+        self.strategy.validate_status = validate;
+        self
+    }
+
     /// How names look.
     pub const fn named(mut self, rule: NameRule) -> Self {
         self.strategy.name = rule;
@@ -322,8 +347,42 @@ pub const STATUS: Subresource = Subresource { name: "status", kind: None, verbs:
 pub const SCALE: Subresource =
     Subresource { name: "scale", kind: Some(("autoscaling", "v1", "Scale")), verbs: &["get", "patch", "update"] };
 
-fn through<T: serde::Serialize + serde::de::DeserializeOwned>(value: Value) -> Result<Value, serde_json::Error> {
-    serde_json::to_value(T::deserialize(value)?)
+fn through<T: serde::Serialize + serde::de::DeserializeOwned>(mut value: Value) -> Result<Value, serde_json::Error> {
+    match T::deserialize(&value) {
+        Ok(typed) => serde_json::to_value(typed),
+        Err(error) if !set_unset_times(&mut value) => Err(error),
+        Err(_) => {
+            let mut read = serde_json::to_value(T::deserialize(value)?)?;
+            unset_times(&mut read);
+            Ok(read)
+        }
+    }
+}
+
+/// A condition without its time is taken as it is (upstream's zero time), where the generated types ask for one.
+const UNSET_TIME: &str = "0001-01-01T00:00:00Z";
+
+/// Whether there was any.
+fn set_unset_times(value: &mut Value) -> bool {
+    let conditions =
+        value.get_mut("status").and_then(|status| status.get_mut("conditions")).and_then(Value::as_array_mut);
+    let mut has_unset = false;
+    for condition in conditions.into_iter().flatten().filter_map(Value::as_object_mut) {
+        if condition.get("lastTransitionTime").is_none_or(Value::is_null) {
+            condition.insert("lastTransitionTime".to_owned(), UNSET_TIME.into());
+            has_unset = true;
+        }
+    }
+    has_unset
+}
+
+fn unset_times(value: &mut Value) {
+    let conditions =
+        value.get_mut("status").and_then(|status| status.get_mut("conditions")).and_then(Value::as_array_mut);
+    for condition in conditions.into_iter().flatten().filter(|condition| condition["lastTransitionTime"] == UNSET_TIME)
+    {
+        condition["lastTransitionTime"] = Value::Null;
+    }
 }
 
 /// All groups' tables, in the order in which discovery lists groups.
@@ -364,4 +423,22 @@ pub fn find(group: &str, plural: &str) -> Option<&'static ResourceInfo> {
 /// By `apiVersion` and `kind`.
 pub fn by_kind(api_version: &str, kind: &str) -> Option<&'static ResourceInfo> {
     all().find(|info| info.kind == kind && info.api_version() == api_version)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn conditions_need_no_time() {
+        let service = |time: Value| json!({ "status": { "conditions": [{ "type": "A", "status": "True", "reason": "b", "message": "", "lastTransitionTime": time }] } });
+        let read = through::<k8s_openapi::api::core::v1::Service>;
+        for time in [Value::Null, json!("2026-01-01T00:00:00Z")] {
+            let kept = read(service(time.clone())).expect("it is taken");
+            assert_eq!(kept["status"]["conditions"][0]["lastTransitionTime"], time);
+        }
+        assert!(read(json!({ "status": { "conditions": [{ "type": 1 }] } })).is_err());
+    }
 }

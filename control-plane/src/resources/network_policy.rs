@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use stoker_model::selector::Selector;
 
 use super::field::FieldError;
-use super::pod_validation::PORT_RANGE;
+use super::format::PORT_RANGE;
 use super::tree::{child, fill, items, items_mut, text};
 
 const DIRECTIONS: [(&str, &str); 2] = [("ingress", "from"), ("egress", "to")];

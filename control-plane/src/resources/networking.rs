@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::networking::v1 as api;
 
-use super::{ResourceInfo, STATUS, network_policy};
+use super::{NameRule, ResourceInfo, STATUS, network_policy, service_cidr};
 
 const GROUP: &str = "networking.k8s.io";
 
@@ -20,4 +20,14 @@ pub(super) const TABLE: &[ResourceInfo] = &[
         .with_generation()
         .defaults(network_policy::default_policy)
         .validated(network_policy::validate),
+    ResourceInfo::of::<api::IPAddress>(GROUP, "v1", "IPAddress", "ipaddresses", "ipaddress")
+        .short(&["ip"])
+        .named(NameRule::PathSegment)
+        .validated(service_cidr::validate_address)
+        .validated_update(service_cidr::validate_address_update),
+    ResourceInfo::of::<api::ServiceCIDR>(GROUP, "v1", "ServiceCIDR", "servicecidrs", "servicecidr")
+        .with_status()
+        .subresources(&[STATUS])
+        .validated(service_cidr::validate_range)
+        .validated_update(service_cidr::validate_range_update),
 ];

@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use super::field::FieldError;
-use super::pod::qos;
-use super::tree::{items, items_mut, text};
+use super::pod_rules;
+use super::tree::{items, items_mut};
 
 /// Takes what the sub-resource is for from `new`, and all else from the pod as it is.
 pub(crate) fn only(subresource: &str, new: &Value, old: &Value) -> Value {
@@ -24,12 +24,27 @@ pub(crate) fn only(subresource: &str, new: &Value, old: &Value) -> Value {
         }
         return pod;
     }
+    if let Some(resources) = new["spec"].get("resources").filter(|resources| !resources.is_null()) {
+        pod["spec"]["resources"] = resources.clone();
+    } else if let Some(spec) = pod["spec"].as_object_mut() {
+        spec.remove("resources");
+    }
     for list in ["containers", "initContainers"] {
-        for container in items_mut(&mut pod["spec"], list) {
-            let Some(wanted) = items(&new["spec"], list).find(|it| it["name"] == container["name"]) else { continue };
+        let named = |pod: &Value| -> Vec<Value> { items(&pod["spec"], list).map(|it| it["name"].clone()).collect() };
+        if named(new) != named(old) {
+            // Validation refuses it.
+            pod["spec"][list] = new["spec"][list].clone();
+            continue;
+        }
+        for (container, wanted) in items_mut(&mut pod["spec"], list).zip(items(&new["spec"], list)) {
             for key in ["resources", "resizePolicy"] {
-                if let Some(value) = wanted.get(key) {
-                    container[key] = value.clone();
+                match wanted.get(key) {
+                    Some(value) => container[key] = value.clone(),
+                    None => {
+                        if let Some(fields) = container.as_object_mut() {
+                            fields.remove(key);
+                        }
+                    }
                 }
             }
         }
@@ -40,73 +55,10 @@ pub(crate) fn only(subresource: &str, new: &Value, old: &Value) -> Value {
 /// What is wrong with such a change.
 pub(crate) fn validate(subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
     match subresource {
-        "ephemeralcontainers" => validate_ephemeral(new, old),
-        "resize" => validate_resize(new, old),
+        "ephemeralcontainers" => pod_rules::validate_ephemeral(new, old),
+        "resize" => pod_rules::validate_resize(new, old),
         _ => Vec::new(),
     }
-}
-
-/// They can be added; those that are there stay as they are.
-fn validate_ephemeral(new: &Value, old: &Value) -> Vec<FieldError> {
-    let mut errors = Vec::new();
-    for before in items(&old["spec"], "ephemeralContainers") {
-        let name = text(before, "name");
-        let why = match items(&new["spec"], "ephemeralContainers").find(|it| it["name"] == name) {
-            Some(now) if now == before => continue,
-            Some(_) => "changed",
-            None => "removed",
-        };
-        let message = format!("existing ephemeral containers {name:?} may not be {why}");
-        errors.push(FieldError::forbidden("spec.ephemeralContainers", message));
-    }
-    let others = ["containers", "initContainers"].into_iter().flat_map(|list| items(&new["spec"], list));
-    let taken: Vec<&str> = others.map(|container| text(container, "name")).collect();
-    for (nth, container) in items(&new["spec"], "ephemeralContainers").enumerate() {
-        let target = text(container, "targetContainerName");
-        if !target.is_empty() && !taken.contains(&target) {
-            let path = format!("spec.ephemeralContainers[{nth}].targetContainerName");
-            errors.push(FieldError::not_found(path, target));
-        }
-    }
-    errors
-}
-
-/// Processor and memory of containers that can go on; the class of the pod stays.
-fn validate_resize(new: &Value, old: &Value) -> Vec<FieldError> {
-    let mut errors = Vec::new();
-    for list in ["containers", "initContainers"] {
-        for (nth, (now, before)) in items(&new["spec"], list).zip(items(&old["spec"], list)).enumerate() {
-            if now["resources"] == before["resources"] {
-                continue;
-            }
-            let path = format!("spec.{list}[{nth}].resources");
-            if list == "initContainers" && before["restartPolicy"] != "Always" {
-                errors.push(FieldError::forbidden(path, "resources for non-sidecar init containers are immutable"));
-                continue;
-            }
-            for part in ["requests", "limits"] {
-                let others = |container: &Value| -> Vec<(String, Value)> {
-                    let resources = container["resources"][part].as_object().cloned().unwrap_or_default();
-                    resources.into_iter().filter(|(name, _)| name != "cpu" && name != "memory").collect()
-                };
-                if others(now) != others(before) {
-                    errors.push(FieldError::forbidden(path.clone(), "only cpu and memory resources are mutable"));
-                }
-                for name in ["cpu", "memory"] {
-                    let has = |container: &Value| !container["resources"][part][name].is_null();
-                    if has(before) && !has(now) {
-                        let path = format!("{path}.{part}");
-                        errors.push(FieldError::forbidden(path, format!("resource {part} cannot be removed")));
-                    }
-                }
-            }
-        }
-    }
-    if qos(new) != qos(old) {
-        let message = "Pod QOS Class may not change as a result of resizing";
-        errors.push(FieldError::invalid("metadata", qos(new), message));
-    }
-    errors
 }
 
 #[cfg(test)]
@@ -151,10 +103,13 @@ mod tests {
             .is_empty()
         );
         for (list, expected) in [
-            (json!([]), "spec.ephemeralContainers: Forbidden: existing ephemeral containers \"a\" may not be removed"),
+            (
+                json!([]),
+                "spec.ephemeralContainers: Forbidden: existing ephemeral containers \"a\" may not be removed\n",
+            ),
             (
                 json!([{"name": "a", "image": "j"}]),
-                "spec.ephemeralContainers: Forbidden: existing ephemeral containers \"a\" may not be changed",
+                "spec.ephemeralContainers: Forbidden: existing ephemeral containers \"a\" may not be changed\n",
             ),
         ] {
             assert_eq!(texts(&validate("ephemeralcontainers", &pod(list), &old)), [expected]);
@@ -170,12 +125,12 @@ mod tests {
         let other = pod(json!({"requests": {"cpu": "1"}, "limits": {"cpu": "2", "example.com/gpu": "2"}}));
         assert_eq!(
             texts(&validate("resize", &other, &old)),
-            ["spec.containers[0].resources: Forbidden: only cpu and memory resources are mutable"]
+            ["spec: Forbidden: only cpu and memory resources are mutable"]
         );
         let none = validate("resize", &pod(json!({"requests": {"cpu": "1"}})), &pod(json!({})));
         assert_eq!(
             texts(&none),
-            ["metadata: Invalid value: \"Burstable\": Pod QOS Class may not change as a result of resizing"]
+            ["spec: Invalid value: \"BestEffort\": Pod QOS Class may not change as a result of resizing"]
         );
     }
 }

@@ -2,18 +2,25 @@
 
 use serde_json::{Value, json};
 
-use super::tree::{child, fill, fill_text, items_mut, text};
+use super::pod_rules::aggregate;
+use super::quantities;
+use super::tree::{child, fill, fill_text, items, items_mut, text};
 
 pub(super) fn default_pod(pod: &mut Value) {
-    copy_limits(pod);
-    default_spec(child(pod, "spec"));
-    // Upstream writes this one for pods, not for templates.
-    fill(&mut pod["spec"], "enableServiceLinks", true);
+    let spec = child(pod, "spec");
+    write_quantities(spec);
+    copy_limits(spec);
+    default_pod_level(spec);
+    default_spec(spec);
+    // Upstream writes these for pods, not for templates.
+    fill(spec, "enableServiceLinks", true);
+    if spec["hostNetwork"] == true {
+        host_ports(spec);
+    }
 }
 
 /// Requests that are not given are the limits, for pods only, not for templates.
-fn copy_limits(pod: &mut Value) {
-    let spec = child(pod, "spec");
+fn copy_limits(spec: &mut Value) {
     for list in ["containers", "initContainers"] {
         for container in items_mut(spec, list) {
             let Some(limits) = container["resources"]["limits"].as_object().cloned() else { continue };
@@ -25,6 +32,49 @@ fn copy_limits(pod: &mut Value) {
     }
 }
 
+/// What the pod as a whole does not say follows from its containers, and then from its own limits.
+fn default_pod_level(spec: &mut Value) {
+    let own = spec["resources"].clone();
+    let some = |list: &str| own[list].as_object().is_some_and(|amounts| !amounts.is_empty());
+    let huge = |name: &str| name.starts_with("hugepages-");
+    if some("limits") || some("requests") {
+        let mut sums = aggregate(spec, "limits");
+        sums.retain(|name, _| huge(name) && own["requests"][name].is_null());
+        let sums = quantities::to_list(&sums, &[]);
+        for (name, amount) in sums.as_object().into_iter().flatten() {
+            fill(child(&mut spec["resources"], "limits"), name, amount.clone());
+        }
+    }
+    if !some("limits") {
+        return;
+    }
+    let given: Vec<Value> =
+        items(spec, "containers").map(|container| container["resources"]["requests"].clone()).collect();
+    let mut sums = aggregate(spec, "requests");
+    sums.retain(|name, _| matches!(name.as_str(), "cpu" | "memory"));
+    let sums = quantities::to_list(&sums, &given.iter().collect::<Vec<_>>());
+    let limits = spec["resources"]["limits"].clone();
+    let requests = child(&mut spec["resources"], "requests");
+    for (name, amount) in [&sums, &limits].into_iter().flat_map(|list| list.as_object().into_iter().flatten()) {
+        if matches!(name.as_str(), "cpu" | "memory") || huge(name) {
+            fill(requests, name, amount.clone());
+        }
+    }
+}
+
+/// Quantities as upstream writes them.
+fn write_quantities(spec: &mut Value) {
+    for list in ["containers", "initContainers"] {
+        items_mut(spec, list).filter_map(|container| container.get_mut("resources")).for_each(quantities::canonicalise);
+    }
+    if let Some(resources) = spec.get_mut("resources") {
+        quantities::canonicalise(resources);
+    }
+    if let Some(overhead) = spec.get_mut("overhead") {
+        quantities::canonicalise_list(overhead);
+    }
+}
+
 /// A template's or a pod's spec.
 pub(super) fn default_spec(spec: &mut Value) {
     fill_text(spec, "restartPolicy", "Always");
@@ -33,9 +83,6 @@ pub(super) fn default_spec(spec: &mut Value) {
     fill(spec, "terminationGracePeriodSeconds", 30);
     fill(spec, "securityContext", json!({}));
     account(spec);
-    if spec["hostNetwork"] == true {
-        host_ports(spec);
-    }
     for list in ["containers", "initContainers", "ephemeralContainers"] {
         for container in items_mut(spec, list) {
             default_container(container);
@@ -43,10 +90,6 @@ pub(super) fn default_spec(spec: &mut Value) {
     }
     for volume in items_mut(spec, "volumes") {
         default_volume(volume);
-    }
-    for constraint in items_mut(spec, "topologySpreadConstraints") {
-        fill_text(constraint, "nodeAffinityPolicy", "Honor");
-        fill_text(constraint, "nodeTaintsPolicy", "Ignore");
     }
 }
 
@@ -65,7 +108,9 @@ fn host_ports(spec: &mut Value) {
         for container in items_mut(spec, list) {
             for port in items_mut(container, "ports") {
                 let own = port["containerPort"].clone();
-                fill(port, "hostPort", own);
+                if port["hostPort"].as_i64().unwrap_or(0) == 0 && !own.is_null() {
+                    port["hostPort"] = own;
+                }
             }
         }
     }
@@ -75,7 +120,7 @@ fn default_container(container: &mut Value) {
     fill_text(container, "terminationMessagePath", "/dev/termination-log");
     fill_text(container, "terminationMessagePolicy", "File");
     fill(container, "resources", json!({}));
-    let policy = if is_latest(text(container, "image")) { "Always" } else { "IfNotPresent" };
+    let policy = pull_policy(text(container, "image"));
     fill_text(container, "imagePullPolicy", policy);
     for port in items_mut(container, "ports") {
         fill_text(port, "protocol", "TCP");
@@ -86,38 +131,16 @@ fn default_container(container: &mut Value) {
         }
     }
     for hook in ["postStart", "preStop"] {
-        let request = &mut container["lifecycle"][hook]["httpGet"];
-        if request.is_object() {
+        let request = container.pointer_mut(&format!("/lifecycle/{hook}/httpGet"));
+        if let Some(request) = request.filter(|request| request.is_object()) {
             default_request(request);
         }
     }
-    // Indexing above may have made empty places.
-    prune_null(container, "lifecycle");
     for variable in items_mut(container, "env") {
-        let reference = &mut variable["valueFrom"]["fieldRef"];
-        if reference.is_object() {
+        let reference = variable.pointer_mut("/valueFrom/fieldRef");
+        if let Some(reference) = reference.filter(|reference| reference.is_object()) {
             fill_text(reference, "apiVersion", "v1");
         }
-        prune_null(variable, "valueFrom");
-    }
-}
-
-/// Removes what only reading for writing put there.
-fn prune_null(object: &mut Value, key: &str) {
-    let Some(fields) = object.as_object_mut() else { return };
-    let Some(value) = fields.get_mut(key) else { return };
-    if let Some(inner) = value.as_object_mut() {
-        for hook in inner.values_mut() {
-            if let Some(hook) = hook.as_object_mut() {
-                hook.retain(|_, value| !value.is_null());
-            }
-        }
-        inner.retain(|_, value| !value.is_null() && value.as_object().is_none_or(|map| !map.is_empty()));
-        if inner.is_empty() {
-            fields.remove(key);
-        }
-    } else if value.is_null() {
-        fields.remove(key);
     }
 }
 
@@ -139,6 +162,10 @@ fn default_probe(probe: &mut Value) {
 fn default_request(request: &mut Value) {
     fill_text(request, "path", "/");
     fill_text(request, "scheme", "HTTP");
+}
+
+fn pull_policy(image: &str) -> &'static str {
+    if is_latest(image) { "Always" } else { "IfNotPresent" }
 }
 
 /// Whether an image has no tag (or `latest`) and no digest.
@@ -167,8 +194,27 @@ fn default_volume(volume: &mut Value) {
     if let Some(path) = fields.get_mut("hostPath").filter(|path| path.is_object()) {
         fill(path, "type", "");
     }
-    if let Some(disk) = fields.get_mut("iscsi").filter(|disk| disk.is_object()) {
-        fill_text(disk, "iscsiInterface", "default");
+    if let Some(image) = fields.get_mut("image").filter(|image| image.is_object()) {
+        let policy = pull_policy(text(image, "reference"));
+        fill_text(image, "pullPolicy", policy);
+    }
+    for (kind, key, value) in [
+        ("iscsi", "iscsiInterface", "default"),
+        ("rbd", "pool", "rbd"),
+        ("rbd", "user", "admin"),
+        ("rbd", "keyring", "/etc/ceph/keyring"),
+        ("azureDisk", "cachingMode", "ReadWrite"),
+        ("azureDisk", "kind", "Shared"),
+        ("azureDisk", "fsType", "ext4"),
+        ("scaleIO", "storageMode", "ThinProvisioned"),
+        ("scaleIO", "fsType", "xfs"),
+    ] {
+        if let Some(source) = fields.get_mut(kind).filter(|source| source.is_object()) {
+            fill_text(source, key, value);
+        }
+    }
+    if let Some(disk) = fields.get_mut("azureDisk").filter(|disk| disk.is_object()) {
+        fill(disk, "readOnly", false);
     }
     let claim = fields.get_mut("ephemeral").and_then(|ephemeral| ephemeral.get_mut("volumeClaimTemplate"));
     if let Some(claim) = claim.filter(|claim| claim.is_object()) {

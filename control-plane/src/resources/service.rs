@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use serde_json::{Value, json};
 
 use super::field::FieldError;
-use super::pod_validation::PORT_RANGE;
+use super::format::PORT_RANGE;
 use super::tree::{child, fill, fill_text, items, items_mut, text};
 
 pub(super) fn default_service(service: &mut Value) {

@@ -41,3 +41,8 @@ pub fn text<'a>(object: &'a Value, key: &str) -> &'a str {
 pub fn at<'a>(object: &'a Value, path: &str) -> Option<&'a Value> {
     path.split('.').try_fold(object, |value, key| value.get(key)).filter(|value| !value.is_null())
 }
+
+/// Whether there is something at `key`, be it empty.
+pub fn is_set(object: &Value, key: &str) -> bool {
+    object.get(key).is_some_and(|value| !value.is_null())
+}

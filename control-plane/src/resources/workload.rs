@@ -1,11 +1,10 @@
 //! Workloads: what upstream fills in, and what is wrong with them (C3.23, C3.24).
 
 use serde_json::{Value, json};
-use stoker_model::selector::{Labels, Selector};
 
-use super::field::FieldError;
+use super::field::{FieldError, Path};
 use super::pod_defaults::default_spec;
-use super::pod_validation::validate_spec;
+use super::pod_rules;
 use super::tree::{child, fill, fill_text, items_mut, text};
 
 fn template(spec: &mut Value) {
@@ -132,6 +131,7 @@ pub(super) fn validate_job(object: &Value) -> Vec<FieldError> {
             errors.push(FieldError::invalid(format!("spec.{key}"), value, "must be greater than or equal to 0"));
         }
     }
+    errors.extend(pod_rules::validate_template(&spec["template"], &Path::new("spec.template")));
     let policy = text(&spec["template"]["spec"], "restartPolicy");
     if !matches!(policy, "OnFailure" | "Never") {
         let path = "spec.template.spec.restartPolicy";
@@ -178,96 +178,6 @@ pub(super) fn default_cron_job(object: &mut Value) {
     default_job_spec(child(job, "spec"));
 }
 
-/// Deployments, ReplicaSets, DaemonSets, StatefulSets.
-pub(super) fn validate(object: &Value) -> Vec<FieldError> {
-    let spec = &object["spec"];
-    let mut errors = Vec::new();
-    for key in ["replicas", "minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"] {
-        if let Some(value) = spec[key].as_i64().filter(|value| *value < 0) {
-            errors.push(FieldError::invalid(format!("spec.{key}"), value, "must be greater than or equal to 0"));
-        }
-    }
-    validate_selector(spec, &mut errors);
-    if let (Some(ready), Some(deadline)) = (
-        spec["minReadySeconds"].as_i64().or(Some(0)),
-        spec["progressDeadlineSeconds"].as_i64().filter(|_| object["kind"] == "Deployment"),
-    ) && deadline <= ready
-    {
-        let detail = "must be greater than minReadySeconds";
-        errors.push(FieldError::invalid("spec.progressDeadlineSeconds", deadline, detail));
-    }
-    errors.extend(validate_strategy(object));
-    errors.extend(validate_spec(&spec["template"]["spec"], "spec.template.spec"));
-    let policy = text(&spec["template"]["spec"], "restartPolicy");
-    if matches!(policy, "Never" | "OnFailure") {
-        errors.push(FieldError::not_supported("spec.template.spec.restartPolicy", policy, &["Always"]));
-    }
-    if !spec["template"]["spec"]["activeDeadlineSeconds"].is_null() {
-        let kind = text(object, "kind");
-        let detail = format!("activeDeadlineSeconds in {kind} is not Supported");
-        errors.push(FieldError::forbidden("spec.template.spec.activeDeadlineSeconds", detail));
-    }
-    errors
-}
-
-fn validate_selector(spec: &Value, errors: &mut Vec<FieldError>) {
-    let given = &spec["selector"];
-    let is_empty = given["matchLabels"].as_object().is_none_or(|labels| labels.is_empty())
-        && given["matchExpressions"].as_array().is_none_or(Vec::is_empty);
-    if given.is_null() {
-        errors.push(FieldError::required("spec.selector", ""));
-        return;
-    }
-    if is_empty {
-        errors.push(FieldError::invalid("spec.selector", given.clone(), "empty selector is invalid for deployment"));
-        return;
-    }
-    let labels: Labels = serde_json::from_value(spec["template"]["metadata"]["labels"].clone()).unwrap_or_default();
-    match serde_json::from_value(given.clone()).ok().map(|selector| Selector::of(&selector)) {
-        Some(Ok(selector)) if !selector.matches(&labels) => {
-            let detail = "`selector` does not match template `labels`";
-            let value = spec["template"]["metadata"]["labels"].clone();
-            errors.push(FieldError::invalid("spec.template.metadata.labels", value, detail));
-        }
-        Some(Err(error)) => {
-            errors.push(FieldError::invalid("spec.selector", given.clone(), error.to_string()));
-        }
-        _ => {}
-    }
-}
-
-fn validate_strategy(object: &Value) -> Vec<FieldError> {
-    if object["kind"] != "Deployment" {
-        return Vec::new();
-    }
-    let strategy = &object["spec"]["strategy"];
-    match text(strategy, "type") {
-        "RollingUpdate" => {
-            let rolling = &strategy["rollingUpdate"];
-            let is_zero = |key: &str| rolling[key] == 0 || rolling[key] == "0%";
-            if is_zero("maxUnavailable") && is_zero("maxSurge") {
-                let path = "spec.strategy.rollingUpdate.maxUnavailable";
-                let detail = "may not be 0 when `maxSurge` is 0";
-                return vec![FieldError::invalid(path, rolling["maxUnavailable"].clone(), detail)];
-            }
-            Vec::new()
-        }
-        "Recreate" if !strategy["rollingUpdate"].is_null() => vec![FieldError::forbidden(
-            "spec.strategy.rollingUpdate",
-            "may not be specified when strategy `type` is 'Recreate'",
-        )],
-        "Recreate" => Vec::new(),
-        other => vec![FieldError::not_supported("spec.strategy.type", other, &["Recreate", "RollingUpdate"])],
-    }
-}
-
-pub(super) fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
-    if new["spec"]["selector"] == old["spec"]["selector"] {
-        return Vec::new();
-    }
-    vec![FieldError::invalid("spec.selector", new["spec"]["selector"].clone(), "field is immutable")]
-}
-
 pub(super) fn validate_stateful_set_update(new: &Value, old: &Value) -> Vec<FieldError> {
     let mut allowed = new["spec"].clone();
     for key in [
@@ -296,6 +206,7 @@ pub(super) fn validate_stateful_set_update(new: &Value, old: &Value) -> Vec<Fiel
 
 #[cfg(test)]
 mod tests {
+    use super::super::workload_rules;
     use super::*;
 
     fn deployment() -> Value {
@@ -324,20 +235,18 @@ mod tests {
         );
         assert_eq!(spec["template"]["spec"]["restartPolicy"], "Always");
         assert_eq!(spec["template"]["spec"].get("enableServiceLinks"), None);
-        assert_eq!(validate(&object), []);
+        assert_eq!(workload_rules::validate(&object), []);
     }
 
     #[test]
-    fn a_selector_must_fit_and_stay() {
+    fn a_selector_stays() {
         // C3.24
-        let mut other = deployment();
-        other["spec"]["template"]["metadata"]["labels"] = json!({"app": "x"});
-        assert_eq!(
-            validate(&other)[0].to_string(),
-            "spec.template.metadata.labels: Invalid value: {\"app\":\"x\"}: `selector` does not match template `labels`"
-        );
         let mut changed = deployment();
         changed["spec"]["selector"] = json!({"matchLabels": {"app": "e"}});
-        assert!(validate_update(&changed, &deployment())[0].to_string().ends_with(": field is immutable"));
+        let errors = workload_rules::validate_update(&changed, &deployment());
+        assert_eq!(
+            errors[0].to_string(),
+            "spec.selector: Invalid value: {\"matchLabels\":{\"app\":\"e\"}}: field is immutable"
+        );
     }
 }

@@ -173,6 +173,11 @@ impl Store for Embedded {
         result.await.map_err(|_| StoreError::Closed)?
     }
 
+    fn is_writable(&self) -> bool {
+        // The thread holds the other end, and drops it however it ends.
+        !self.writer.is_closed()
+    }
+
     fn watch(&self, prefix: &str, from: Revision) -> Result<Box<dyn Watch>, StoreError> {
         Ok(Box::new(self.history.watch(prefix, from)?))
     }

@@ -165,6 +165,9 @@ pub trait Store: Send + Sync + 'static {
     /// All writes or none; durable when it returns. Returns the revision of the transaction.
     async fn commit(&self, writes: Vec<Write>) -> Result<Revision, StoreError>;
 
+    /// Whether writes can succeed at all; a store whose writer has ended never will.
+    fn is_writable(&self) -> bool;
+
     /// Every event after `from` on keys with that prefix, in order.
     fn watch(&self, prefix: &str, from: Revision) -> Result<Box<dyn Watch>, StoreError>;
 

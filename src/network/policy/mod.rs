@@ -10,6 +10,7 @@ use stoker_model::network::{Listed, PolicyChange};
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
+use super::monitor::{Monitor, SETTLE};
 use super::table::run_nft;
 
 mod model;
@@ -45,8 +46,18 @@ pub async fn run(node: String, mut changes: mpsc::Receiver<PolicyChange>) {
     let mut wait = LOOK_AGAIN;
     // Changes do not put it off: a cluster of many pods always changes.
     let mut timer = std::pin::pin!(tokio::time::sleep(wait));
+    let monitor = Monitor::open(TABLE);
+    if let Err(error) = &monitor {
+        warn!(%error, "what others change in the table of network policies will be noticed late");
+    }
     loop {
         let mut look = false;
+        let heard = async {
+            match &monitor {
+                Ok(monitor) => monitor.heard_table().await,
+                Err(_) => std::future::pending().await,
+            }
+        };
         tokio::select! {
             change = changes.recv() => match change {
                 None => return,
@@ -61,6 +72,11 @@ pub async fn run(node: String, mut changes: mpsc::Receiver<PolicyChange>) {
                     }
                 }
             },
+            () = heard => {
+                info!("somebody else changed the table of network policies: loading it again");
+                tokio::time::sleep(SETTLE).await;
+                owner.written = None;
+            }
             () = &mut timer => look = true,
         }
         if !owner.may_write() {

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
-use stoker_model::pod::{PodRef, PodUid};
+use stoker_model::pod::{PodRef, PodUid, is_critical};
 use stoker_model::quantity::Milli;
 use stoker_model::resources::{QosClass, pod_requests, qos_class};
 
-use super::{Shortage, is_critical};
+use super::Shortage;
 
 /// What still has to become free, by resource.
 type Needs = Vec<(String, Milli)>;

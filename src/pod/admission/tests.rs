@@ -7,6 +7,9 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::*;
 
+/// From here on a pod is critical.
+const CRITICAL: i32 = 2_000_000_000;
+
 fn amounts(pairs: &[(&str, &str)]) -> BTreeMap<String, Quantity> {
     pairs.iter().map(|(k, v)| ((*k).to_owned(), Quantity((*v).to_owned()))).collect()
 }
@@ -132,7 +135,7 @@ fn pressure_keeps_some_away() {
     check("A6.5", &pod(&[("cpu", "1m")], |_| {}), &[], &under("MemoryPressure"), "");
     let text = "Evicted: The node had condition: [DiskPressure]. ";
     check("A6.5", &pod(&[("cpu", "1m")], |_| {}), &[], &under("DiskPressure"), text);
-    check("A6.5", &pod(&[], |s| s.priority = Some(CRITICAL_PRIORITY)), &[], &under("DiskPressure"), "");
+    check("A6.5", &pod(&[], |s| s.priority = Some(CRITICAL)), &[], &under("DiskPressure"), "");
 }
 
 #[test]
@@ -164,12 +167,12 @@ fn ranked(uid: &str, requests: &[(&str, &str)], priority: i32) -> Pod {
 #[test]
 fn a_critical_pod_takes_the_place_of_as_few_others_as_possible() {
     // A6.6
-    let critical = |cpu: &str| ranked("critical", &[("cpu", cpu)], CRITICAL_PRIORITY);
+    let critical = |cpu: &str| ranked("critical", &[("cpu", cpu)], CRITICAL);
     let node = NodeSnapshot { allocatable: amounts(&[("cpu", "2"), ("pods", "9")]), ..node() };
     let others = [
         ranked("half", &[("cpu", "500m")], 0),
         ranked("one", &[("cpu", "1")], 0),
-        ranked("other-critical", &[("cpu", "500m")], CRITICAL_PRIORITY),
+        ranked("other-critical", &[("cpu", "500m")], CRITICAL),
         ranked("nothing", &[], 0),
     ];
     check("A6.6", &critical("500m"), &others, &node, "preempts half");

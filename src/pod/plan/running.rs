@@ -325,19 +325,28 @@ impl Planner<'_> {
             },
         };
         let image = ImageKey::of(container);
-        match memory.images.get(&image) {
-            Some(ImageState::Ready { .. }) => {
-                if memory.resize.allocation.change(container) != Change::None {
-                    // It was stopped for its new resources: the pod as a whole gets them first.
-                    self.step(Step::Resize { running: Vec::new() });
-                }
-                let last = self.seen.newest(name).filter(|i| i.state == InstanceState::Exited);
-                let restarts = last.map(|i| i.finished_at.unwrap_or(i.created_at));
-                let restart_count = next_restart_count(self.desired, self.seen, name);
-                self.step(Step::CreateContainer { name: name.clone(), image, restart_count, restarts, target });
-                self.step(Step::StartContainer { name: name.clone(), id: None });
-                flow
+        let of_volumes = self.desired.volume_images(container);
+        for needed in of_volumes.into_iter().chain([image.clone()]) {
+            if let Some(flow) = self.waits_for_image(name, needed) {
+                return flow;
             }
+        }
+        if memory.resize.allocation.change(container) != Change::None {
+            // It was stopped for its new resources: the pod as a whole gets them first.
+            self.step(Step::Resize { running: Vec::new() });
+        }
+        let last = self.seen.newest(name).filter(|i| i.state == InstanceState::Exited);
+        let restarts = last.map(|i| i.finished_at.unwrap_or(i.created_at));
+        let restart_count = next_restart_count(self.desired, self.seen, name);
+        self.step(Step::CreateContainer { name: name.clone(), image, restart_count, restarts, target });
+        self.step(Step::StartContainer { name: name.clone(), id: None });
+        flow
+    }
+
+    /// Has an image looked for that a container needs; `None`: it is there.
+    fn waits_for_image(&mut self, name: &str, image: ImageKey) -> Option<Flow> {
+        let flow = match self.seen.memory.images.get(&image) {
+            Some(ImageState::Ready { .. }) => return None,
             Some(ImageState::Pulling { last }) => match last {
                 None => Flow::Halt,
                 Some(last) => {
@@ -362,7 +371,8 @@ impl Planner<'_> {
                 self.find(image);
                 Flow::Halt
             }
-        }
+        };
+        Some(flow)
     }
 
     fn find(&mut self, image: ImageKey) {

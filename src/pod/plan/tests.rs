@@ -2,13 +2,15 @@
 
 use k8s_openapi::api::core::v1::{Container, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use proptest::prelude::*;
 
 use super::*;
 use crate::pod::backoff::{Backoff, LONGEST};
 use crate::pod::observed::{
-    Failure, ImageState, Instance, Memory, ProbeVerdict, PullFailure, Sandbox, Stop, VolumesState,
+    Failure, ImageState, Instance, Memory, ProbeVerdict, PullFailure, PullPolicy, Sandbox, Stop, VolumesState,
 };
+
+#[path = "tests/properties.rs"]
+mod properties;
 
 const START: i64 = 1_700_000_000;
 
@@ -50,7 +52,7 @@ fn pod(containers: &[&str]) -> Case {
     };
     let sandbox = Sandbox { id: "s0".into(), ready: true, ips: vec!["10.0.0.2".into()], ..Sandbox::default() };
     let seen = Observed { sandboxes: vec![sandbox], network_ready: true, memory, ..Observed::default() };
-    Case { desired: DesiredPod { pod: pod.into(), gone: false, ended: None }, seen, at: 100 }
+    Case { desired: DesiredPod { pod: pod.into(), gone: false, ended: None, released: false }, seen, at: 100 }
 }
 
 impl Case {
@@ -388,7 +390,7 @@ fn an_ephemeral_container_sees_the_processes_of_its_target() {
 
 #[test]
 fn new_resources_reach_running_containers() {
-    // A15.1
+    // A15.1, A15.16
     use k8s_openapi::api::core::v1::{ContainerResizePolicy, ResourceRequirements};
     use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
     let resources = |cpu: &str| ResourceRequirements {
@@ -416,6 +418,10 @@ fn new_resources_reach_running_containers() {
     let restart = stopped("A15.1", case("RestartContainer").runs("a"));
     assert_eq!(restart, ("Container a resize requires restart".into(), 30, true));
     check("A15.1", case("RestartContainer"), "resize create-a-0 start-a");
+    let whole = pod(&["a"]).runs("a").memory(|m| m.resize.allocation.allocated_pod = Some(resources("2")));
+    check("A15.16", whole.clone(), "resize");
+    let done = |m: &mut Memory| m.resize.allocation.actuated_pod = Some(resources("2"));
+    check("A15.16", whole.memory(done), "");
 }
 
 #[test]
@@ -540,6 +546,58 @@ fn the_deadline_ends_a_pod() {
 }
 
 #[test]
+fn an_evicted_pod_has_as_long_as_the_node_says() {
+    // A13.9, A13.10
+    let evicted = |grace: u64, stage: Stage| {
+        let grace = Some(Duration::from_secs(grace));
+        let cause = Cause::Killed { reason: "Evicted".into(), message: "m".into(), disruption: true, grace };
+        let mut case = pod(&["a"]).runs("a").memory(|m| m.stage = stage);
+        case.desired.ended = Some(cause);
+        match case.plan().stage {
+            Stage::Terminating { deadline, .. } => deadline.as_secs(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(evicted(1, Stage::Running), 101);
+    assert_eq!(evicted(300, Stage::Running), 130, "never longer than the pod itself wants");
+    let deleted = Stage::Terminating { deadline: Duration::from_secs(160), cause: Cause::Deleted };
+    assert_eq!(evicted(1, deleted), 101, "also when it was about to go more slowly");
+}
+
+#[test]
+fn a_finished_pod_lets_go_of_its_containers_when_the_disk_is_full() {
+    // A13.7
+    let stage = Stage::Finished { cause: Cause::Completed };
+    let finished = || pod(&["a"]).exited("a", 0).memory(|m| m.stage = stage.clone());
+    assert_eq!(finished().plan().steps, []);
+    let mut case = finished();
+    case.desired.released = true;
+    let steps = case.plan().steps;
+    let [Step::RemoveContainer { keep_log: false, .. }, rest @ ..] = steps.as_slice() else { panic!("{steps:?}") };
+    assert!(rest.iter().all(|step| matches!(step, Step::RemoveSandbox { .. })), "{rest:?}");
+    let mut running = pod(&["a"]).runs("a");
+    running.desired.released = true;
+    assert_eq!(running.plan().steps, [], "what runs keeps everything");
+}
+
+#[test]
+fn the_images_of_volumes_are_there_before_the_container() {
+    // A14.1, A14.2
+    let with_volume = || {
+        pod(&["a"]).spec(|spec| {
+            let volume = serde_json::json!({ "name": "v", "image": { "reference": "data:1", "pullPolicy": "Always" } });
+            spec.volumes = Some(vec![serde_json::from_value(volume).unwrap()]);
+            let mount = serde_json::json!([{ "name": "v", "mountPath": "/v" }]);
+            spec.containers[0].volume_mounts = serde_json::from_value(mount).unwrap();
+        })
+    };
+    check("A14.2", with_volume(), "find-data:1");
+    let key = ImageKey { image: "data:1".into(), policy: PullPolicy::Always };
+    let there = ImageState::Ready { id: "d".into(), uid: None, username: String::new() };
+    check("A14.2", with_volume().memory(|m| drop(m.images.insert(key, there))), "create-a-0 start-a");
+}
+
+#[test]
 fn the_grace_only_shrinks() {
     // A1.13
     let deadline = |plan: &Plan| match plan.stage {
@@ -642,198 +700,4 @@ fn restarts_are_counted_on_after_the_runtime_has_forgotten() {
         pod.status = Some(PodStatus { container_statuses: Some(vec![status]), ..PodStatus::default() });
     });
     check("A3.15", case, "create-a-5 start-a");
-}
-
-/// Does what a step would do, in the way it usually goes, or fails.
-fn act(case: &mut Case, plan: &Plan, fails: bool) {
-    let clock = now(case.at);
-    let later = clock.monotonic + Duration::from_secs(10);
-    case.seen.memory.stage = plan.stage.clone();
-    for step in &plan.steps {
-        let memory = &mut case.seen.memory;
-        match step {
-            Step::MakeCgroup => memory.cgroup_ready = true,
-            Step::MountVolumes if fails => {
-                memory.volumes = VolumesState::Failed { message: String::new(), retry_at: later };
-                return;
-            }
-            Step::MountVolumes => memory.volumes = VolumesState::Mounted,
-            Step::ReportNetworkNotReady => {
-                memory.sandbox_failure =
-                    Some(Failure { reason: String::new(), message: String::new(), retry_at: later });
-            }
-            Step::RunSandbox { attempt, .. } => {
-                let host_network = case.desired.host_network();
-                let sandbox = Sandbox {
-                    id: format!("n{attempt}"),
-                    attempt: *attempt,
-                    ready: true,
-                    host_network,
-                    ips: vec!["10.0.0.3".into()],
-                    created_at: clock.wall,
-                };
-                case.seen.sandboxes.insert(0, sandbox);
-            }
-            Step::StopSandbox { id } => {
-                case.seen.sandboxes.iter_mut().filter(|s| s.id == *id).for_each(|s| s.ready = false);
-            }
-            Step::FindImage(key) | Step::LookForImage(key) => {
-                let state = ImageState::Ready { id: "sha".into(), uid: None, username: String::new() };
-                memory.images.insert(key.clone(), state);
-            }
-            Step::Resize { running } => {
-                for (name, _) in running {
-                    let given = case.desired.container(name).and_then(|(_, c)| c.resources).unwrap_or_default();
-                    memory.resize.allocation.actuated.insert(name.clone(), given);
-                }
-            }
-            Step::CreateContainer { name, restart_count, restarts, image, .. } => {
-                memory.images.remove(image);
-                memory.recreate.remove(name);
-                if let Some(ended) = restarts {
-                    let grown = Backoff::grown(memory.restarts.get(name), *ended, clock.wall, LONGEST);
-                    memory.restarts.insert(name.clone(), grown);
-                }
-                let spec = case.desired.container(name).unwrap().1;
-                let instance = Instance {
-                    id: format!("{name}-{restart_count}-{}", case.at),
-                    name: name.clone(),
-                    sandbox_id: case.seen.sandboxes[0].id.clone(),
-                    restart_count: *restart_count,
-                    hash: Some(container_hash(&spec)),
-                    created_at: clock.wall,
-                    ..Instance::default()
-                };
-                case.seen.containers.insert(0, instance);
-            }
-            Step::StartContainer { name, .. } if fails => {
-                let failure = Failure { reason: String::new(), message: String::new(), retry_at: later };
-                memory.failures.insert(name.clone(), failure);
-            }
-            Step::StartContainer { name, id } => {
-                memory.failures.remove(name);
-                let plain =
-                    case.desired.init_containers().iter().any(|c| c.name == *name) && !case.desired.is_sidecar(name);
-                let is = |i: &&mut Instance| i.name == *name && id.as_ref().is_none_or(|id| *id == i.id);
-                let made = case.seen.containers.iter_mut().find(is).unwrap();
-                made.state = if plain { InstanceState::Exited } else { InstanceState::Running };
-                made.finished_at = plain.then_some(clock.wall);
-            }
-            Step::StopContainer(stop) => {
-                if stop.recreate {
-                    memory.recreate.insert(stop.name.clone());
-                }
-                for instance in case.seen.containers.iter_mut().filter(|i| i.id == stop.id) {
-                    (instance.state, instance.exit_code) = (InstanceState::Exited, 137);
-                    instance.finished_at = Some(clock.wall);
-                }
-            }
-            Step::RunPreStop { id, deadline, .. } => {
-                memory.stops.insert(id.clone(), Stop { deadline: *deadline, hook_only: true });
-            }
-            Step::ShortenGrace { id, deadline } => {
-                if let Some(stop) = memory.stops.get_mut(id) {
-                    stop.deadline = *deadline;
-                }
-            }
-            Step::RemoveContainer { id, .. } => case.seen.containers.retain(|i| i.id != *id),
-            Step::RemoveSandbox { id } => case.seen.sandboxes.retain(|s| s.id != *id),
-            Step::TearDown => memory.torn_down = true,
-            Step::Report => memory.reported = true,
-            Step::RemoveEverything => {
-                case.seen.containers.clear();
-                case.seen.sandboxes.clear();
-            }
-        }
-    }
-}
-
-prop_compose! {
-    fn any_instance()(
-        name in prop::sample::select(vec!["a", "b", "i", "s", "stranger"]),
-        state in prop::sample::select(vec![
-            InstanceState::Created, InstanceState::Running, InstanceState::Exited, InstanceState::Unknown,
-        ]),
-        code in 0..3_i32,
-        count in 0..3_u32,
-        sandbox in prop::sample::select(vec!["s0", "s1"]),
-        same_hash in any::<bool>(),
-    ) -> Instance {
-        Instance {
-            id: format!("{name}-{count}-{sandbox}-{code}"),
-            name: name.into(),
-            sandbox_id: sandbox.into(),
-            state,
-            restart_count: count,
-            hash: Some(if same_hash { container_hash(&container(name)) } else { "old".into() }),
-            created_at: at(i64::from(count)),
-            finished_at: (state == InstanceState::Exited).then(|| at(50)),
-            exit_code: code,
-            ..Instance::default()
-        }
-    }
-}
-
-prop_compose! {
-    fn any_case()(
-        policy in prop::sample::select(vec!["Always", "OnFailure", "Never"]),
-        deleted in any::<bool>(),
-        host_network in any::<bool>(),
-        ready in any::<(bool, bool)>(),
-        sandboxes in 0..3_usize,
-        mut instances in prop::collection::vec(any_instance(), 0..6),
-    ) -> Case {
-        let mut case = pod(&["a", "b"]).init("i").sidecar("s").policy(policy);
-        case = case.spec(|s| s.host_network = Some(host_network));
-        if deleted {
-            case = case.deleted(30);
-        }
-        let sandbox = |id: &str, attempt, ready| Sandbox {
-            id: id.into(), attempt, ready, ips: vec!["10.0.0.2".into()], ..Sandbox::default()
-        };
-        let mut all = vec![sandbox("s1", 1, ready.0), sandbox("s0", 0, ready.1)];
-        all.truncate(sandboxes);
-        instances.retain(|i| all.iter().any(|s| s.id == i.sandbox_id));
-        instances.sort_by_key(|i| std::cmp::Reverse(i.restart_count));
-        instances.dedup_by_key(|i| i.id.clone());
-        case.seen(|s| (s.sandboxes, s.containers) = (all, instances))
-    }
-}
-
-proptest! {
-    /// From any observed state, planning comes to rest: after some steps there is nothing to do but to wait.
-    #[test]
-    fn planning_comes_to_rest(mut case in any_case(), failures in prop::collection::vec(any::<bool>(), 3)) {
-        for round in 0..60 {
-            let plan = case.plan();
-            if plan.steps.is_empty() && plan.stage == case.seen.memory.stage {
-                match plan.wake_at {
-                    None => return Ok(()),
-                    Some(wake) => {
-                        prop_assert!(wake > now(case.at).monotonic, "it would spin: {plan:#?}");
-                        case.at = wake.as_secs();
-                    }
-                }
-            }
-            act(&mut case, &plan, failures.get(round).copied().unwrap_or_default());
-        }
-        prop_assert!(false, "it goes on for ever: {:#?}", case.plan());
-    }
-
-    /// A deleted pod ends, whatever is the matter with it.
-    #[test]
-    fn a_deleted_pod_always_ends(case in any_case()) {
-        let mut case = case.deleted(5);
-        for _ in 0..60 {
-            let plan = case.plan();
-            if plan.steps.is_empty() && let Some(wake) = plan.wake_at {
-                case.at = wake.as_secs().max(case.at + 1);
-            }
-            act(&mut case, &plan, false);
-            if case.seen.memory.reported {
-                return Ok(());
-            }
-        }
-        prop_assert!(false, "it never ends: {:#?}", case.plan());
-    }
 }

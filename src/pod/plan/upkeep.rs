@@ -75,8 +75,19 @@ impl Planner<'_> {
             (!seen.memory.stops.contains_key(&instance.id)).then(|| (c.name.clone(), instance.id.clone()))
         });
         let running: Vec<(String, String)> = running.collect();
-        if !running.is_empty() {
+        if !running.is_empty() || resize.allocation.pod_changes() {
             self.step(Step::Resize { running });
+        }
+    }
+
+    /// A finished pod lets go of what it kept for its log (A13.7).
+    pub(super) fn release(&mut self) {
+        let seen = self.seen;
+        for instance in seen.containers.iter().filter(|i| i.state != InstanceState::Running) {
+            self.step(Step::RemoveContainer { id: instance.id.clone(), keep_log: false });
+        }
+        for sandbox in seen.sandboxes.iter().filter(|s| !s.ready) {
+            self.step(Step::RemoveSandbox { id: sandbox.id.clone() });
         }
     }
 

@@ -28,6 +28,15 @@ pub(super) use mirror::{Mirrors, Reported, keep_mirrors};
 
 use crate::clock::Clock;
 
+/// What a file and an address would make of these bytes.
+#[cfg(feature = "fuzzing")]
+pub(super) fn manifest_of(bytes: &[u8]) {
+    for origin in [manifest::Origin::File("/manifests/pod.yaml"), manifest::Origin::Url("http://localhost/pods")] {
+        // What is wrong with it does not matter here, only that it can be said.
+        let _ = manifest::pods(bytes, origin, "node");
+    }
+}
+
 /// Where static pods come from.
 #[derive(Clone, Debug)]
 pub struct StaticSources {
@@ -78,10 +87,7 @@ pub(super) struct Wanted {
 /// The newest [`Wanted`].
 pub(super) type WantedFeed = watch::Receiver<Arc<Wanted>>;
 
-/// Whether a pod came from a file or an address.
-pub(super) fn is_static(pod: &Pod) -> bool {
-    annotation(pod, names::CONFIG_SOURCE).is_some_and(|source| source != "api")
-}
+pub(super) use stoker_model::pod::is_static;
 
 fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
     pod.metadata.annotations.as_ref()?.get(name).map(String::as_str)

@@ -18,7 +18,7 @@ pub(super) fn phase(
         Some("Failed") => return "Failed",
         _ => {}
     }
-    if matches!(facts.seen.memory.stage.cause(), Some(Cause::Killed { .. })) {
+    if ended && matches!(facts.seen.memory.stage.cause(), Some(Cause::Killed { .. })) {
         return "Failed";
     }
     match (by_containers(facts, init, regular, ended), ended) {

@@ -36,7 +36,7 @@ fn pod(containers: &[&str]) -> Case {
     seen.memory.volumes = VolumesState::Mounted;
     seen.memory.started_at = Some(at(0));
     Case {
-        desired: DesiredPod { pod: pod.into(), gone: false, ended: None },
+        desired: DesiredPod { pod: pod.into(), gone: false, ended: None, released: false },
         seen,
         waiting: BTreeMap::new(),
         previous: PodStatus::default(),
@@ -85,6 +85,11 @@ impl Case {
 
     fn waits(mut self, name: &str, reason: &str) -> Self {
         self.waiting.insert(name.into(), Waiting { reason: reason.into(), message: "m".into() });
+        self
+    }
+
+    fn ending(mut self, cause: Cause) -> Self {
+        self.seen.memory.stage = Stage::Terminating { deadline: Duration::from_secs(100), cause };
         self
     }
 
@@ -169,7 +174,10 @@ fn a_terminal_phase_stays() {
 #[test]
 fn a_killed_pod_fails_with_reason_and_message() {
     // A2.3
-    let cause = Cause::Killed { reason: "DeadlineExceeded".into(), message: "late".into(), disruption: false };
+    let cause =
+        Cause::Killed { reason: "DeadlineExceeded".into(), message: "late".into(), disruption: false, grace: None };
+    let running = pod(&["a"]).runs("a").ending(cause.clone()).status();
+    assert_eq!((running.phase.as_deref(), running.reason), (Some("Running"), None), "not before its containers ended");
     let status = pod(&["a"]).exited("a", 0).ended(cause).status();
     let parts = (status.phase.as_deref(), status.reason.as_deref(), status.message.as_deref());
     assert_eq!(parts, (Some("Failed"), Some("DeadlineExceeded"), Some("late")));
@@ -232,6 +240,39 @@ fn readiness_gates_count() {
     let closed = "False ReadinessGatesNotReady the status of pod readiness gate \"x/y\" is not \"True\", but False";
     condition_is("A2.7", &set("False"), "Ready", closed);
     condition_is("A2.7", &set("True"), "Ready", "True");
+}
+
+#[test]
+fn conditions_of_others_are_not_reported() {
+    // A2.8: what a patch does not name stays.
+    let mut case = pod(&["a"]).runs("a");
+    let of = |kind: &str| PodCondition { type_: kind.into(), status: "True".into(), ..PodCondition::default() };
+    let status = PodStatus { conditions: Some(vec![of("x/y"), of("DisruptionTarget")]), ..PodStatus::default() };
+    std::sync::Arc::make_mut(&mut case.desired.pod).status = Some(status.clone());
+    case.previous = status;
+    let reported: Vec<String> = case.status().conditions.into_iter().flatten().map(|c| c.type_).collect();
+    assert_eq!(
+        reported,
+        ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"].map(String::from)
+    );
+}
+
+#[test]
+fn the_pod_as_a_whole_tells_its_resources() {
+    // A15.16
+    let resources = |cpu: &str| {
+        let list =
+            Some([("cpu".to_owned(), k8s_openapi::apimachinery::pkg::api::resource::Quantity(cpu.to_owned()))].into());
+        k8s_openapi::api::core::v1::ResourceRequirements { requests: list.clone(), limits: list, ..Default::default() }
+    };
+    let mut case = pod(&["a", "b"]).runs("a").runs("b").spec(|s| s.resources = Some(resources("2")));
+    let shown = |case: &Case| (case.status().allocated_resources, case.status().resources);
+    assert_eq!(shown(&case), (resources("2").requests, Some(resources("2"))));
+    let allocation = &mut case.seen.memory.resize.allocation;
+    (allocation.allocated_pod, allocation.actuated_pod) = (Some(resources("2")), Some(resources("1500m")));
+    allocation.actuated.insert("a".into(), Default::default());
+    assert_eq!(shown(&case), (resources("2").requests, Some(resources("1500m"))));
+    assert_eq!(shown(&pod(&["a"])), (None, None));
 }
 
 #[test]

@@ -4,14 +4,13 @@ use std::path::Path;
 
 use k8s_openapi::api::core::v1::Container;
 use stoker_model::handle::EventType;
-use stoker_model::quantity::Milli;
 
 use super::mounts::{Refusal, config_error, link_log};
 use super::{Effect, Hand, Outcome};
 use crate::pod::container::{self, ContainerParts, log_path};
 use crate::pod::env::EnvSources;
 use crate::pod::observed::{DesiredPod, ImageKey};
-use crate::pod::resources::{self, NodeResources};
+use crate::pod::resources;
 use crate::pod::security::{self, NodeSecurity};
 use crate::runtime::cri;
 
@@ -28,7 +27,7 @@ impl Hand {
         target: Option<&str>,
     ) -> Result<String, Refusal> {
         // With the resources that it was given, which may not be those that the newest spec asks for.
-        let given = DesiredPod { pod: self.pod.clone(), gone: false, ended: None };
+        let given = DesiredPod { pod: self.pod.clone(), gone: false, ended: None, released: false };
         let (_, spec) =
             given.container(name).ok_or_else(|| config_error("the container is no longer in the pod's spec"))?;
         let sandbox = self.sandbox.clone().ok_or_else(|| config_error("the pod has no sandbox"))?;
@@ -48,9 +47,10 @@ impl Hand {
         };
         let environment = sources.environment(&spec).await.map_err(config_error)?;
         let mounts = self.mounts(&spec, &environment, &pod_ips)?;
-        let linux = self.linux(&spec, &user, &node, target)?;
+        let linux = self.linux(&spec, &user, target)?;
         let parts = ContainerParts { restart_count, image: image_id, environment, mounts, linux };
-        let config = container::config(&self.pod, &spec, parts);
+        let mut config = container::config(&self.pod, &spec, parts);
+        config.devices.extend(self.block_devices(&spec)?);
         let sandbox_config = self.sandbox_config(sandbox.attempt, false).map_err(config_error)?;
         let log_dir = self.shared.log_dir(&self.reference).join(name);
         std::fs::create_dir_all(&log_dir)
@@ -71,7 +71,6 @@ impl Hand {
         &self,
         spec: &Container,
         user: &security::ImageUser,
-        node: &stoker_model::handle::NodeSnapshot,
         target: Option<&str>,
     ) -> Result<cri::LinuxContainerConfig, Refusal> {
         let shared = &self.shared;
@@ -83,15 +82,9 @@ impl Hand {
             more_masked: &throttles,
         };
         let context = security::of_container(&self.pod, spec, user, of_node, target).map_err(config_error)?;
-        let resources = NodeResources {
-            memory_bytes: node.capacity.get("memory").map_or(0, |memory| Milli::of(memory).units()),
-            cgroup_v2: shared.cgroups.is_v2(),
-            cpu_period: shared.cgroups.cpu_quota_period(),
-            single_process_oom_kill: shared.config.single_process_oom_kill,
-        };
         let of_pod = self.pod.spec.clone().unwrap_or_default();
         Ok(cri::LinuxContainerConfig {
-            resources: Some(resources::of_container(&of_pod, spec, resources)),
+            resources: Some(resources::of_container(&of_pod, spec, self.node_resources())),
             security_context: Some(context),
         })
     }

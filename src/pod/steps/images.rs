@@ -10,26 +10,24 @@ use super::Effect;
 use crate::pod::observed::{ImageKey, Kind, PullPolicy};
 use crate::pod::shared::Shared;
 use crate::runtime::credentials::{BadConfig, Keyring};
-use crate::runtime::{Credential, Pull, PullFailure, RuntimeError, cri};
+use crate::runtime::{Credential, Pull, PullFailure, RuntimeError, SecretRef, cri};
 
-/// Finds an image for the container that first asked for it, and tells what came of it.
+/// Finds an image for the container that first asked for it, or for a volume, and tells what came of it.
 pub(in crate::pod) async fn find_image(
     shared: Arc<Shared>,
     pod: Arc<Pod>,
-    container: (Kind, String),
+    container: Option<(Kind, String)>,
     key: ImageKey,
 ) -> Effect {
     let reference = PodRef::of(&pod);
-    let seeker =
-        Seeker { shared: &shared, object: &pod, pod: &reference, container: (container.0, &container.1), key: &key };
-    seeker.find().await
+    Seeker { shared: &shared, object: &pod, pod: &reference, container, key: &key }.find().await
 }
 
 /// The same of an image that may be there; it is not pulled, and what is wrong with it is told when it is needed.
 pub(in crate::pod) async fn look_for_image(
     shared: Arc<Shared>,
     pod: Arc<Pod>,
-    container: (Kind, String),
+    container: Option<(Kind, String)>,
     key: ImageKey,
 ) -> Effect {
     if !is_reference(&key.image) {
@@ -38,8 +36,8 @@ pub(in crate::pod) async fn look_for_image(
     match shared.images.status(&key.image).await {
         Ok(Some(found)) => {
             let reference = PodRef::of(&pod);
-            let container = (container.0, container.1.as_str());
-            Seeker { shared: &shared, object: &pod, pod: &reference, container, key: &key }.present(&found)
+            let seeker = Seeker { shared: &shared, object: &pod, pod: &reference, container, key: &key };
+            if seeker.must_pull(&found).await { Effect::ImageAbsent { key } } else { seeker.present(&found) }
         }
         Ok(None) | Err(_) => Effect::ImageAbsent { key },
     }
@@ -49,13 +47,17 @@ struct Seeker<'a> {
     shared: &'a Shared,
     object: &'a Pod,
     pod: &'a PodRef,
-    container: (Kind, &'a str),
+    /// `None`: it is for a volume.
+    container: Option<(Kind, String)>,
     key: &'a ImageKey,
 }
 
 impl Seeker<'_> {
     fn tell(&self, kind: EventType, reason: &str, message: impl Into<String>) {
-        self.shared.tell_of(self.pod, self.container, kind, reason, message);
+        match &self.container {
+            Some((of, name)) => self.shared.tell_of(self.pod, (*of, name), kind, reason, message),
+            None => self.shared.tell(self.pod, kind, reason, message),
+        }
     }
 
     fn missing(&self, reason: &'static str, message: String, pulled: bool) -> Effect {
@@ -92,8 +94,13 @@ impl Seeker<'_> {
                 return self.missing("ImageInspectError", message, false);
             }
         };
-        match (present, self.key.policy) {
-            (Some(found), PullPolicy::IfNotPresent | PullPolicy::Never) => self.present(&found),
+        let usable = match present {
+            Some(found) if self.key.policy != PullPolicy::Always && !self.must_pull(&found).await => Some(found),
+            _ => None,
+        };
+        match (usable, self.key.policy) {
+            (Some(found), _) => self.present(&found),
+            // Nobody learns that an image is there which is not his.
             (None, PullPolicy::Never) => {
                 let message = format!("Container image \"{image}\" is not present with pull policy of Never");
                 self.tell(EventType::Warning, "ErrImageNeverPull", message.clone());
@@ -103,17 +110,28 @@ impl Seeker<'_> {
         }
     }
 
+    /// Whether what is there was pulled for somebody else, and not for this pod (A14.6).
+    async fn must_pull(&self, found: &cri::Image) -> bool {
+        // What is wrong with a secret is told when it is pulled.
+        let credentials = async { self.credentials().await.unwrap_or_default() };
+        self.shared.images.must_pull(&self.key.image, &found.id, credentials).await
+    }
+
     /// What may open the registry: the pod's secrets, then what the node has itself (A14.4).
-    async fn credentials(&self) -> Vec<Credential> {
+    /// A secret that cannot be read fails the pull.
+    async fn credentials(&self) -> Result<Vec<Credential>, BadConfig> {
         let mut keyring = Keyring::default();
         let mut missing = Vec::new();
         let references = self.object.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten());
         for name in references.map(|reference| reference.name.as_str()).filter(|name| !name.is_empty()) {
             match self.shared.objects.secret(&self.pod.namespace, name).await {
                 Ok(Some(secret)) => {
-                    if let Err(error) = add_secret(&mut keyring, &secret) {
-                        tracing::warn!(secret = name, %error, "not used for the pull");
-                    }
+                    let origin = SecretRef {
+                        namespace: self.pod.namespace.clone(),
+                        name: name.to_owned(),
+                        uid: secret.metadata.uid.clone().unwrap_or_default(),
+                    };
+                    keyring.add_secret(entries_of(&secret)?, &origin);
                 }
                 Ok(None) | Err(_) => missing.push(name),
             }
@@ -127,17 +145,21 @@ impl Seeker<'_> {
         }
         let mut found = keyring.lookup(&self.key.image);
         found.extend(self.shared.images.node_credentials(&self.key.image).await);
-        found
+        Ok(found)
     }
 
     async fn pull(&self) -> Effect {
         let image = &self.key.image;
+        let credentials = match self.credentials().await {
+            Ok(credentials) => credentials,
+            Err(error) => return self.missing("ErrImagePull", error.to_string(), false),
+        };
         self.tell(EventType::Normal, "Pulling", format!("Pulling image \"{image}\""));
         let asked = self.shared.clock.now().monotonic;
         let runtime_handler = self.shared.config.runtime_handler.clone();
-        let credentials = self.credentials().await;
         let pull = Pull { image: image.clone(), runtime_handler, credentials };
-        match self.shared.images.pull(pull).await {
+        let priority = self.object.spec.as_ref().and_then(|spec| spec.priority).unwrap_or_default();
+        match self.shared.images.pull(pull, priority).await {
             Ok(pulled) => {
                 let waited = self.shared.clock.now().monotonic.saturating_sub(asked);
                 let status = self.shared.images.status(&pulled.id).await.ok().flatten().unwrap_or_default();
@@ -162,8 +184,9 @@ impl Seeker<'_> {
     }
 }
 
-/// Takes in a secret of one of the two types for registries; others hold no credentials.
-fn add_secret(keyring: &mut Keyring, secret: &Secret) -> Result<(), BadConfig> {
+/// What a secret of one of the two types for registries holds; others hold no credentials.
+fn entries_of(secret: &Secret) -> Result<Keyring, BadConfig> {
+    let mut keyring = Keyring::default();
     let data = |key: &str| {
         let data = secret.data.as_ref().and_then(|data| data.get(key)).map(|value| value.0.as_slice());
         data.filter(|data| !data.is_empty())
@@ -174,7 +197,8 @@ fn add_secret(keyring: &mut Keyring, secret: &Secret) -> Result<(), BadConfig> {
         }
         Some("kubernetes.io/dockercfg") => data(".dockercfg").map_or(Ok(()), |text| keyring.add_dockercfg(text)),
         _ => Ok(()),
-    }
+    }?;
+    Ok(keyring)
 }
 
 fn reason_of(error: &RuntimeError) -> &'static str {

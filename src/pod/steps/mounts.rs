@@ -9,6 +9,7 @@ use super::Hand;
 use crate::pod::container::{recursive_read_only, termination_message_path};
 use crate::pod::env::Environment;
 use crate::pod::hosts;
+use crate::pod::observed::ImageKey;
 use crate::runtime::cri;
 
 /// The reason and the message of a container that cannot be made.
@@ -41,6 +42,29 @@ impl Hand {
             mounts.push(cri::Mount { container_path: last_words.to_owned(), host_path, ..Default::default() });
         }
         Ok(mounts)
+    }
+
+    /// The volumes that a container uses as devices (A9.17).
+    pub(super) fn block_devices(&self, container: &Container) -> Result<Vec<cri::Device>, Refusal> {
+        let volumes = self.pod.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
+        let uid = &self.reference.uid;
+        let devices = container.volume_devices.iter().flatten().map(|wanted| {
+            let volume = volumes.iter().find(|v| v.name == wanted.name);
+            let place = volume.and_then(|v| Some((self.shared.volumes.place(uid, v)?, v)));
+            let (path, volume) = place.ok_or_else(|| {
+                config_error(format!(
+                    "cannot find volume \"{}\" to pass into container \"{}\"",
+                    wanted.name, container.name
+                ))
+            })?;
+            let permissions = if self.shared.volumes.is_read_only(uid, volume) { "r" } else { "mrw" };
+            Ok(cri::Device {
+                container_path: wanted.device_path.clone(),
+                host_path: path.to_string_lossy().into_owned(),
+                permissions: permissions.to_owned(),
+            })
+        });
+        devices.collect()
     }
 
     fn volume_mount(
@@ -104,6 +128,9 @@ impl Hand {
         image_sub_path: String,
     ) -> Result<cri::Mount, Refusal> {
         let reference = image.reference.clone().unwrap_or_default();
+        let key = ImageKey::of_volume(image);
+        let found = self.images.iter().find(|(known, ..)| *known == key);
+        let (_, id, _) = found.ok_or_else(|| config_error(format!("the image \"{reference}\" was not found")))?;
         let runtime = &self.shared.node().runtime_version;
         if !mounts_images(runtime) {
             let text = format!(
@@ -115,11 +142,7 @@ impl Hand {
         Ok(cri::Mount {
             container_path: container_path(mount),
             readonly: true,
-            image: Some(cri::ImageSpec {
-                image: reference.clone(),
-                user_specified_image: reference,
-                ..Default::default()
-            }),
+            image: Some(cri::ImageSpec { image: id.clone(), user_specified_image: reference, ..Default::default() }),
             image_sub_path,
             ..Default::default()
         })

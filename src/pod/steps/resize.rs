@@ -6,7 +6,7 @@ use stoker_model::resources::{amounts, qos_class};
 use super::{Effect, Hand, Outcome};
 use crate::cgroup::PodLimits;
 use crate::pod::observed::DesiredPod;
-use crate::pod::resources::{self, NodeResources};
+use crate::pod::resources::{self, NodeResources, Swap};
 use crate::runtime::{RuntimeError, cri};
 
 /// A container to change: name and ID.
@@ -40,20 +40,24 @@ impl Hand {
             self.effects.push(Effect::Resized { name: name.clone() });
         }
         limit(&wanted)?;
-        self.tell_runtime(&wanted).await
+        self.tell_runtime(&wanted).await?;
+        self.effects.push(Effect::PodResized);
+        Ok(())
     }
 
-    fn node_resources(&self) -> NodeResources {
+    pub(super) fn node_resources(&self) -> NodeResources {
+        let shared = &self.shared;
         NodeResources {
-            memory_bytes: self.shared.node().capacity.get("memory").map_or(0, |memory| Milli::of(memory).units()),
-            cgroup_v2: self.shared.cgroups.is_v2(),
-            cpu_period: self.shared.cgroups.cpu_quota_period(),
-            single_process_oom_kill: self.shared.config.single_process_oom_kill,
+            memory_bytes: shared.node().capacity.get("memory").map_or(0, |memory| Milli::of(memory).units()),
+            cgroup_v2: shared.cgroups.is_v2(),
+            swap: Swap::of(&self.pod, shared.config.limited_swap, shared.cgroups.swap_bytes()),
+            cpu_period: shared.cgroups.cpu_quota_period(),
+            single_process_oom_kill: shared.config.single_process_oom_kill,
         }
     }
 
     fn update_of(&self, name: &str, id: &str) -> cri::UpdateContainerResourcesRequest {
-        let desired = DesiredPod { pod: self.pod.clone(), gone: false, ended: None };
+        let desired = DesiredPod { pod: self.pod.clone(), gone: false, ended: None, released: false };
         let spec = self.pod.spec.clone().unwrap_or_default();
         let container = desired.container(name).map(|(_, container)| container).unwrap_or_default();
         let all = resources::of_container(&spec, &container, self.node_resources());
@@ -63,6 +67,7 @@ impl Hand {
             cpu_shares: all.cpu_shares,
             memory_limit_in_bytes: all.memory_limit_in_bytes,
             memory_swap_limit_in_bytes: all.memory_swap_limit_in_bytes,
+            unified: all.unified.into_iter().filter(|(name, _)| name == "memory.swap.max").collect(),
             ..Default::default()
         };
         cri::UpdateContainerResourcesRequest { container_id: id.to_owned(), linux: Some(linux), ..Default::default() }
@@ -70,7 +75,7 @@ impl Hand {
 
     /// Memory limits below what is in use would only end the containers.
     fn refuse_too_little(&self, running: &[Running]) -> Result<(), String> {
-        let desired = DesiredPod { pod: self.pod.clone(), gone: false, ended: None };
+        let desired = DesiredPod { pod: self.pod.clone(), gone: false, ended: None, released: false };
         let spec = self.pod.spec.clone().unwrap_or_default();
         let (qos, uid) = (qos_class(&spec), self.reference.uid.as_str());
         let cgroups = &self.shared.cgroups;

@@ -10,7 +10,7 @@ use crate::pod::dns::{self, ClusterDns, Problem};
 use crate::pod::hosts;
 use crate::pod::plan::pod_text_of;
 use crate::pod::sandbox::{self, SandboxParts};
-use crate::runtime::cri;
+use crate::runtime::{RuntimeError, cri};
 
 /// kubelet's back-off after a sync that failed (A1.5).
 const RETRY: Duration = Duration::from_secs(10);
@@ -30,6 +30,18 @@ impl Hand {
     }
 
     pub(super) async fn run_sandbox(&mut self, attempt: u32, changed: bool) -> Outcome {
+        match self.prepare_sandbox(attempt, changed) {
+            Ok(config) => {
+                let handler = &self.shared.config.runtime_handler;
+                let made = self.shared.runtime.run_pod_sandbox(config, handler).await;
+                self.sandbox_made(made)
+            }
+            Err(outcome) => outcome,
+        }
+    }
+
+    /// What the runtime is asked for; its log directory is made.
+    pub(super) fn prepare_sandbox(&mut self, attempt: u32, changed: bool) -> Result<cri::PodSandboxConfig, Outcome> {
         if changed {
             let message = "Pod sandbox changed, it will be killed and re-created.";
             self.shared.tell(&self.reference, EventType::Normal, "SandboxChanged", message);
@@ -37,17 +49,21 @@ impl Hand {
         if self.pod.spec.as_ref().and_then(|spec| spec.host_users) == Some(false) {
             // Without its own users the pod would be root on the node, which it must not be.
             let handler = &self.shared.config.runtime_handler;
-            return self.sandbox_failed(format!("RuntimeClass handler \"{handler}\" does not support user namespaces"));
+            let message = format!("RuntimeClass handler \"{handler}\" does not support user namespaces");
+            return Err(self.sandbox_failed(message));
         }
-        let config = match self.sandbox_config(attempt, true) {
-            Ok(config) => config,
-            Err(message) => return self.sandbox_failed(message),
-        };
-        let made = std::fs::create_dir_all(&config.log_directory);
-        if let Err(error) = made {
-            return self.sandbox_failed(format!("cannot make the log directory {}: {error}", config.log_directory));
+        let config = self.sandbox_config(attempt, true).map_err(|message| self.sandbox_failed(message))?;
+        match std::fs::create_dir_all(&config.log_directory) {
+            Ok(()) => Ok(config),
+            Err(error) => {
+                let message = format!("cannot make the log directory {}: {error}", config.log_directory);
+                Err(self.sandbox_failed(message))
+            }
         }
-        match self.shared.runtime.run_pod_sandbox(config, &self.shared.config.runtime_handler).await {
+    }
+
+    pub(super) fn sandbox_made(&mut self, made: Result<String, RuntimeError>) -> Outcome {
+        match made {
             Ok(_) => {
                 self.effects.push(Effect::SandboxMade);
                 Outcome::Done

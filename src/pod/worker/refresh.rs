@@ -64,7 +64,7 @@ impl Worker {
             let now = shared.clock.now();
             let mounted = shared.volumes.mount(&desired.pod, &shared.node(), now, &changed).await;
             for failure in mounted.err().into_iter().flatten() {
-                shared.tell(&pod, EventType::Warning, "FailedMount", failure.to_string());
+                shared.tell(&pod, EventType::Warning, failure.reason(), failure.to_string());
             }
             Report { hand: false, refresh: true, effects: Vec::new() }
         };

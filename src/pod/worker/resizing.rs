@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::{Container, Pod};
 use stoker_model::handle::EventType;
 use tracing::warn;
 
 use super::Worker;
 use crate::pod::admission::{self, Rules, Verdict};
-use crate::pod::observed::{DesiredPod, Observed, Stage};
+use crate::pod::observed::{DesiredPod, InstanceState, Observed, Stage};
 use crate::pod::pods::app_armor_enabled;
-use crate::pod::resize::{self, Allocation, Change, Pending};
+use crate::pod::resize::{self, Allocation, Change, Pending, infeasible};
 
 impl Worker {
     /// The pod with the resources that it was given. Where it asks for others, it is given them if they are to be had (A15.1).
@@ -24,60 +25,86 @@ impl Worker {
             let given =
                 resize.allocation.applied(&desired.pod).and_then(|pod| pod.spec).unwrap_or_else(|| spec.clone());
             let mut all = given.containers.iter().chain(given.init_containers.iter().flatten());
-            resize.under_way = all.any(|c| resize.allocation.change(c) != Change::None);
+            resize.under_way =
+                all.any(|c| resize.allocation.change(c) != Change::None) || resize.allocation.pod_changes();
             resize.generation = desired.pod.metadata.generation;
+            resize.pending = reported(&desired);
         }
         let Some(applied) = self.memory.resize.allocation.applied(&desired.pod) else {
-            self.memory.resize.pending = None;
+            if self.memory.resize.pending.take().is_some() {
+                self.shared.directory.wishes_nothing(&self.reference.uid);
+            }
             return desired;
         };
-        if running && self.admit_resize(&desired) {
+        if running && self.admit_resize(&desired, &applied) {
             return desired;
         }
         DesiredPod { pod: Arc::new(applied), ..desired }
     }
 
-    /// Gives the pod what it asks for, if the node has it.
-    pub(super) fn admit_resize(&mut self, desired: &DesiredPod) -> bool {
+    /// Gives the pod what it asks for, if the node has it and it is its turn.
+    fn admit_resize(&mut self, desired: &DesiredPod, given: &Pod) -> bool {
         let generation = desired.pod.metadata.generation;
         let spec = desired.pod.spec.clone().unwrap_or_default();
-        let admitted = self.shared.directory.replace_if(&desired.pod, |others| {
-            let rules = Rules { sysctls: &self.shared.config.sysctls, app_armor: app_armor_enabled() };
-            match admission::admit(&desired.pod, others, &[], &self.shared.node(), rules) {
+        let config = &self.shared.config;
+        let swaps = config.limited_swap && self.shared.cgroups.is_v2() && !admission::is_critical(&desired.pod);
+        let never = given.spec.as_ref().and_then(|given| infeasible(&spec, given, config.resizes, swaps));
+        let admitted = match never {
+            Some(message) => {
+                self.shared.directory.wishes_nothing(&self.reference.uid);
+                Err(("Infeasible", message))
+            }
+            None => self.find_room(&desired.pod).map_err(|message| ("Deferred", message)),
+        };
+        let Err((reason, message)) = admitted else {
+            let resize = &mut self.memory.resize;
+            let Allocation { allocated, allocated_pod, .. } = Allocation::of(&spec);
+            (resize.allocation.allocated, resize.allocation.allocated_pod) = (allocated, allocated_pod);
+            (resize.pending, resize.error, resize.under_way) = (None, None, true);
+            resize.generation = generation;
+            self.keep_resources();
+            let text = resize::text("started", &spec, generation, "");
+            self.shared.tell(&self.reference, EventType::Normal, "ResizeStarted", text);
+            return true;
+        };
+        let before = self.memory.resize.pending.as_ref();
+        if before.is_none_or(|before| before.reason != reason || before.generation != generation) {
+            let text = resize::text(reason, &spec, generation, &message);
+            let event = if reason == "Infeasible" { "ResizeInfeasible" } else { "ResizeDeferred" };
+            self.shared.tell(&self.reference, EventType::Warning, event, text);
+        }
+        self.memory.resize.pending = Some(Pending { reason, message, generation });
+        false
+    }
+
+    fn find_room(&self, pod: &Arc<Pod>) -> Result<(), String> {
+        let now = self.shared.clock.now().monotonic;
+        let (node, app_armor) = (self.shared.node(), app_armor_enabled());
+        self.shared.directory.replace_if(pod, now, |pod, others| {
+            let rules = Rules { sysctls: &self.shared.config.sysctls, app_armor };
+            match admission::admit(pod, others, &[], &node, rules) {
                 Verdict::Admitted => Ok(()),
                 Verdict::Rejected(rejection) => Err(rejection.text),
                 Verdict::Preempts(_) => Err("no other pod ends for a resize".to_owned()),
             }
-        });
-        match admitted {
-            Ok(()) => {
-                let resize = &mut self.memory.resize;
-                resize.allocation.allocated = Allocation::of(&spec).allocated;
-                (resize.pending, resize.error, resize.under_way) = (None, None, true);
-                resize.generation = generation;
-                self.keep_resources();
-                let text = resize::text("started", &spec, generation, "");
-                self.shared.tell(&self.reference, EventType::Normal, "ResizeStarted", text);
-                true
-            }
-            Err(message) => {
-                let pending = Pending { reason: "Deferred", message: message.clone(), generation };
-                if self.memory.resize.pending.as_ref() != Some(&pending) {
-                    let text = resize::text("Deferred", &spec, generation, &message);
-                    self.shared.tell(&self.reference, EventType::Warning, "ResizeDeferred", text);
-                    self.memory.resize.pending = Some(pending);
-                }
-                false
-            }
-        }
+        })
     }
 
     /// Tells that every running container has what the pod was given.
     pub(super) fn finish_resize(&mut self, desired: &DesiredPod, seen: &mut Observed) {
         let resize = &mut seen.memory.resize;
-        let waits = |c: &k8s_openapi::api::core::v1::Container| resize.allocation.change(c) != Change::None;
-        let all = desired.containers().iter().chain(desired.init_containers());
-        if !resize.under_way || all.into_iter().any(waits) {
+        if !resize.under_way {
+            return;
+        }
+        // What does not run gets its resources when it starts; what was ended for them is still to come.
+        let (containers, recreate) = (&seen.containers, &seen.memory.recreate);
+        let counts = |name: &str| {
+            let newest = containers.iter().find(|i| i.name == name);
+            recreate.contains(name) || newest.is_some_and(|i| i.state == InstanceState::Running)
+        };
+        let waits = |c: &Container| counts(&c.name) && resize.allocation.change(c) != Change::None;
+        let mut all = desired.containers().iter().chain(desired.init_containers());
+        if resize.allocation.pod_changes() || all.any(waits) {
             return;
         }
         resize.under_way = false;
@@ -97,4 +124,14 @@ impl Worker {
             warn!(%error, "cannot keep the pod's resources: a resize during a restart of the agent may be missed");
         }
     }
+}
+
+/// What a former agent told of a resize that waits, so that it is not told again.
+fn reported(desired: &DesiredPod) -> Option<Pending> {
+    let conditions = desired.pod.status.as_ref()?.conditions.as_ref()?;
+    let condition = conditions.iter().find(|c| c.type_ == "PodResizePending" && c.status == "True")?;
+    let known = ["Deferred", "Infeasible"];
+    let reason = known.into_iter().find(|reason| condition.reason.as_deref() == Some(*reason))?;
+    let message = condition.message.clone().unwrap_or_default();
+    Some(Pending { reason, message, generation: condition.observed_generation })
 }

@@ -59,7 +59,7 @@ impl Case {
         while let Some(at) = self.board.next_due().filter(|at| at.as_secs() <= until) {
             for due in self.board.take_due(at) {
                 made.push(at.as_secs());
-                self.board.record(due.number, Some(outcome.clone()), at);
+                self.board.record(due.number, Some((outcome.clone(), Duration::ZERO)), at);
             }
         }
         made
@@ -200,7 +200,7 @@ fn what_comes_of_attempts_is_told() {
         c.keep(100);
         let at = Duration::from_secs(110);
         let due = c.board.take_due(at).remove(0);
-        let message = c.board.record(due.number, Some(outcome.clone()), at);
+        let message = c.board.record(due.number, Some((outcome.clone(), Duration::ZERO)), at);
         assert_eq!(message.as_ref().map(|m| (m.reason, m.text.as_str())), expected);
         assert!(message.is_none_or(|m| m.field_path == "spec.containers{c}"));
         let ready = !matches!(outcome, Outcome::Failure(_));
@@ -214,7 +214,7 @@ fn a_late_attempt_is_not_made_up_for() {
     c.keep(100);
     let due = c.board.take_due(Duration::from_secs(101)).remove(0);
     assert_eq!(c.board.next_due(), None, "one attempt at a time");
-    c.board.record(due.number, Some(Outcome::Success), Duration::from_secs(106));
+    c.board.record(due.number, Some((Outcome::Success, Duration::ZERO)), Duration::from_secs(106));
     let next = c.board.next_due().unwrap();
     assert!(next >= Duration::from_secs(106) && next < Duration::from_secs(107), "{next:?}");
 }

@@ -96,6 +96,10 @@ async fn look_after(runtime: &Runtime, id: &str, config: RotationConfig, clock: 
     let tidied = spawn_blocking(move || tidy(&path, config.max_files)).await;
     tidied.unwrap_or_else(|panic| Err(io::Error::other(panic))).map_err(failed)?;
     let rotated = rotated_name(&log, clock.now().wall);
+    if rotated.exists() || with_suffix(&rotated, COMPRESSED).exists() {
+        // A file of this second would be lost: the next look is in another one.
+        return Ok(());
+    }
     tokio::fs::rename(&*log, &rotated).await.map_err(failed)?;
     if let Err(error) = runtime.reopen_container_log(id).await {
         // The runtime goes on to write to the renamed file, so that has to be the log again.

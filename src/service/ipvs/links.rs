@@ -5,14 +5,14 @@ use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::net::IpAddr;
 
-use crate::service::netlink::message::{ACK, Attributes, CREATE, DUMP, Messages, REQUEST};
+use crate::service::netlink::message::{ACK, Attributes, CREATE, DUMP, Messages, REQUEST, Received};
 use crate::service::netlink::socket::Socket;
 
 /// The name by which operators and other programs know it.
 pub(super) const DUMMY: &str = "kube-ipvs0";
 
 const NEW_LINK: u16 = 16;
-const DEL_LINK: u16 = 17;
+pub(super) const DEL_LINK: u16 = 17;
 const GET_LINK: u16 = 18;
 const NEW_ADDRESS: u16 = 20;
 const DEL_ADDRESS: u16 = 21;
@@ -47,6 +47,11 @@ impl Links {
         Ok(Self { socket: Socket::open_route()?, dummy: 0 })
     }
 
+    /// The port that notifications about our own changes carry.
+    pub(super) fn port(&self) -> io::Result<u32> {
+        self.socket.port()
+    }
+
     /// Makes the dummy interface where it is not there.
     pub(super) fn ensure_dummy(&mut self) -> io::Result<()> {
         if let Some(index) = self.find_dummy()? {
@@ -60,6 +65,12 @@ impl Links {
             });
         })?;
         self.dummy = self.find_dummy()?.ok_or(io::ErrorKind::NotFound)?;
+        Ok(())
+    }
+
+    /// Learns which interface the dummy one is, if it is there.
+    pub(super) fn look_for_dummy(&mut self) -> io::Result<()> {
+        self.dummy = self.find_dummy()?.unwrap_or_default();
         Ok(())
     }
 
@@ -129,9 +140,13 @@ impl Links {
             return Ok(());
         }
         let mut messages = self.socket.messages();
+        let first = messages.next_sequence();
         addresses.iter().for_each(|address| write(&mut messages, *address));
         let refusals = self.socket.commit(&messages)?;
-        refusals.into_iter().find(|(_, error)| !harmless(error)).map_or(Ok(()), |(_, error)| Err(error))
+        refusals.into_iter().find(|(_, error)| !harmless(error)).map_or(Ok(()), |(sequence, error)| {
+            let address = addresses.get(sequence.wrapping_sub(first) as usize);
+            Err(io::Error::new(error.kind(), address.map_or(error.to_string(), |ip| format!("{ip}: {error}"))))
+        })
     }
 
     fn send(&mut self, write: impl FnOnce(&mut Messages)) -> io::Result<()> {
@@ -174,9 +189,17 @@ fn write_address(m: &mut Messages, kind: u16, flags: u16, link: u32, address: Ip
     });
 }
 
-fn read_link(body: &[u8]) -> Option<(u32, &str)> {
+/// The number and the name of a link.
+pub(super) fn read_link(body: &[u8]) -> Option<(u32, &str)> {
     let index = u32::from_ne_bytes(*body.get(4..)?.first_chunk()?);
     Some((index, Attributes::of(body.get(16..)?).text(LINK_NAME)?))
+}
+
+/// Whether a notification is about an address that came or went and may be a service's or take NodePorts.
+pub(super) fn changed_address(message: &Received<'_>) -> bool {
+    let about_addresses = message.kind == NEW_ADDRESS || message.kind == DEL_ADDRESS;
+    let counts = |held: Held| !held.address.is_loopback() && !is_link_local(held.address);
+    about_addresses && read_address(message.body()).is_some_and(counts)
 }
 
 fn read_address(body: &[u8]) -> Option<Held> {
@@ -192,9 +215,23 @@ fn read_address(body: &[u8]) -> Option<Held> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::service::netlink::message::received;
+
+    /// A notification that an address has gone.
+    pub(in crate::service::ipvs) fn address_message(address: &str) -> Vec<u8> {
+        let mut m = Messages::new(1);
+        write_address(&mut m, DEL_ADDRESS, 0, 7, address.parse().unwrap());
+        m.bytes().to_vec()
+    }
+
+    /// A notification that a link has gone.
+    pub(in crate::service::ipvs) fn link_message(name: &str) -> Vec<u8> {
+        let mut m = Messages::new(1);
+        m.framed(DEL_LINK, 0, &link_header(7), |m| m.text(LINK_NAME, name));
+        m.bytes().to_vec()
+    }
 
     #[test]
     fn addresses_read_back() {

@@ -1,12 +1,15 @@
 //! IPVS as the data path: virtual servers over generic netlink, their addresses on `kube-ipvs0`, and beside it our nftables
 //! tables for marks, refusals and source ranges, where kube-proxy uses iptables and ipsets.
 //!
-//! What is wanted follows from the owner's table, what is there is read once; then only differences are written. Node
-//! addresses change without a word to us, so they are looked at again each sync period.
+//! What is wanted follows from the owner's table, what is there is read once; then only differences are written, in
+//! proportion to the change. Of addresses the kernel tells when others change them; of virtual servers it does not, so that all of it is
+//! looked at again each sync period, as upstream does.
 
 mod links;
+mod listener;
 mod message;
 mod plan;
+mod reading;
 mod settings;
 mod socket;
 
@@ -18,11 +21,12 @@ use std::time::Duration;
 use tracing::{debug, info, warn};
 
 use self::links::Links;
+use self::listener::AddressListener;
 use self::message::ServerKey;
 use self::plan::{Server, Step};
 use self::socket::Ipvs;
 use super::config::ServiceConfig;
-use super::data_path::{DataPath, Doubt, Listener};
+use super::data_path::{DataPath, Doubt, Listening};
 use super::diff::{Key, Operations, Table};
 use super::frontend::{Backend, Frontend, Place, Route};
 use super::nftables::Kernel;
@@ -91,6 +95,8 @@ pub fn remove_everything() -> Result<Removed, IpvsError> {
     Ok(removed)
 }
 
+pub use reading::{Reading, read};
+
 /// What [`remove_everything`] found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Removed {
@@ -98,6 +104,14 @@ pub struct Removed {
     pub interface: bool,
     /// So many virtual servers were.
     pub servers: usize,
+}
+
+/// Reads a message as each of the readers here does.
+#[cfg(any(test, fuzzing))]
+pub(super) fn read_anything(message: super::netlink::message::Received<'_>) {
+    let _ = (links::read_link(message.body()), links::changed_address(&message));
+    let _ = (message::read_family(message.attributes()), message::read_service(message.attributes()));
+    let _ = message::read_destination(message.attributes());
 }
 
 /// The data path.
@@ -110,8 +124,8 @@ pub struct IpvsPath {
     clock: Clock,
     /// Routes that IPVS serves.
     routes: HashMap<Frontend, Route>,
-    /// Cluster IPs, some of which may have no route.
-    cluster_ips: HashSet<IpAddr>,
+    /// How many routes and cluster IPs want an address to be one of this machine's.
+    users: HashMap<IpAddr, u32>,
     /// Addresses that accept NodePorts.
     node_addresses: BTreeSet<IpAddr>,
     /// Every address of the machine but those of `kube-ipvs0`.
@@ -122,9 +136,9 @@ pub struct IpvsPath {
     bound: HashSet<IpAddr>,
     /// Backends that wait for the end of their connections.
     draining: BTreeSet<(ServerKey, Backend)>,
-    /// When to look next at the draining backends, and at the addresses; monotonic.
+    /// When to look next at the draining backends, and at everything; monotonic.
     next_drain_check: Duration,
-    next_address_check: Duration,
+    next_look: Duration,
     sent: u64,
 }
 
@@ -151,14 +165,14 @@ impl IpvsPath {
             config,
             clock,
             routes: HashMap::new(),
-            cluster_ips: HashSet::new(),
+            users: HashMap::new(),
             node_addresses: BTreeSet::new(),
             other_addresses: BTreeSet::new(),
             held: HashMap::new(),
             bound: HashSet::new(),
             draining: BTreeSet::new(),
             next_drain_check: Duration::ZERO,
-            next_address_check: Duration::ZERO,
+            next_look: Duration::ZERO,
             sent: 0,
         })
     }
@@ -174,18 +188,28 @@ impl IpvsPath {
         self.bound = bound;
         self.node_addresses = plan::accepting(others.clone(), &self.config.node_port_addresses);
         self.other_addresses = others;
-        self.next_address_check = self.clock.now().monotonic + self.config.sync_period;
+        self.next_look = self.clock.now().monotonic + self.config.sync_period;
         Ok(())
     }
 
-    /// The addresses that `kube-ipvs0` should have. One that another interface has is not given to it as well.
-    fn addresses(&self) -> HashSet<IpAddr> {
-        let of_routes = self.routes.keys().filter_map(|frontend| match frontend.place {
-            Place::Address(address) => Some(address),
-            Place::Node(_) => None,
-        });
-        let all = of_routes.chain(self.cluster_ips.iter().copied());
-        all.filter(|address| !self.other_addresses.contains(address)).collect()
+    /// Whether `kube-ipvs0` should have an address. One that another interface has is not given to it as well.
+    fn wants(&self, address: IpAddr) -> bool {
+        self.users.contains_key(&address) && !self.other_addresses.contains(&address)
+    }
+
+    /// Counts one user of an address more, or one less.
+    fn count(&mut self, address: IpAddr, more: bool) {
+        let users = self.users.entry(address).or_default();
+        *users = if more { *users + 1 } else { users.saturating_sub(1) };
+        if *users == 0 {
+            self.users.remove(&address);
+        }
+    }
+
+    /// Backends of one virtual server that wait for the end of their connections.
+    fn waiting(&self, key: ServerKey) -> Vec<Backend> {
+        let first = Backend { ip: IpAddr::from([0; 4]), port: 0 };
+        self.draining.range((key, first)..).take_while(|(of, _)| *of == key).map(|(_, backend)| *backend).collect()
     }
 
     /// Brings these virtual servers to what is wanted.
@@ -211,7 +235,11 @@ impl IpvsPath {
                 Step::UseBackend(key, backend) | Step::DeleteBackend(key, backend) => {
                     self.draining.remove(&(key, backend));
                 }
-                Step::Delete(key) => self.draining.retain(|(of, _)| *of != key),
+                Step::Delete(key) => {
+                    for backend in self.waiting(key) {
+                        self.draining.remove(&(key, backend));
+                    }
+                }
                 Step::Add(..) | Step::Set(..) | Step::AddBackend(..) => {}
             }
         }
@@ -219,8 +247,7 @@ impl IpvsPath {
             match wanted {
                 Some(wanted) => {
                     let mut server = wanted.clone();
-                    let waiting = self.draining.iter().filter(|(of, _)| of == key);
-                    server.backends.extend(waiting.map(|(_, backend)| (*backend, 0)));
+                    server.backends.extend(self.waiting(*key).into_iter().map(|backend| (backend, 0)));
                     self.held.insert(*key, server);
                 }
                 None => _ = self.held.remove(key),
@@ -229,9 +256,10 @@ impl IpvsPath {
         Ok(())
     }
 
-    /// Gives `kube-ipvs0` the addresses that it lacks.
-    fn bind_addresses(&mut self) -> Result<(), IpvsError> {
-        let missing: Vec<IpAddr> = self.addresses().difference(&self.bound).copied().collect();
+    /// Gives `kube-ipvs0` those of these addresses that it lacks.
+    fn bind_addresses(&mut self, addresses: &[IpAddr]) -> Result<(), IpvsError> {
+        let lacks = |address: &&IpAddr| self.wants(**address) && !self.bound.contains(*address);
+        let missing: Vec<IpAddr> = addresses.iter().filter(lacks).copied().collect();
         let failed = |source| IpvsError::Interface { what: "give a service IP to", source };
         for part in missing.chunks(socket::MESSAGES_AT_ONCE) {
             self.links.bind(part).map_err(failed)?;
@@ -240,10 +268,10 @@ impl IpvsPath {
         Ok(())
     }
 
-    /// Takes from it those that nobody wants.
-    fn unbind_addresses(&mut self) -> Result<(), IpvsError> {
-        let wanted = self.addresses();
-        let surplus: Vec<IpAddr> = self.bound.difference(&wanted).copied().collect();
+    /// Takes from it those of these addresses that nobody wants.
+    fn unbind_addresses(&mut self, addresses: &[IpAddr]) -> Result<(), IpvsError> {
+        let surplus = |address: &&IpAddr| !self.wants(**address) && self.bound.contains(*address);
+        let surplus: Vec<IpAddr> = addresses.iter().filter(surplus).copied().collect();
         let failed = |source| IpvsError::Interface { what: "take a service IP from", source };
         for part in surplus.chunks(socket::MESSAGES_AT_ONCE) {
             self.links.unbind(part).map_err(failed)?;
@@ -268,9 +296,26 @@ impl IpvsPath {
         for key in self.held.keys().filter(|key| !excluded(key.address)) {
             servers.entry(*key).or_insert(None);
         }
-        self.bind_addresses()?;
+        let wanted: Vec<IpAddr> = self.users.keys().copied().collect();
+        self.bind_addresses(&wanted)?;
         self.write_servers(&servers)?;
-        self.unbind_addresses()
+        let bound: Vec<IpAddr> = self.bound.iter().copied().collect();
+        self.unbind_addresses(&bound)
+    }
+
+    /// Reads everything that the kernel holds: addresses, virtual servers, and who waits there.
+    fn read_everything(&mut self) -> Result<(), IpvsError> {
+        let failed = |source| IpvsError::Interface { what: "make", source };
+        self.links.ensure_dummy().map_err(failed)?;
+        self.read_addresses()?;
+        self.held = self.ipvs.read()?;
+        // What was told to wait before a restart waits on.
+        self.draining.clear();
+        for (key, server) in &self.held {
+            let waiting = server.backends.iter().filter(|(_, weight)| **weight == 0);
+            self.draining.extend(waiting.map(|(backend, _)| (*key, *backend)));
+        }
+        Ok(())
     }
 
     /// Deletes draining backends whose last connection has ended.
@@ -305,12 +350,20 @@ impl IpvsPath {
         Ok(())
     }
 
-    fn take_routes(&mut self, table: &Table, frontends: impl Iterator<Item = Frontend>) {
+    /// Takes over what the table says of these frontends, and adds the addresses that this may concern.
+    fn take_routes(&mut self, table: &Table, frontends: impl Iterator<Item = Frontend>, touched: &mut Vec<IpAddr>) {
         for frontend in frontends {
-            match table.frontend(&frontend) {
-                // Also those without a backend: their address has to be here to be refused here.
-                Some((_, route)) => _ = self.routes.insert(frontend, route.clone()),
-                None => _ = self.routes.remove(&frontend),
+            // Also those without a backend: their address has to be here to be refused here.
+            let before = match table.frontend(&frontend) {
+                Some((_, route)) => self.routes.insert(frontend, route.clone()).is_some(),
+                None => self.routes.remove(&frontend).is_some(),
+            };
+            let after = self.routes.contains_key(&frontend);
+            if let Place::Address(address) = frontend.place
+                && before != after
+            {
+                self.count(address, after);
+                touched.push(address);
             }
         }
     }
@@ -321,18 +374,16 @@ impl DataPath for IpvsPath {
         self.rules.apply_beside_ipvs(operations)?;
         let all = || operations.delete.iter().chain(&operations.add);
         let frontends: BTreeSet<Frontend> = all().filter_map(|(key, _)| key.frontend()).collect();
-        let before: HashSet<IpAddr> = self.addresses();
-        for (key, _) in &operations.delete {
-            if let Key::ClusterIp(ip) = key {
-                self.cluster_ips.remove(ip);
+        let mut touched = Vec::new();
+        for (list, more) in [(&operations.delete, false), (&operations.add, true)] {
+            for (key, _) in list {
+                if let Key::ClusterIp(ip) = key {
+                    self.count(*ip, more);
+                    touched.push(*ip);
+                }
             }
         }
-        for (key, _) in &operations.add {
-            if let Key::ClusterIp(ip) = key {
-                self.cluster_ips.insert(*ip);
-            }
-        }
-        self.take_routes(table, frontends.iter().copied());
+        self.take_routes(table, frontends.iter().copied(), &mut touched);
         let mut servers = BTreeMap::new();
         for frontend in &frontends {
             let wanted = self.wanted(frontend);
@@ -340,40 +391,26 @@ impl DataPath for IpvsPath {
                 servers.insert(key, wanted.clone());
             }
         }
-        let moved = before != self.addresses();
-        if moved {
-            self.bind_addresses()?;
-        }
+        self.bind_addresses(&touched)?;
         self.write_servers(&servers)?;
-        if moved {
-            self.unbind_addresses()?;
-        }
+        self.unbind_addresses(&touched)?;
         Ok(())
     }
 
     fn reconcile(&mut self, table: &mut Table, doubt: Doubt) -> Result<Operations, ServiceError> {
         let operations = self.rules.reconcile_beside_ipvs(table, doubt)?;
-        let failed = |source| IpvsError::Interface { what: "make", source };
-        self.links.ensure_dummy().map_err(failed)?;
-        self.read_addresses()?;
-        self.held = self.ipvs.read()?;
-        // What was told to wait before a restart waits on.
-        self.draining.clear();
-        for (key, server) in &self.held {
-            let waiting = server.backends.iter().filter(|(_, weight)| **weight == 0);
-            self.draining.extend(waiting.map(|(backend, _)| (*key, *backend)));
-        }
+        self.read_everything()?;
         self.routes.clear();
-        self.cluster_ips.clear();
-        let (mut frontends, mut cluster_ips) = (BTreeSet::new(), HashSet::new());
+        self.users.clear();
+        let (mut frontends, mut cluster_ips) = (BTreeSet::new(), Vec::new());
         table.elements(|key, _| {
             frontends.extend(key.frontend());
             if let Key::ClusterIp(ip) = key {
-                cluster_ips.insert(ip);
+                cluster_ips.push(ip);
             }
         });
-        self.cluster_ips = cluster_ips;
-        self.take_routes(table, frontends.into_iter());
+        cluster_ips.into_iter().for_each(|ip| self.count(ip, true));
+        self.take_routes(table, frontends.into_iter(), &mut Vec::new());
         self.write_everything()?;
         Ok(operations)
     }
@@ -383,22 +420,25 @@ impl DataPath for IpvsPath {
         if !self.draining.is_empty() && now >= self.next_drain_check {
             self.check_draining()?;
         }
-        if now >= self.next_address_check {
+        if now >= self.next_look {
+            // IPVS tells nobody what others do to it: what differs is put right here.
             let before = self.node_addresses.clone();
-            self.read_addresses()?;
-            if before != self.node_addresses || !self.addresses().is_subset(&self.bound) {
+            self.read_everything()?;
+            if before != self.node_addresses {
                 info!(addresses = ?self.node_addresses, "the addresses of this machine have changed");
-                self.write_everything()?;
             }
+            self.write_everything()?;
         }
         let drain = (!self.draining.is_empty()).then_some(self.next_drain_check);
-        let next = drain.into_iter().chain([self.next_address_check]).min();
+        let next = drain.into_iter().chain([self.next_look]).min();
         Ok(next.map(|at| at.saturating_sub(now).max(Duration::from_millis(100))))
     }
 
-    fn listen(&mut self) -> Result<Option<(Box<dyn Listener>, Doubt)>, ServiceError> {
-        // IPVS tells nobody of changes; the rules beside it do.
-        self.rules.listen()
+    /// Hears of addresses and of the rules beside IPVS; of virtual servers nobody tells.
+    fn listen(&mut self) -> Result<Option<Listening>, ServiceError> {
+        let Some((rules, doubt)) = self.rules.listen()? else { return Ok(None) };
+        let listener = AddressListener::open(&self.links, rules).map_err(IpvsError::Open)?;
+        Ok(Some((Box::new(listener), doubt)))
     }
 
     fn transactions(&self) -> u64 {

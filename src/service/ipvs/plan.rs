@@ -163,7 +163,7 @@ mod tests {
     fn local_backends_come_first_and_all_serve_this_node_where_there_are_none() {
         let route = |local: &[u8]| Route::LocalOnly {
             local: local.iter().map(|last| backend(*last)).collect(),
-            everywhere: vec![backend(1), backend(2)],
+            everywhere: [backend(1), backend(2)].into(),
             affinity_seconds: None,
         };
         let backends = |route: &Route| server("rr", route).expect("a server").backends.into_keys().collect::<Vec<_>>();

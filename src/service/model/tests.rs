@@ -39,8 +39,12 @@ fn at(ip: u8, node: &str, conditions: Value) -> Value {
     json!({"addresses": [format!("10.244.0.{ip}")], "nodeName": node, "conditions": conditions})
 }
 
+fn kept(slices: &[EndpointSlice]) -> Vec<KeptSlice> {
+    slices.iter().map(|slice| KeptSlice::of(slice, &mut Shared::default())).collect()
+}
+
 fn compile(spec: Value, slices: &[EndpointSlice]) -> ServiceRoutes {
-    routes(&service(spec), slices.iter(), &node())
+    routes(&service(spec), &kept(slices), &node())
 }
 
 /// The last bytes of the backends of the first frontend, and of those kept for outside traffic.

@@ -277,24 +277,4 @@ mod tests {
         assert_eq!(Attributes::of(&[9, 0, 1, 0, 1]).count(), 0);
         assert_eq!(Attributes::of(&[0, 0, 0, 0]).count(), 0);
     }
-
-    proptest::proptest! {
-        /// Whatever the kernel, or something that says so, sends: reading it ends, and does not panic.
-        #[test]
-        fn any_bytes_can_be_read(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..400)) {
-            fn walk(attributes: Attributes<'_>, depth: usize) {
-                for (kind, value) in attributes {
-                    let _ = attributes.text(kind);
-                    if depth < 8 {
-                        walk(Attributes::of(value), depth + 1);
-                    }
-                }
-            }
-            for message in received(&bytes) {
-                let _ = (message.error(), message.is_done(), message.is(Kind::NewGeneration));
-                walk(message.attributes(), 0);
-            }
-            walk(Attributes::of(&bytes), 0);
-        }
-    }
 }

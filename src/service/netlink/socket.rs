@@ -157,6 +157,13 @@ pub(in crate::service) fn listen() -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Opens the socket that hears of changes to links, addresses or routes of the namespace.
+pub(in crate::service) fn listen_route(groups: u32) -> io::Result<OwnedFd> {
+    let fd = socket(None, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, groups)?;
+    set_socket_recv_buffer_size_force(&fd, 256 * 1024)?;
+    Ok(fd)
+}
+
 fn socket(protocol: Option<Protocol>, flags: SocketFlags, groups: u32) -> io::Result<OwnedFd> {
     let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?;
     rustix::net::bind(&fd, &SocketAddrNetlink::new(0, groups))?;

@@ -12,6 +12,9 @@ use crate::service::config::ServiceConfig;
 use crate::service::diff::{Balance, Key, Value, Verdict};
 use crate::service::frontend::{Family, Place};
 
+/// A chain that only these rules have.
+pub(super) const MARK_LEAVING: &str = "mark-leaving";
+
 /// A frontend that IPVS serves.
 fn served(masquerade: bool) -> Balance {
     Balance { count: 1, local: false, masquerade, affinity_seconds: None }
@@ -96,7 +99,7 @@ pub(super) fn text(family: Family, config: &ServiceConfig, stamp: &str) -> Strin
     let mut leaving = vec![format!("{vip} @{kept} jump {MARK}")];
     leaving.extend(external);
     chain("mark-arriving", &arriving);
-    chain("mark-leaving", &leaving);
+    chain(MARK_LEAVING, &leaving);
     chain(
         "guard",
         &[
@@ -106,7 +109,7 @@ pub(super) fn text(family: Family, config: &ServiceConfig, stamp: &str) -> Strin
         ],
     );
     // Before IPVS, whose first hook for programs of this machine has priority -99.
-    for (hook, target) in [("prerouting", "mark-arriving"), ("output", "mark-leaving")] {
+    for (hook, target) in [("prerouting", "mark-arriving"), ("output", MARK_LEAVING)] {
         chain(
             &format!("guard-{hook}"),
             &[

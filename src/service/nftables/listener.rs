@@ -24,6 +24,12 @@ impl std::os::fd::AsRawFd for TableListener {
     }
 }
 
+impl std::os::fd::AsFd for TableListener {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        std::os::fd::AsFd::as_fd(&self.fd)
+    }
+}
+
 impl Listener for TableListener {
     /// Reads all that is queued, but for what our own sockets and nft processes did.
     fn foreign_changes(&self) -> io::Result<Doubt> {

@@ -452,9 +452,13 @@ impl Kernel {
     }
 }
 
-/// The table family and the set or map that holds an element.
+/// The table and the set or map that holds an element.
 pub(super) fn set_of(key: &Key, value: &Value) -> (&'static str, String) {
-    (layout::words(elements::family_of(key)).table, elements::set_of(key, value).into_owned())
+    let table = match elements::family_of(key) {
+        Family::Ipv4 => "ip stoker",
+        Family::Ipv6 => "ip6 stoker",
+    };
+    (table, elements::set_of(key, value).into_owned())
 }
 
 /// The balances that new elements lead to.
@@ -465,8 +469,54 @@ fn balances(operations: &Operations) -> impl Iterator<Item = (Frontend, Balance)
     })
 }
 
+/// The element that stands beside IPVS for one of the nftables data path; `None` where IPVS needs none.
+pub(super) fn beside_ipvs(key: Key, value: Value) -> Option<(Key, Value)> {
+    beside_ipvs::element(key, value)
+}
+
+/// Reads a message as elements of each of our sets and maps.
+#[cfg(any(test, fuzzing))]
+pub(super) fn read_anything(message: Received<'_>) {
+    const SETS: &[&str] = &[
+        "services",
+        "nodeports-local",
+        "endpoints",
+        "nodeport-endpoints",
+        "hairpins",
+        "allowed-sources",
+        "cluster-ips",
+        "service-ranges",
+        "services-lb-2",
+        "nodeport-slot-1",
+        "local-slot-4294967295",
+        "clients-5s-1",
+        "",
+    ];
+    let named = message.attributes().text(SET_NAME);
+    let lists = [message.attributes().nested(ELEMENTS), Some(message.attributes())];
+    for element in lists.into_iter().flatten().flatten().map(|(_, element)| message::Attributes::of(element)) {
+        for set in SETS.iter().copied().chain(named) {
+            for family in [Family::Ipv4, Family::Ipv6] {
+                let _ = elements::read_element(set, family, element);
+            }
+        }
+        let _ = sticky::read_client(element);
+    }
+}
+
 /// Where IPVS balances: our rules stand beside it.
 impl Kernel {
+    /// Whether the tables that are there were written for mode ipvs.
+    pub fn stands_beside_ipvs(&mut self) -> Result<bool, NftError> {
+        for family in self.config.families.clone() {
+            let chains = self.names(family, Kind::GetChain, Kind::NewChain, CHAIN_NAME)?;
+            if !chains.is_empty() {
+                return Ok(chains.contains_key(beside_ipvs::MARK_LEAVING));
+            }
+        }
+        Ok(false)
+    }
+
     /// As [`DataPath::apply`].
     pub(in crate::service) fn apply_beside_ipvs(&mut self, operations: &Operations) -> Result<(), NftError> {
         let beside =

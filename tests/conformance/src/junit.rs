@@ -45,7 +45,8 @@ pub(crate) fn read(xml: &str) -> BTreeMap<String, Outcome> {
                 else {
                     continue;
                 };
-                let case = (name, Outcome { result: Result::Passed, reason: String::new() });
+                let case =
+                    (without_labels(&name).to_owned(), Outcome { result: Result::Passed, reason: String::new() });
                 if closed {
                     outcomes.extend([case]);
                 } else {
@@ -63,6 +64,14 @@ pub(crate) fn read(xml: &str) -> BTreeMap<String, Outcome> {
     }
 }
 
+/// Ginkgo writes a test's labels behind its name, as in ` [sig-node, Conformance]`.
+fn without_labels(name: &str) -> &str {
+    match name.rsplit_once(" [") {
+        Some((rest, labels)) if labels.contains(", ") && labels.ends_with(']') => rest,
+        _ => name,
+    }
+}
+
 fn attribute(element: &BytesStart<'_>, name: &str) -> Option<String> {
     let attribute = element.try_get_attribute(name).ok().flatten()?;
     Some(attribute.normalized_value(quick_xml::XmlVersion::Implicit1_0).ok()?.into_owned())
@@ -76,7 +85,7 @@ mod tests {
 <testsuites tests="3"><testsuite name="Kubernetes e2e suite">
 <testcase name="[ReportBeforeSuite]" status="passed"></testcase>
 <testcase name="[It] [sig-node] a &quot;b&quot;" status="passed"/>
-<testcase name="[It] [sig-node] c" status="failed"><failure message="timed out &amp; gone" type="failed">long text</failure><system-err>x</system-err></testcase>
+<testcase name="[It] [sig-node] c [Conformance] [sig-node, Conformance]" status="failed"><failure message="timed out &amp; gone" type="failed">long text</failure><system-err>x</system-err></testcase>
 <testcase name="[It] [sig-node] d" status="skipped"><skipped message="skipped - needs two nodes"></skipped></testcase>
 </testsuite></testsuites>"#;
 
@@ -85,7 +94,10 @@ mod tests {
         let outcomes = read(REPORT);
         assert_eq!(outcomes.len(), 3);
         assert_eq!(outcomes["[sig-node] a \"b\""].result, Result::Passed);
-        assert_eq!(outcomes["[sig-node] c"], Outcome { result: Result::Failed, reason: "timed out & gone".to_owned() });
+        assert_eq!(
+            outcomes["[sig-node] c [Conformance]"],
+            Outcome { result: Result::Failed, reason: "timed out & gone".to_owned() }
+        );
         assert_eq!(outcomes["[sig-node] d"].result, Result::Skipped);
     }
 

@@ -1,0 +1,236 @@
+//! Hears what others do to the routes, tunnels and tables of the pod network, so that it is put right at once and not at the next
+//! look. Hearing too much costs one look; what we do ourselves ends after one, since that finds nothing to write.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::netlink::{self, SocketAddrNetlink};
+use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::rtnl::NODE_ROUTE;
+use super::table;
+
+/// `RTMGRP_LINK`, `RTMGRP_NEIGH`, `RTMGRP_IPV4_ROUTE` and `RTMGRP_IPV6_ROUTE`.
+const ROUTE_GROUPS: u32 = 0x1 | 0x4 | 0x40 | 0x400;
+/// `NFNLGRP_NFTABLES` is group 7; the mask counts from bit 0.
+const TABLE_GROUPS: u32 = 1 << 6;
+const NEW_LINK: u16 = 16;
+const DEL_LINK: u16 = 17;
+const DEL_ROUTE: u16 = 25;
+const DEL_NEIGHBOUR: u16 = 29;
+const MAIN_TABLE: u8 = 254;
+const LINK_UP: u32 = 1;
+const LINK_NAME: u16 = 3;
+const NFTABLES: u16 = 10 << 8;
+/// Deleted tables, chains and rules. Elements come and go with pods, by processes of their own.
+const DELETED: [u16; 3] = [NFTABLES | 2, NFTABLES | 5, NFTABLES | 8];
+/// Whoever heard something waits so long before looking, so that several changes are looked at together.
+pub(super) const SETTLE: Duration = Duration::from_millis(100);
+
+/// What was heard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Heard {
+    /// Routes, neighbours or links.
+    Routes,
+    /// One of the tables.
+    Tables,
+}
+
+/// Two sockets that hear.
+#[derive(Debug)]
+pub(super) struct Monitor {
+    routes: AsyncFd<OwnedFd>,
+    tables: AsyncFd<OwnedFd>,
+    /// As [`table::TABLE`].
+    table: &'static str,
+}
+
+impl Monitor {
+    /// Starts to hear in the network namespace of the calling thread, of routes and of one table; needs a Tokio runtime.
+    pub(super) fn open(table: &'static str) -> io::Result<Self> {
+        Ok(Self { routes: socket(None, ROUTE_GROUPS)?, tables: socket(Some(netlink::NETFILTER), TABLE_GROUPS)?, table })
+    }
+
+    /// Returns when somebody else has changed something. What was heard is lost if this is not awaited to its end, so nothing in
+    /// it waits after hearing.
+    pub(super) async fn heard(&self) -> Heard {
+        let name = self.table.split_once(' ').map_or(self.table, |(_, name)| name);
+        tokio::select! {
+            () = wait(&self.routes, concerns_routes) => Heard::Routes,
+            () = wait(&self.tables, |message| concerns_table(message, name) && !table::is_own(message.port)) => Heard::Tables,
+        }
+    }
+
+    /// As [`Monitor::heard`], of the table alone.
+    pub(super) async fn heard_table(&self) {
+        let name = self.table.split_once(' ').map_or(self.table, |(_, name)| name);
+        wait(&self.tables, |message| concerns_table(message, name) && !table::is_own(message.port)).await;
+    }
+}
+
+fn socket(protocol: Option<Protocol>, groups: u32) -> io::Result<AsyncFd<OwnedFd>> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?;
+    rustix::net::bind(&fd, &SocketAddrNetlink::new(0, groups))?;
+    #[expect(deprecated, reason = "its successor is unsafe, and the descriptor is owned by what watches it")]
+    AsyncFd::with_interest(fd, Interest::READABLE)
+}
+
+/// Returns when a message came that counts, or when some were lost; all that is queued has been read then.
+async fn wait(socket: &AsyncFd<OwnedFd>, counts: impl Fn(&Message<'_>) -> bool) {
+    let mut buffer = vec![0; 32 * 1024];
+    loop {
+        let Ok(mut ready) = socket.readable().await else { return std::future::pending().await };
+        let mut heard = false;
+        loop {
+            match rustix::net::recv(socket.get_ref(), &mut buffer[..], RecvFlags::DONTWAIT) {
+                Ok((bytes, _)) => heard |= messages(&buffer[..bytes]).any(|message| counts(&message)),
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => {}
+                Err(Errno::NOBUFS) => heard = true,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot hear of changes to the pod network");
+                    return std::future::pending().await;
+                }
+            }
+        }
+        ready.clear_ready();
+        if heard {
+            return;
+        }
+    }
+}
+
+/// One notification.
+struct Message<'a> {
+    kind: u16,
+    /// Of the socket that asked for the change.
+    port: u32,
+    body: &'a [u8],
+}
+
+/// Splits a datagram; a broken tail ends it.
+fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
+    const HEADER: usize = 16;
+    std::iter::from_fn(move || {
+        let length = usize::try_from(number(bytes, 0)?).ok()?;
+        let body = bytes.get(HEADER..length)?;
+        let kind = u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?);
+        let port = number(bytes, 12)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(Message { kind, port, body })
+    })
+}
+
+fn number(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+/// The text of an attribute behind a header.
+fn text(body: &[u8], header: usize, wanted: u16) -> Option<&[u8]> {
+    let mut rest = body.get(header..)?;
+    loop {
+        let length = usize::from(u16::from_ne_bytes(*rest.first_chunk()?));
+        let kind = u16::from_ne_bytes(*rest.get(2..)?.first_chunk()?);
+        let value = rest.get(4..length)?;
+        if kind & 0x3fff == wanted {
+            return value.split(|byte| *byte == 0).next();
+        }
+        rest = rest.get(length.next_multiple_of(4)..)?;
+    }
+}
+
+/// A route of ours that is gone, a neighbour, or a link that goes or comes: with one that goes down, routes end without a word.
+/// Links of pods do not count.
+fn concerns_routes(message: &Message<'_>) -> bool {
+    const LINK_HEADER: usize = 16;
+    let of_pod = || {
+        text(message.body, LINK_HEADER, LINK_NAME).is_none_or(|name| name.starts_with(super::LINK_PREFIX.as_bytes()))
+    };
+    match message.kind {
+        DEL_ROUTE => message.body.get(4..6) == Some(&[MAIN_TABLE, u8::from(NODE_ROUTE)]),
+        DEL_LINK => !of_pod(),
+        NEW_LINK => number(message.body, 12).is_some_and(|changed| changed & LINK_UP != 0) && !of_pod(),
+        DEL_NEIGHBOUR => {
+            // Those that the kernel forgets on its own are not permanent.
+            const PERMANENT: u16 = 0x80;
+            message.body.get(8..10).is_some_and(|state| u16::from_ne_bytes([state[0], state[1]]) & PERMANENT != 0)
+        }
+        _ => false,
+    }
+}
+
+fn concerns_table(message: &Message<'_>, name: &str) -> bool {
+    const TABLE_HEADER: usize = 4;
+    const TABLE_NAME: u16 = 1;
+    DELETED.contains(&message.kind) && text(message.body, TABLE_HEADER, TABLE_NAME) == Some(name.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(kind: u16, header: &[u8], attributes: &[(u16, &[u8])]) -> Vec<u8> {
+        let mut body = header.to_vec();
+        for (kind, value) in attributes {
+            body.extend(u16::try_from(value.len() + 4).unwrap().to_ne_bytes());
+            body.extend(kind.to_ne_bytes());
+            body.extend(*value);
+            body.resize(body.len().next_multiple_of(4), 0);
+        }
+        let mut bytes = u32::try_from(body.len() + 16).unwrap().to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend([0; 6]);
+        bytes.extend(42_u32.to_ne_bytes());
+        bytes.extend(body);
+        bytes
+    }
+
+    fn link(kind: u16, changed: u32, name: &str) -> Vec<u8> {
+        let header = [vec![0; 12], changed.to_ne_bytes().to_vec()].concat();
+        message(kind, &header, &[(LINK_NAME, format!("{name}\0").as_bytes())])
+    }
+
+    #[test]
+    fn only_what_concerns_the_pod_network_counts() {
+        let counts = |bytes: &[u8]| concerns_routes(&messages(bytes).next().unwrap());
+        let route = |table, protocol| message(DEL_ROUTE, &[2, 24, 0, 0, table, protocol, 0, 1, 0, 0, 0, 0], &[]);
+        assert!(counts(&route(254, 83)));
+        assert!(!counts(&route(254, 84)), "a pod's own route");
+        assert!(!counts(&route(255, 83)), "an address of cluster DNS");
+        assert!(counts(&link(NEW_LINK, 1, "eth0")) && counts(&link(DEL_LINK, 0, "stoker-vxlan")));
+        assert!(!counts(&link(NEW_LINK, 0, "eth0")), "it neither went up nor down");
+        assert!(!counts(&link(NEW_LINK, 1, "stk0123456789")) && !counts(&link(DEL_LINK, 0, "stk0123456789")));
+        let neighbour = |state: u8| message(DEL_NEIGHBOUR, &[2, 0, 0, 0, 7, 0, 0, 0, state, 0, 0, 0], &[]);
+        assert!(counts(&neighbour(0x80)) && !counts(&neighbour(0x02)));
+    }
+
+    #[test]
+    fn only_our_table_counts() {
+        let counts = |kind: u16, table: &str| {
+            let bytes = message(kind, &[1, 0, 0, 0], &[(1, format!("{table}\0").as_bytes())]);
+            let message = messages(&bytes).next().unwrap();
+            assert_eq!(message.port, 42);
+            concerns_table(&message, "stoker-pods")
+        };
+        assert!(DELETED.into_iter().all(|kind| counts(kind, "stoker-pods")));
+        assert!(!counts(DELETED[0], "stoker-policy") && !counts(NFTABLES | 14, "stoker-pods"));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_can_be_read(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+            for message in messages(&bytes) {
+                let _ = (concerns_routes(&message), concerns_table(&message, "stoker-pods"));
+            }
+            for kind in [NEW_LINK, DEL_LINK, DEL_ROUTE, DEL_NEIGHBOUR, DELETED[0]] {
+                let message = Message { kind, port: 0, body: &bytes };
+                let _ = (concerns_routes(&message), concerns_table(&message, "stoker-pods"));
+            }
+        }
+    }
+}
