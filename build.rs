@@ -32,6 +32,9 @@ fn compile_proto() -> Result<(), Box<dyn Error>> {
     let configure = || tonic_prost_build::configure().build_transport(false).btree_map(".").disable_comments(["."]);
     configure().build_server(false).compile_fds(plugins.clone())?;
     configure().build_client(false).out_dir(server).compile_fds(plugins)?;
+    // Here both sides serve: the agent takes registrations and questions, the tests play plugins and monitors.
+    let files = ["proto/deviceplugin.proto", "proto/podresources.proto", "proto/podresources_v1alpha1.proto"];
+    configure().compile_fds(protox::compile(files, ["proto"])?)?;
     Ok(())
 }
 

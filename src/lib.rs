@@ -9,6 +9,7 @@ pub mod network;
 pub mod node;
 pub mod pod;
 pub mod probe;
+pub mod resources;
 pub mod runtime;
 pub mod server;
 pub mod service;

@@ -1,5 +1,8 @@
 //! The built control plane, over TLS, asked by the real kubectl: what requests mean, and what a kill leaves.
 
+#[path = "api/admission.rs"]
+mod admission;
+
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -72,6 +75,14 @@ impl ControlPlane {
         let output = kubectl.wait_with_output().unwrap();
         let text = |bytes| String::from_utf8_lossy(bytes).trim().to_owned();
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    }
+
+    /// What kubectl says besides its answer.
+    #[track_caller]
+    fn told(&self, arguments: &[&str]) -> String {
+        let mut kubectl = Command::new("kubectl");
+        kubectl.env("HOME", self.dir.path()).arg("--kubeconfig").arg(self.kubeconfig("admin")).args(arguments);
+        String::from_utf8_lossy(&kubectl.output().unwrap().stderr).into_owned()
     }
 
     #[track_caller]

@@ -4,6 +4,8 @@
 mod access;
 #[path = "kubectl/joining.rs"]
 mod joining;
+#[path = "kubectl/kinds.rs"]
+mod kinds;
 mod server;
 #[path = "kubectl/whole.rs"]
 mod whole;

@@ -84,6 +84,11 @@ pub trait ObjectApi: Send + Sync + 'static {
     /// Reads of followed objects are answered from the watch.
     fn follow(&self, _pod: &PodUid, _objects: BTreeSet<ObjectName>, _changed: &Arc<Notify>) {}
 
+    /// The runtime handler of a RuntimeClass (A15.11). `Ok(None)`: there is no such class.
+    async fn runtime_handler(&self, _class: &str) -> Result<Option<String>, ApiError> {
+        Err(ApiError::NotFound("runtimeclasses are not to be had here".to_owned()))
+    }
+
     /// The PEM texts of the ClusterTrustBundles that a projection chooses.
     async fn trust_bundles(&self, _choice: &TrustBundles) -> Result<Vec<String>, ApiError> {
         Err(ApiError::NotFound("clustertrustbundles are not to be had here".to_owned()))
@@ -214,8 +219,10 @@ pub trait EventSink: Send + Sync + 'static {
         kind: EventType,
         reason: &str,
         message: String,
-        annotations: BTreeMap<String, String>,
-    );
+        _annotations: BTreeMap<String, String>,
+    ) {
+        self.publish(subject, kind, reason, message);
+    }
 }
 
 /// The node as admission and pod environments see it. `node` publishes it, the newest wins.
@@ -407,6 +414,45 @@ pub trait PodEvictor: Send + Sync + 'static {
 
     /// Lets go of the containers that finished pods keep for their logs (A13.7).
     fn drop_finished(&self);
+}
+
+/// How many devices of a resource there are, and how many of them are healthy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct DeviceCount {
+    /// All that the plugin tells of.
+    pub capacity: i64,
+    /// The healthy ones.
+    pub allocatable: i64,
+}
+
+/// Devices by resource. What was there once and is gone counts as nothing.
+pub type DeviceCounts = BTreeMap<String, DeviceCount>;
+
+/// The newest [`DeviceCounts`], for the Node.
+pub type DeviceFeed = watch::Receiver<Arc<DeviceCounts>>;
+
+/// A plugin whose socket was found in `plugins_registry` (A15.6).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FoundPlugin {
+    /// What it calls itself.
+    pub name: String,
+    /// Where it serves.
+    pub endpoint: std::path::PathBuf,
+    /// The versions that it speaks.
+    pub versions: Vec<String>,
+}
+
+/// Takes plugins of one type, other than CSI drivers (A15.6).
+#[async_trait]
+pub trait PluginKind: Send + Sync + 'static {
+    /// The type, such as `DevicePlugin`.
+    fn kind(&self) -> &'static str;
+
+    /// Takes one, or says in upstream's words why not.
+    async fn found(&self, plugin: &FoundPlugin) -> Result<(), String>;
+
+    /// Its socket is gone.
+    async fn lost(&self, name: &str);
 }
 
 /// A certificate with its chain, and its key, both as PEM.

@@ -1,6 +1,6 @@
 //! What the operator keeps back from pods, and where that is enforced (A13.1, A13.2).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use stoker_model::quantity::Milli;
 use stoker_model::resources::Amounts;
@@ -8,6 +8,7 @@ use stoker_model::resources::Amounts;
 use super::wiring::WiringError;
 use crate::config::KubeletConfig;
 use crate::node::{Enforcement, Reservation};
+use crate::resources::CpuSet;
 
 /// What is reserved for Kubernetes' daemons, and for the system. CPUs that are reserved by number count for the system (A13.1).
 fn reservations(config: &KubeletConfig) -> Result<[Amounts; 2], WiringError> {
@@ -18,26 +19,11 @@ fn reservations(config: &KubeletConfig) -> Result<[Amounts; 2], WiringError> {
     };
     let (mut kube, mut system) = (read(&config.kube_reserved)?, read(&config.system_reserved)?);
     if !config.reserved_system_cpus.is_empty() {
-        let cpus = count_cpus(&config.reserved_system_cpus)
-            .ok_or_else(|| WiringError::NotCpus { value: config.reserved_system_cpus.clone() })?;
+        let cpus: CpuSet = config.reserved_system_cpus.parse()?;
         kube.remove("cpu");
-        system.insert("cpu".to_owned(), Milli::from_units(cpus));
+        system.insert("cpu".to_owned(), Milli::from_units(i64::try_from(cpus.len()).unwrap_or(i64::MAX)));
     }
     Ok([kube, system])
-}
-
-/// How many CPUs a list like `0-3,8` names.
-fn count_cpus(list: &str) -> Option<i64> {
-    let mut cpus = BTreeSet::new();
-    for part in list.split(',') {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let (first, last): (u16, u16) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-        if first > last {
-            return None;
-        }
-        cpus.extend(first..=last);
-    }
-    i64::try_from(cpus.len()).ok()
 }
 
 /// What is reserved in all.
@@ -69,16 +55,6 @@ pub(super) fn enforcement(config: &KubeletConfig) -> Result<Enforcement, WiringE
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn cpus_are_counted() {
-        // A13.1
-        for (list, count) in
-            [("0", Some(1)), ("0-3,8", Some(5)), ("1,1-2", Some(2)), ("3-1", None), ("x", None), ("", None)]
-        {
-            assert_eq!(count_cpus(list), count, "{list}");
-        }
-    }
 
     #[test]
     fn what_is_reserved_becomes_limits() {

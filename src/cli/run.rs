@@ -3,6 +3,7 @@
 //! Order: what needs neither the runtime nor the API server, then the runtime, then the rest; nothing waits for the
 //! API server, so static pods and rules in the kernel do not depend on it.
 
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -19,7 +20,9 @@ use super::preflight::{PreflightError, check_host, limit_process, lock, prepare_
 use super::proxy::{self, Around, ProxyError, ProxyParts, ProxySettings};
 use super::reservations::enforcement;
 use super::standalone::{AlwaysAllow, Standalone};
-use super::wiring::{WiringError, cgroup_config, eviction_settings, node_settings, pods_config, server_config};
+use super::wiring::{
+    WiringError, cgroup_config, eviction_settings, node_settings, pods_config, resources_config, server_config,
+};
 use super::{cluster_dns, credentials, images, reload, status};
 use super::{logging, systemd};
 use crate::cgroup::{CgroupDriver, CgroupError, Cgroups};
@@ -30,6 +33,7 @@ use crate::config::{
 use crate::node::eviction::{EvictionHandles, Pressures, evict};
 use crate::node::{self, NodeSettings};
 use crate::pod::{PodHandles, Pods};
+use crate::resources::{Assignments, Machine, ResourcesError, serve_pod_resources};
 use crate::runtime::gc::ImageCollector;
 use crate::runtime::logs::rotate_logs;
 use crate::runtime::{Runtime, RuntimeError, events as runtime_events, pause};
@@ -73,6 +77,10 @@ pub(super) enum RunError {
     Network(#[from] crate::network::NetworkError),
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    Resources(#[from] ResourcesError),
+    #[error("the socket pod-resources/kubelet.sock: {0}; make its directory writable")]
+    PodResources(std::io::Error),
     #[error("cannot start threads or take signals: {0}")]
     Start(#[from] std::io::Error),
     #[error(
@@ -142,7 +150,9 @@ async fn start(decided: Decided) -> Result<(), RunError> {
     let reloading = reload::on_hangup(decided.flags.clone(), decided.kubelet.clone(), decided.as_kubelet);
     spawn(&mut tasks, "reload", reloading);
     let work = async {
-        let (decided, handles) = wire_node(decided, &mut tasks).await?;
+        let config = resources_config(&decided.kubelet, &decided.flags.root_dir)?;
+        let assignments = Assignments::start(config, Machine::read(Path::new("/sys")), stop.clone())?;
+        let (decided, handles) = wire_node(decided, assignments, &mut tasks).await?;
         // Not later: a service manager that waits for us would give up on a machine whose runtime comes late.
         systemd::tell(&[sd_notify::NotifyState::Ready]);
         wire_pods(&decided, handles, &mut tasks, &stop).await?;
@@ -188,6 +198,7 @@ struct NodeHandles {
     /// `None`: without an API server there are no claims.
     storage: Option<Arc<dyn StorageApi>>,
     services: Arc<dyn ServiceLinks>,
+    assignments: Assignments,
     events: Arc<dyn EventSink>,
     authorizer: Arc<dyn Authorizer>,
     tokens: Option<Arc<dyn TokenReviewer>>,
@@ -198,7 +209,11 @@ struct NodeHandles {
 }
 
 /// Starts what waits for nothing: the node's own tasks, the watches, the service rules.
-async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, NodeHandles), RunError> {
+async fn wire_node(
+    decided: Decided,
+    assignments: Assignments,
+    tasks: &mut Tasks,
+) -> Result<(Decided, NodeHandles), RunError> {
     let Decided { flags, kubelet, stoker, proxy, node, clock, .. } = &decided;
     let api = credentials::connect(flags, kubelet, &node.name, tasks).await?;
     let (events, event_task) = upstream::event_queue(*clock, node.name.clone());
@@ -215,7 +230,8 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
         None => watch::channel(None).1,
     };
     let (pressures, held) = watch::channel(Pressures::new());
-    let (observer, task) = node::observe(node.clone(), runtime.clone(), node_object.clone(), held, *clock);
+    let devices = assignments.device_feed();
+    let (observer, task) = node::observe(node.clone(), runtime.clone(), node_object.clone(), devices, held, *clock);
     spawn(tasks, "node observer", task);
     spawn(tasks, "status line", status_line(node.name.clone(), observer.observations.clone()));
 
@@ -247,6 +263,7 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
             objects: offline.clone(),
             storage: None,
             services: offline.clone(),
+            assignments,
             events,
             authorizer: offline,
             tokens: None,
@@ -317,6 +334,7 @@ async fn wire_node(decided: Decided, tasks: &mut Tasks) -> Result<(Decided, Node
         objects: Arc::new(Objects::new(api.clone(), *clock)),
         storage: Some(Arc::new(Storage::new(api, node.name.clone()))),
         services: Arc::new(store),
+        assignments,
         events,
         authorizer,
         certificate,
@@ -358,13 +376,14 @@ async fn wire_pods(
         Err(error) => tracing::warn!(%error, "sandbox image not ensured"),
     }
     let mut volumes = Volumes::new(&flags.root_dir, handles.objects.clone());
-    if let Some(storage) = handles.storage {
-        let drivers = Drivers::default();
-        volumes = volumes.with_storage(storage.clone(), drivers.clone());
-        let plugins = watch_plugins(flags.root_dir.join("plugins_registry"), drivers, storage, stop.clone());
-        // It ends with the agent.
-        tokio::spawn(plugins);
+    let drivers = Drivers::default();
+    if let Some(storage) = handles.storage.clone() {
+        volumes = volumes.with_storage(storage, drivers.clone());
     }
+    let registry = flags.root_dir.join("plugins_registry");
+    let others = vec![handles.assignments.plugins()];
+    // It ends with the agent.
+    tokio::spawn(watch_plugins(registry, drivers, handles.storage, others, stop.clone()));
     spawn(tasks, "volumes in use", pass_on(volumes.in_use(), handles.volumes_in_use));
     let records = images::pull_records(kubelet, flags, *clock)?;
     let images = images::images(&runtime, kubelet, flags, records.clone())?;
@@ -390,10 +409,13 @@ async fn wire_pods(
             services: handles.services,
             sink: handles.events,
             cgroups: cgroups.clone(),
+            assignments: handles.assignments.clone(),
         },
         stop.clone(),
     );
     let pods = decided.supervised.get_or_init(|| pods).clone();
+    serve_pod_resources(&flags.root_dir, Arc::new(pods.clone()), handles.assignments, stop.clone())
+        .map_err(RunError::PodResources)?;
     let eviction_handles = EvictionHandles {
         runtime: runtime.clone(),
         usage: Arc::new(cgroups.clone()),

@@ -1,22 +1,25 @@
 //! From what the operator wrote to what each room wants to know.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use stoker_model::handle::ServingCertificates;
-use stoker_model::quantity::QuantityError;
+use stoker_model::quantity::{Milli, QuantityError};
 
 use super::proxy::ProxySettings;
 use super::reservations::reserved;
 use crate::cgroup::{CgroupConfig, CgroupDriver};
 use crate::config::{
-    Flags, GoDuration, KubeProxyConfig, KubeletConfig, LabelError, ProxyMode, StokerConfig, parse_node_labels,
+    Flags, GoDuration, KubeProxyConfig, KubeletConfig, LabelError, ProxyMode, StokerConfig, parse_bool,
+    parse_node_labels,
 };
 use crate::node::eviction::{EvictionSettings, ThresholdError, ThresholdFields};
-use crate::node::{AddressError, MachineError, NodeSettings, choose_addresses, node_name};
+use crate::node::{AddressError, MachineError, NodeSettings, choose_addresses, memory_threshold, node_name};
 use crate::pod::{PodsConfig, ResizeRules, StaticSources, SysctlError, SysctlRules};
+use crate::resources::{CpuOptions, NotCpus, ReservedCpus, ResourcesConfig, StaticCpus, StaticMemory, TopologyPolicy};
 use crate::server::{ServerConfig, ServingCertificate, TlsRules};
 use crate::service::sysctls::ConntrackSettings;
 use crate::service::{Cidr, IpvsConfig, LocalTraffic, Mode, ServiceConfig};
@@ -32,8 +35,8 @@ pub(super) enum WiringError {
     Label(#[from] LabelError),
     #[error(transparent)]
     Quantity(#[from] QuantityError),
-    #[error("reservedSystemCPUs: {value:?} is no list of CPUs: write numbers and ranges, such as 0-1,4")]
-    NotCpus { value: String },
+    #[error("reservedSystemCPUs: {0}")]
+    NotCpus(#[from] NotCpus),
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
     #[error("{field}: {value:?} is not an IP address")]
@@ -113,6 +116,7 @@ pub(super) fn pods_config(config: &KubeletConfig, root_dir: &Path) -> Result<Pod
             url_every: config.http_check_frequency.0,
         },
         single_process_oom_kill: config.single_process_oom_kill,
+        cpu_sets_every: config.cpu_manager_reconcile_period.0,
         limited_swap: config.memory_swap.swap_behavior == "LimitedSwap",
         resizes: ResizeRules {
             static_cpus: config.cpu_manager_policy == "static",
@@ -120,6 +124,65 @@ pub(super) fn pods_config(config: &KubeletConfig, root_dir: &Path) -> Result<Pod
         },
         ..PodsConfig::default()
     })
+}
+
+/// Settings of the room `resources`.
+pub(super) fn resources_config(config: &KubeletConfig, root_dir: &Path) -> Result<ResourcesConfig, WiringError> {
+    let option = |name: &str| config.topology_manager_policy_options.get(name);
+    let cpu_option =
+        |name: &str| config.cpu_manager_policy_options.get(name).and_then(|value| parse_bool(value)) == Some(true);
+    let fixed_cpus = || -> Result<StaticCpus, WiringError> {
+        let reserved = match config.reserved_system_cpus.as_str() {
+            "" => {
+                let cpu = reserved(config)?.get("cpu").copied().unwrap_or(Milli::ZERO).milli();
+                ReservedCpus::Count(usize::try_from(cpu.max(0)).unwrap_or_default().div_ceil(1000))
+            }
+            list => ReservedCpus::Cpus(list.parse()?),
+        };
+        let options = CpuOptions {
+            whole_cores: cpu_option("full-pcpus-only"),
+            across_nodes: cpu_option("distribute-cpus-across-numa"),
+            strict_reservation: cpu_option("strict-cpu-reservation"),
+            by_cache: cpu_option("prefer-align-cpus-by-uncorecache"),
+        };
+        Ok(StaticCpus { reserved, options })
+    };
+    Ok(ResourcesConfig {
+        cpus: (config.cpu_manager_policy == "static").then(fixed_cpus).transpose()?,
+        memory: (config.memory_manager_policy == "Static").then(|| fixed_memory(config)).transpose()?,
+        topology: match config.topology_manager_policy.as_str() {
+            "best-effort" => TopologyPolicy::BestEffort,
+            "restricted" => TopologyPolicy::Restricted,
+            "single-numa-node" => TopologyPolicy::SingleNumaNode,
+            _ => TopologyPolicy::None,
+        },
+        pod_scope: config.topology_manager_scope == "pod",
+        // What cannot be read was refused when the configuration was loaded.
+        closest: option("prefer-closest-numa-nodes").is_some_and(|value| parse_bool(value) == Some(true)),
+        most_nodes: option("max-allowable-numa-nodes").and_then(|value| value.parse().ok()).unwrap_or(8),
+        ..ResourcesConfig::new(root_dir.to_path_buf())
+    })
+}
+
+/// Memory that is kept back by node, and in all: reservations and the hard threshold of eviction.
+fn fixed_memory(config: &KubeletConfig) -> Result<StaticMemory, WiringError> {
+    let bytes = |amount: Milli| u64::try_from(amount.units()).unwrap_or_default();
+    let mut by_node: BTreeMap<usize, BTreeMap<String, u64>> = BTreeMap::new();
+    for reservation in &config.reserved_memory {
+        let node = by_node.entry(usize::try_from(reservation.numa_node).unwrap_or(usize::MAX)).or_default();
+        for (resource, amount) in &reservation.limits {
+            node.insert(resource.clone(), bytes(Milli::parse(amount)?));
+        }
+    }
+    let mut total: BTreeMap<String, u64> = reserved(config)?
+        .into_iter()
+        .filter(|(resource, _)| resource == "memory" || resource.starts_with("hugepages-"))
+        .map(|(resource, amount)| (resource, bytes(amount)))
+        .collect();
+    if let Some(threshold) = config.eviction_hard.get("memory.available") {
+        *total.entry("memory".to_owned()).or_default() += bytes(memory_threshold(threshold));
+    }
+    Ok(StaticMemory { reserved: by_node, total })
 }
 
 /// When pods have to go because the node is short of something (A13.3 to A13.5).

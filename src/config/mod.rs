@@ -30,3 +30,4 @@ pub use kubelet::KubeletConfig;
 pub use load::{ConfigError, Loaded, load};
 pub use node_labels::{LabelError, parse_node_labels};
 pub use stoker::{Cni, DEFAULT_STOKER_CONFIG, PodNetwork, ServiceMode, StokerConfig, load_stoker_config};
+pub use validate::parse_bool;

@@ -309,6 +309,74 @@ fn kubelet_without_a_file_is_as_open_as_it_ever_was() {
     assert_eq!((ours.read_only_port, ours.authorization.mode.as_str()), (0, "Webhook"));
 }
 
+#[test]
+fn managers_are_configured_as_upstream_does() {
+    // A22.1g, A15.2, A15.3, A15.4
+    check(
+        &resolved("{}\n"),
+        &[
+            ("cpuManagerPolicy", json!("none")),
+            ("cpuManagerPolicyOptions", json!({})),
+            ("cpuManagerReconcilePeriod", json!("10s")),
+            ("memoryManagerPolicy", json!("None")),
+            ("reservedMemory", json!([])),
+            ("topologyManagerPolicy", json!("none")),
+            ("topologyManagerScope", json!("container")),
+            ("topologyManagerPolicyOptions", json!({})),
+            ("reservedSystemCPUs", json!("")),
+            ("qosReserved", json!({})),
+        ],
+    );
+    let all = "cpuManagerPolicy: static
+cpuManagerPolicyOptions: {full-pcpus-only: 'true', strict-cpu-reservation: 'false', distribute-cpus-across-numa: 'true'}
+reservedSystemCPUs: 0-1
+memoryManagerPolicy: Static
+reservedMemory: [{numaNode: 0, limits: {memory: 1Gi, hugepages-2Mi: 4Mi}}]
+topologyManagerPolicy: single-numa-node
+topologyManagerScope: pod
+topologyManagerPolicyOptions: {prefer-closest-numa-nodes: 'true', max-allowable-numa-nodes: '16'}
+";
+    check(&resolved(all), &[("reservedMemory/0/limits/memory", json!("1Gi")), ("topologyManagerScope", json!("pod"))]);
+    for (fields, words) in [
+        ("cpuManagerPolicy: both\n", ["cpuManagerPolicy", "both"]),
+        ("cpuManagerPolicyOptions: {full-pcpus-only: 'true'}\n", ["cpuManagerPolicyOptions", "static"]),
+        (
+            "cpuManagerPolicy: static\ncpuManagerPolicyOptions: {full-pcpus-only: maybe}\n",
+            ["bad value", "full-pcpus-only"],
+        ),
+        (
+            "cpuManagerPolicy: static\ncpuManagerPolicyOptions: {x: 'true'}\n",
+            ["unknown CPU Manager Policy option", "x"],
+        ),
+        (
+            "cpuManagerPolicy: static\ncpuManagerPolicyOptions: {align-by-socket: 'true'}\n",
+            ["Alpha-level Options not enabled", "align-by-socket"],
+        ),
+        (
+            "cpuManagerPolicy: static\ncpuManagerPolicyOptions: {prefer-align-cpus-by-uncorecache: 'true', \
+             distribute-cpus-across-numa: 'true'}\n",
+            ["can not be used at the same time", "distribute-cpus-across-numa"],
+        ),
+        ("reservedSystemCPUs: '0'\nkubeReservedCgroup: /k\n", ["reservedSystemCPUs", "kubeReservedCgroup"]),
+        ("memoryManagerPolicy: BestEffort\n", ["memoryManagerPolicy", "Static"]),
+        ("reservedMemory: [{numaNode: 0, limits: {cpu: 1Gi}}]\n", ["reservedMemory", "not supported"]),
+        ("reservedMemory: [{numaNode: 0, limits: {memory: '0'}}]\n", ["reservedMemory", "may not be zero"]),
+        (
+            "reservedMemory: [{numaNode: 0, limits: {memory: 1Gi}}, {numaNode: 0, limits: {memory: 1Gi}}]\n",
+            ["reservedMemory", "duplicate value"],
+        ),
+        ("topologyManagerPolicyOptions: {x: 'true'}\n", ["unknown Topology Manager Policy option", "x"]),
+        (
+            "topologyManagerPolicyOptions: {max-allowable-numa-nodes: '4'}\n",
+            ["max-allowable-numa-nodes", "less than 8"],
+        ),
+        ("qosReserved: {memory: 50%}\n", ["qosReserved", "QOSReserved"]),
+    ] {
+        let error = file(fields).expect_err(fields);
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    }
+}
+
 /// An item of section 4.2 of the CIS Kubernetes benchmark, and whether a configuration passes it.
 type CisItem = (&'static str, &'static str, fn(&KubeletConfig) -> bool);
 

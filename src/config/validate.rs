@@ -1,5 +1,6 @@
 //! What makes no sense although it can be read.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
@@ -85,16 +86,114 @@ fn choices(config: &KubeletConfig) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// What would promise places on certain CPUs and memory that nobody gives yet.
+/// A truth value as Go reads it.
+pub fn parse_bool(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
+/// `cpuManagerPolicyOptions`: those that are on by default upstream.
+fn cpu_options(config: &KubeletConfig) -> Result<(), Invalid> {
+    const FIELD: &str = "cpuManagerPolicyOptions";
+    let options = &config.cpu_manager_policy_options;
+    if !options.is_empty() && config.cpu_manager_policy != "static" {
+        return Err(invalid(
+            FIELD,
+            options.keys().cloned().collect::<Vec<_>>().join(", "),
+            "needs cpuManagerPolicy: static",
+        ));
+    }
+    for (name, value) in options {
+        match name.as_str() {
+            "full-pcpus-only"
+            | "strict-cpu-reservation"
+            | "prefer-align-cpus-by-uncorecache"
+            | "distribute-cpus-across-numa" => {}
+            "align-by-socket" | "distribute-cpus-across-cores" => {
+                let text =
+                    "is of alpha level, which is not enabled: CPU Manager Policy Alpha-level Options not enabled";
+                return Err(invalid(FIELD, name, text));
+            }
+            _ => return Err(invalid(FIELD, name, "is an unknown CPU Manager Policy option")),
+        }
+        if parse_bool(value).is_none() {
+            return Err(invalid(FIELD, value, format!("is a bad value for option \"{name}\": write true or false")));
+        }
+    }
+    let on = |name: &str| options.get(name).and_then(|value| parse_bool(value)) == Some(true);
+    let (cache, numa) = ("prefer-align-cpus-by-uncorecache", "distribute-cpus-across-numa");
+    if on(cache) && on(numa) {
+        return Err(invalid(FIELD, cache, format!("and {numa} can not be used at the same time")));
+    }
+    Ok(())
+}
+
+/// `reservedMemory`.
+fn reserved_memory(config: &KubeletConfig) -> Result<(), Invalid> {
+    let mut seen = BTreeSet::new();
+    for reservation in &config.reserved_memory {
+        let node = reservation.numa_node;
+        let wrong = |resource: &String, what: String| Err(invalid("reservedMemory", resource, what));
+        for (resource, amount) in &reservation.limits {
+            if resource != "memory" && !resource.starts_with("hugepages-") {
+                return wrong(
+                    resource,
+                    format!("for NUMA node {node} is not supported: only memory and hugepages-<size> are"),
+                );
+            }
+            if Milli::parse(amount).map_or(true, |amount| amount <= Milli::ZERO) {
+                return wrong(resource, format!("for NUMA node {node} needs an amount, which may not be zero"));
+            }
+            if !seen.insert((node, resource)) {
+                return wrong(resource, format!("has a duplicate value for NUMA node {node}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Policies that give containers CPUs and memory of certain places, with upstream's conditions.
 fn managers(config: &KubeletConfig) -> Result<(), Invalid> {
-    const NOT_YET: &str = "is not supported by this agent yet; leave it at its default";
-    for (field, value, default) in [
-        ("cpuManagerPolicy", &config.cpu_manager_policy, "none"),
-        ("memoryManagerPolicy", &config.memory_manager_policy, "None"),
-        ("topologyManagerPolicy", &config.topology_manager_policy, "none"),
-    ] {
-        if value != default {
-            return Err(invalid(field, value, NOT_YET));
+    cpu_options(config)?;
+    reserved_memory(config)?;
+    if let Some(name) = config.qos_reserved.keys().next() {
+        return Err(invalid(
+            "qosReserved",
+            name,
+            "needs the alpha feature QOSReserved, which this agent does not have",
+        ));
+    }
+    let list = &config.reserved_system_cpus;
+    if !list.is_empty() && !(config.system_reserved_cgroup.is_empty() && config.kube_reserved_cgroup.is_empty()) {
+        return Err(invalid(
+            "reservedSystemCPUs",
+            list,
+            "cannot be used with systemReservedCgroup or kubeReservedCgroup",
+        ));
+    }
+    const OPTIONS: &str = "topologyManagerPolicyOptions";
+    for (name, value) in &config.topology_manager_policy_options {
+        match name.as_str() {
+            "prefer-closest-numa-nodes" if parse_bool(value).is_none() => {
+                return Err(invalid(
+                    OPTIONS,
+                    value,
+                    format!("is a bad value for option \"{name}\": write true or false"),
+                ));
+            }
+            "max-allowable-numa-nodes" if value.parse::<u16>().is_ok_and(|nodes| nodes >= 8) => {}
+            "max-allowable-numa-nodes" => {
+                return Err(invalid(
+                    OPTIONS,
+                    value,
+                    format!("is too little: the minimum value of \"{name}\" should not be less than 8"),
+                ));
+            }
+            "prefer-closest-numa-nodes" => {}
+            _ => return Err(invalid(OPTIONS, name, "is an unknown Topology Manager Policy option")),
         }
     }
     Ok(())

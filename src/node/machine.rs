@@ -6,7 +6,10 @@ use std::path::Path;
 
 use k8s_openapi::api::core::v1::{NodeSwapStatus, NodeSystemInfo};
 
+use stoker_model::quantity::Milli;
+
 use super::KUBELET_VERSION;
+use super::capacity::threshold_amount;
 
 /// The machine at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -41,6 +44,12 @@ impl Machine {
             nodefs: Filesystem::read(root_dir),
         }
     }
+}
+
+/// How much memory `memory.available` asks for on this machine: `100Mi`, or a share of all.
+pub fn memory_threshold(threshold: &str) -> Milli {
+    let total = meminfo().get("MemTotal").copied().unwrap_or_default() * 1024;
+    threshold_amount(threshold, Milli::from_units(total))
 }
 
 impl Filesystem {

@@ -24,6 +24,7 @@ mod settings;
 pub use addresses::{AddressError, choose_addresses};
 pub use enforce::{Enforcement, Reservation, enforce_allocatable};
 pub use lease::renew_lease;
+pub use machine::memory_threshold;
 pub use observer::{Observation, Observer, observe};
 pub use oom::watch_oom;
 pub use reporter::{Seen, report};

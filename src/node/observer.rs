@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ContainerImage, Node, NodeSystemInfo};
-use stoker_model::handle::{NodeFeed, NodeSnapshot};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use stoker_model::handle::{DeviceFeed, NodeFeed, NodeSnapshot};
 use stoker_model::quantity::Milli;
 use stoker_model::service::{NodeFacts, NodeTopology};
 use tokio::sync::watch;
@@ -77,11 +78,14 @@ pub fn observe(
     settings: Arc<NodeSettings>,
     runtime: Runtime,
     node: watch::Receiver<Option<Node>>,
+    devices: DeviceFeed,
     pressures: watch::Receiver<Pressures>,
     clock: Clock,
 ) -> (Observer, impl Future<Output = ()> + Send) {
+    let mut changed_devices = devices.clone();
     let mut eye = Eye {
         clock,
+        devices,
         runtime,
         pressures,
         info: None,
@@ -125,6 +129,7 @@ pub fn observe(
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 Ok(()) = node.changed() => {}
+                Ok(()) = changed_devices.changed() => {}
                 Ok(()) = eye.pressures.changed() => {}
             }
         }
@@ -167,6 +172,7 @@ pub(super) fn own_labels(settings: &NodeSettings) -> BTreeMap<String, String> {
 
 struct Eye {
     settings: Arc<NodeSettings>,
+    devices: DeviceFeed,
     runtime: Runtime,
     clock: Clock,
     pressures: watch::Receiver<Pressures>,
@@ -189,8 +195,13 @@ impl Eye {
             .collect();
         let mut verdicts = pressures(&self.pressures.borrow_and_update()).to_vec();
         verdicts.push(ready(&health, &missing));
+        let (mut capacity, mut allocatable) = (capacity.clone(), allocatable(&capacity, &self.settings));
+        for (name, count) in self.devices.borrow().iter() {
+            capacity.insert(name.clone(), Milli::from_units(count.capacity));
+            allocatable.insert(name.clone(), Milli::from_units(count.allocatable));
+        }
         Observation {
-            allocatable: allocatable(&capacity, &self.settings),
+            allocatable,
             capacity,
             verdicts,
             info: self.info.clone().unwrap_or_else(|| system_info(String::new())),
@@ -206,6 +217,7 @@ impl Eye {
             ),
             None => (own_labels(&self.settings), self.settings.taints.clone()),
         };
+        let status = node.and_then(|node| node.status.as_ref());
         let pressures = seen.verdicts.iter().filter(|verdict| verdict.kind != "Ready" && verdict.holds);
         NodeSnapshot {
             name: self.settings.name.clone(),
@@ -213,8 +225,8 @@ impl Eye {
             ips: self.settings.addresses.clone(),
             labels,
             taints,
-            allocatable: quantities(&seen.allocatable),
-            capacity: quantities(&seen.capacity),
+            allocatable: with_extended(quantities(&seen.allocatable), status.and_then(|s| s.allocatable.as_ref())),
+            capacity: with_extended(quantities(&seen.capacity), status.and_then(|s| s.capacity.as_ref())),
             network_ready,
             supplemental_groups_policy: self.supplemental_groups_policy,
             pressures: pressures.map(|verdict| verdict.kind.to_owned()).collect(),
@@ -255,6 +267,18 @@ impl Eye {
             Err(error) => tracing::debug!(%error, "images not listed"),
         }
     }
+}
+
+/// What somebody else gave the Node, such as an operator who patched its status, besides what is ours (A6.7).
+fn with_extended(
+    mut ours: BTreeMap<String, Quantity>,
+    of_node: Option<&BTreeMap<String, Quantity>>,
+) -> BTreeMap<String, Quantity> {
+    let extended = of_node.into_iter().flatten().filter(|(name, _)| name.contains('/'));
+    for (name, amount) in extended {
+        ours.entry(name.clone()).or_insert_with(|| amount.clone());
+    }
+    ours
 }
 
 /// Reads the runtime's conditions in upstream's words.
@@ -304,6 +328,20 @@ mod tests {
             ["container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady \
               message:cni plugin not initialized"]
         );
+    }
+
+    #[test]
+    fn what_others_gave_the_node_counts() {
+        // A6.7
+        let list = |pairs: &[(&str, &str)]| -> BTreeMap<String, Quantity> {
+            pairs.iter().map(|(name, amount)| ((*name).to_owned(), Quantity((*amount).to_owned()))).collect()
+        };
+        let ours = list(&[("cpu", "2"), ("example.com/gpu", "1")]);
+        let node =
+            list(&[("cpu", "64"), ("hugepages-2Mi", "4Mi"), ("example.com/gpu", "8"), ("example.com/token", "5")]);
+        let all = with_extended(ours.clone(), Some(&node));
+        assert_eq!(all, list(&[("cpu", "2"), ("example.com/gpu", "1"), ("example.com/token", "5")]));
+        assert_eq!(with_extended(ours.clone(), None), ours);
     }
 
     #[test]

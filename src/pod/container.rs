@@ -9,6 +9,7 @@ use stoker_model::pod::PodRef;
 use super::env::Environment;
 use super::plan::container_hash;
 use super::sandbox::identity;
+use crate::resources::Extras;
 use crate::runtime::cri;
 
 /// CRI annotation: the preStop hook, for an agent that has lost the pod's spec (A1.15).
@@ -25,6 +26,8 @@ pub(super) struct ContainerParts {
     pub(super) environment: Environment,
     pub(super) mounts: Vec<cri::Mount>,
     pub(super) linux: cri::LinuxContainerConfig,
+    /// What its devices need.
+    pub(super) extras: Extras,
 }
 
 /// Where the container writes its last words.
@@ -45,6 +48,23 @@ pub(super) fn config(pod: &Pod, container: &Container, parts: ContainerParts) ->
     let expand = |list: &Option<Vec<String>>| -> Vec<String> {
         list.iter().flatten().map(|text| parts.environment.expand(text)).collect()
     };
+    let (command, args) = (expand(&container.command), expand(&container.args));
+    let extras = parts.extras;
+    // What the spec says comes later, and so wins.
+    let envs = extras.envs.into_iter().chain(parts.environment.into_vec());
+    let device_mounts = extras.mounts.into_iter().map(|mount| cri::Mount {
+        container_path: mount.container_path,
+        host_path: mount.host_path,
+        readonly: mount.read_only,
+        ..Default::default()
+    });
+    let devices = extras.devices.into_iter().map(|device| cri::Device {
+        container_path: device.container_path,
+        host_path: device.host_path,
+        permissions: device.permissions,
+    });
+    let mut all_annotations = extras.annotations;
+    all_annotations.extend(annotations(pod, container, parts.restart_count));
     cri::ContainerConfig {
         metadata: Some(cri::ContainerMetadata { name: container.name.clone(), attempt: parts.restart_count }),
         image: Some(cri::ImageSpec {
@@ -52,13 +72,15 @@ pub(super) fn config(pod: &Pod, container: &Container, parts: ContainerParts) ->
             user_specified_image: container.image.clone().unwrap_or_default(),
             ..Default::default()
         }),
-        command: expand(&container.command),
-        args: expand(&container.args),
+        command,
+        args,
         working_dir: container.working_dir.clone().unwrap_or_default(),
-        envs: parts.environment.into_vec().into_iter().map(|(key, value)| cri::KeyValue { key, value }).collect(),
-        mounts: parts.mounts,
+        envs: envs.map(|(key, value)| cri::KeyValue { key, value }).collect(),
+        mounts: device_mounts.chain(parts.mounts).collect(),
+        devices: devices.collect(),
+        cdi_devices: extras.cdi_devices.into_iter().map(|name| cri::CdiDevice { name }).collect(),
         labels,
-        annotations: annotations(pod, container, parts.restart_count),
+        annotations: all_annotations,
         log_path: log_path(&container.name, parts.restart_count),
         stdin: container.stdin.unwrap_or_default(),
         stdin_once: container.stdin_once.unwrap_or_default(),

@@ -10,6 +10,7 @@ mod adopted;
 mod backoff;
 mod commands;
 mod container;
+mod cpu_sets;
 mod dns;
 mod env;
 mod env_file;

@@ -67,8 +67,21 @@ impl Pods {
     /// Must be called in a tokio runtime.
     pub fn spawn(config: PodsConfig, handles: PodHandles, stop: CancellationToken) -> Self {
         let directory = Directory::default();
-        let PodHandles { runtime, images, events, pods, node, api, mirrors, objects, services, sink, cgroups, volumes } =
-            handles;
+        let PodHandles {
+            runtime,
+            images,
+            events,
+            pods,
+            node,
+            api,
+            mirrors,
+            objects,
+            services,
+            sink,
+            cgroups,
+            volumes,
+            assignments,
+        } = handles;
         let commands = Arc::new(Commands(runtime.clone()));
         let prober = Prober::spawn(commands, sink.clone(), stop.clone());
         let reported = Reported::default();
@@ -89,13 +102,19 @@ impl Pods {
             sink,
             cgroups,
             volumes,
+            assignments,
             clock: Clock,
             directory: directory.clone(),
         };
+        let shared = Arc::new(shared);
+        if shared.assignments.gives_cpus() {
+            let keeper = super::cpu_sets::keep_cpu_sets(shared.clone(), shared.config.cpu_sets_every);
+            tokio::spawn(stop.clone().run_until_cancelled_owned(keeper));
+        }
         let beat = Arc::new(AtomicU64::new(0));
         let supervisor = Supervisor {
             beat: beat.clone(),
-            shared: Arc::new(shared),
+            shared,
             workers: BTreeMap::new(),
             tasks: JoinSet::new(),
             stop,
@@ -201,6 +220,7 @@ impl Supervisor {
         let directory = self.shared.directory.clone();
         let mut beats = tokio::time::interval(BEAT);
         let mut garbage = tokio::time::interval(GARBAGE_EVERY);
+        let mut health = self.shared.assignments.health();
         self.beat();
         self.reconcile(&mut feed).await;
         loop {
@@ -215,6 +235,7 @@ impl Supervisor {
                 Some(ended) = self.tasks.join_next() => self.ended(ended, &mut feed).await,
                 Some(order) = orders.recv() => self.obey(order),
                 Some(event) = events.recv() => self.pass_on(&event),
+                Ok(()) = health.changed() => self.wake_assigned(),
                 Ok(()) = feed.changed() => self.reconcile(&mut feed).await,
                 () = directory.freed() => self.wake_deferred(),
                 Ok(()) = node.changed() => {
@@ -244,6 +265,7 @@ impl Supervisor {
             Ok(reference) => {
                 self.workers.remove(&reference.uid);
                 self.shared.directory.forget(&reference.uid);
+                self.shared.assignments.release(&reference.uid);
                 // What it had may be what another one waits for.
                 self.wake_deferred();
             }
@@ -271,6 +293,13 @@ impl Supervisor {
     /// Wakes the pods whose resize waits for room.
     fn wake_deferred(&self) {
         for handle in self.shared.directory.waiting().iter().filter_map(|uid| self.workers.get(uid)) {
+            handle.wake.notify_one();
+        }
+    }
+
+    /// Wakes the pods that have something for themselves: their status tells how it is.
+    fn wake_assigned(&self) {
+        for handle in self.shared.assignments.pods().iter().filter_map(|uid| self.workers.get(uid)) {
             handle.wake.notify_one();
         }
     }
@@ -368,7 +397,7 @@ impl Supervisor {
         let leaving: Vec<PodUid> =
             self.workers.iter().filter(|(_, h)| h.desired.borrow().ended.is_some()).map(|(u, _)| u.clone()).collect();
         let rules = Rules { sysctls: &self.shared.config.sysctls, app_armor: app_armor_enabled() };
-        admission::admit(pod, &self.admitted(), &leaving, node, rules)
+        admission::admit(pod, &self.admitted(), &leaving, &self.shared.countable(node), rules)
     }
 
     /// Ends pods in favour of a critical one (A6.6).
@@ -450,6 +479,9 @@ impl Supervisor {
                 let pod = remains(&uid, label(names::POD_NAMESPACE), label(names::POD_NAME));
                 orphans.insert(PodUid::new(&uid), pod);
             }
+        }
+        for uid in self.shared.assignments.pods().iter().filter(|uid| !known(uid)) {
+            self.shared.assignments.release(uid);
         }
         let on_disk = self.shared.volumes.pods_on_disk();
         let in_groups = self.shared.cgroups.pods().into_iter().map(|(_, uid)| PodUid::new(&uid));

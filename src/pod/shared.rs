@@ -21,6 +21,7 @@ use super::sources::StaticSources;
 use crate::cgroup::Cgroups;
 use crate::clock::Clock;
 use crate::probe::Prober;
+use crate::resources::Assignments;
 use crate::runtime::events::RuntimeEvent;
 use crate::runtime::{Images, Runtime};
 use crate::volume::Volumes;
@@ -52,6 +53,8 @@ pub struct PodsConfig {
     pub seccomp_default: bool,
     /// kubelet's `singleProcessOOMKill`.
     pub single_process_oom_kill: bool,
+    /// kubelet's `cpuManagerReconcilePeriod`.
+    pub cpu_sets_every: Duration,
     /// Which resizes can never be had while a pod runs.
     pub resizes: ResizeRules,
     /// kubelet's `memorySwap.swapBehavior` is `LimitedSwap` (A12.12).
@@ -75,6 +78,7 @@ impl Default for PodsConfig {
             sysctls: SysctlRules::default(),
             seccomp_default: false,
             single_process_oom_kill: false,
+            cpu_sets_every: Duration::from_secs(10),
             resizes: ResizeRules::default(),
             limited_swap: false,
             runtime_handler: String::new(),
@@ -108,6 +112,8 @@ pub struct PodHandles {
     pub cgroups: Cgroups,
     /// Volumes below the same root directory.
     pub volumes: Volumes,
+    /// Devices, CPUs and memory that containers have for themselves.
+    pub assignments: Assignments,
 }
 
 impl std::fmt::Debug for PodHandles {
@@ -127,6 +133,7 @@ pub(super) struct Shared {
     pub(super) sink: Arc<dyn EventSink>,
     pub(super) cgroups: Cgroups,
     pub(super) volumes: Volumes,
+    pub(super) assignments: Assignments,
     pub(super) prober: Prober,
     pub(super) clock: Clock,
     /// Pods with the status last computed.
@@ -136,6 +143,13 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn node(&self) -> Arc<NodeSnapshot> {
         self.node.borrow().clone()
+    }
+
+    /// The node as admission counts it: where it is decided one by one who gets something, it does not count (A15.5).
+    pub(super) fn countable(&self, node: &NodeSnapshot) -> NodeSnapshot {
+        let mut node = node.clone();
+        node.allocatable.retain(|name, _| !self.assignments.decides(name));
+        node
     }
 
     /// The log directory of a pod (A20.1).

@@ -223,7 +223,11 @@ impl Hand {
     fn make_cgroup(&mut self) -> Outcome {
         let spec = self.pod.spec.clone().unwrap_or_default();
         let cgroups = &self.shared.cgroups;
-        match cgroups.make_tree().and_then(|()| cgroups.make_pod(self.reference.uid.as_str(), &PodLimits::of(&spec))) {
+        let mut limits = PodLimits::of(&spec);
+        if self.shared.assignments.has_own_cpus(&self.reference.uid) {
+            limits.milli_cpu = None;
+        }
+        match cgroups.make_tree().and_then(|()| cgroups.make_pod(self.reference.uid.as_str(), &limits)) {
             Ok(()) => {
                 self.effects.push(Effect::CgroupReady);
                 Outcome::Done
@@ -272,15 +276,15 @@ impl Hand {
         if let Err(outcome) = self.make_dirs() {
             return outcome;
         }
-        let config = match self.prepare_sandbox(attempt, changed) {
-            Ok(config) => config,
+        let (config, handler) = match self.prepare_sandbox(attempt, changed).await {
+            Ok(prepared) => prepared,
             Err(outcome) => return outcome,
         };
         let (shared, pod, notify) = (self.shared.clone(), self.pod.clone(), self.volumes_changed.clone());
         let (node, now) = (shared.node(), shared.clock.now());
         let (mounted, made) = tokio::join!(
             shared.volumes.mount(&pod, &node, now, &notify),
-            shared.runtime.run_pod_sandbox(config, &shared.config.runtime_handler)
+            shared.runtime.run_pod_sandbox(config, &handler)
         );
         match (self.volumes_mounted(mounted), self.sandbox_made(made)) {
             (Outcome::Done, outcome) | (outcome, _) => outcome,

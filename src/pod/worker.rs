@@ -4,6 +4,7 @@
 //! younger than the last step. Stops and pulls run beside it and are remembered as under way. No call to the runtime is ever
 //! dropped half way: it has a task of its own, and reports back.
 
+mod assigning;
 mod probing;
 mod refresh;
 mod resizing;
@@ -171,6 +172,7 @@ impl Worker {
         let (reference, prober) = (self.reference.clone(), self.shared.prober.clone());
         async move {
             self.adopt().await;
+            self.assign().await;
             let mut runtime_delay = RUNTIME_RETRY.0;
             let mut wake_at = None;
             let mut resync_at = self.next_resync();
@@ -360,7 +362,8 @@ impl Worker {
         let node = self.shared.node();
         let facts = Facts { desired, seen, waiting, node_ips: &node.ips, previous: &self.previous };
         let now = self.shared.clock.now();
-        let status = status(facts, now);
+        let mut status = status(facts, now);
+        self.shared.assignments.tell_health(&self.reference.uid, &mut status);
         let mut shown = (*desired.pod).clone();
         shown.status = Some(status.clone());
         self.shared.directory.put(&self.reference.uid, Arc::new(shown));
@@ -659,6 +662,7 @@ impl Worker {
                 self.deadlines.remove(&id);
             }
             Effect::TornDown => {
+                self.shared.assignments.release(&self.reference.uid);
                 memory.torn_down = true;
                 memory.teardown_retry_at = None;
             }

@@ -1,10 +1,10 @@
 //! Stale UDP and SCTP flows (B1.20): a flow goes on to the backend that its first packet was sent to, and refreshes itself, so that of
 //! a backend which is gone the kernel has to be told.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 
+use super::diff::HashMap;
 use super::frontend::{Backend, Family, Frontend, Place, Protocol};
 use super::netlink::message::{ACK, Attributes, DUMP, NESTED, REQUEST, family_number};
 use super::netlink::socket::Socket;
@@ -136,7 +136,7 @@ mod tests {
         #[test]
         fn any_flow_can_be_read(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
             for family in [Family::Ipv4, Family::Ipv6] {
-                let _ = stale_flow(family, Attributes::of(&bytes), &Serving::new(), &[]);
+                let _ = stale_flow(family, Attributes::of(&bytes), &Serving::default(), &[]);
             }
         }
     }

@@ -6,10 +6,11 @@
 //! after a restart or when somebody else has written there. Backends keep their slot as long as they are wanted: a new one
 //! takes slot N, and the last one moves into the hole that another leaves.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use stoker_model::service::NamespacedName;
 
 use super::config::Cidr;
@@ -21,6 +22,13 @@ pub use element::{Balance, Key, Value, Verdict};
 
 /// Slots of the backends on this node start here, those of all backends at 0: both fit one map.
 pub const LOCAL_SLOTS: u32 = 65536;
+
+/// A map whose hashes are quick, and keyed by chance, since who makes Services chooses what is hashed.
+pub(super) type HashMap<K, V> = std::collections::HashMap<K, V, RandomState>;
+type HashSet<T> = std::collections::HashSet<T, RandomState>;
+
+/// Elements of our sets and maps.
+pub type Elements = HashMap<Key, Value>;
 
 /// What to do to the clients that session affinity binds to a slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -138,13 +146,13 @@ impl Table {
             before.is_empty() != after.is_empty() || before.iter().any(|backend| after.binary_search(backend).is_err());
         batch.reported.insert(name.clone());
         let mut touched: Vec<Frontend> = routes.paths.iter().map(|path| path.frontend).collect();
-        let kept: HashSet<Frontend> = touched.iter().copied().collect();
         for path in &old.paths {
             if let Some(held) = self.frontends.get_mut(&path.frontend) {
                 held.claims.retain(|(_, claimant)| claimant != name);
                 batch.reported.extend(held.claims.iter().map(|(_, claimant)| claimant.clone()));
             }
-            if !kept.contains(&path.frontend) {
+            // Few: a Service has few ports, and most only one address.
+            if !routes.paths.iter().any(|kept| kept.frontend == path.frontend) {
                 touched.push(path.frontend);
             }
         }
@@ -196,7 +204,12 @@ impl Table {
         let route = arranged(&path.route, &held.route);
         let new =
             Held { claims: std::mem::take(&mut held.claims), route, allowed_sources: path.allowed_sources.clone() };
-        let mut before = HashMap::new();
+        if batch.ignore_elements && held.route.affinity_seconds().is_none() {
+            // As at a start, for thousands: what differs is found by comparing with the kernel.
+            *held = new;
+            return;
+        }
+        let mut before = Elements::default();
         held.elements(frontend, |key, value| _ = before.insert(key, value));
         new.elements(frontend, |key, value| {
             let old = before.remove(&key);
@@ -212,8 +225,8 @@ impl Table {
     }
 
     /// Compares with what the kernel holds. Slots that were filled there stay as they are where they can.
-    pub fn reconcile(&mut self, mut kernel: HashMap<Key, Value>) -> Operations {
-        let mut slots: HashMap<Frontend, KernelSlots> = HashMap::new();
+    pub fn reconcile(&mut self, mut kernel: Elements) -> Operations {
+        let mut slots: HashMap<Frontend, KernelSlots> = HashMap::default();
         for (key, value) in &kernel {
             if let (Key::Slot(at, slot) | Key::StickySlot(slot, at), Value::Backend(backend)) = (key, value) {
                 slots.entry(*at).or_default().push(*slot, *backend);
@@ -238,8 +251,6 @@ impl Table {
             }
         });
         operations.delete.extend(kernel);
-        operations.delete.sort_unstable();
-        operations.add.sort_unstable();
         operations
     }
 
@@ -428,7 +439,7 @@ fn arrange(there: &[Backend], wanted: &mut Arc<[Backend]>) {
     let keep: HashSet<Backend> = wanted.iter().copied().collect();
     let known: HashSet<Backend> = there.iter().copied().collect();
     let mut new = wanted.iter().copied().filter(|backend| !known.contains(backend));
-    let mut placed = HashSet::with_capacity(keep.len());
+    let mut placed = HashSet::with_capacity_and_hasher(keep.len(), RandomState::default());
     // A backend that is there twice, which only a foreign hand can bring about, keeps its first slot.
     let mut slots: Vec<Option<Backend>> =
         there.iter().map(|&backend| (keep.contains(&backend) && placed.insert(backend)).then_some(backend)).collect();

@@ -3,14 +3,14 @@
 //! Pure: [`explain`] compiles the Service as the data path does, so what it prints is what a node with these objects writes.
 //! [`Explanation::verify`] compares with the elements that were read from a kernel.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
 
 use stoker_model::service::{Endpoint, EndpointSlice, NamespacedName, NodeTopology, Service, ServicePort};
 
-use super::diff::{Batch, Key, LOCAL_SLOTS, Table, Value};
+use super::diff::{Batch, Elements, Key, LOCAL_SLOTS, Table, Value};
 use super::frontend::{Backend, Family, Frontend, Place, Protocol, Route, ServiceRoutes, parse_ip};
 use super::model::{HintFit, routes};
 use super::slices::{KeptSlice, Shared};
@@ -175,13 +175,15 @@ fn left_alone(service: &Service, routes: &ServiceRoutes) -> Option<String> {
 
 impl Explanation {
     /// Compares with what was read from the kernel, and takes over the order of slots there.
-    pub fn verify(&mut self, kernel: HashMap<Key, Value>) {
+    pub fn verify(&mut self, kernel: Elements) {
         let Some(routes) = self.table.service(&self.name) else {
             self.differences = Some(Vec::new());
             return;
         };
         let there = kernel.into_iter().filter(|(key, _)| is_of(key, routes)).collect();
-        let operations = self.table.reconcile(there);
+        let mut operations = self.table.reconcile(there);
+        operations.add.sort_unstable();
+        operations.delete.sort_unstable();
         let named = |kind, elements: &[(Key, Value)]| -> Vec<Difference> {
             elements.iter().map(|(key, value)| Difference { kind, element: element(key, value) }).collect()
         };
@@ -192,7 +194,7 @@ impl Explanation {
     }
 
     /// The same where IPVS balances: compares with its virtual servers, and with the rules beside them.
-    pub fn verify_ipvs(&mut self, mut rules: HashMap<Key, Value>, reading: &ipvs::Reading) {
+    pub fn verify_ipvs(&mut self, mut rules: Elements, reading: &ipvs::Reading) {
         self.beside_ipvs = true;
         self.fill();
         let Some(routes) = self.table.service(&self.name) else {

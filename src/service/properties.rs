@@ -1,7 +1,7 @@
 //! Whatever is told about Services and slices, in whatever order: what was written step by step is what a fresh start writes,
 //! and each frontend's elements fit together.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -9,7 +9,7 @@ use serde_json::{Value as Json, json};
 
 use stoker_model::service::{NamespacedName, NodeTopology, ServiceCatalogue, ServiceChange};
 
-use super::diff::{Batch, Key, LOCAL_SLOTS, Operations, Table, Value, Verdict};
+use super::diff::{Batch, Elements, Key, LOCAL_SLOTS, Operations, Table, Value, Verdict};
 use super::frontend::Frontend;
 use super::model::Model;
 
@@ -109,7 +109,7 @@ fn synchronise(model: &mut Model, table: &mut Table) -> Operations {
     batch.into_operations()
 }
 
-fn apply(kernel: &mut HashMap<Key, Value>, operations: &Operations) {
+fn apply(kernel: &mut Elements, operations: &Operations) {
     for (key, value) in &operations.delete {
         assert_eq!(kernel.remove(key), Some(*value), "deleted {key}");
     }
@@ -119,7 +119,7 @@ fn apply(kernel: &mut HashMap<Key, Value>, operations: &Operations) {
 }
 
 /// Elements but for the order of slots, which depends on history.
-fn unordered(kernel: &HashMap<Key, Value>) -> BTreeSet<(Key, Value)> {
+fn unordered(kernel: &Elements) -> BTreeSet<(Key, Value)> {
     let first = |slot: u32| slot / LOCAL_SLOTS * LOCAL_SLOTS;
     let plain = kernel.iter().map(|(key, value)| match *key {
         Key::Slot(at, slot) => (Key::Slot(at, first(slot)), *value),
@@ -130,7 +130,7 @@ fn unordered(kernel: &HashMap<Key, Value>) -> BTreeSet<(Key, Value)> {
 }
 
 /// Every drawn number has its slot, and there is none that is not drawn.
-fn assert_complete(kernel: &HashMap<Key, Value>) {
+fn assert_complete(kernel: &Elements) {
     let mut slots: BTreeMap<(Frontend, bool, bool), BTreeSet<u32>> = BTreeMap::new();
     for key in kernel.keys() {
         match *key {
@@ -160,7 +160,7 @@ proptest! {
 
     #[test]
     fn step_by_step_is_the_same_as_at_once(history in prop::collection::vec(any_change(), 1..40), step in 1..5_usize) {
-        let (mut model, mut table, mut kernel) = (Model::new(node()), Table::default(), HashMap::new());
+        let (mut model, mut table, mut kernel) = (Model::new(node()), Table::default(), Elements::default());
         let mut catalogue = ServiceCatalogue::default();
         history.iter().for_each(|change| note(&mut catalogue, change));
         model.apply(ServiceChange::Complete);
@@ -174,7 +174,7 @@ proptest! {
         let slices = catalogue.slices.values().flat_map(BTreeMap::values);
         slices.cloned().for_each(|slice| at_once.apply(ServiceChange::Slice(slice)));
         at_once.apply(ServiceChange::Complete);
-        let (mut fresh, mut written) = (Table::default(), HashMap::new());
+        let (mut fresh, mut written) = (Table::default(), Elements::default());
         apply(&mut written, &synchronise(&mut at_once, &mut fresh));
         prop_assert_eq!(unordered(&kernel), unordered(&written));
         prop_assert_eq!(fresh.reconcile(kernel.clone()), Operations::default(), "a restart has nothing to write");

@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde::Deserialize;
 use serde_json::json;
@@ -76,6 +77,14 @@ impl ObjectApi for Objects {
 
     async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Arc<Secret>>, ApiError> {
         self.read(&self.secrets, namespace, name).await
+    }
+
+    async fn runtime_handler(&self, class: &str) -> Result<Option<String>, ApiError> {
+        match self.api.get::<RuntimeClass>(&format!("/apis/node.k8s.io/v1/runtimeclasses/{class}")).await {
+            Ok(class) => Ok(Some(class.handler)),
+            Err(ApiError::NotFound(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     async fn service_account_token(

@@ -136,6 +136,19 @@ fn two_nodes(mode: Mode) {
     assert!(lab.output("node1", "ip route").contains("198.51.100.0/24"));
     lab.reaches("a", &format!("{}:8080", b[0]), "b");
 
+    // What others take away comes back at once, not at the next look in a minute.
+    lab.output("node1", "ip route del 10.244.2.0/24");
+    eventually("the route is back", || lab.output("node1", "ip route").contains("10.244.2.0/24"));
+    lab.output("node1", "nft flush table inet stoker-pods");
+    eventually("the rules are back", || lab.output("node1", "nft list table inet stoker-pods").contains("masquerade"));
+    lab.output("node1", "nft delete table inet stoker-pods");
+    eventually("the table is back", || lab.output("node1", "nft list ruleset").contains("stoker-pods"));
+    if mode == Mode::Vxlan {
+        lab.output("node1", "ip link del stoker-vxlan");
+        eventually("the tunnel is back", || lab.output("node1", "bridge fdb show").contains("192.0.2.2"));
+    }
+    eventually("the pods reach each other again", || lab.ask("a", &format!("{}:8080", b[0])).is_ok());
+
     // A node that is gone takes its routes along, and the pods of this one stay.
     first.tell(gone(&two));
     eventually("its routes go", || !lab.output("node1", "ip route").contains("10.244.2.0/24"));

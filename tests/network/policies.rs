@@ -95,6 +95,12 @@ fn policies_hold_for_real_traffic() {
     lab.reaches("db", &db(8080), "db");
     lab.reaches("web", &format!("{}:8080", pods[2][0]), "teller");
 
+    // Who empties or deletes the table opens nothing for long.
+    for command in ["nft flush table inet stoker-policy", "nft delete table inet stoker-policy"] {
+        lab.output("node1", command);
+        eventually("the table is loaded again", || blocked("web", &db(8080)) && blocked("teller", &db6(8080)));
+    }
+
     // A pod peer with a port; replies pass though the caller is isolated as well.
     let from = |peer: Value, ports: Value| json!({"podSelector": {"matchLabels": {"app": "db"}}, "ingress": [{"from": [peer], "ports": ports}]});
     enforcer.policy("allow", &from(json!({"podSelector": {"matchLabels": {"app": "web"}}}), json!([{"port": 8080}])));

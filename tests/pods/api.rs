@@ -31,6 +31,8 @@ struct Inner {
     pods: watch::Sender<Option<Arc<DesiredPods>>>,
     config_maps: Mutex<BTreeMap<String, Arc<ConfigMap>>>,
     secrets: Mutex<BTreeMap<String, Arc<Secret>>>,
+    /// Handlers of RuntimeClasses.
+    runtime_classes: Mutex<BTreeMap<String, String>>,
     /// Who wants to know of which object.
     followers: Mutex<BTreeMap<PodUid, Follower>>,
     /// What persistent volumes are made of.
@@ -46,6 +48,7 @@ impl Api {
             pods: watch::Sender::new(Some(Arc::default())),
             config_maps: Mutex::default(),
             secrets: Mutex::default(),
+            runtime_classes: Mutex::default(),
             followers: Mutex::default(),
             storage: Mutex::default(),
             events: Mutex::default(),
@@ -55,6 +58,10 @@ impl Api {
 
     pub fn feed(&self) -> PodFeed {
         self.0.pods.subscribe()
+    }
+
+    pub fn put_runtime_class(&self, name: &str, handler: &str) {
+        self.0.runtime_classes.lock().unwrap().insert(name.into(), handler.into());
     }
 
     fn edit<T>(&self, change: impl FnOnce(&mut DesiredPods) -> T) -> T {
@@ -278,6 +285,10 @@ impl MirrorApi for Api {
 
 #[async_trait]
 impl ObjectApi for Api {
+    async fn runtime_handler(&self, class: &str) -> Result<Option<String>, ApiError> {
+        Ok(self.0.runtime_classes.lock().unwrap().get(class).cloned())
+    }
+
     async fn config_map(&self, _: &str, name: &str) -> Result<Option<Arc<ConfigMap>>, ApiError> {
         Ok(self.0.config_maps.lock().unwrap().get(name).cloned())
     }
@@ -355,7 +366,8 @@ impl StorageApi for Api {
 
 impl ServiceLinks for Api {
     fn environment(&self, _: &str, _: bool) -> Option<BTreeMap<String, String>> {
-        Some([("KUBERNETES_SERVICE_HOST".to_owned(), "10.96.0.1".to_owned())].into())
+        let all = [("KUBERNETES_SERVICE_HOST", "10.96.0.1"), ("KUBERNETES_SERVICE_PORT", "443")];
+        Some(all.map(|(name, value)| (name.to_owned(), value.to_owned())).into())
     }
 }
 

@@ -209,3 +209,37 @@ impl NowForTest for Instant {
         Instant::now()
     }
 }
+
+#[tokio::test]
+async fn a_runtime_class_chooses_the_handler() {
+    // A15.11
+    let node = Node::start().await;
+    node.api.put_runtime_class("usual", "runc");
+    node.api.put_runtime_class("strange", "nobody-has-it");
+    let of_class = |name: &str| {
+        let built = pod(name).container("main", "sleep 1000");
+        built.spec(|spec| spec.runtime_class_name = Some(name.into())).0
+    };
+    let [usual, strange, gone] = ["usual", "strange", "gone"].map(|name| node.api.create(of_class(name)));
+    node.api.until(&usual, "ready", |p| condition(p, "Ready")).await;
+    let sandboxes = node.lab.runtime.list_pod_sandbox(None).await.unwrap();
+    assert_eq!(sandboxes.iter().map(|s| s.runtime_handler.as_str()).collect::<Vec<_>>(), ["runc"]);
+    let told = |event: &str| node.api.events().iter().any(|told| told.starts_with(event));
+    let wanted = [
+        "strange  FailedCreatePodSandBox: Failed to create pod sandbox: ",
+        "gone  FailedCreatePodSandBox: Failed to create pod sandbox: failed to lookup RuntimeClass gone: \
+         runtimeclass.node.k8s.io \"gone\" not found",
+    ];
+    for _ in 0..100 {
+        if wanted.iter().all(|event| told(event)) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(wanted.iter().all(|event| told(event)), "{:#?}", node.api.events());
+    for uid in [usual, strange, gone] {
+        node.api.delete(&uid, 1);
+        node.api.until_gone(&uid).await;
+    }
+    node.stop().await;
+}

@@ -4,7 +4,9 @@
 
 mod api;
 mod csi;
+mod devices;
 mod faults;
+mod gadgets;
 mod inside;
 #[expect(dead_code, reason = "the lab serves another test, too, which needs more of it")]
 #[path = "../runtime/lab.rs"]

@@ -18,6 +18,7 @@ use stoker::cgroup::{CgroupConfig, Cgroups};
 use stoker::clock::Clock;
 use stoker::node::eviction::{EvictionHandles, EvictionSettings, Pressures, ThresholdFields, evict};
 use stoker::pod::{PodHandles, Pods, PodsConfig, StaticSources};
+use stoker::resources::{Assignments, Machine, ResourcesConfig, serve_pod_resources};
 use stoker::runtime::gc::{ImageCollector, ImagePolicy};
 use stoker::runtime::{Images, NodeCredentials, PullRecords, VerificationPolicy, events};
 use stoker::volume::Volumes;
@@ -34,6 +35,10 @@ pub struct Node {
     pub lab: Lab,
     pub api: Api,
     agent: Option<Agent>,
+    /// Of the agent that runs.
+    pub assignments: Option<Assignments>,
+    /// How the agents that are started from now on assign.
+    pub resources: ResourcesConfig,
     node: watch::Sender<Arc<NodeSnapshot>>,
     /// The agents that are started from now on read static pods here.
     pub static_path: Option<PathBuf>,
@@ -85,7 +90,17 @@ impl Node {
         };
         let groups = Groups(lab.path().file_name().unwrap().to_owned());
         let node = watch::Sender::new(Arc::new(snapshot));
-        let mut node = Self { lab, api: Api::new(), agent: None, node, static_path: None, _groups: groups };
+        let resources = ResourcesConfig::new(lab.path().join("kubelet"));
+        let mut node = Self {
+            lab,
+            api: Api::new(),
+            agent: None,
+            assignments: None,
+            resources,
+            node,
+            static_path: None,
+            _groups: groups,
+        };
         node.start_agent();
         node
     }
@@ -105,9 +120,13 @@ impl Node {
             ..PodsConfig::default()
         };
         let records = PullRecords::new(&self.path("kubelet"), VerificationPolicy::default(), Clock);
+        let machine = Machine::read(Path::new("/sys"));
+        let assignments = Assignments::start(self.resources.clone(), machine, stop.clone()).unwrap();
+        self.assignments = Some(assignments.clone());
         let drivers = Drivers::default();
         let plugins = self.path("kubelet/plugins_registry");
-        tokio::spawn(watch_plugins(plugins, drivers.clone(), api.clone(), stop.clone()));
+        let others = vec![assignments.plugins()];
+        tokio::spawn(watch_plugins(plugins, drivers.clone(), Some(api.clone()), others, stop.clone()));
         let volumes = Volumes::new(&self.path("kubelet"), api.clone()).with_storage(api.clone(), drivers);
         let handles = PodHandles {
             images: Images::new(runtime.clone(), NonZeroUsize::MIN)
@@ -127,8 +146,10 @@ impl Node {
             sink: api.clone(),
             cgroups: cgroups.clone(),
             volumes: volumes.clone(),
+            assignments: assignments.clone(),
         };
         let pods = Pods::spawn(config, handles, stop.clone());
+        serve_pod_resources(&self.path("kubelet"), Arc::new(pods.clone()), assignments, stop.clone()).unwrap();
         self.agent = Some(Agent { stop, pods, cgroups, volumes });
     }
 

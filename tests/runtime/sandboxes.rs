@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use stoker::runtime::cri::{ContainerState, NamespaceMode};
+use stoker::runtime::cri::{self, ContainerState, NamespaceMode};
 use stoker::runtime::events::{self, EventKind, RuntimeEvent};
 use stoker::runtime::logs::{self, LogOptions};
 use stoker::runtime::{Runtime, RuntimeError};
@@ -123,4 +123,82 @@ async fn a_real_rotation_loses_no_line() {
     let first_wrong = text.lines().zip(lines()).find(|(given, expected)| given != expected);
     assert_eq!((first_wrong, text.lines().count()), (None, 2001));
     lab.stop().await;
+}
+
+#[tokio::test]
+async fn every_call_reaches_a_real_runtime() {
+    // A15.12
+    let lab = Lab::with_busybox().await;
+    let runtime = &lab.runtime;
+    assert_eq!(runtime.version().await.unwrap().runtime_name, "containerd");
+    assert_eq!(runtime.status(true).await.unwrap().status.unwrap().conditions.len(), 2);
+    let network = cri::NetworkConfig { pod_cidr: "10.9.0.0/24".into() };
+    runtime.update_runtime_config(cri::RuntimeConfig { network_config: Some(network) }).await.unwrap();
+    let (sandbox, container, log) = lab.run("p", "echo said; sleep 60").await;
+    assert_eq!(runtime.list_pod_sandbox(None).await.unwrap().len(), 1);
+    let status = runtime.pod_sandbox_status(&sandbox, false).await.unwrap();
+    assert_eq!(status.status.unwrap().metadata.unwrap().uid, "uid-p");
+    // Older runtimes do not know it, and say so.
+    let request = cri::UpdatePodSandboxResourcesRequest { pod_sandbox_id: sandbox.clone(), ..Default::default() };
+    let updated = runtime.update_pod_sandbox_resources(request).await;
+    assert!(matches!(updated, Ok(()) | Err(RuntimeError::Unsupported { .. })), "{updated:?}");
+    assert_eq!(runtime.list_containers(None).await.unwrap()[0].id, container);
+    assert_eq!(runtime.container_status(&container, true).await.unwrap().status.unwrap().id, container);
+    let stats = runtime.list_container_stats().await.unwrap();
+    assert_eq!(stats[0].attributes.as_ref().unwrap().id, container);
+    let linux = cri::LinuxContainerResources { cpu_shares: 512, ..Default::default() };
+    let request = cri::UpdateContainerResourcesRequest {
+        container_id: container.clone(),
+        linux: Some(linux),
+        ..Default::default()
+    };
+    runtime.update_container_resources(request).await.unwrap();
+    let resources = runtime.container_status(&container, false).await.unwrap().status.unwrap().resources;
+    // containerd before 1.7 does not show them.
+    assert!(resources.is_none_or(|r| r.linux.is_none_or(|linux| linux.cpu_shares == 512)));
+    runtime.reopen_container_log(&container).await.unwrap();
+    assert!(std::fs::read_to_string(&log).unwrap().contains("said"));
+    let command = ["/bin/busybox", "true"].map(String::from).to_vec();
+    assert_eq!(runtime.exec_sync(&container, command.clone(), Duration::from_secs(5)).await.unwrap().exit_code, 0);
+    let exec = cri::ExecRequest { container_id: container.clone(), cmd: command, stdout: true, ..Default::default() };
+    let attach = cri::AttachRequest { container_id: container.clone(), stdout: true, ..Default::default() };
+    let forward = cri::PortForwardRequest { pod_sandbox_id: sandbox.clone(), port: vec![80] };
+    for url in [runtime.exec(exec).await, runtime.attach(attach).await, runtime.port_forward(forward).await] {
+        assert!(url.unwrap().starts_with("http://127.0.0.1:"));
+    }
+    let image = runtime.list_images().await.unwrap().remove(0);
+    let spec = cri::ImageSpec { image: image.id.clone(), ..Default::default() };
+    assert_eq!(runtime.image_status(spec.clone()).await.unwrap().unwrap().id, image.id);
+    assert!(!runtime.image_fs_info().await.unwrap().image_filesystems.is_empty());
+    runtime.stop_container(&container, Duration::ZERO).await.unwrap();
+    runtime.remove_container(&container).await.unwrap();
+    runtime.stop_pod_sandbox(&sandbox).await.unwrap();
+    runtime.remove_pod_sandbox(&sandbox).await.unwrap();
+    assert_eq!(runtime.list_pod_sandbox(None).await.unwrap(), []);
+    runtime.remove_image(spec.clone()).await.unwrap();
+    assert_eq!(runtime.image_status(spec).await.unwrap(), None);
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn calls_to_a_runtime_that_hangs_end_in_time() {
+    // A15.13
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("silent.sock");
+    // It takes connections and never says a word.
+    let _silent = tokio::net::UnixListener::bind(&socket).unwrap();
+    let limit = Duration::from_millis(300);
+    let runtime = Runtime::connect(socket.to_str().unwrap(), limit).unwrap();
+    let id = "0".repeat(64);
+    let late = runtime.version().await.unwrap_err();
+    assert_eq!(late, RuntimeError::TimedOut { call: "Version", after: limit });
+    let late = runtime.stop_container(&id, Duration::from_secs(1)).await.unwrap_err();
+    let both = limit + Duration::from_secs(1);
+    assert_eq!(late, RuntimeError::TimedOut { call: "StopContainer", after: both }, "the grace comes on top");
+    let config = cri::PodSandboxConfig::default();
+    let late = runtime.run_pod_sandbox(config, "").await.unwrap_err();
+    assert_eq!(late, RuntimeError::TimedOut { call: "RunPodSandbox", after: limit * 2 });
+    let command = vec!["true".to_owned()];
+    let endless = tokio::time::timeout(limit * 3, runtime.exec_sync(&id, command, Duration::ZERO)).await;
+    assert!(endless.is_err(), "a command without a limit has none");
 }

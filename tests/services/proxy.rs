@@ -58,6 +58,13 @@ fn health_and_metrics_follow_the_data_path() {
     let metrics = |path: &str| lab.get("node", "127.0.0.1:10249", path);
     assert_eq!((metrics("/proxyMode").2.as_str(), metrics("/healthz").2.as_str()), ("nftables", "ok"));
     assert_eq!((metrics("/configz").0, metrics("/nothing").0), (200, 404));
+    let (status, _, statusz) = metrics("/statusz");
+    assert!(
+        status == 200 && statusz.starts_with("kube-proxy statusz\n") && statusz.contains("Up: 0 hr 00 min"),
+        "{statusz}"
+    );
+    let (status, _, flagz) = metrics("/flagz");
+    assert!(status == 200 && flagz.starts_with("kube-proxy flagz\n") && flagz.contains("mode=\"nftables\""), "{flagz}");
     let text = metrics("/metrics").2;
     for sample in [
         "kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 1",

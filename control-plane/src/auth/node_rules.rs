@@ -51,6 +51,13 @@ pub(super) async fn decide(node: &str, asked: &Attributes, lookup: &dyn Lookup) 
         ("", "serviceaccounts", "token") if asked.verb == "create" => referenced(node, asked, lookup).await,
         ("", "persistentvolumeclaims", "status") => referenced(node, asked, lookup).await,
         ("", "pods", _) => pods(node, asked, lookup).await,
+        ("storage.k8s.io", "volumeattachments", "") if asked.verb == "get" => {
+            let stored = lookup.get("storage.k8s.io", "volumeattachments", None, &asked.name).await?;
+            Ok(match stored.is_some_and(|stored| stored["spec"]["nodeName"] == node) {
+                true => Decision::Allow(String::new()),
+                false => Decision::NoOpinion(no_relationship(node)),
+            })
+        }
         _ => Ok(Decision::NoOpinion(String::new())),
     }
 }
@@ -101,7 +108,7 @@ async fn pods(node: &str, asked: &Attributes, lookup: &dyn Lookup) -> Result<Dec
         None if asked.verb == "get" || asked.verb == "delete" || asked.subresource == "status" => {
             Ok(Decision::Allow(String::new()))
         }
-        _ => refused(&format!("no relationship found between node '{node}' and this object")),
+        _ => refused(&no_relationship(node)),
     }
 }
 
@@ -122,11 +129,11 @@ async fn referenced(node: &str, asked: &Attributes, lookup: &dyn Lookup) -> Resu
     };
     let found =
         pods.iter().filter(is_its).flat_map(references).any(|(kind, its)| kind == asked.resource && its == name);
-    Ok(if found {
-        Decision::Allow(String::new())
-    } else {
-        Decision::NoOpinion(format!("no relationship found between node '{node}' and this object"))
-    })
+    Ok(if found { Decision::Allow(String::new()) } else { Decision::NoOpinion(no_relationship(node)) })
+}
+
+fn no_relationship(node: &str) -> String {
+    format!("no relationship found between node '{node}' and this object")
 }
 
 /// The objects that `pod` mentions anywhere that a node follows, as plural and name.
@@ -211,7 +218,13 @@ mod tests {
                 },
             })
         };
-        Stored(vec![("pods", pod("mine", "n1", "mine-secret")), ("pods", pod("other", "n2", "other-secret"))])
+        let attachment = |name: &str, node: &str| json!({"metadata": {"name": name}, "spec": {"nodeName": node}});
+        Stored(vec![
+            ("pods", pod("mine", "n1", "mine-secret")),
+            ("pods", pod("other", "n2", "other-secret")),
+            ("volumeattachments", attachment("to-mine", "n1")),
+            ("volumeattachments", attachment("to-other", "n2")),
+        ])
     }
 
     #[track_caller]
@@ -247,6 +260,9 @@ mod tests {
             check("get", resource, "bank", name, "", false);
         }
         check("get", "secrets", "shop", "other-secret", "", false);
+        check("get", "volumeattachments.storage.k8s.io", "", "to-mine", "", true);
+        check("get", "volumeattachments.storage.k8s.io", "", "to-other", "", false);
+        check("list", "volumeattachments.storage.k8s.io", "", "", "", false);
         check("get", "serviceaccounts", "shop", "default", "", false);
         check("list", "secrets", "shop", "", "", false);
         check("watch", "secrets", "shop", "", "metadata.name=mine-secret", true);

@@ -219,7 +219,7 @@ fn is_issued(request: &Value) -> bool {
 
 /// When a request is of no more use.
 fn goes_at(request: &Value) -> Option<Timestamp> {
-    let after = |since: &str, life: SignedDuration| Some(since.parse::<Timestamp>().ok()?.saturating_add(life).ok()?);
+    let after = |since: &str, life: SignedDuration| since.parse::<Timestamp>().ok()?.saturating_add(life).ok();
     let decided = ["Approved", "Denied", "Failed"].map(|kind| {
         let condition = has(request, kind)?;
         let life = if kind == "Approved" && !is_issued(request) { UNDECIDED } else { DECIDED };

@@ -202,11 +202,31 @@ fn endpoint(service: &Value, pod: &Value, address: &str, zone_of: impl Fn(&str) 
             endpoint["zone"] = json!(zone);
         }
     }
+    if endpoint["conditions"]["ready"] == true
+        && let Some(hints) = hints(text(&service["spec"], "trafficDistribution"), &endpoint)
+    {
+        endpoint["hints"] = hints;
+    }
     let hostname = text(&pod["spec"], "hostname");
     if !hostname.is_empty() && text(&pod["spec"], "subdomain") == text(&service["metadata"], "name") {
         endpoint["hostname"] = json!(hostname);
     }
     endpoint
+}
+
+/// Who should use an endpoint that is ready: those in its zone, and first those on its node (B1.26).
+fn hints(distribution: &str, endpoint: &Value) -> Option<Value> {
+    let named = |key: &str| endpoint.get(key).map(|name| json!([{"name": name}]));
+    let zones = named("zone");
+    let nodes = match distribution {
+        "PreferSameNode" => named("nodeName"),
+        "PreferClose" | "PreferSameZone" => None,
+        _ => return None,
+    };
+    let mut hints = serde_json::Map::new();
+    hints.extend(zones.map(|zones| ("forZones".to_owned(), zones)));
+    hints.extend(nodes.map(|nodes| ("forNodes".to_owned(), nodes)));
+    (!hints.is_empty()).then_some(Value::Object(hints))
 }
 
 /// The Service's ports with the numbers that this pod has for them; ports that it has not are left out.
@@ -418,6 +438,52 @@ mod tests {
         assert_eq!(text(labels, "kubernetes.io/service-name"), "web");
         assert_eq!(text(labels, MANAGED_BY), "endpointslice-controller.k8s.io");
         assert_eq!(slice["metadata"]["ownerReferences"][0]["kind"], "Service");
+    }
+
+    /// B1.24
+    #[test]
+    fn endpoints_are_published_before_they_are_ready_where_that_is_wanted() {
+        let mut service = service(json!([{"port": 80}]));
+        let mut leaving = (*pod("leaving", false, 0)).clone();
+        leaving["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        let pods = [pod("down", false, 0), Arc::new(leaving)];
+        let conditions = |service: &Value| -> Vec<[Value; 3]> {
+            let slice = stored(&plan(service, &[], of(service, &pods))[0]);
+            let of = |e: &Value| ["ready", "serving", "terminating"].map(|key| e["conditions"][key].clone());
+            items(&slice, "endpoints").map(of).collect()
+        };
+        let flags = |all: [bool; 3]| all.map(|flag| json!(flag));
+        assert_eq!(conditions(&service), [flags([false, false, false]), flags([false, false, true])]);
+        service["spec"]["publishNotReadyAddresses"] = json!(true);
+        assert_eq!(conditions(&service), [flags([true, false, false]), flags([true, false, true])]);
+    }
+
+    /// B1.26
+    #[test]
+    fn a_preference_becomes_hints_of_ready_endpoints() {
+        let mut service = service(json!([{"port": 80}]));
+        let pods = [pod("up", true, 0), pod("down", false, 0)];
+        let steps = |service: &Value, existing: &[Arc<Value>]| plan(service, existing, of(service, &pods));
+        let hints = |steps: &[Step]| -> Vec<Value> {
+            items(&stored(&steps[0]), "endpoints").map(|endpoint| endpoint["hints"].clone()).collect()
+        };
+        let before = steps(&service, &[]);
+        assert_eq!(hints(&before), [json!(null), json!(null)]);
+        for (preference, expected) in [
+            ("PreferClose", json!({"forZones": [{"name": "z1"}]})),
+            ("PreferSameZone", json!({"forZones": [{"name": "z1"}]})),
+            ("PreferSameNode", json!({"forZones": [{"name": "z1"}], "forNodes": [{"name": "n1"}]})),
+        ] {
+            service["spec"]["trafficDistribution"] = json!(preference);
+            let after = steps(&service, &[stored(&before[0])]);
+            assert!(matches!(after.as_slice(), [Step::Update(_)]), "{after:?}");
+            // In order of the pods' names: `down` is not ready.
+            assert_eq!(hints(&after), [json!(null), expected], "{preference}");
+            assert_eq!(steps(&service, &[stored(&after[0])]), [], "a second time there is nothing to do");
+        }
+        let without_zones = endpoints_of(&service, &pods, |_| None);
+        let slice = stored(&plan(&service, &[], without_zones)[0]);
+        assert_eq!(slice["endpoints"][1]["hints"], json!({"forNodes": [{"name": "n1"}]}), "no zone, no hint of one");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::Context;
 use super::informer::Informer;
+use super::job_policy;
 use super::job_status::{self as status, Decision, FINALIZER, INDEX};
 use super::owner::{is_being_deleted, selector_of};
 use super::pod_control::{PodControl, pod_of};
@@ -14,7 +15,7 @@ use super::queue::{Key, Queue};
 use crate::api::{DeleteOptions, Propagation, WriteOptions};
 use crate::clock;
 use crate::resources::status::StatusError;
-use crate::resources::tree::{items, items_mut, text};
+use crate::resources::tree::{fill, items, items_mut, text};
 
 const JOB_NAME: &str = "batch.kubernetes.io/job-name";
 /// Made in one go at most.
@@ -131,7 +132,14 @@ impl Jobs {
             let pod = match &indexes {
                 None => pod_of(job, &template, &format!("{name}-")),
                 Some(indexes) => match indexes.get(nth) {
-                    Some(index) => indexed(job, &mut template, *index),
+                    Some(index) => {
+                        if !job["spec"]["backoffLimitPerIndex"].is_null() {
+                            let failures = job_policy::failures_of(job, pods, *index);
+                            fill(&mut template["metadata"], "annotations", json!({}));
+                            template["metadata"]["annotations"][job_policy::FAILURES] = json!(failures.to_string());
+                        }
+                        indexed(job, &mut template, *index)
+                    }
                     None => break,
                 },
             };

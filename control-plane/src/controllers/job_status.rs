@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::deployment_status::{condition, remove_condition};
+use super::job_policy::{self, Meaning};
 use super::owner::is_being_deleted;
 use crate::clock::seconds_text;
 use crate::resources::tree::{items, text};
@@ -63,20 +64,20 @@ pub(super) fn finished_at(job: &Value) -> Option<Timestamp> {
     Some(text(condition, "lastTransitionTime").parse().unwrap_or(Timestamp::UNIX_EPOCH))
 }
 
-fn number(value: &Value) -> usize {
+pub(super) fn number(value: &Value) -> usize {
     value.as_u64().and_then(|number| usize::try_from(number).ok()).unwrap_or_default()
 }
 
-fn is_indexed(job: &Value) -> bool {
+pub(super) fn is_indexed(job: &Value) -> bool {
     job["spec"]["completionMode"] == "Indexed"
 }
 
-fn index_of(pod: &Value) -> Option<usize> {
+pub(super) fn index_of(pod: &Value) -> Option<usize> {
     pod["metadata"]["annotations"][INDEX].as_str()?.parse().ok()
 }
 
 /// `0-2,5` as numbers.
-fn parse_indexes(text: &str) -> BTreeSet<usize> {
+pub(super) fn parse_indexes(text: &str) -> BTreeSet<usize> {
     let mut found = BTreeSet::new();
     for part in text.split(',').filter(|part| !part.is_empty()) {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
@@ -113,6 +114,7 @@ pub(super) fn free_indexes(job: &Value, pods: &[Arc<Value>], count: usize) -> Op
     let mut taken = parse_indexes(text(&job["status"], "completedIndexes"));
     let holds = |pod: &&Arc<Value>| !is_finished(pod) || text(&pod["status"], "phase") == "Succeeded";
     taken.extend(pods.iter().filter(holds).filter_map(|pod| index_of(pod)));
+    taken.extend(job_policy::failed_indexes(job, pods).into_iter().flatten());
     Some((0..number(&job["spec"]["completions"])).filter(|index| !taken.contains(index)).take(count).collect())
 }
 
@@ -133,6 +135,11 @@ pub(super) fn look(job: &Value, pods: &[Arc<Value>], now: Timestamp) -> View {
     let mut events = Vec::new();
     let suspended = spec["suspend"] == true;
     let uncounted = count(&mut status, job, pods);
+    let given_up = job_policy::failed_indexes(job, pods);
+    if let Some(indexes) = &given_up {
+        status["failedIndexes"] = json!(show_indexes(indexes));
+    }
+    let given_up = given_up.map_or(0, |indexes| indexes.len());
     if status["startTime"].is_null() && !suspended {
         status["startTime"] = json!(seconds_text(now));
     }
@@ -182,7 +189,7 @@ pub(super) fn look(job: &Value, pods: &[Arc<Value>], now: Timestamp) -> View {
         }
         let parallel = number(&spec["parallelism"]);
         let wanted = match spec["completions"].as_u64() {
-            Some(_) => parallel.min(number(&spec["completions"]).saturating_sub(succeeded)),
+            Some(_) => parallel.min(number(&spec["completions"]).saturating_sub(succeeded + given_up)),
             None if succeeded > 0 => active.min(parallel),
             None => parallel,
         };
@@ -219,6 +226,11 @@ fn count(status: &mut Value, job: &Value, pods: &[Arc<Value>]) -> Vec<String> {
         };
         for pod in pods.iter().filter(is_new) {
             let uid = text(&pod["metadata"], "uid");
+            if phase == "Failed" && is_finished(pod) && job_policy::meaning(job, pod) == Meaning::Ignore {
+                // Let go without a count.
+                named.push(uid.to_owned());
+                continue;
+            }
             if waiting.len() < UNCOUNTED && !waiting.iter().any(|known| known == uid) {
                 waiting.push(uid.to_owned());
                 if phase == "Succeeded"
@@ -271,6 +283,21 @@ fn verdict(
 ) -> Option<(&'static str, String, String)> {
     let spec = &job["spec"];
     let say = |kind, reason: &str, message: &str| Some((kind, reason.to_owned(), message.to_owned()));
+    if let Some(why) = job_policy::fails_job(job, pods) {
+        return say("Failed", "PodFailurePolicy", &why);
+    }
+    let done = parse_indexes(text(status, "completedIndexes"));
+    if let Some(at) = job_policy::fulfilled(job, &done).filter(|_| is_indexed(job)) {
+        return say("Complete", "SuccessPolicy", &format!("Matched rules at index {at}"));
+    }
+    let given_up = parse_indexes(text(status, "failedIndexes")).len();
+    if spec["maxFailedIndexes"].as_u64().is_some() && given_up > number(&spec["maxFailedIndexes"]) {
+        let why = "Job has exceeded the specified maximal number of failed indexes";
+        return say("Failed", "MaxFailedIndexesExceeded", why);
+    }
+    if given_up > 0 && given_up + succeeded >= number(&spec["completions"]) {
+        return say("Failed", "FailedIndexes", "Job has failed indexes");
+    }
     let restarts: u64 = pods
         .iter()
         .filter(|pod| is_active(pod) && pod["spec"]["restartPolicy"] == "OnFailure")

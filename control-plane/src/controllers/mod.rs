@@ -20,6 +20,7 @@ mod endpointslice;
 mod garbage;
 mod informer;
 mod job;
+mod job_policy;
 mod job_status;
 mod joining;
 mod namespace;

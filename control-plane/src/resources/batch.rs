@@ -11,7 +11,8 @@ pub(super) const TABLE: &[ResourceInfo] = &[
         .in_all()
         .with_status()
         .subresources(&[STATUS])
-        .defaults(workload::default_cron_job),
+        .defaults(workload::default_cron_job)
+        .validated(workload::validate_cron_job),
     ResourceInfo::of::<api::Job>("batch", "v1", "Job", "jobs", "job")
         .namespaced()
         .in_all()
@@ -20,5 +21,6 @@ pub(super) const TABLE: &[ResourceInfo] = &[
         .fields(&[SelectableField { name: "status.successful", path: "status.succeeded", absent: "0" }])
         .defaults(workload::default_job)
         .prepared(workload::prepare_job, |_, _| {})
-        .validated(workload::validate_job),
+        .validated(workload::validate_job)
+        .validated_update(workload::validate_job_update),
 ];

@@ -5,8 +5,8 @@ use serde_json::Value;
 
 use super::tree::fill;
 use super::{
-    CRUD, NameRule, ResourceInfo, SCALE, STATUS, SelectableField, Subresource, object, pod, pod_defaults, pod_rules,
-    service, workload, workload_rules,
+    CRUD, NameRule, ResourceInfo, SCALE, STATUS, SelectableField, Subresource, limits, object, pod, pod_defaults,
+    pod_rules, service, volume_rules, workload, workload_rules,
 };
 
 const fn field(name: &'static str) -> SelectableField {
@@ -82,7 +82,9 @@ pub(super) const TABLE: &[ResourceInfo] = &[
         .validated(object::validate_event),
     ResourceInfo::of::<api::LimitRange>("", "v1", "LimitRange", "limitranges", "limitrange")
         .namespaced()
-        .short(&["limits"]),
+        .short(&["limits"])
+        .defaults(limits::default_range)
+        .validated(limits::validate_range),
     ResourceInfo::of::<api::Namespace>("", "v1", "Namespace", "namespaces", "namespace")
         .short(&["ns"])
         .verbs(&["create", "delete", "get", "list", "patch", "update", "watch"])
@@ -99,7 +101,8 @@ pub(super) const TABLE: &[ResourceInfo] = &[
         .subresources(&[sub("proxy", ("", "v1", "NodeProxyOptions"), CONNECT), STATUS])
         .fields(&[flag("spec.unschedulable")])
         .defaults(object::default_node)
-        .validated(object::validate_node),
+        .validated(object::validate_node)
+        .validated_update(object::validate_node_update),
     ResourceInfo::of::<api::PersistentVolumeClaim>(
         "",
         "v1",
@@ -112,15 +115,19 @@ pub(super) const TABLE: &[ResourceInfo] = &[
     .with_status_only()
     .subresources(&[STATUS])
     .delete_returns_object()
-    .defaults(object::default_claim)
-    .prepared(object::prepare_claim, |_, _| {}),
+    .defaults(volume_rules::default_claim)
+    .prepared(object::prepare_claim, |_, _| {})
+    .validated(volume_rules::validate_claim)
+    .validated_update(volume_rules::validate_claim_update),
     ResourceInfo::of::<api::PersistentVolume>("", "v1", "PersistentVolume", "persistentvolumes", "persistentvolume")
         .short(&["pv"])
         .with_status_only()
         .subresources(&[STATUS])
         .delete_returns_object()
-        .defaults(object::default_volume)
-        .prepared(object::prepare_volume, |_, _| {}),
+        .defaults(volume_rules::default_volume)
+        .prepared(object::prepare_volume, |_, _| {})
+        .validated(volume_rules::validate_volume)
+        .validated_update(volume_rules::validate_volume_update),
     ResourceInfo::of::<api::Pod>("", "v1", "Pod", "pods", "pod")
         .namespaced()
         .short(&["po"])
@@ -182,7 +189,10 @@ pub(super) const TABLE: &[ResourceInfo] = &[
         .short(&["quota"])
         .with_status_only()
         .subresources(&[STATUS])
-        .delete_returns_object(),
+        .delete_returns_object()
+        .defaults(limits::default_quota)
+        .validated(limits::validate_quota)
+        .validated_update(limits::validate_quota_update),
     ResourceInfo::of::<api::Secret>("", "v1", "Secret", "secrets", "secret")
         .namespaced()
         .fields(&[field("type")])

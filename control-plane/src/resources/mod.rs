@@ -16,7 +16,9 @@ mod core;
 mod discovery;
 mod events;
 pub mod field;
+mod flowcontrol;
 pub mod format;
+mod limits;
 mod network_policy;
 mod networking;
 mod node;
@@ -38,6 +40,7 @@ pub mod status;
 mod storage;
 pub mod tree;
 pub mod volume_match;
+mod volume_rules;
 mod volume_sources;
 mod workload;
 mod workload_rules;
@@ -403,6 +406,7 @@ static TABLES: &[&[ResourceInfo]] = &[
     coordination::TABLE,
     node::TABLE,
     discovery::TABLE,
+    flowcontrol::TABLE,
 ];
 
 /// Every kind.

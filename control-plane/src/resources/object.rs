@@ -1,9 +1,12 @@
 //! Rules of the plain kinds of the core group: namespaces, nodes, ConfigMaps, Secrets, events, volumes.
 
+use std::collections::HashSet;
+
 use serde_json::{Value, json};
 
-use super::field::FieldError;
-use super::tree::{child, fill, fill_text, text};
+use super::field::{Errors, FieldError, Path};
+use super::format;
+use super::tree::{child, fill, fill_text, is_set, items, text};
 
 /// ConfigMaps and Secrets hold at most so much.
 const DATA_BYTES: usize = 1 << 20;
@@ -31,28 +34,44 @@ pub(super) fn default_node(node: &mut Value) {
 }
 
 pub(super) fn validate_node(node: &Value) -> Vec<FieldError> {
-    let mut errors = Vec::new();
-    for (at, taint) in super::tree::items(&node["spec"], "taints").enumerate() {
-        if text(taint, "key").is_empty() {
-            errors.push(FieldError::required(format!("spec.taints[{at}].key"), ""));
+    const EFFECTS: [&str; 3] = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
+    let mut errors = Errors::default();
+    let mut seen = HashSet::new();
+    for (at, taint) in items(&node["spec"], "taints").enumerate() {
+        let path = Path::new("spec.taints").index(at);
+        let (key, value, effect) = (text(taint, "key"), text(taint, "value"), text(taint, "effect"));
+        errors.faults(&path.field("key"), key, format::qualified_name(key));
+        let faults = format::label_value(value);
+        if !faults.is_empty() {
+            errors.invalid(path.field("value"), value, faults.join(";"));
         }
-        let effect = text(taint, "effect");
-        if !matches!(effect, "NoSchedule" | "PreferNoSchedule" | "NoExecute") {
-            let supported = ["NoExecute", "NoSchedule", "PreferNoSchedule"];
-            errors.push(FieldError::not_supported(format!("spec.taints[{at}].effect"), effect, &supported));
+        match effect {
+            "" => errors.required(path.field("effect"), ""),
+            effect if !EFFECTS.contains(&effect) => errors.not_supported(path.field("effect"), effect, &EFFECTS),
+            _ => {}
+        }
+        if !seen.insert((key, effect)) {
+            let mut error = FieldError::duplicate(path, taint.clone());
+            "taints must be unique by key and effect pair".clone_into(&mut error.detail);
+            errors.0.push(error);
         }
     }
-    errors
+    errors.0
 }
 
-pub(super) fn default_claim(claim: &mut Value) {
-    fill_text(child(claim, "spec"), "volumeMode", "Filesystem");
-}
-
-pub(super) fn default_volume(volume: &mut Value) {
-    let spec = child(volume, "spec");
-    fill_text(spec, "persistentVolumeReclaimPolicy", "Retain");
-    fill_text(spec, "volumeMode", "Filesystem");
+/// What was assigned to a node stays.
+pub(super) fn validate_node_update(new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    let (new, old) = (&new["spec"], &old["spec"]);
+    if items(old, "podCIDRs").next().is_some() && new["podCIDRs"] != old["podCIDRs"] {
+        let detail = "node updates may not change podCIDR except from \"\" to valid";
+        errors.forbidden(Path::new("spec.podCIDRs"), detail);
+    }
+    if !text(old, "providerID").is_empty() && new["providerID"] != old["providerID"] {
+        let detail = "node updates may not change providerID except from \"\" to valid";
+        errors.forbidden(Path::new("spec.providerID"), detail);
+    }
+    errors.0
 }
 
 pub(super) fn pending(object: &mut Value) {
@@ -92,50 +111,82 @@ pub(super) fn default_secret(secret: &mut Value) {
 }
 
 pub(super) fn validate_config_map(map: &Value) -> Vec<FieldError> {
-    let mut errors = validate_keys(&map["data"], "data");
-    errors.extend(validate_keys(&map["binaryData"], "binaryData"));
-    for key in map["binaryData"].as_object().into_iter().flatten().map(|(key, _)| key) {
-        if map["data"].get(key).is_some() {
-            errors.push(FieldError::invalid(
-                format!("data[{key}]"),
-                key.as_str(),
-                "duplicate of key present in binaryData",
-            ));
-        }
-    }
-    errors
-}
-
-fn validate_keys(data: &Value, path: &str) -> Vec<FieldError> {
-    let mut errors = Vec::new();
-    let mut size = 0;
-    for (key, value) in data.as_object().into_iter().flatten() {
-        size += value.as_str().unwrap_or_default().len();
-        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        if key.is_empty() || !key.chars().all(legal) || key == "." || key == ".." {
-            let detail = "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')";
-            errors.push(FieldError::invalid(format!("{path}[{key}]"), key.as_str(), detail));
-        }
+    let mut errors = Errors::default();
+    let size = validate_keys(&map["data"], "data", false, &mut errors)
+        + validate_keys(&map["binaryData"], "binaryData", true, &mut errors);
+    for (key, _) in map["binaryData"].as_object().into_iter().flatten().filter(|(key, _)| is_set(&map["data"], key)) {
+        errors.invalid(Path::new("data").entry(key), key.as_str(), "duplicate of key present in binaryData");
     }
     if size > DATA_BYTES {
-        errors.push(FieldError::too_long("", DATA_BYTES));
+        errors.0.push(FieldError::too_long("[]", DATA_BYTES));
     }
-    errors
+    errors.0
+}
+
+/// Keys, and how much they hold: bytes where the values are Base64.
+fn validate_keys(data: &Value, path: &str, is_base64: bool, errors: &mut Errors) -> usize {
+    let mut size = 0;
+    for (key, value) in data.as_object().into_iter().flatten() {
+        let text = value.as_str().unwrap_or_default();
+        size += if is_base64 { text.trim_end_matches('=').len() * 3 / 4 } else { text.len() };
+        errors.faults(&Path::new(path).entry(key), key, format::data_key(key));
+    }
+    size
 }
 
 pub(super) fn validate_secret(secret: &Value) -> Vec<FieldError> {
-    let mut errors = validate_keys(&secret["data"], "data");
-    let required: &[&str] = match text(secret, "type") {
-        "kubernetes.io/tls" => &["tls.crt", "tls.key"],
-        "kubernetes.io/dockerconfigjson" => &[".dockerconfigjson"],
-        _ => &[],
-    };
-    for key in required {
-        if secret["data"].get(*key).is_none() {
-            errors.push(FieldError::required(format!("data[{key}]"), ""));
-        }
+    let mut errors = Errors::default();
+    let (data, path) = (&secret["data"], Path::new("data"));
+    if validate_keys(data, "data", true, &mut errors) > DATA_BYTES {
+        errors.0.push(FieldError::too_long(path.clone(), DATA_BYTES));
     }
-    errors
+    let has = |key: &str| is_set(data, key);
+    let mut need = |key: &str| {
+        if !has(key) {
+            errors.required(path.entry(key), "");
+        }
+    };
+    match text(secret, "type") {
+        "kubernetes.io/service-account-token" => {
+            let key = "kubernetes.io/service-account.name";
+            if text(&secret["metadata"]["annotations"], key).is_empty() {
+                errors.required(Path::new("metadata.annotations").entry(key), "");
+            }
+        }
+        "kubernetes.io/dockercfg" => {
+            need(".dockercfg");
+            json_object(data, ".dockercfg", &mut errors);
+        }
+        "kubernetes.io/dockerconfigjson" => {
+            need(".dockerconfigjson");
+            json_object(data, ".dockerconfigjson", &mut errors);
+        }
+        "kubernetes.io/basic-auth" if !has("username") && !has("password") => {
+            need("username");
+            need("password");
+        }
+        "kubernetes.io/ssh-auth" => {
+            if text(data, "ssh-privatekey").is_empty() {
+                errors.required(path.entry("ssh-privatekey"), "");
+            }
+        }
+        "kubernetes.io/tls" => {
+            need("tls.crt");
+            need("tls.key");
+        }
+        _ => {}
+    }
+    errors.0
+}
+
+fn json_object(data: &Value, key: &str, errors: &mut Errors) {
+    use base64::Engine;
+    let Some(text) = data[key].as_str() else { return };
+    let bytes = base64::engine::general_purpose::STANDARD.decode(text).unwrap_or_default();
+    if let Err(error) = serde_json::from_slice::<serde_json::Map<String, Value>>(&bytes) {
+        let path = Path::new("data").entry(key);
+        errors.invalid(path, "<secret contents redacted>", error.to_string());
+    }
 }
 
 /// Data of what is immutable does not change, nor does it become mutable again (C3.24).

@@ -4,6 +4,7 @@ use k8s_openapi::api::scheduling::v1 as api;
 use serde_json::Value;
 
 use super::ResourceInfo;
+use super::limits;
 use super::tree::fill;
 
 pub(super) const TABLE: &[ResourceInfo] = &[ResourceInfo::of::<api::PriorityClass>(
@@ -15,4 +16,6 @@ pub(super) const TABLE: &[ResourceInfo] = &[ResourceInfo::of::<api::PriorityClas
 )
 .short(&["pc"])
 .with_generation()
-.defaults(|class: &mut Value| fill(class, "preemptionPolicy", "PreemptLowerPriority"))];
+.defaults(|class: &mut Value| fill(class, "preemptionPolicy", "PreemptLowerPriority"))
+.validated(limits::validate_priority)
+.validated_update(limits::validate_priority_update)];

@@ -4,9 +4,10 @@ use std::collections::HashSet;
 
 use serde_json::{Value, json};
 
-use super::field::FieldError;
-use super::format::PORT_RANGE;
-use super::tree::{child, fill, fill_text, items, items_mut, text};
+use super::field::{Errors, FieldError, Path};
+use super::format;
+use super::selector_rules::labels;
+use super::tree::{child, fill, fill_text, is_set, items, items_mut, text};
 
 pub(super) fn default_service(service: &mut Value) {
     let spec = child(service, "spec");
@@ -30,7 +31,7 @@ pub(super) fn default_service(service: &mut Value) {
             fields.remove("nodePort");
         }
     }
-    if matches!(kind.as_str(), "NodePort" | "LoadBalancer") {
+    if is_reachable(spec) {
         fill_text(spec, "externalTrafficPolicy", "Cluster");
     }
     if kind == "LoadBalancer" {
@@ -46,8 +47,45 @@ pub(super) fn default_service(service: &mut Value) {
     }
 }
 
+/// Whether it can be reached from outside of the cluster.
+fn is_reachable(spec: &Value) -> bool {
+    match text(spec, "type") {
+        "NodePort" | "LoadBalancer" => true,
+        "ClusterIP" => items(spec, "externalIPs").next().is_some(),
+        _ => false,
+    }
+}
+
+/// What belonged to the old type, and that the client has left as it was, goes with it.
+fn drop_dependent(new: &mut Value, old: &Value) {
+    let (Some(spec), was) = (new.get_mut("spec").filter(|spec| spec.is_object()), &old["spec"]) else { return };
+    let is = |spec: &Value, kind: &str| spec["type"] == kind;
+    let checked = |spec: &Value| is(spec, "LoadBalancer") && spec["externalTrafficPolicy"] == "Local";
+    let mut gone: Vec<&str> = Vec::new();
+    if !is(was, "ExternalName") && is(spec, "ExternalName") {
+        gone.extend(["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"]);
+    }
+    if checked(was) && !checked(spec) {
+        gone.push("healthCheckNodePort");
+    }
+    if is(was, "LoadBalancer") && !is(spec, "LoadBalancer") {
+        gone.extend(["allocateLoadBalancerNodePorts", "loadBalancerClass"]);
+    }
+    if is_reachable(was) && !is_reachable(spec) {
+        gone.push("externalTrafficPolicy");
+    }
+    for key in gone {
+        if spec[key] == was[key]
+            && let Some(fields) = spec.as_object_mut()
+        {
+            fields.remove(key);
+        }
+    }
+}
+
 /// An update that leaves out what was allocated keeps it (C3.24).
 pub(super) fn keep_allocations(new: &mut Value, old: &Value) {
+    drop_dependent(new, old);
     let (kind, was) = (text(&new["spec"], "type").to_owned(), text(&old["spec"], "type").to_owned());
     if kind == "ExternalName" || was == "ExternalName" {
         return;
@@ -74,58 +112,167 @@ pub(super) fn keep_allocations(new: &mut Value, old: &Value) {
 }
 
 pub(super) fn validate(service: &Value) -> Vec<FieldError> {
-    let spec = &service["spec"];
-    let mut errors = Vec::new();
+    const KINDS: [&str; 4] = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
+    let (spec, path) = (&service["spec"], Path::new("spec"));
+    let mut errors = Errors::default();
     let kind = text(spec, "type");
-    let kinds = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
-    if !kinds.contains(&kind) {
-        errors.push(FieldError::not_supported("spec.type", kind, &kinds));
-    }
     let headless = spec["clusterIP"] == "None";
     if items(spec, "ports").next().is_none() && !headless && kind != "ExternalName" {
-        errors.push(FieldError::required("spec.ports", ""));
+        errors.required(path.field("ports"), "");
     }
-    if kind == "ExternalName" && text(spec, "externalName").is_empty() {
-        errors.push(FieldError::required("spec.externalName", ""));
-    }
-    if headless && matches!(kind, "NodePort" | "LoadBalancer") {
-        let detail = format!("may not be set to 'None' for {kind} services");
-        errors.push(FieldError::invalid("spec.clusterIPs[0]", "None", detail));
-    }
-    let affinity = text(spec, "sessionAffinity");
-    if !matches!(affinity, "None" | "ClientIP") {
-        errors.push(FieldError::not_supported("spec.sessionAffinity", affinity, &["ClientIP", "None"]));
+    match kind {
+        "NodePort" | "LoadBalancer" if headless => {
+            let detail = format!("may not be set to 'None' for {kind} services");
+            errors.invalid(path.field("clusterIPs").index(0), "None", detail);
+        }
+        "ExternalName" => {
+            for key in ["clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+                if is_set(spec, key) && spec[key] != json!([]) {
+                    errors.forbidden(path.field(key), "may not be set for ExternalName services");
+                }
+            }
+            let name = text(spec, "externalName");
+            match name.strip_suffix('.').unwrap_or(name) {
+                "" => errors.required(path.field("externalName"), ""),
+                name => errors.faults(&path.field("externalName"), name, format::subdomain(name)),
+            }
+        }
+        _ => {}
     }
     validate_ports(spec, &mut errors);
-    errors
+    labels(&spec["selector"], &path.field("selector"), &mut errors);
+    validate_affinity(spec, &path, &mut errors);
+    for (at, address) in items(spec, "externalIPs").enumerate() {
+        let address = address.as_str().unwrap_or_default();
+        errors.faults(&path.field("externalIPs").index(at), address, format::address(address));
+    }
+    if !KINDS.contains(&kind) {
+        errors.not_supported(path.field("type"), kind, &KINDS);
+    }
+    validate_balancer(spec, &path, &mut errors);
+    validate_policies(spec, &path, &mut errors);
+    errors.0
 }
 
-fn validate_ports(spec: &Value, errors: &mut Vec<FieldError>) {
+fn validate_affinity(spec: &Value, path: &Path, errors: &mut Errors) {
+    const LONGEST: i64 = 86_400;
+    let affinity = text(spec, "sessionAffinity");
+    if !matches!(affinity, "None" | "ClientIP") {
+        errors.not_supported(path.field("sessionAffinity"), affinity, &["ClientIP", "None"]);
+    }
+    let seconds = &spec["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"];
+    if let Some(seconds) = seconds.as_i64().filter(|seconds| affinity == "ClientIP" && !(1..=LONGEST).contains(seconds))
+    {
+        let place = path.field("sessionAffinityConfig").field("clientIP").field("timeoutSeconds");
+        errors.invalid(place, seconds, format!("must be greater than 0 and less than {LONGEST}"));
+    }
+}
+
+/// What only makes sense for load balancers.
+fn validate_balancer(spec: &Value, path: &Path, errors: &mut Errors) {
+    let is_balancer = spec["type"] == "LoadBalancer";
+    let only = "may only be used when `type` is 'LoadBalancer'";
+    let place = path.field("LoadBalancerSourceRanges");
+    if !is_balancer && items(spec, "loadBalancerSourceRanges").next().is_some() {
+        errors.forbidden(place.clone(), only);
+    }
+    for (at, range) in items(spec, "loadBalancerSourceRanges").enumerate() {
+        let range = range.as_str().unwrap_or_default().trim();
+        if !is_range(range) {
+            let detail = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
+            errors.invalid(place.index(at), range, detail);
+        }
+    }
+    if !is_balancer && is_set(spec, "allocateLoadBalancerNodePorts") {
+        errors.forbidden(path.field("allocateLoadBalancerNodePorts"), only);
+    }
+    if let Some(class) = spec["loadBalancerClass"].as_str() {
+        let place = path.field("loadBalancerClass");
+        if !is_balancer {
+            errors.forbidden(place.clone(), "may only be used when `type` is 'LoadBalancer'");
+        }
+        errors.faults(&place, class, format::qualified_name(class));
+    }
+}
+
+fn is_range(text: &str) -> bool {
+    let Some((address, length)) = text.split_once('/') else { return false };
+    let Ok(address) = address.parse::<std::net::IpAddr>() else { return false };
+    length.parse::<u8>().is_ok_and(|length| length <= if address.is_ipv4() { 32 } else { 128 })
+}
+
+/// Where traffic may go.
+fn validate_policies(spec: &Value, path: &Path, errors: &mut Errors) {
+    let (kind, outside) = (text(spec, "type"), text(spec, "externalTrafficPolicy"));
+    let is_reachable = is_reachable(spec);
+    let place = path.field("externalTrafficPolicy");
+    match outside {
+        "" if is_reachable => errors.required(place, ""),
+        "" => {}
+        policy if !is_reachable => {
+            errors.invalid(place, policy, "may only be set for externally-accessible services");
+        }
+        "Cluster" | "Local" => {}
+        policy => errors.not_supported(place, policy, &["Cluster", "Local"]),
+    }
+    let port = spec["healthCheckNodePort"].as_i64().unwrap_or(0);
+    if port != 0 && !(kind == "LoadBalancer" && outside == "Local") {
+        let detail = "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
+        errors.invalid(path.field("healthCheckNodePort"), port, detail);
+    }
+    for (key, supported) in [
+        ("internalTrafficPolicy", &["Cluster", "Local"][..]),
+        ("trafficDistribution", &["PreferClose", "PreferSameZone", "PreferSameNode"][..]),
+    ] {
+        if let Some(value) = spec[key].as_str().filter(|value| !supported.contains(value)) {
+            errors.not_supported(path.field(key), value, supported);
+        }
+    }
+}
+
+fn validate_ports(spec: &Value, errors: &mut Errors) {
     let several = items(spec, "ports").count() > 1;
-    let (mut names, mut numbers) = (HashSet::new(), HashSet::new());
+    let (mut names, mut numbers, mut node_ports) = (HashSet::new(), HashSet::new(), HashSet::new());
     for (at, port) in items(spec, "ports").enumerate() {
-        let path = format!("spec.ports[{at}]");
+        let path = Path::new("spec.ports").index(at);
         let name = text(port, "name");
         if several && name.is_empty() {
-            errors.push(FieldError::required(format!("{path}.name"), ""));
-        } else if !name.is_empty() && !names.insert(name.to_owned()) {
-            errors.push(FieldError::duplicate(format!("{path}.name"), name));
+            errors.required(path.field("name"), "");
+        } else if !name.is_empty() {
+            errors.faults(&path.field("name"), name, format::label(name));
+            if !names.insert(name) {
+                errors.duplicate(path.field("name"), name);
+            }
         }
         let number = port["port"].as_i64().unwrap_or(0);
-        if !(1..=65535).contains(&number) {
-            errors.push(FieldError::invalid(format!("{path}.port"), number, PORT_RANGE));
+        for fault in format::port_number(number) {
+            errors.invalid(path.field("port"), number, fault);
         }
         let protocol = text(port, "protocol");
         if !matches!(protocol, "TCP" | "UDP" | "SCTP") {
-            let supported = ["SCTP", "TCP", "UDP"];
-            errors.push(FieldError::not_supported(format!("{path}.protocol"), protocol, &supported));
+            errors.not_supported(path.field("protocol"), protocol, &["SCTP", "TCP", "UDP"]);
         }
-        if !numbers.insert((number, protocol.to_owned())) {
-            let value = json!({"port": number, "protocol": protocol});
-            errors.push(FieldError::duplicate(path.clone(), value));
+        match &port["targetPort"] {
+            Value::String(name) => errors.faults(&path.field("targetPort"), name, format::port_name(name)),
+            target => {
+                let target = target.as_i64().unwrap_or(0);
+                for fault in format::port_number(target) {
+                    errors.invalid(path.field("targetPort"), target, fault);
+                }
+            }
         }
-        if let Some(target) = port["targetPort"].as_i64().filter(|target| !(1..=65535).contains(target)) {
-            errors.push(FieldError::invalid(format!("{path}.targetPort"), target, PORT_RANGE));
+        if let Some(protocol) = port["appProtocol"].as_str() {
+            errors.faults(&path.field("appProtocol"), protocol, format::qualified_name(protocol));
+        }
+        let node_port = port["nodePort"].as_i64().unwrap_or(0);
+        if node_port != 0 && spec["type"] == "ClusterIP" {
+            errors.forbidden(path.field("nodePort"), "may not be used when `type` is 'ClusterIP'");
+        }
+        if node_port != 0 && !node_ports.insert((node_port, protocol)) {
+            errors.duplicate(path.field("nodePort"), node_port);
+        }
+        if !numbers.insert((number, protocol)) {
+            errors.duplicate(path, json!({"port": number, "protocol": protocol}));
         }
     }
 }
@@ -175,6 +322,51 @@ mod tests {
     }
 
     #[test]
+    fn services_are_refused_with_the_field() {
+        // C3.24
+        let check = |spec: Value, expected: &[&str]| {
+            let mut service = json!({"metadata": {"name": "s"}, "spec": {"ports": [{"port": 80}]}});
+            json_patch::merge(&mut service["spec"], &spec);
+            default_service(&mut service);
+            let found: Vec<String> = validate(&service).iter().map(ToString::to_string).collect();
+            assert_eq!(found, expected, "{spec}");
+        };
+        check(json!({}), &[]);
+        check(json!({"ports": null}), &["spec.ports: Required value"]);
+        check(
+            json!({"ports": [{"port": 80}, {"port": 80, "name": "b", "targetPort": "-"}]}),
+            &[
+                "spec.ports[0].name: Required value",
+                "spec.ports[1].targetPort: Invalid value: \"-\": must contain at least one letter (a-z)",
+                "spec.ports[1].targetPort: Invalid value: \"-\": must not begin or end with a hyphen",
+                "spec.ports[1]: Duplicate value: {\"port\":80,\"protocol\":\"TCP\"}",
+            ],
+        );
+        check(
+            json!({"type": "ExternalName", "clusterIPs": ["10.0.0.1"], "externalName": "A"}),
+            &[
+                "spec.clusterIPs: Forbidden: may not be set for ExternalName services",
+                "spec.externalName: Invalid value: \"A\": a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')",
+            ],
+        );
+        check(
+            json!({"loadBalancerSourceRanges": ["x"], "externalTrafficPolicy": "Local", "internalTrafficPolicy": "Near", "externalIPs": []}),
+            &[
+                "spec.LoadBalancerSourceRanges: Forbidden: may only be used when `type` is 'LoadBalancer'",
+                "spec.LoadBalancerSourceRanges[0]: Invalid value: \"x\": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
+                "spec.externalTrafficPolicy: Invalid value: \"Local\": may only be set for externally-accessible services",
+                "spec.internalTrafficPolicy: Unsupported value: \"Near\": supported values: \"Cluster\", \"Local\"",
+            ],
+        );
+        check(
+            json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 0}}}),
+            &[
+                "spec.sessionAffinityConfig.clientIP.timeoutSeconds: Invalid value: 0: must be greater than 0 and less than 86400",
+            ],
+        );
+    }
+
+    #[test]
     fn what_was_allocated_stays() {
         // C3.24
         let old = json!({"spec": {"type": "NodePort", "clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"],
@@ -183,6 +375,12 @@ mod tests {
         keep_allocations(&mut new, &old);
         assert_eq!(new["spec"]["clusterIP"], "10.96.0.9");
         assert_eq!(new["spec"]["ports"][0]["nodePort"], 30080);
+        let mut inside = old.clone();
+        inside["spec"]["externalTrafficPolicy"] = json!("Cluster");
+        let reachable = inside.clone();
+        inside["spec"]["type"] = json!("ClusterIP");
+        keep_allocations(&mut inside, &reachable);
+        assert_eq!(inside["spec"].get("externalTrafficPolicy"), None);
         let mut moved = old.clone();
         moved["spec"]["clusterIP"] = json!("10.96.0.10");
         assert_eq!(

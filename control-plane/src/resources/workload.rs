@@ -114,34 +114,109 @@ pub(super) fn prepare_job(object: &mut Value) {
     fill(spec, "selector", json!({"matchLabels": {"batch.kubernetes.io/controller-uid": uid}}));
 }
 
-/// What this version does not do is refused rather than ignored.
 pub(super) fn validate_job(object: &Value) -> Vec<FieldError> {
-    let spec = &object["spec"];
+    validate_job_spec(&object["spec"], "spec")
+}
+
+/// What this version does not do is refused rather than ignored.
+fn validate_job_spec(spec: &Value, path: &str) -> Vec<FieldError> {
     let mut errors = Vec::new();
     for key in ["backoffLimitPerIndex", "podFailurePolicy", "successPolicy"] {
         if !spec[key].is_null() {
-            errors.push(FieldError::forbidden(
-                format!("spec.{key}"),
-                "not supported by this version of stoker-control-plane",
-            ));
+            let detail = "not supported by this version of stoker-control-plane";
+            errors.push(FieldError::forbidden(format!("{path}.{key}"), detail));
         }
     }
     for key in ["parallelism", "completions", "backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished"] {
-        if let Some(value) = spec[key].as_i64().filter(|value| *value < 0) {
-            errors.push(FieldError::invalid(format!("spec.{key}"), value, "must be greater than or equal to 0"));
-        }
+        errors.extend(negative(spec, key, path));
     }
-    errors.extend(pod_rules::validate_template(&spec["template"], &Path::new("spec.template")));
+    errors.extend(pod_rules::validate_template(&spec["template"], &Path::new(path).field("template")));
     let policy = text(&spec["template"]["spec"], "restartPolicy");
     if !matches!(policy, "OnFailure" | "Never") {
-        let path = "spec.template.spec.restartPolicy";
+        let path = format!("{path}.template.spec.restartPolicy");
         errors.push(match policy {
             "" | "Always" => FieldError::required(path, "valid values: \"OnFailure\", \"Never\""),
             other => FieldError::not_supported(path, other, &["OnFailure", "Never"]),
         });
     }
     if spec["completionMode"] == "Indexed" && spec["completions"].is_null() {
-        errors.push(FieldError::required("spec.completions", "when completion mode is Indexed"));
+        errors.push(FieldError::required(format!("{path}.completions"), "when completion mode is Indexed"));
+    }
+    errors
+}
+
+fn negative(spec: &Value, key: &str, path: &str) -> Option<FieldError> {
+    let value = spec[key].as_i64().filter(|value| *value < 0)?;
+    Some(FieldError::invalid(format!("{path}.{key}"), value, "must be greater than or equal to 0"))
+}
+
+/// A Job's pods stay as they are; while it is suspended and was never started, where they may go can change.
+pub(super) fn validate_job_update(new: &Value, old: &Value) -> Vec<FieldError> {
+    let (spec, was) = (&new["spec"], &old["spec"]);
+    let mut fixed =
+        vec!["selector", "completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy", "successPolicy"];
+    // An indexed Job may grow and shrink as a whole.
+    if was["completionMode"] != "Indexed" || spec["completions"] != spec["parallelism"] {
+        fixed.insert(0, "completions");
+    }
+    let mut errors: Vec<FieldError> = fixed
+        .into_iter()
+        .filter(|key| spec[*key] != was[*key])
+        .map(|key| FieldError::invalid(format!("spec.{key}"), spec[key].clone(), "field is immutable"))
+        .collect();
+    let mut template = spec["template"].clone();
+    if was["suspend"] == true && old["status"]["startTime"].is_null() {
+        for key in ["nodeSelector", "affinity", "tolerations", "schedulingGates"] {
+            keep(&mut template["spec"], &was["template"]["spec"], key);
+        }
+        for key in ["annotations", "labels"] {
+            keep(&mut template["metadata"], &was["template"]["metadata"], key);
+        }
+    }
+    if template != was["template"] {
+        errors.push(FieldError::invalid("spec.template", spec["template"].clone(), "field is immutable"));
+    }
+    errors
+}
+
+fn keep(to: &mut Value, from: &Value, key: &str) {
+    let Some(fields) = to.as_object_mut() else { return };
+    match from.get(key) {
+        Some(value) => fields.insert(key.to_owned(), value.clone()),
+        None => fields.remove(key),
+    };
+}
+
+pub(super) fn validate_cron_job(object: &Value) -> Vec<FieldError> {
+    let spec = &object["spec"];
+    let mut errors = Vec::new();
+    let schedule = text(spec, "schedule");
+    if schedule.is_empty() {
+        errors.push(FieldError::required("spec.schedule", ""));
+    } else if schedule.contains("TZ") {
+        let detail = "cannot use TZ or CRON_TZ in schedule, use timeZone field instead";
+        errors.push(FieldError::invalid("spec.schedule", schedule, detail));
+    }
+    for key in ["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"] {
+        errors.extend(negative(spec, key, "spec"));
+    }
+    if spec["timeZone"] == "" {
+        errors.push(FieldError::invalid("spec.timeZone", "", "timeZone must be nil or non-empty string"));
+    }
+    let policy = text(spec, "concurrencyPolicy");
+    let policies = ["Allow", "Forbid", "Replace"];
+    if !policies.contains(&policy) {
+        errors.push(FieldError::not_supported("spec.concurrencyPolicy", policy, &policies));
+    }
+    let job = &spec["jobTemplate"]["spec"];
+    errors.extend(validate_job_spec(job, "spec.jobTemplate.spec"));
+    if !job["selector"].is_null() {
+        let detail = "`selector` will be auto-generated";
+        errors.push(FieldError::invalid("spec.jobTemplate.spec.selector", job["selector"].clone(), detail));
+    }
+    if job["manualSelector"] == true {
+        let path = "spec.jobTemplate.spec.manualSelector";
+        errors.push(FieldError::not_supported(path, true, &["nil", "false"]));
     }
     errors
 }
@@ -236,6 +311,47 @@ mod tests {
         assert_eq!(spec["template"]["spec"]["restartPolicy"], "Always");
         assert_eq!(spec["template"]["spec"].get("enableServiceLinks"), None);
         assert_eq!(workload_rules::validate(&object), []);
+    }
+
+    #[test]
+    fn jobs_are_refused_with_the_field() {
+        // C3.24
+        let job = |change: Value| {
+            let mut job = json!({"spec": {"selector": {"matchLabels": {"a": "b"}}, "template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "x"}]}}}});
+            json_patch::merge(&mut job["spec"], &change);
+            default_job(&mut job);
+            job
+        };
+        let texts = |errors: Vec<FieldError>| errors.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(texts(validate_job(&job(json!({})))), [""; 0]);
+        assert_eq!(
+            texts(validate_job(&job(
+                json!({"parallelism": -1, "template": {"spec": {"restartPolicy": "Always", "containers": [{"name": "c"}]}}})
+            ))),
+            [
+                "spec.parallelism: Invalid value: -1: must be greater than or equal to 0",
+                "spec.template.spec.containers[0].image: Required value",
+                "spec.template.spec.restartPolicy: Required value: valid values: \"OnFailure\", \"Never\"",
+            ]
+        );
+        let paths = |new: Value, old: Value| {
+            validate_job_update(&job(new), &job(old)).into_iter().map(|error| error.path).collect::<Vec<_>>()
+        };
+        assert_eq!(paths(json!({"parallelism": 3}), json!({})), [""; 0]);
+        assert_eq!(paths(json!({"completions": 3}), json!({})), ["spec.completions"]);
+        let moved = json!({"suspend": true, "template": {"spec": {"nodeSelector": {"a": "b"}}}});
+        assert_eq!(paths(moved.clone(), json!({"suspend": true})), [""; 0]);
+        assert_eq!(paths(moved, json!({})), ["spec.template"]);
+        let mut cron = json!({"spec": {"schedule": "TZ=UTC * * * * *", "concurrencyPolicy": "Some", "jobTemplate": {"spec": {"template": {"spec": {"restartPolicy": "Never"}}}}}});
+        default_cron_job(&mut cron);
+        assert_eq!(
+            texts(validate_cron_job(&cron)),
+            [
+                "spec.schedule: Invalid value: \"TZ=UTC * * * * *\": cannot use TZ or CRON_TZ in schedule, use timeZone field instead",
+                "spec.concurrencyPolicy: Unsupported value: \"Some\": supported values: \"Allow\", \"Forbid\", \"Replace\"",
+                "spec.jobTemplate.spec.template.spec.containers: Required value",
+            ]
+        );
     }
 
     #[test]

@@ -44,7 +44,8 @@ fn unschedulable_taint() -> Taint {
     Taint { key, effect, ..Taint::default() }
 }
 
-fn tolerates_all(tolerations: &[Toleration], taint: &Taint) -> bool {
+/// Whether one of the tolerations covers a taint.
+pub(super) fn tolerates_all(tolerations: &[Toleration], taint: &Taint) -> bool {
     tolerations.iter().any(|toleration| tolerates(toleration, taint))
 }
 
@@ -66,7 +67,8 @@ pub(super) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     }
 }
 
-fn matches_affinity(spec: &PodSpec, node: &NodeState) -> bool {
+/// Whether a node is one of those that the pod names by selector or affinity.
+pub(super) fn matches_affinity(spec: &PodSpec, node: &NodeState) -> bool {
     let selected = spec.node_selector.iter().flatten().all(|(key, value)| node.labels.get(key) == Some(value));
     let required = spec
         .affinity
@@ -130,7 +132,6 @@ pub(super) fn message(refusals: &[Refusal]) -> String {
     if total == 0 {
         return "no nodes available to schedule pods".to_owned();
     }
-    let reasons = count(refusals.iter().flat_map(|refusal| &refusal.reasons).map(String::as_str));
     let preemption = count(refusals.iter().map(|refusal| {
         if refusal.resolvable {
             "No preemption victims found for incoming pod"
@@ -138,8 +139,13 @@ pub(super) fn message(refusals: &[Refusal]) -> String {
             "Preemption is not helpful for scheduling"
         }
     }));
-    let available = format!("0/{total} nodes are available");
-    format!("{available}: {reasons}. preemption: {available}: {preemption}.")
+    format!("{} preemption: 0/{total} nodes are available: {preemption}.", why_not(refusals))
+}
+
+/// The part of the message that says nothing of preemption.
+pub(super) fn why_not(refusals: &[Refusal]) -> String {
+    let reasons = count(refusals.iter().flat_map(|refusal| &refusal.reasons).map(String::as_str));
+    format!("0/{} nodes are available: {reasons}.", refusals.len())
 }
 
 /// The message of a pod that has no node for a reason of its own.

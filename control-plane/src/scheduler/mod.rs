@@ -3,12 +3,16 @@
 //! In:  watches of pods and nodes; they wake, and each change updates only what it is about.
 //! Out: `pods/binding`, the condition PodScheduled, events.
 //! A pod counts on its node from the decision on, before the binding is seen, so a burst cannot over-commit a node.
-//! Not here: which nodes are possible (`filters`) and best (`scores`), how long to wait (`queue`); all three are pure.
+//! Not here: which nodes are possible (`filters`, `topology`) and best (`scores`), who makes room (`preempt`), how long to
+//! wait (`queue`); all of these are pure.
 
 mod filters;
 mod nodes;
+mod preempt;
+mod preemption;
 mod queue;
 mod scores;
+mod topology;
 mod volumes;
 
 use std::cmp::Reverse;
@@ -22,7 +26,9 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use self::nodes::{Load, NodeState};
+use self::preemption::{Nominated, Outcome};
 use self::queue::Queue;
+use self::topology::{Namespaces, Surroundings};
 use self::volumes::{VolumeObjects, Wishes};
 use crate::api::{Change, Cluster, ListOptions, Objects, PatchType, WriteOptions};
 use crate::clock;
@@ -45,7 +51,8 @@ pub fn spawn(cluster: &Cluster, stop: CancellationToken) -> JoinHandle<()> {
     let cluster = cluster.clone();
     tokio::spawn(async move {
         loop {
-            let scheduler = Scheduler::new(pods.clone(), nodes.clone(), VolumeObjects::new(&cluster), recorder.clone());
+            let volumes = VolumeObjects::new(&cluster);
+            let scheduler = Scheduler::new(&cluster, pods.clone(), nodes.clone(), volumes, recorder.clone());
             let result = tokio::select! {
                 () = stop.cancelled() => return,
                 result = scheduler.run() => result,
@@ -71,6 +78,8 @@ struct Pending {
     reference: Value,
     /// The message of PodScheduled, as stored.
     told: String,
+    /// Other pods matter to it, not only what they take.
+    looks_around: bool,
 }
 
 /// What became of a binding.
@@ -83,8 +92,13 @@ struct Bound {
 struct Scheduler {
     pods: Objects,
     node_objects: Objects,
+    namespace_objects: Objects,
+    budgets: Objects,
     volumes: VolumeObjects,
     recorder: Recorder,
+    namespaces: Namespaces,
+    /// Pods for which others made room.
+    nominated: HashMap<String, Nominated>,
     nodes: HashMap<String, NodeState>,
     /// Node of each pod that has one, or is about to.
     places: HashMap<String, String>,
@@ -94,12 +108,22 @@ struct Scheduler {
 }
 
 impl Scheduler {
-    fn new(pods: Objects, node_objects: Objects, volumes: VolumeObjects, recorder: Recorder) -> Self {
+    fn new(
+        cluster: &Cluster,
+        pods: Objects,
+        node_objects: Objects,
+        volumes: VolumeObjects,
+        recorder: Recorder,
+    ) -> Self {
         Self {
             pods,
             node_objects,
+            namespace_objects: cluster.objects("", "namespaces"),
+            budgets: cluster.objects("policy", "poddisruptionbudgets"),
             volumes,
             recorder,
+            namespaces: Namespaces::new(),
+            nominated: HashMap::new(),
             nodes: HashMap::new(),
             places: HashMap::new(),
             pending: HashMap::new(),
@@ -110,6 +134,10 @@ impl Scheduler {
 
     async fn run(mut self) -> Result<(), StatusError> {
         let options = ListOptions::default();
+        let namespaces = self.namespace_objects.list("", &options).await?;
+        for namespace in &namespaces.items {
+            self.namespace_changed(namespace);
+        }
         let nodes = self.node_objects.list("", &options).await?;
         for node in &nodes.items {
             self.node_changed(node);
@@ -119,6 +147,7 @@ impl Scheduler {
             self.pod_changed(pod);
         }
         let mut node_watch = self.node_objects.watch("", &options, nodes.resource_version).await?;
+        let mut namespace_watch = self.namespace_objects.watch("", &options, namespaces.resource_version).await?;
         let mut pod_watch = self.pods.watch("", &options, pods.resource_version).await?;
         loop {
             while self.bindings.len() < BINDINGS {
@@ -137,6 +166,13 @@ impl Scheduler {
                     Change::Deleted(node) => self.node_gone(&node),
                     Change::Bookmark(_) => {}
                 },
+                change = namespace_watch.next() => match change? {
+                    Change::Added(namespace) | Change::Modified(namespace) => self.namespace_changed(&namespace),
+                    Change::Deleted(namespace) => {
+                        self.namespaces.remove(text(&namespace["metadata"], "name"));
+                    }
+                    Change::Bookmark(_) => {}
+                },
                 Some(bound) = self.bindings.join_next() => {
                     if let Ok(bound) = bound {
                         self.bound(bound);
@@ -145,6 +181,11 @@ impl Scheduler {
                 () = until(wake_at) => {}
             }
         }
+    }
+
+    fn namespace_changed(&mut self, object: &Value) {
+        let labels = serde_json::from_value(object["metadata"]["labels"].clone()).unwrap_or_default();
+        self.namespaces.insert(text(&object["metadata"], "name").to_owned(), labels);
     }
 
     fn node_changed(&mut self, object: &Value) {
@@ -178,12 +219,20 @@ impl Scheduler {
         if !node.is_empty() {
             self.queue.remove(uid);
             self.pending.remove(uid);
+            self.nominated.remove(uid);
             let Ok(pod) = Pod::deserialize(object) else { return };
             if self.places.get(uid).is_some_and(|place| place != node) {
                 self.leave(uid);
             }
             self.places.insert(uid.to_owned(), node.to_owned());
-            self.nodes.entry(node.to_owned()).or_default().add(uid, Load::of(&pod));
+            let load = Load::of(&pod);
+            let state = self.nodes.entry(node.to_owned()).or_default();
+            let is_news = state.pods.get(uid).is_none_or(|known| known.about.labels != load.about.labels);
+            state.add(uid, load);
+            // Company may have come that somebody waits for.
+            if is_news && self.pending.values().any(|pending| pending.looks_around) {
+                self.queue.retry_all(clock::instant());
+            }
             return;
         }
         let gated = items(&object["spec"], "schedulingGates").next().is_some();
@@ -192,6 +241,7 @@ impl Scheduler {
         if gated || deleted || !ours {
             self.queue.remove(uid);
             self.pending.remove(uid);
+            self.nominated.remove(uid);
             return;
         }
         // Its binding is on its way.
@@ -217,7 +267,18 @@ impl Scheduler {
             "resourceVersion": metadata["resourceVersion"]}});
         let load = Load::of(&pod);
         let claims = claims_of(object);
-        self.pending.insert(uid.to_owned(), Pending { pod, load, claims, reference, told });
+        let nominee = text(&object["status"], "nominatedNodeName");
+        if !nominee.is_empty() {
+            self.nominated.entry(uid.to_owned()).or_insert(Nominated { node: nominee.to_owned(), load: load.clone() });
+        }
+        let looks_around = pod.spec.as_ref().is_some_and(|spec| {
+            let company = spec
+                .affinity
+                .as_ref()
+                .is_some_and(|affinity| affinity.pod_affinity.is_some() || affinity.pod_anti_affinity.is_some());
+            company || spec.topology_spread_constraints.as_ref().is_some_and(|list| !list.is_empty())
+        });
+        self.pending.insert(uid.to_owned(), Pending { pod, load, claims, reference, told, looks_around });
         if changed || !self.queue.contains(uid) {
             self.queue.add(uid, order);
         }
@@ -231,6 +292,7 @@ impl Scheduler {
     fn leave(&mut self, uid: &str) {
         self.queue.remove(uid);
         self.pending.remove(uid);
+        self.nominated.remove(uid);
         let Some(place) = self.places.remove(uid) else { return };
         if self.nodes.get_mut(&place).is_some_and(|node| node.remove(uid)) {
             self.queue.retry_all(clock::instant());
@@ -261,16 +323,30 @@ impl Scheduler {
             }
         };
         let mut refusals = Vec::new();
-        let mut possible = Vec::new();
-        for node in self.nodes.values().filter(|node| node.exists) {
+        let (mut possible, mut resolvable) = (Vec::new(), Vec::new());
+        let nodes: Vec<&NodeState> = self.nodes.values().filter(|node| node.exists).collect();
+        let around = Surroundings::of(&spec, &pending.load.about, &nodes, &self.namespaces);
+        for node in nodes {
             let of_volumes = || wishes.as_ref().and_then(|wishes| wishes.refusal(node)).map(filters::refuse);
-            match filters::refusal(&spec, &pending.load, node).or_else(of_volumes) {
+            let reserved = self.with_nominated(uid, &pending.load, node);
+            let refusal = filters::refusal(&spec, &pending.load, reserved.as_ref().unwrap_or(node));
+            match refusal.or_else(of_volumes).or_else(|| around.refusal(node)) {
                 None => possible.push(node),
-                Some(refusal) => refusals.push(refusal),
+                Some(refusal) => {
+                    if refusal.resolvable {
+                        resolvable.push(node.name.clone());
+                    }
+                    refusals.push(refusal);
+                }
             }
         }
-        let Some(node) = scores::best(&spec, &pending.load, &possible).map(|node| node.name.clone()) else {
-            let message = filters::message(&refusals);
+        let scores = around.scores(&possible);
+        let Some(node) = scores::best(&spec, &pending.load, &possible, &scores).map(|node| node.name.clone()) else {
+            let message = match self.preempt(uid, &spec, wishes.as_ref(), &resolvable).await {
+                Outcome::Nobody => filters::message(&refusals),
+                Outcome::Not(why) => format!("{} preemption: not eligible due to {why}.", filters::why_not(&refusals)),
+                Outcome::Done => filters::why_not(&refusals),
+            };
             if wishes.is_some() {
                 // Claims and volumes are not watched: the pod is looked at again soon.
                 self.queue.retry(uid, clock::instant());

@@ -1,8 +1,9 @@
 //! What the scheduler knows of a node: its object, and what the pods bound to it (or about to be) take.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node, Pod, Taint};
+use k8s_openapi::api::core::v1::{Node, Pod, PodAffinityTerm, Taint};
 use stoker_model::quantity::Milli;
 use stoker_model::resources::{Amounts, amounts, is_sidecar, pod_requests};
 use stoker_model::selector::Labels;
@@ -10,16 +11,55 @@ use stoker_model::selector::Labels;
 /// A port of the host: address, protocol, number.
 pub(super) type HostPort = (String, String, i32);
 
+/// Who a pod is to others.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct About {
+    pub(super) namespace: String,
+    pub(super) name: String,
+    pub(super) labels: Labels,
+    pub(super) priority: i32,
+    /// `status.startTime`, or when it was made.
+    pub(super) started: String,
+    /// It is being deleted.
+    pub(super) is_ending: bool,
+    /// Required terms: pods that it does not want near.
+    pub(super) anti_affinity: Vec<PodAffinityTerm>,
+}
+
+impl About {
+    fn of(pod: &Pod) -> Self {
+        let metadata = &pod.metadata;
+        let spec = pod.spec.as_ref();
+        let affinity = spec.and_then(|spec| spec.affinity.as_ref());
+        let without = affinity.and_then(|affinity| affinity.pod_anti_affinity.as_ref());
+        let started = pod.status.as_ref().and_then(|status| status.start_time.as_ref());
+        let started = started.or(metadata.creation_timestamp.as_ref()).map(|time| time.0.to_string());
+        Self {
+            namespace: metadata.namespace.clone().unwrap_or_default(),
+            name: metadata.name.clone().unwrap_or_default(),
+            labels: metadata.labels.clone().unwrap_or_default(),
+            priority: spec.and_then(|spec| spec.priority).unwrap_or_default(),
+            started: started.unwrap_or_default(),
+            is_ending: metadata.deletion_timestamp.is_some(),
+            anti_affinity: without
+                .and_then(|terms| terms.required_during_scheduling_ignored_during_execution.clone())
+                .unwrap_or_default(),
+        }
+    }
+}
+
 /// What a pod takes from its node.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Load {
     pub(super) requests: Amounts,
     pub(super) ports: Vec<HostPort>,
+    pub(super) about: Arc<About>,
 }
 
 impl Load {
     pub(super) fn of(pod: &Pod) -> Self {
-        let Some(spec) = &pod.spec else { return Self::default() };
+        let about = Arc::new(About::of(pod));
+        let Some(spec) = &pod.spec else { return Self { about, ..Self::default() } };
         let sidecars = spec.init_containers.iter().flatten().filter(|init| is_sidecar(init));
         let ports = spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
         let ports = ports.filter(|port| port.host_port.is_some_and(|number| number > 0)).map(|port| {
@@ -27,7 +67,7 @@ impl Load {
             let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".to_owned());
             (address, protocol, port.host_port.unwrap_or_default())
         });
-        Self { requests: pod_requests(spec), ports: ports.collect() }
+        Self { requests: pod_requests(spec), ports: ports.collect(), about }
     }
 
     /// CPU in millicores and memory in bytes as scores see them: what asks for nothing still takes something.

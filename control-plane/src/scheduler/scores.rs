@@ -7,18 +7,29 @@ use super::nodes::{Load, NodeState};
 
 const TAINT_WEIGHT: f64 = 3.0;
 const AFFINITY_WEIGHT: f64 = 2.0;
+const SPREAD_WEIGHT: f64 = 2.0;
+const COMPANY_WEIGHT: f64 = 2.0;
 
-/// The best of `nodes`; of equals the one with fewest pods, then the first by name.
-pub(super) fn best<'a>(spec: &PodSpec, load: &Load, nodes: &[&'a NodeState]) -> Option<&'a NodeState> {
+/// The best of `nodes`; of equals the one with fewest pods, then the first by name. `around` has each node's scores for
+/// spreading and for the company of other pods.
+pub(super) fn best<'a>(
+    spec: &PodSpec,
+    load: &Load,
+    nodes: &[&'a NodeState],
+    around: &[(f64, f64)],
+) -> Option<&'a NodeState> {
     let taints: Vec<f64> = nodes.iter().map(|node| untolerated(spec, node)).collect();
     let affinity: Vec<f64> = nodes.iter().map(|node| preferred(spec, node)).collect();
     let most = |values: &[f64]| values.iter().copied().fold(0.0, f64::max);
     let (most_taints, most_affinity) = (most(&taints), most(&affinity));
     let share = |value: f64, most: f64| if most > 0.0 { value * 100.0 / most } else { 0.0 };
-    let scored = nodes.iter().zip(taints.iter().zip(&affinity)).map(|(node, (taints, affinity))| {
+    let own = taints.iter().zip(&affinity).zip(around);
+    let scored = nodes.iter().zip(own).map(|(node, ((taints, affinity), (spread, company)))| {
         let score = allocation(load, node)
             + TAINT_WEIGHT * (100.0 - share(*taints, most_taints))
-            + AFFINITY_WEIGHT * share(*affinity, most_affinity);
+            + AFFINITY_WEIGHT * share(*affinity, most_affinity)
+            + SPREAD_WEIGHT * spread
+            + COMPANY_WEIGHT * company;
         (score, *node)
     });
     let better = |a: &(f64, &NodeState), b: &(f64, &NodeState)| {
@@ -64,7 +75,8 @@ mod tests {
     #[track_caller]
     fn check(spec: Value, nodes: &[&NodeState], expected: &str) {
         let pod = pod(spec);
-        let best = best(pod.spec.as_ref().unwrap(), &Load::of(&pod), nodes);
+        let around = vec![(0.0, 0.0); nodes.len()];
+        let best = best(pod.spec.as_ref().unwrap(), &Load::of(&pod), nodes, &around);
         assert_eq!(best.map(|node| node.name.as_str()), Some(expected));
     }
 

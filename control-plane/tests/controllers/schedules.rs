@@ -37,7 +37,10 @@ async fn a_cron_job_makes_its_jobs_and_forgets_old_ones() {
     assert_eq!(job["metadata"]["ownerReferences"][0]["uid"], cron_now["metadata"]["uid"]);
     lab.until("the status", async || {
         let status = lab.get("batch", "cronjobs", "default", "tick").await.unwrap()["status"].clone();
-        status["active"][0]["name"] == name && status["lastScheduleTime"].as_str().unwrap().parse().ok() == Some(due)
+        status["active"][0]["name"] == name
+            && status["lastScheduleTime"]
+                .as_str()
+                .is_some_and(|at| at.parse::<jiff::Timestamp>().is_ok_and(|at| at == due))
     })
     .await;
     // Another is due, but this one still runs.
@@ -48,7 +51,7 @@ async fn a_cron_job_makes_its_jobs_and_forgets_old_ones() {
             && (lab.events("JobAlreadyActive").await.contains(&told.to_owned())
                 || lab.get("batch", "cronjobs", "default", "tick").await.unwrap()["status"]["lastScheduleTime"]
                     .as_str()
-                    .is_some_and(|at| at.parse().ok() == Some(due)))
+                    .is_some_and(|at| at.parse::<jiff::Timestamp>().is_ok_and(|at| at == due)))
     })
     .await;
     let now = jiff_now();

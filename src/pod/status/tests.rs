@@ -1,5 +1,7 @@
 //! What is reported in which situation.
 
+use std::time::Duration;
+
 use k8s_openapi::api::core::v1::{Container, ContainerState, Pod, PodCondition, PodReadinessGate, PodSpec};
 
 use super::*;
@@ -89,7 +91,7 @@ impl Case {
     }
 
     fn ending(mut self, cause: Cause) -> Self {
-        self.seen.memory.stage = Stage::Terminating { deadline: Duration::from_secs(100), cause };
+        self.seen.memory.stage = Stage::Terminating { deadline: std::time::Duration::from_secs(100), cause };
         self
     }
 

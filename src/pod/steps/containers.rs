@@ -47,8 +47,17 @@ impl Hand {
         };
         let environment = sources.environment(&spec).await.map_err(config_error)?;
         let mounts = self.mounts(&spec, &environment, &pod_ips)?;
-        let linux = self.linux(&spec, &user, target)?;
-        let parts = ContainerParts { restart_count, image: image_id, environment, mounts, linux };
+        let extras = self.shared.assignments.for_container(&self.pod, &spec).await.map_err(config_error)?;
+        let mut linux = self.linux(&spec, &user, target)?;
+        if let Some(resources) = &mut linux.resources {
+            resources.cpuset_cpus.clone_from(&extras.cpus);
+            resources.cpuset_mems.clone_from(&extras.memory_nodes);
+            if extras.own_cpus && resources.cpu_quota > 0 {
+                // Nobody else uses them, so nothing has to be kept from this one (A15.2).
+                resources.cpu_quota = -1;
+            }
+        }
+        let parts = ContainerParts { restart_count, image: image_id, environment, mounts, linux, extras };
         let mut config = container::config(&self.pod, &spec, parts);
         config.devices.extend(self.block_devices(&spec)?);
         let sandbox_config = self.sandbox_config(sandbox.attempt, false).map_err(config_error)?;

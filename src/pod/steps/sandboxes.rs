@@ -30,31 +30,37 @@ impl Hand {
     }
 
     pub(super) async fn run_sandbox(&mut self, attempt: u32, changed: bool) -> Outcome {
-        match self.prepare_sandbox(attempt, changed) {
-            Ok(config) => {
-                let handler = &self.shared.config.runtime_handler;
-                let made = self.shared.runtime.run_pod_sandbox(config, handler).await;
+        match self.prepare_sandbox(attempt, changed).await {
+            Ok((config, handler)) => {
+                let made = self.shared.runtime.run_pod_sandbox(config, &handler).await;
                 self.sandbox_made(made)
             }
             Err(outcome) => outcome,
         }
     }
 
-    /// What the runtime is asked for; its log directory is made.
-    pub(super) fn prepare_sandbox(&mut self, attempt: u32, changed: bool) -> Result<cri::PodSandboxConfig, Outcome> {
+    /// What the runtime is asked for, and which handler; the log directory is made.
+    pub(super) async fn prepare_sandbox(
+        &mut self,
+        attempt: u32,
+        changed: bool,
+    ) -> Result<(cri::PodSandboxConfig, String), Outcome> {
         if changed {
             let message = "Pod sandbox changed, it will be killed and re-created.";
             self.shared.tell(&self.reference, EventType::Normal, "SandboxChanged", message);
         }
+        let handler = match self.runtime_handler().await {
+            Ok(handler) => handler,
+            Err(message) => return Err(self.sandbox_failed(message)),
+        };
         if self.pod.spec.as_ref().and_then(|spec| spec.host_users) == Some(false) {
             // Without its own users the pod would be root on the node, which it must not be.
-            let handler = &self.shared.config.runtime_handler;
             let message = format!("RuntimeClass handler \"{handler}\" does not support user namespaces");
             return Err(self.sandbox_failed(message));
         }
         let config = self.sandbox_config(attempt, true).map_err(|message| self.sandbox_failed(message))?;
         match std::fs::create_dir_all(&config.log_directory) {
-            Ok(()) => Ok(config),
+            Ok(()) => Ok((config, handler)),
             Err(error) => {
                 let message = format!("cannot make the log directory {}: {error}", config.log_directory);
                 Err(self.sandbox_failed(message))
@@ -69,6 +75,20 @@ impl Hand {
                 Outcome::Done
             }
             Err(error) => self.sandbox_failed(error.to_string()),
+        }
+    }
+
+    /// What the pod's RuntimeClass calls for (A15.11).
+    async fn runtime_handler(&self) -> Result<String, String> {
+        let class = self.pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref()).unwrap_or_default();
+        if class.is_empty() {
+            return Ok(self.shared.config.runtime_handler.clone());
+        }
+        let failed = |text: String| format!("failed to lookup RuntimeClass {class}: {text}");
+        match self.shared.objects.runtime_handler(class).await {
+            Ok(Some(handler)) => Ok(handler),
+            Ok(None) => Err(failed(format!("runtimeclass.node.k8s.io \"{class}\" not found"))),
+            Err(error) => Err(failed(error.to_string())),
         }
     }
 

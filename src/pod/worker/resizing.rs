@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 use stoker_model::handle::EventType;
+use stoker_model::pod::is_critical;
 use tracing::warn;
 
 use super::Worker;
@@ -47,7 +48,7 @@ impl Worker {
         let generation = desired.pod.metadata.generation;
         let spec = desired.pod.spec.clone().unwrap_or_default();
         let config = &self.shared.config;
-        let swaps = config.limited_swap && self.shared.cgroups.is_v2() && !admission::is_critical(&desired.pod);
+        let swaps = config.limited_swap && self.shared.cgroups.is_v2() && !is_critical(&desired.pod);
         let never = given.spec.as_ref().and_then(|given| infeasible(&spec, given, config.resizes, swaps));
         let admitted = match never {
             Some(message) => {
@@ -79,7 +80,7 @@ impl Worker {
 
     fn find_room(&self, pod: &Arc<Pod>) -> Result<(), String> {
         let now = self.shared.clock.now().monotonic;
-        let (node, app_armor) = (self.shared.node(), app_armor_enabled());
+        let (node, app_armor) = (self.shared.countable(&self.shared.node()), app_armor_enabled());
         self.shared.directory.replace_if(pod, now, |pod, others| {
             let rules = Rules { sysctls: &self.shared.config.sysctls, app_armor };
             match admission::admit(pod, others, &[], &node, rules) {

@@ -21,7 +21,7 @@ fn vip(n: u8, protocol: Protocol) -> Frontend {
 
 /// A kernel that takes only what the real one would take.
 #[derive(Default)]
-struct FakeKernel(HashMap<Key, Value>);
+struct FakeKernel(Elements);
 
 impl FakeKernel {
     fn apply(&mut self, operations: &Operations) {
@@ -34,14 +34,14 @@ impl FakeKernel {
     }
 }
 
-fn elements(table: &Table) -> HashMap<Key, Value> {
-    let mut all = HashMap::new();
+fn elements(table: &Table) -> Elements {
+    let mut all = Elements::default();
     table.elements(|key, value| assert_eq!(all.insert(key, value), None, "{key:?} twice"));
     all
 }
 
 /// Elements without the numbers of slots, which depend on history; but these must be without holes.
-fn without_slots(elements: &HashMap<Key, Value>) -> BTreeSet<(Key, Value)> {
+fn without_slots(elements: &Elements) -> BTreeSet<(Key, Value)> {
     let mut slots: BTreeMap<(Frontend, bool), BTreeSet<u32>> = BTreeMap::new();
     let plain = elements.iter().map(|(key, value)| match *key {
         Key::Slot(at, slot) | Key::StickySlot(slot, at) => {

@@ -90,7 +90,7 @@ fn the_way_of_a_packet_is_told() {
 fn the_kernel_is_compared() {
     let ready = [slice("a", "IPv4", json!([{"addresses": ["10.244.0.1"]}, {"addresses": ["10.244.0.2"]}]))];
     let fresh = || explain(&service(json!({})), ready.iter(), &here());
-    let mut kernel = HashMap::new();
+    let mut kernel = Elements::default();
     fresh().table.elements(|key, value| _ = kernel.insert(key, value));
     let at = fresh().frontends[0].at;
     let (first, second) = (kernel[&Key::Slot(at, 0)], kernel[&Key::Slot(at, 1)]);

@@ -92,6 +92,9 @@ fn slices_are_read_as_kube_proxy_does() {
     let mut portless = slice(json!([at(1, "x", json!({}))]));
     portless.ports[0].port = None;
     assert_eq!(compile(json!({}), &[portless]).paths[0].route, Route::Reject);
+    let going = |conditions: Value| served(&compile(json!({}), &[slice(json!([at(1, "x", conditions)]))]), 0).0;
+    assert_eq!(going(json!({"ready": false, "terminating": true})), [1], "nobody said that it does not serve");
+    assert_eq!(going(json!({"ready": false, "serving": true})), [0_u8; 0], "nobody said that it terminates");
 }
 
 /// B1.22: terminating ones serve when nobody is ready, for each policy by itself.
@@ -242,7 +245,7 @@ fn no_backend_is_left_out_in_silence() {
     assert_eq!(routes.problems, [expected]);
 }
 
-/// Whoever publishes them says so in the slice, and that is all that counts.
+/// B1.24: whoever publishes them says so in the slice, and that is all that counts.
 #[test]
 fn endpoints_published_before_they_are_ready_are_used() {
     let published = [slice(json!([at(1, "x", json!({"ready": true, "serving": false}))]))];

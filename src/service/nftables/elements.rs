@@ -50,7 +50,7 @@ pub(super) fn set_of(key: &Key, value: &Value) -> Cow<'static, str> {
     };
     match (key, value) {
         (Key::Route(at), Value::Verdict(Verdict::Balance(balance))) if layout::has_own_set(*balance) => {
-            layout::route_set(*balance, matches!(at.place, Place::Node(_))).into()
+            layout::own_set(*balance, matches!(at.place, Place::Node(_)))
         }
         (Key::Route(at), _) => pick(at, "services", "nodeports"),
         (Key::Everywhere(at), _) => pick(at, "services-everywhere", "nodeports-everywhere"),

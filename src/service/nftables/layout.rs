@@ -2,8 +2,10 @@
 //!
 //! The number of chains and rules is constant; what varies are elements. See [`text`] for the way of a packet.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::sync::LazyLock;
 
 use sha2::{Digest as _, Sha256};
 
@@ -281,6 +283,16 @@ fn own_sets() -> impl Iterator<Item = (Balance, bool)> {
 pub(super) fn route_set(balance: Balance, node_port: bool) -> String {
     let kind = if node_port { "nodeports" } else { "services" };
     format!("{kind}-{}", balance_chain(balance, false))
+}
+
+/// As [`route_set`] where there is one; made once, since thousands of elements are told by it.
+pub(super) fn own_set(balance: Balance, node_port: bool) -> Cow<'static, str> {
+    static NAMES: LazyLock<BTreeMap<(u32, bool, bool), String>> =
+        LazyLock::new(|| own_sets().map(|(one, of)| ((one.count, one.masquerade, of), route_set(one, of))).collect());
+    match NAMES.get(&(balance.count, balance.masquerade, node_port)) {
+        Some(name) => Cow::Borrowed(name.as_str()),
+        None => Cow::Owned(route_set(balance, node_port)),
+    }
 }
 
 /// The reverse of [`route_set`].

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::config::ServiceConfig;
 use super::data_path::{DataPath, Doubt, Listening};
-use super::diff::{Balance, Key, Operations, StickyChange, Table, Value, Verdict};
+use super::diff::{Balance, Elements, Key, Operations, StickyChange, Table, Value, Verdict};
 use super::frontend::{Family, Frontend, Place};
 use super::netlink::message::{self, CREATE, DUMP, Kind, Messages, Received, family_number};
 use super::netlink::socket::{self, Dumped, Socket};
@@ -188,8 +188,8 @@ impl Kernel {
     }
 
     /// Everything that our maps hold. Elements that we would never write are left out; they do no harm.
-    pub fn read(&mut self) -> Result<HashMap<Key, Value>, NftError> {
-        let mut all = HashMap::new();
+    pub fn read(&mut self) -> Result<Elements, NftError> {
+        let mut all = Elements::default();
         for family in self.config.families.clone() {
             for set in self.names(family, Kind::GetSet, Kind::NewSet, SET_NAME)?.into_keys() {
                 if set == layout::PROTOCOLS || set.starts_with("__") || sticky::is_clients_set(&set) {

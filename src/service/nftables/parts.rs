@@ -1,11 +1,10 @@
 //! Lists of elements, cut into what one netlink message can carry, and named for errors.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::io;
 
 use super::elements;
-use crate::service::diff::{Key, Value};
+use crate::service::diff::{HashMap, Key, Value};
 use crate::service::frontend::Family;
 use crate::service::netlink::message::Kind;
 
@@ -30,7 +29,7 @@ pub(super) struct Part {
 
 /// Sorts a list into parts of one family and one set that fit one message.
 pub(super) fn parts(kind: Kind, list: &[(Key, Value)]) -> Vec<Part> {
-    let mut growing: HashMap<_, Vec<(Key, Value)>> = HashMap::new();
+    let mut growing: HashMap<_, Vec<(Key, Value)>> = HashMap::default();
     let mut full = Vec::new();
     for &(key, value) in list {
         let (family, set) = (elements::family_of(&key), elements::set_of(&key, &value));

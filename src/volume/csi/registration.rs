@@ -1,15 +1,15 @@
-//! Plugins that put a socket into `plugins_registry` (A15.6): asked what they are, registered when they are CSI drivers, told
-//! what became of it, and forgotten when the socket goes.
+//! Plugins that put a socket into `plugins_registry` (A15.6): asked what they are, registered when somebody takes plugins of that
+//! type, told what became of it, and forgotten when the socket goes.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
 use inotify::{Inotify, WatchMask};
-use stoker_model::handle::{CsiDriverInfo, StorageApi};
+use stoker_model::handle::{CsiDriverInfo, FoundPlugin, PluginKind, StorageApi};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -30,8 +30,26 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// A socket is another one when it was made anew.
 type Identity = (u64, i64, i64);
 
-/// Registers the plugins whose sockets lie in `dir`, until `stop` is cancelled.
-pub async fn watch_plugins(dir: PathBuf, drivers: Drivers, api: Arc<dyn StorageApi>, stop: CancellationToken) {
+/// Who takes plugins: CSI drivers here, the others elsewhere.
+#[derive(Clone)]
+struct Takers {
+    drivers: Drivers,
+    /// Without an API server nobody takes CSI drivers.
+    api: Option<Arc<dyn StorageApi>>,
+    others: Vec<Arc<dyn PluginKind>>,
+    /// Plugins of others by socket: their type and name.
+    taken: Arc<Mutex<BTreeMap<PathBuf, (usize, String)>>>,
+}
+
+/// Registers the plugins whose sockets lie in `dir`, until `stop` is cancelled: CSI drivers if there is an `api`, and those of `others`.
+pub async fn watch_plugins(
+    dir: PathBuf,
+    drivers: Drivers,
+    api: Option<Arc<dyn StorageApi>>,
+    others: Vec<Arc<dyn PluginKind>>,
+    stop: CancellationToken,
+) {
+    let takers = Takers { drivers, api, others, taken: Arc::default() };
     if let Err(error) = std::fs::create_dir_all(&dir) {
         tracing::error!(dir = %dir.display(), %error, "volume plugins cannot register: make the directory writable");
         return;
@@ -57,9 +75,12 @@ pub async fn watch_plugins(dir: PathBuf, drivers: Drivers, api: Arc<dyn StorageA
                 token.cancel();
             }
             let again = found.contains_key(&path);
-            for name in drivers.remove(&path) {
+            if let Some((kind, name)) = takers.with(|taken| taken.remove(&path)) {
+                takers.others[kind].lost(&name).await;
+            }
+            for name in takers.drivers.remove(&path) {
                 tracing::info!(driver = name, "CSI driver gone");
-                let api = api.clone();
+                let Some(api) = takers.api.clone() else { continue };
                 // A driver that comes back at once keeps its place in CSINode.
                 tasks.spawn(async move {
                     if !again && let Err(error) = api.remove_driver(&name).await {
@@ -74,11 +95,11 @@ pub async fn watch_plugins(dir: PathBuf, drivers: Drivers, api: Arc<dyn StorageA
             }
             let token = stop.child_token();
             known.insert(path.clone(), (identity, token.clone()));
-            let (drivers, api) = (drivers.clone(), api.clone());
+            let takers = takers.clone();
             tasks.spawn(async move {
                 tokio::select! {
                     () = token.cancelled() => {}
-                    () = register(&path, &drivers, &*api) => {}
+                    () = register(&path, &takers) => {}
                 }
             });
         }
@@ -118,12 +139,12 @@ fn sockets(dir: &Path) -> BTreeMap<PathBuf, Identity> {
 }
 
 /// Tries until the plugin is registered, ever more slowly.
-async fn register(socket: &Path, drivers: &Drivers, api: &dyn StorageApi) {
+async fn register(socket: &Path, takers: &Takers) {
     let mut delay = RETRY.0;
     loop {
-        match try_register(socket, drivers, api).await {
+        match try_register(socket, takers).await {
             Ok(name) => {
-                tracing::info!(driver = name, "CSI driver registered");
+                tracing::info!(plugin = name, "plugin registered");
                 return;
             }
             Err(error) => {
@@ -135,10 +156,45 @@ async fn register(socket: &Path, drivers: &Drivers, api: &dyn StorageApi) {
     }
 }
 
-async fn try_register(socket: &Path, drivers: &Drivers, api: &dyn StorageApi) -> Result<String, VolumeError> {
+impl Takers {
+    fn with<R>(&self, act: impl FnOnce(&mut BTreeMap<PathBuf, (usize, String)>) -> R) -> R {
+        act(&mut self.taken.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    async fn take(&self, socket: &Path, info: &PluginInfo) -> Result<(), VolumeError> {
+        if let (Some(api), "CSIPlugin") = (&self.api, info.r#type.as_str()) {
+            return accept(socket, info, &self.drivers, &**api).await;
+        }
+        let Some(kind) = self.others.iter().position(|other| other.kind() == info.r#type) else {
+            return Err(VolumeError::Other(format!(
+                "RegisterPlugin error -- no handler registered for plugin type: {} at socket {}",
+                info.r#type,
+                socket.display()
+            )));
+        };
+        let found = FoundPlugin {
+            name: info.name.clone(),
+            endpoint: endpoint(socket, info),
+            versions: info.supported_versions.clone(),
+        };
+        let failed = |text: String| {
+            VolumeError::Other(format!("RegisterPlugin error -- plugin validation failed with err: {text}"))
+        };
+        self.others[kind].found(&found).await.map_err(failed)?;
+        self.with(|taken| taken.insert(socket.to_owned(), (kind, found.name)));
+        Ok(())
+    }
+}
+
+/// Where a plugin serves: at the socket that was asked unless it says otherwise.
+fn endpoint(socket: &Path, info: &PluginInfo) -> PathBuf {
+    if info.endpoint.is_empty() { socket.to_owned() } else { PathBuf::from(&info.endpoint) }
+}
+
+async fn try_register(socket: &Path, takers: &Takers) -> Result<String, VolumeError> {
     let mut client = RegistrationClient::new(connect(socket)?);
     let info = call(INFO_LIMIT, client.get_info(InfoRequest {})).await?;
-    let result = accept(socket, &info, drivers, api).await;
+    let result = takers.take(socket, &info).await;
     let error = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
     let status = RegistrationStatus { plugin_registered: result.is_ok(), error };
     let told = call(NOTIFY_LIMIT, client.notify_registration_status(status)).await;
@@ -148,13 +204,6 @@ async fn try_register(socket: &Path, drivers: &Drivers, api: &dyn StorageApi) ->
 
 async fn accept(socket: &Path, info: &PluginInfo, drivers: &Drivers, api: &dyn StorageApi) -> Result<(), VolumeError> {
     let other = |text: String| Err(VolumeError::Other(text));
-    if info.r#type != "CSIPlugin" {
-        return other(format!(
-            "RegisterPlugin error -- no handler registered for plugin type: {} at socket {}",
-            info.r#type,
-            socket.display()
-        ));
-    }
     let is_one = |version: &String| version.trim_start_matches('v').starts_with("1.");
     if !info.supported_versions.iter().any(is_one) {
         return other(format!(
@@ -162,7 +211,7 @@ async fn accept(socket: &Path, info: &PluginInfo, drivers: &Drivers, api: &dyn S
             info.supported_versions
         ));
     }
-    let endpoint = if info.endpoint.is_empty() { socket.to_owned() } else { PathBuf::from(&info.endpoint) };
+    let endpoint = endpoint(socket, info);
     let mut client = NodeClient::new(connect(&endpoint)?);
     let node = call(CALL_LIMIT, client.node_get_info(NodeGetInfoRequest {})).await?;
     if node.node_id.is_empty() {

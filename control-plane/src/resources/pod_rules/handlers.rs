@@ -56,11 +56,7 @@ fn handler(handler: &Value, kinds: &[&str], grace: Option<i64>, path: &Path, err
     };
     let (action, place) = (&handler[*first], path.field(first));
     match *first {
-        "exec" => {
-            if items(action, "command").next().is_none() {
-                errors.required(place.field("command"), "");
-            }
-        }
+        "exec" if items(action, "command").next().is_none() => errors.required(place.field("command"), ""),
         "httpGet" => request(action, &place, errors),
         "tcpSocket" | "grpc" => port(&action["port"], &place.field("port"), errors),
         "sleep" => {

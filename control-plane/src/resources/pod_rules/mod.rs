@@ -28,11 +28,12 @@ use super::format;
 use super::selector_rules::labels;
 use super::tree::{is_set, items, text};
 
-pub(super) use self::resources::aggregate;
+pub(super) use self::resources::{aggregate, container_name, quantity, quota_name, resource_name, validate_overhead};
 pub(crate) use self::resources::{pod_limits, pod_requests};
+pub(super) use self::scheduling::{node_selector, validate_tolerations};
 pub(super) use self::status::validate_status;
 pub(super) use self::update::{validate_ephemeral, validate_resize, validate_update};
-pub(super) use self::volumes::{below, required, validate_claim_spec};
+pub(super) use self::volumes::{below, driver, required, validate_claim_spec};
 
 /// What the rules of a part need to know of the whole.
 struct Whole<'s> {

@@ -323,6 +323,7 @@ fn check_update(old: &Value, new: &Value, expected: &[&str]) {
 
 #[test]
 fn updates() {
+    // C3.24
     let image = json!({"containers": [{"name": "c", "image": "i:2", "imagePullPolicy": "Always"}]});
     check_update(&json!({}), &image, &[]);
     check_update(&json!({}), &json!({"nodeName": "m"}), &[&format!("spec: Forbidden: {}", super::update::MUTABLE)]);

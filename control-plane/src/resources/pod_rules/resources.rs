@@ -47,6 +47,21 @@ fn is_extended(name: &str) -> bool {
 /// What a resource's name must be where it stands.
 type NameRule = fn(&str, &Path, &mut Errors);
 
+/// The name of a resource, wherever it stands.
+pub(in super::super) fn resource_name(name: &str, path: &Path, errors: &mut Errors) {
+    any_name(name, path, errors);
+}
+
+/// The name of a resource that a quota can limit.
+pub(in super::super) fn quota_name(name: &str, path: &Path, errors: &mut Errors) {
+    any_name(name, path, errors);
+    let is_huge = name.starts_with(HUGE) || name.starts_with("requests.hugepages-");
+    let known = name != "storage" && (STANDARD.contains(&name) || name == "services.loadbalancers" || is_huge);
+    if !name.contains('/') && !known {
+        errors.invalid(path.clone(), name, "must be a standard resource for quota");
+    }
+}
+
 fn any_name(name: &str, path: &Path, errors: &mut Errors) -> bool {
     let faults = format::qualified_name(name);
     if !faults.is_empty() {

@@ -153,7 +153,8 @@ fn label_keys(term: &Value, path: &Path, errors: &mut Errors) {
     }
 }
 
-pub(super) fn validate_tolerations(spec: &Value, path: &Path, errors: &mut Errors) {
+/// Tolerations, of a pod or of a runtime class.
+pub(in super::super) fn validate_tolerations(spec: &Value, path: &Path, errors: &mut Errors) {
     for (at, toleration) in items(spec, "tolerations").enumerate() {
         let path = path.index(at);
         let of = |key: &str| text(toleration, key);
