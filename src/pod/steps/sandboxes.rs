@@ -1,7 +1,9 @@
 //! Makes, stops and removes sandboxes.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Pod;
 use stoker_model::handle::{EventSubject, EventType};
 use stoker_model::resources::qos_class;
 
@@ -10,6 +12,7 @@ use crate::pod::dns::{self, ClusterDns, Problem};
 use crate::pod::hosts;
 use crate::pod::plan::pod_text_of;
 use crate::pod::sandbox::{self, SandboxParts};
+use crate::pod::shared::Shared;
 use crate::runtime::{RuntimeError, cri};
 
 /// kubelet's back-off after a sync that failed (A1.5).
@@ -49,7 +52,7 @@ impl Hand {
             let message = "Pod sandbox changed, it will be killed and re-created.";
             self.shared.tell(&self.reference, EventType::Normal, "SandboxChanged", message);
         }
-        let handler = match self.runtime_handler().await {
+        let handler = match runtime_handler(self.shared.clone(), self.pod.clone()).await {
             Ok(handler) => handler,
             Err(message) => return Err(self.sandbox_failed(message)),
         };
@@ -75,20 +78,6 @@ impl Hand {
                 Outcome::Done
             }
             Err(error) => self.sandbox_failed(error.to_string()),
-        }
-    }
-
-    /// What the pod's RuntimeClass calls for (A15.11).
-    async fn runtime_handler(&self) -> Result<String, String> {
-        let class = self.pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref()).unwrap_or_default();
-        if class.is_empty() {
-            return Ok(self.shared.config.runtime_handler.clone());
-        }
-        let failed = |text: String| format!("failed to lookup RuntimeClass {class}: {text}");
-        match self.shared.objects.runtime_handler(class).await {
-            Ok(Some(handler)) => Ok(handler),
-            Ok(None) => Err(failed(format!("runtimeclass.node.k8s.io \"{class}\" not found"))),
-            Err(error) => Err(failed(error.to_string())),
         }
     }
 
@@ -167,5 +156,19 @@ impl Hand {
             }
             _ => Outcome::Done,
         }
+    }
+}
+
+/// What the pod's RuntimeClass calls for (A15.11).
+async fn runtime_handler(shared: Arc<Shared>, pod: Arc<Pod>) -> Result<String, String> {
+    let class = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref()).unwrap_or_default();
+    if class.is_empty() {
+        return Ok(shared.config.runtime_handler.clone());
+    }
+    let failed = |text: String| format!("failed to lookup RuntimeClass {class}: {text}");
+    match shared.objects.runtime_handler(class).await {
+        Ok(Some(handler)) => Ok(handler),
+        Ok(None) => Err(failed(format!("runtimeclass.node.k8s.io \"{class}\" not found"))),
+        Err(error) => Err(failed(error.to_string())),
     }
 }
