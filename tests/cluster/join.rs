@@ -185,10 +185,9 @@ fn a_machine_joins_with_a_token_and_leaves_without_a_trace() {
     // What the machine lacks is told, with the way to it.
     let socket = format!("unix://{dir}/containerd/containerd.sock");
     let root = format!("{dir}/kubelet");
-    let check = ["check", "-o", "json", "--config", &format!("{etc}/kubelet.yaml"), "--root-dir", &root];
-    let check =
-        [&check[..], &["--container-runtime-endpoint", &socket, "--kubeconfig", &format!("{etc}/node.kubeconfig")]]
-            .concat();
+    let (config, kubeconfig) = (format!("{etc}/kubelet.yaml"), format!("{etc}/node.kubeconfig"));
+    let check = ["check", "-o", "json", "--config", &config, "--root-dir", &root];
+    let check = [&check[..], &["--container-runtime-endpoint", &socket, "--kubeconfig", &kubeconfig]].concat();
     let found: Value = serde_json::from_str(&stoker(&lab, &check).out).expect("JSON");
     let found = found["findings"].as_array().expect("findings");
     let of = |subject: &str| found.iter().filter(|finding| finding["subject"] == subject).collect::<Vec<_>>();

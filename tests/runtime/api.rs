@@ -19,7 +19,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
 use stoker::cgroup::{CgroupConfig, Cgroups};
 use stoker::server::{Handles, Server, ServerConfig, ServingCertificate, TlsRules};
-use stoker_model::handle::{AgentState, ApiError, Authorizer, PodDirectory, TokenReviewer, UserInfo};
+use stoker_model::handle::{AgentState, ApiError, Authorizer, PodDirectory, ProbeMetrics, TokenReviewer, UserInfo};
 use stoker_model::pod::PodUid;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -54,6 +54,15 @@ impl PodDirectory for Pods {
             pod.metadata.name.as_deref() == Some(name) && pod.metadata.namespace.as_deref() == Some(namespace)
         };
         self.pods().iter().find(is).cloned()
+    }
+}
+
+/// Has one count.
+struct Probes;
+
+impl ProbeMetrics for Probes {
+    fn probe_metrics(&self) -> String {
+        "prober_probe_total 7\n".to_owned()
     }
 }
 
@@ -131,6 +140,7 @@ impl Node {
             authorizer: Arc::new(Readers),
             tokens: Some(Arc::new(OneToken)),
             usage: Arc::new(Cgroups::open(CgroupConfig::default()).unwrap()),
+            probes: Arc::new(Probes),
             agent: Arc::new(Alive(alive.clone())),
             runtime: lab.runtime.clone(),
         };
@@ -376,7 +386,9 @@ async fn what_needs_no_credentials_is_on_the_read_only_port_alone() {
     let open = async |path: &str| {
         read(exchange(TcpStream::connect(node.read_only).await.unwrap(), "GET", path).await.unwrap()).await
     };
-    for path in ["/healthz", "/pods", "/metrics", "/metrics/resource", "/metrics/cadvisor", "/stats/summary"] {
+    for path in
+        ["/healthz", "/pods", "/metrics", "/metrics/resource", "/metrics/cadvisor", "/metrics/probes", "/stats/summary"]
+    {
         assert_eq!(open(path).await.0, StatusCode::OK, "{path}");
     }
     for path in [

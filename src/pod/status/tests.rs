@@ -1,7 +1,5 @@
 //! What is reported in which situation.
 
-use std::time::Duration;
-
 use k8s_openapi::api::core::v1::{Container, ContainerState, Pod, PodCondition, PodReadinessGate, PodSpec};
 
 use super::*;
