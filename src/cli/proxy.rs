@@ -284,8 +284,9 @@ async fn remove_leftovers(mut health: watch::Receiver<Health>, kept: Mode, pods:
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use std::collections::BTreeMap;
 
+    use serde_json::json;
     use stoker_model::pod::PodUid;
 
     use super::*;
@@ -301,6 +302,17 @@ mod tests {
     impl EventSink for Heard {
         fn publish(&self, _: EventSubject, _: EventType, reason: &str, _: String) {
             self.0.lock().unwrap().push(reason.to_owned());
+        }
+
+        fn publish_annotated(
+            &self,
+            subject: EventSubject,
+            kind: EventType,
+            reason: &str,
+            message: String,
+            _: BTreeMap<String, String>,
+        ) {
+            self.publish(subject, kind, reason, message);
         }
     }
 
