@@ -141,4 +141,14 @@ impl Exec for Nobody {
 
 impl EventSink for Nobody {
     fn publish(&self, _: EventSubject, _: EventType, _: &str, _: String) {}
+
+    fn publish_annotated(
+        &self,
+        _: EventSubject,
+        _: EventType,
+        _: &str,
+        _: String,
+        _: std::collections::BTreeMap<String, String>,
+    ) {
+    }
 }

@@ -284,8 +284,9 @@ async fn remove_leftovers(mut health: watch::Receiver<Health>, kept: Mode, pods:
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use std::collections::BTreeMap;
 
+    use serde_json::json;
     use stoker_model::pod::PodUid;
 
     use super::*;
@@ -309,7 +310,7 @@ mod tests {
             kind: EventType,
             reason: &str,
             message: String,
-            _: std::collections::BTreeMap<String, String>,
+            _: BTreeMap<String, String>,
         ) {
             self.publish(subject, kind, reason, message);
         }

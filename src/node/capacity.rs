@@ -101,7 +101,6 @@ mod tests {
             memory_bytes: 8192 * MIB,
             nodefs: Filesystem { bytes: 1000 * MIB, ..Filesystem::default() },
             hugepages: BTreeMap::from([("2Mi".to_owned(), 64 * MIB)]),
-            ..Machine::default()
         }
     }
 

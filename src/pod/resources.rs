@@ -85,10 +85,8 @@ pub(super) fn of_container(spec: &PodSpec, container: &Container, node: NodeReso
         resources.cpu_period = i64::try_from(period.as_micros()).unwrap_or(100_000);
         resources.cpu_quota = cpu_quota_us(cpu.milli(), period);
     }
-    if node.cgroup_v2 {
-        if !node.single_process_oom_kill {
-            resources.unified.insert("memory.oom.group".into(), "1".into());
-        }
+    if node.cgroup_v2 && !node.single_process_oom_kill {
+        resources.unified.insert("memory.oom.group".into(), "1".into());
     }
     match (node.swap, node.cgroup_v2) {
         (Swap::Uncounted, _) => {}

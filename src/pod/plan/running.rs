@@ -73,8 +73,7 @@ impl Planner<'_> {
         };
         let newest = seen.sandbox();
         if let Some(sandbox) = newest.filter(usable) {
-            self.stop_strays(&sandbox.id);
-            return Some(sandbox.id.clone());
+            return self.stop_strays(&sandbox.id).then(|| sandbox.id.clone());
         }
         let alive: Vec<Instance> = seen.running().cloned().collect();
         for instance in &alive {
@@ -102,18 +101,20 @@ impl Planner<'_> {
         None
     }
 
-    /// Older sandboxes that still run beside the newest one.
-    fn stop_strays(&mut self, current: &str) {
+    /// Stops what still runs beside the newest sandbox, in one that is ready or not. Whether no container does: until then nothing may
+    /// be made, or there were two of it.
+    fn stop_strays(&mut self, current: &str) -> bool {
         let seen = self.seen;
+        let strays: Vec<&Instance> = seen.running().filter(|i| i.sandbox_id != current).collect();
+        for instance in &strays {
+            self.stop(instance, format!("Stopping container {}", instance.name), false);
+        }
         for sandbox in seen.sandboxes.iter().filter(|s| s.ready && s.id != current) {
-            let inside: Vec<&Instance> = seen.running().filter(|i| i.sandbox_id == sandbox.id).collect();
-            for instance in &inside {
-                self.stop(instance, format!("Stopping container {}", instance.name), false);
-            }
-            if inside.is_empty() {
+            if !strays.iter().any(|i| i.sandbox_id == sandbox.id) {
                 self.step(Step::StopSandbox { id: sandbox.id.clone() });
             }
         }
+        strays.is_empty()
     }
 
     /// Starts init containers in their order, and keeps sidecars running (A3.1, A3.3). Whether the regular containers

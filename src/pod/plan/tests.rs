@@ -389,6 +389,22 @@ fn an_ephemeral_container_sees_the_processes_of_its_target() {
 }
 
 #[test]
+fn what_runs_in_an_older_sandbox_ends_before_anything_is_made() {
+    // A1.3, A1.17
+    for ready in [false, true] {
+        let case = pod(&["a"]).runs("a").seen(|s| {
+            let newer = Sandbox { id: "s1".into(), attempt: 1, ..s.sandboxes[0].clone() };
+            s.sandboxes.insert(0, newer);
+            s.sandboxes[1].ready = ready;
+        });
+        let plan = check("A1.3", case.clone(), "stop-a");
+        let Step::StopContainer(stop) = &plan.steps[0] else { panic!("{plan:#?}") };
+        let under_way = Stop { deadline: stop.deadline, hook_only: false };
+        check("A1.3", case.memory(|m| drop(m.stops.insert(stop.id.clone(), under_way))), "");
+    }
+}
+
+#[test]
 fn new_resources_reach_running_containers() {
     // A15.1, A15.16
     use k8s_openapi::api::core::v1::{ContainerResizePolicy, ResourceRequirements};
