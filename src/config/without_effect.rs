@@ -19,7 +19,6 @@ const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("kubeAPIQPS", "requests are not limited: there are watches in place of most of them"),
     ("kernelMemcgNotification", "the kernel tells of short memory by pressure stall information, where it has that"),
     ("kubeletCgroups", "the unit's own group is used"),
-    ("logging.options", "lines are written as they come, to standard error"),
     ("logging.vmodule", "set logging.verbosity"),
     ("showHiddenMetricsForVersion", "no metric is hidden"),
     ("streamingConnectionIdleTimeout", "the runtime ends idle streams; set stream_idle_timeout in its configuration"),

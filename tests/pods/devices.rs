@@ -180,7 +180,7 @@ async fn containers_get_devices_and_keep_them() {
     let id = status(&node.api.pod(&first).unwrap(), "main").container_id;
     assert_eq!(id, status(&running, "main").container_id, "nobody touched it");
     let id = id.unwrap().trim_start_matches("containerd://").to_owned();
-    node.lab.runtime.stop_container(&id, 0, Duration::from_secs(10)).await.unwrap();
+    node.lab.runtime.stop_container(&id, Duration::ZERO).await.unwrap();
     node.api.until(&first, "restarted", |p| status(p, "main").restart_count == 1 && condition(p, "Ready")).await;
     assert_eq!(seen(&node, "first"), ["g1 gadgets inside node"; 2], "the same device again");
 
@@ -312,7 +312,7 @@ async fn guaranteed_containers_get_cpus_of_their_own() {
     node.start_agent();
     let id = status(&node.api.pod(&first).unwrap(), "main").container_id.unwrap();
     let id = id.trim_start_matches("containerd://").to_owned();
-    node.lab.runtime.stop_container(&id, 0, Duration::from_secs(10)).await.unwrap();
+    node.lab.runtime.stop_container(&id, Duration::ZERO).await.unwrap();
     node.api.until(&first, "restarted", |p| status(p, "main").restart_count == 1 && condition(p, "Ready")).await;
     until_on(&node, "first", &own).await;
     assert_eq!(fs::read_to_string(&state).unwrap(), before);

@@ -9,7 +9,7 @@ use stoker::runtime::gc::{CollectError, ImageCollector, ImagePolicy};
 use stoker::runtime::logs::{RotationConfig, rotate_logs};
 use stoker::runtime::{ImageSource, import};
 
-use crate::lab::{BUSYBOX, Lab};
+use crate::lab::{BUSYBOX, Lab, PAUSE};
 
 async fn names(lab: &Lab) -> Vec<String> {
     let mut names: Vec<String> =
@@ -33,7 +33,7 @@ async fn images_that_nobody_uses_go_when_the_disk_is_full() {
     // Any use of the disk is too much.
     let policy =
         ImagePolicy { high_percent: 0, low_percent: 0, min_age: Duration::from_secs(3600), max_age: Duration::ZERO };
-    let keep = || vec!["127.0.0.1:1/kept:1".to_owned(), "127.0.0.1:1/stoker/pause:9".to_owned()];
+    let keep = || vec!["127.0.0.1:1/kept:1".to_owned(), PAUSE.to_owned()];
     let mut young = ImageCollector::new(lab.runtime.clone(), policy, keep(), Clock);
     young.collect().await.unwrap_err();
     for name in ["127.0.0.1:1/unused:1", "127.0.0.1:1/kept:1"] {
@@ -58,7 +58,7 @@ async fn images_that_nobody_uses_go_when_the_disk_is_full() {
     lab.runtime.stop_pod_sandbox(&sandbox).await.unwrap();
     lab.runtime.remove_pod_sandbox(&sandbox).await.unwrap();
     assert!(collector.remove_unused().await.unwrap() > 0);
-    assert_eq!(names(&lab).await, ["127.0.0.1:1/kept:1", "127.0.0.1:1/stoker/pause:9"]);
+    assert_eq!(names(&lab).await, ["127.0.0.1:1/kept:1", PAUSE]);
     lab.stop().await;
 }
 

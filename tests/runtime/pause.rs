@@ -6,7 +6,7 @@ use std::time::Duration;
 use stoker::runtime::cri::{ImageSpec, NamespaceMode, PodSandboxState};
 use stoker::runtime::pause;
 
-use crate::lab::{Lab, arguments, children_of, stat};
+use crate::lab::{Lab, PAUSE, arguments, children_of, stat};
 
 #[tokio::test]
 async fn a_node_without_a_registry_has_its_sandbox_image() {
@@ -16,7 +16,7 @@ async fn a_node_without_a_registry_has_its_sandbox_image() {
 
     let image = pause::ensure(&lab.runtime).await.unwrap();
     assert!(image.imported());
-    assert_eq!(image.pinned().collect::<Vec<_>>(), ["127.0.0.1:1/stoker/pause:9"]);
+    assert_eq!(image.pinned().collect::<Vec<_>>(), [PAUSE]);
     assert!(!pause::ensure(&lab.runtime).await.unwrap().imported(), "the second time it is there");
 
     let id = lab.runtime.run_pod_sandbox(config, "").await.unwrap();
@@ -31,7 +31,7 @@ async fn a_node_without_a_registry_has_its_sandbox_image() {
         .output()
         .unwrap();
     assert_eq!(String::from_utf8(collected.stdout).unwrap().lines().count(), 3, "layer, config and manifest");
-    let spec = ImageSpec { image: "127.0.0.1:1/stoker/pause:9".into(), ..Default::default() };
+    let spec = ImageSpec { image: PAUSE.into(), ..Default::default() };
     assert!(lab.runtime.image_status(spec).await.unwrap().unwrap().size > 0);
     lab.stop().await;
 }

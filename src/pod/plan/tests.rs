@@ -400,7 +400,10 @@ fn what_runs_in_an_older_sandbox_ends_before_anything_is_made() {
         let plan = check("A1.3", case.clone(), "stop-a");
         let Step::StopContainer(stop) = &plan.steps[0] else { panic!("{plan:#?}") };
         let under_way = Stop { deadline: stop.deadline, hook_only: false };
-        check("A1.3", case.memory(|m| drop(m.stops.insert(stop.id.clone(), under_way))), "");
+        let stopping = |m: &mut Memory| {
+            m.stops.insert(stop.id.clone(), under_way);
+        };
+        check("A1.3", case.memory(stopping), "");
     }
 }
 
