@@ -167,7 +167,8 @@ fn managers(config: &KubeletConfig) -> Result<(), Invalid> {
         ));
     }
     let list = &config.reserved_system_cpus;
-    if !list.is_empty() && !(config.system_reserved_cgroup.is_empty() && config.kube_reserved_cgroup.is_empty()) {
+    let names_a_group = !config.system_reserved_cgroup.is_empty() || !config.kube_reserved_cgroup.is_empty();
+    if names_a_group && !list.is_empty() {
         return Err(invalid(
             "reservedSystemCPUs",
             list,

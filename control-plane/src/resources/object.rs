@@ -165,10 +165,8 @@ pub(super) fn validate_secret(secret: &Value) -> Vec<FieldError> {
             need("username");
             need("password");
         }
-        "kubernetes.io/ssh-auth" => {
-            if text(data, "ssh-privatekey").is_empty() {
-                errors.required(path.entry("ssh-privatekey"), "");
-            }
+        "kubernetes.io/ssh-auth" if text(data, "ssh-privatekey").is_empty() => {
+            errors.required(path.entry("ssh-privatekey"), "");
         }
         "kubernetes.io/tls" => {
             need("tls.crt");

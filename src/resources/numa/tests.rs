@@ -30,7 +30,8 @@ fn hints_are_merged_as_upstream_does() {
     let first = || Some(vec![hint(&[0], true), hint(whole, false)]);
     let second = || Some(vec![hint(&[1], true), hint(whole, false)]);
     let both = || Some(vec![hint(whole, true)]);
-    let cases: &[(&str, Vec<Hints>, TopologyPolicy, Option<&[usize]>, bool, bool)] = &[
+    type Case<'a> = (&'a str, Vec<Hints>, TopologyPolicy, Option<&'a [usize]>, bool, bool);
+    let cases: &[Case<'_>] = &[
         ("nobody cares", vec![Hints::new()], BestEffort, Some(whole), true, true),
         ("nobody cares", vec![Hints::new()], SingleNumaNode, None, true, true),
         ("the resource does not care", vec![provider("a", None)], Restricted, Some(whole), true, true),
