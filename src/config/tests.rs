@@ -313,7 +313,7 @@ fn kubelet_without_a_file_is_as_open_as_it_ever_was() {
 fn managers_are_configured_as_upstream_does() {
     // A22.1g, A15.2, A15.3, A15.4
     check(
-        &resolved("{}\n"),
+        &resolved(""),
         &[
             ("cpuManagerPolicy", json!("none")),
             ("cpuManagerPolicyOptions", json!({})),

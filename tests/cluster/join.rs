@@ -36,7 +36,7 @@ fn a_machine_joins_with_a_token_and_leaves_without_a_trace() {
     assert!(theirs.contains("rotateCertificates: true"), "{theirs}");
     let own = format!(
         "{}failCgroupV1: false\nfailSwapOn: false\nserverTLSBootstrap: true\npodLogsDir: {dir}/pod-logs\n\
-         evictionHard: {{ memory.available: 50Mi }}\n",
+         imageGCHighThresholdPercent: 100\nevictionHard: {{ memory.available: 50Mi }}\n",
         theirs
             .replace("cgroupDriver: systemd", "cgroupDriver: cgroupfs")
             .replace("/etc/kubernetes/manifests", &format!("{dir}/manifests"))
