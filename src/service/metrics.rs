@@ -251,8 +251,12 @@ impl Metrics {
 
     /// `/healthz` or `/livez` was answered.
     pub(super) fn answered(&self, live: bool, healthy: bool) {
-        let counter = if live { &self.livez } else { &self.healthz };
-        counter.get_or_create(&vec![("code", if healthy { "200" } else { "503" })]).inc();
+        let code = vec![("code", if healthy { "200" } else { "503" })];
+        if live {
+            self.livez.get_or_create(&code).inc();
+        } else {
+            self.healthz.get_or_create(&code).inc();
+        }
     }
 
     /// In Prometheus' text format, which kube-proxy's own readers expect.

@@ -124,8 +124,10 @@ fn a_machine_joins_with_a_token_and_leaves_without_a_trace() {
     lab.eventually("a pod runs", |lab| lab.ready_pods("web") == 1);
     lab.eventually("its log is read", |lab| lab.try_kubectl("logs web").out == "hello\n");
 
-    // A16.9
-    let lease = lab.get(&format!("lease {NODE} -n kube-node-lease"));
+    // A16.9: the Node is known by the second renewal.
+    let lease = || lab.get(&format!("lease {NODE} -n kube-node-lease"));
+    lab.eventually("the lease has an owner", |_| !lease()["metadata"]["ownerReferences"].is_null());
+    let lease = lease();
     assert_eq!(lease["spec"]["holderIdentity"], NODE, "{lease}");
     assert_eq!(lease["spec"]["leaseDurationSeconds"], 40, "{lease}");
     let owner = &lease["metadata"]["ownerReferences"][0];

@@ -119,7 +119,7 @@ fn unused_ports_are_refused_and_unused_addresses_dropped() {
     daemon.service_ranges(&["10.112.0.0/16", "10.112.1.0/24", "fd00:96::/112", "nonsense"]);
     eventually("the ranges are written", || ranges().contains("10.112.0.0/16"));
     assert!(ranges().contains("10.96.0.0/16") && !ranges().contains("10.112.1.0/24"), "{}", ranges());
-    assert!(lab.nft().contains("@service-ranges drop"));
+    assert!(lab.nft().contains("@service-ranges fib daddr type != local drop"));
     daemon.service_ranges(&[]);
     eventually("they are gone", || !ranges().contains("10.112."));
     assert_eq!(lab.served_by("pod1", VIP), "pod1");

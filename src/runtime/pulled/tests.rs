@@ -1,3 +1,5 @@
+//! Records of pulls as kubelet writes them, and who may use an image by them.
+
 use futures::FutureExt;
 
 use super::*;

@@ -140,7 +140,7 @@ pub(super) fn text(family: Family, config: &ServiceConfig, stamp: &str) -> Strin
         format!("{vip} @{masked} return"),
         format!("{header} daddr @cluster-ips goto {REFUSE}"),
     ];
-    refused.push(format!("{header} daddr . meta l4proto @service-ranges drop"));
+    refused.push(format!("{header} daddr . meta l4proto @service-ranges fib daddr type != local drop"));
     chain("refused", &refused);
     chain(
         "refused-here",

@@ -186,7 +186,8 @@ pub(super) fn text(family: Family, config: &ServiceConfig, stamp: &str) -> Strin
     let refused = [format!("{vip} @services-refused goto {REFUSE}"), format!("{vip} @services-dropped drop")];
     let mut unused = refused.to_vec();
     unused.push(format!("{header} daddr @cluster-ips goto {REFUSE}"));
-    unused.push(format!("{header} daddr . meta l4proto @service-ranges drop"));
+    // But cluster DNS, which this machine answers itself.
+    unused.push(format!("{header} daddr . meta l4proto @service-ranges fib daddr type != local drop"));
     chain("unused", &unused);
     let mut refused_here = vec![format!("{node_ports} {port} @nodeports-refused goto {REFUSE}")];
     refused_here.push(format!("{node_ports} {port} @nodeports-dropped drop"));

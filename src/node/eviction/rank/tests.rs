@@ -1,3 +1,5 @@
+//! Whose turn it is in which situation, and that the order holds whatever is used.
+
 use proptest::prelude::*;
 use serde_json::json;
 
