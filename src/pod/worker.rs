@@ -604,7 +604,8 @@ impl Worker {
                 }
                 let allocation = &mut memory.resize.allocation;
                 let given = allocation.allocated.get(&name).cloned().unwrap_or_default();
-                let counts = given.requests.is_some() || given.limits.is_some();
+                // What the container has not itself, the pod as a whole may have.
+                let counts = given.requests.is_some() || given.limits.is_some() || allocation.allocated_pod.is_some();
                 if counts && allocation.actuated.get(&name) != Some(&given) {
                     allocation.actuated.insert(name, given);
                     self.keep_resources();

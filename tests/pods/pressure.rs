@@ -198,11 +198,18 @@ async fn what_nobody_uses_goes_before_pods_do() {
     let begin = "Evicted: The node was low on resource: ephemeral-storage. Threshold quantity: 100Pi, available: ";
     assert!(text.starts_with(begin), "{text}");
     assert!(!images(&node).await.contains(&"127.0.0.1:1/unused:1".to_owned()), "the unused image went first");
-    let containers = node.lab.runtime.list_containers(None).await.unwrap();
     let of_finished = |c: &&stoker::runtime::cri::Container| {
         c.labels.get(stoker_model::names::POD_UID).map(String::as_str) == Some(finished.as_str())
     };
-    assert_eq!(containers.iter().filter(of_finished).count(), 0, "so did the dead container");
+    let mut left = usize::MAX;
+    for _ in 0..100 {
+        left = node.lab.runtime.list_containers(None).await.unwrap().iter().filter(of_finished).count();
+        if left == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(left, 0, "so does the dead container");
     assert_eq!(phase(&node.api.pod(&finished).unwrap()), "Succeeded", "its status stays");
     assert_eq!(*held.borrow(), [Pressure::Disk].into());
     node.stop().await;

@@ -173,6 +173,6 @@ async fn containers_run_as_their_spec_says() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert!(node.api.events().iter().any(|e| e.ends_with(told)), "{:#?}", node.api.events());
-    assert_eq!(phase(&node.api.pod(&own_users).unwrap()), "Pending");
+    node.api.until(&own_users, "pending", |p| phase(p) == "Pending").await;
     node.stop().await;
 }

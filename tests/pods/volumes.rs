@@ -488,7 +488,7 @@ async fn a_csi_driver_is_registered_and_called() {
         "kubernetes.io/csi: mounter.SetUpAt failed to get CSI client: driver name disk.example.com not found in the list of registered CSI drivers",
     )
     .await;
-    assert_eq!(phase(&node.api.pod(&d).unwrap()), "Pending");
+    node.api.until(&d, "pending", |p| phase(p) == "Pending").await;
     end(&node, &d).await;
     node.stop().await;
 }

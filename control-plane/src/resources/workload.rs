@@ -337,7 +337,7 @@ mod tests {
         let paths = |new: Value, old: Value| {
             validate_job_update(&job(new), &job(old)).into_iter().map(|error| error.path).collect::<Vec<_>>()
         };
-        assert_eq!(paths(json!({"parallelism": 3}), json!({})), [""; 0]);
+        assert_eq!(paths(json!({"parallelism": 3}), json!({"parallelism": 1})), [""; 0]);
         assert_eq!(paths(json!({"completions": 3}), json!({})), ["spec.completions"]);
         let moved = json!({"suspend": true, "template": {"spec": {"nodeSelector": {"a": "b"}}}});
         assert_eq!(paths(moved.clone(), json!({"suspend": true})), [""; 0]);

@@ -229,9 +229,8 @@ impl Scheduler {
             let state = self.nodes.entry(node.to_owned()).or_default();
             let is_news = state.pods.get(uid).is_none_or(|known| known.about.labels != load.about.labels);
             state.add(uid, load);
-            // Company may have come that somebody waits for.
-            if is_news && self.pending.values().any(|pending| pending.looks_around) {
-                self.queue.retry_all(clock::instant());
+            if is_news {
+                self.tell_those_who_look_around();
             }
             return;
         }
@@ -281,6 +280,13 @@ impl Scheduler {
         self.pending.insert(uid.to_owned(), Pending { pod, load, claims, reference, told, looks_around });
         if changed || !self.queue.contains(uid) {
             self.queue.add(uid, order);
+        }
+    }
+
+    /// Company may have come that somebody waits for.
+    fn tell_those_who_look_around(&mut self) {
+        if self.pending.values().any(|pending| pending.looks_around) {
+            self.queue.retry_all(clock::instant());
         }
     }
 
@@ -396,6 +402,7 @@ impl Scheduler {
                 if let Some(pending) = self.pending.remove(&uid) {
                     self.announce(&pending.reference, &node);
                 }
+                self.tell_those_who_look_around();
             }
             Err(error) => {
                 tracing::debug!(%error, pod = uid, node, "a binding failed");

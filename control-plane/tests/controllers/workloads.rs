@@ -83,7 +83,7 @@ async fn a_job_counts_its_pods_and_ends() {
     })
     .await;
     assert_eq!(lab.names().await.len(), 3, "pods of a finished job stay");
-    assert_eq!(lab.events("Completed").await, ["Job completed"]);
+    lab.until("the event", async || lab.events("Completed").await == ["Job completed"]).await;
     lab.delete("batch", "jobs", "default", "count", Some(Propagation::Background)).await;
     lab.until("its pods to be gone", async || lab.names().await.is_empty()).await;
 }
