@@ -329,7 +329,8 @@ impl Worker {
     fn is_echo(&self) -> bool {
         let Some(before) = &self.planned_for else { return false };
         let now = self.desired.borrow();
-        if now.gone || now.ended != before.ended || before.gone || before.pod.spec != now.pod.spec {
+        let asked = |desired: &DesiredPod| (desired.gone, desired.released, desired.ended.clone());
+        if now.gone || asked(&now) != asked(before) || before.pod.spec != now.pod.spec {
             return false;
         }
         let (old, new) = (&before.pod.metadata, &now.pod.metadata);

@@ -169,8 +169,10 @@ pub(super) fn validate_job_update(new: &Value, old: &Value) -> Vec<FieldError> {
         for key in ["nodeSelector", "affinity", "tolerations", "schedulingGates"] {
             keep(&mut template["spec"], &was["template"]["spec"], key);
         }
-        for key in ["annotations", "labels"] {
-            keep(&mut template["metadata"], &was["template"]["metadata"], key);
+        if let Some(metadata) = template.get_mut("metadata") {
+            for key in ["annotations", "labels"] {
+                keep(metadata, &was["template"]["metadata"], key);
+            }
         }
     }
     if template != was["template"] {
