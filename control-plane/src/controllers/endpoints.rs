@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 
 use super::Context;
 use super::deployment_status::condition;
-use super::endpointslice::{address_of, is_same_to_services, ports_for};
+use super::endpointslice::{address_of, follow_pods, ports_for};
 use super::informer::Informer;
-use super::owner::{is_being_deleted, labels_of};
+use super::owner::is_being_deleted;
 use super::queue::{Key, Queue};
 use crate::api::{DeleteOptions, WriteOptions};
 use crate::clock;
@@ -48,25 +48,7 @@ pub(super) fn register(context: &Context) -> Box<dyn FnOnce(&Context) + Send> {
             }
         });
     }
-    let (of_pod, services) = (queue.clone(), Arc::clone(&controller.services));
-    controller.pods.on_change(move |old, new| {
-        if let (Some(old), Some(new)) = (old, new)
-            && is_same_to_services(old, new)
-        {
-            return;
-        }
-        let Some(pod) = new.or(old) else { return };
-        let labels: Vec<_> = [old, new].into_iter().flatten().map(|pod| labels_of(pod)).collect();
-        for service in services.list(text(&pod["metadata"], "namespace")) {
-            let Some(selector) = service["spec"]["selector"].as_object().filter(|s| !s.is_empty()) else { continue };
-            let selects = |labels: &stoker_model::selector::Labels| {
-                selector.iter().all(|(key, value)| labels.get(key).map(String::as_str) == value.as_str())
-            };
-            if labels.iter().any(selects) {
-                of_pod.add(Key::of(&service));
-            }
-        }
-    });
+    follow_pods(&controller.pods, &controller.services, &queue);
     Box::new(move |context| {
         queue.work("endpoints", 1, &context.stop, move |key| {
             let controller = controller.clone();

@@ -31,23 +31,10 @@ struct EndpointSlices {
     slices: Arc<Informer>,
 }
 
-/// Registers callbacks and returns what starts the workers.
-pub(super) fn register(context: &Context) -> Box<dyn FnOnce(&Context) + Send> {
-    let controller = EndpointSlices {
-        services: context.informers.of("", "services"),
-        pods: context.informers.of("", "pods"),
-        nodes: context.informers.of("", "nodes"),
-        slices: context.informers.of("discovery.k8s.io", "endpointslices"),
-    };
-    let queue = Queue::default();
-    let of_service = queue.clone();
-    controller.services.on_change(move |old, new| {
-        if let Some(object) = new.or(old) {
-            of_service.add(Key::of(object));
-        }
-    });
-    let (of_pod, services) = (queue.clone(), Arc::clone(&controller.services));
-    controller.pods.on_change(move |old, new| {
+/// Looks again at the Services that select a pod, before or after its change.
+pub(super) fn follow_pods(pods: &Arc<Informer>, services: &Arc<Informer>, queue: &Queue) {
+    let (of_pod, services) = (queue.clone(), Arc::clone(services));
+    pods.on_change(move |old, new| {
         if let (Some(old), Some(new)) = (old, new)
             && is_same_to_services(old, new)
         {
@@ -65,6 +52,24 @@ pub(super) fn register(context: &Context) -> Box<dyn FnOnce(&Context) + Send> {
             }
         }
     });
+}
+
+/// Registers callbacks and returns what starts the workers.
+pub(super) fn register(context: &Context) -> Box<dyn FnOnce(&Context) + Send> {
+    let controller = EndpointSlices {
+        services: context.informers.of("", "services"),
+        pods: context.informers.of("", "pods"),
+        nodes: context.informers.of("", "nodes"),
+        slices: context.informers.of("discovery.k8s.io", "endpointslices"),
+    };
+    let queue = Queue::default();
+    let of_service = queue.clone();
+    controller.services.on_change(move |old, new| {
+        if let Some(object) = new.or(old) {
+            of_service.add(Key::of(object));
+        }
+    });
+    follow_pods(&controller.pods, &controller.services, &queue);
     let of_slice = queue.clone();
     controller.slices.on_change(move |old, new| {
         for slice in [old, new].into_iter().flatten() {
@@ -82,7 +87,7 @@ pub(super) fn register(context: &Context) -> Box<dyn FnOnce(&Context) + Send> {
     })
 }
 
-pub(super) fn is_same_to_services(old: &Value, new: &Value) -> bool {
+fn is_same_to_services(old: &Value, new: &Value) -> bool {
     let ready = |pod: &Value| condition(&pod["status"], "Ready").map(|c| c["status"].clone());
     old["metadata"]["labels"] == new["metadata"]["labels"]
         && old["metadata"]["deletionTimestamp"] == new["metadata"]["deletionTimestamp"]
