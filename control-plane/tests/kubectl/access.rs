@@ -50,8 +50,8 @@ fn default_roles_grant_what_they_should_and_nobody_grants_more_than_they_have() 
     // A role that is labelled so becomes part of the default ones.
     let mine = whole.file(
         "mine.yaml",
-        "{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRole, metadata: {name: mine, labels: \
-         {rbac.authorization.k8s.io/aggregate-to-view: 'true'}}, rules: [{verbs: [get], apiGroups: [shop.example.com], resources: [carts]}]}",
+        "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata: {name: mine, labels: \
+         {rbac.authorization.k8s.io/aggregate-to-view: 'true'}}\nrules: [{verbs: [get], apiGroups: [shop.example.com], resources: [carts]}]",
     );
     whole.kubectl(&format!("apply -f {}", mine.display()));
     let rules = || whole.kubectl("get clusterrole view -o yaml");
@@ -63,7 +63,7 @@ fn default_roles_grant_what_they_should_and_nobody_grants_more_than_they_have() 
     whole.kubectl("create role reader -n shop --verb=get --resource=pods --as=adam");
     whole.kubectl("create rolebinding reader -n shop --role=reader --user=bob --as=adam");
     let refused =
-        whole.kubectl_fails("create role more -n shop --verb=get,list --resource=widgets.example.com,pods --as=adam");
+        whole.kubectl_fails("create role more -n shop --verb=get,list --resource=nodes,pods --as=adam");
     assert!(
         refused.contains("user \"adam\" (groups=[\"system:authenticated\"]) is attempting to grant RBAC permissions not currently held"),
         "{refused}"

@@ -101,11 +101,12 @@ impl Planner<'_> {
         None
     }
 
-    /// Stops what still runs beside the newest sandbox, in one that is ready or not. Whether no container does: until then nothing may
-    /// be made, or there were two of it.
+    /// Stops what still runs beside the newest sandbox, in one that is ready or not, or beside the newest instance of its name. Whether
+    /// no container does: until then nothing may be made, or there were two of it.
     fn stop_strays(&mut self, current: &str) -> bool {
         let seen = self.seen;
-        let strays: Vec<&Instance> = seen.running().filter(|i| i.sandbox_id != current).collect();
+        let replaced = |i: &Instance| seen.newest_in(current, &i.name).is_some_and(|newest| newest.id != i.id);
+        let strays: Vec<&Instance> = seen.running().filter(|i| i.sandbox_id != current || replaced(i)).collect();
         for instance in &strays {
             self.stop(instance, format!("Stopping container {}", instance.name), false);
         }

@@ -405,6 +405,10 @@ fn what_runs_in_an_older_sandbox_ends_before_anything_is_made() {
         };
         check("A1.3", case.memory(stopping), "");
     }
+    // Beside a newer instance of its own as well.
+    check("A1.3", pod(&["a"]).runs("a").exited("a", 1), "stop-a");
+    let made_anew = |i: &mut Instance| (i.state, i.hash) = (InstanceState::Created, Some("old".into()));
+    check("A1.3", pod(&["a"]).runs("a").instance("a", made_anew), "stop-a");
 }
 
 #[test]

@@ -158,8 +158,8 @@ prop_compose! {
         let mut all = vec![sandbox("s1", 1, ready.0), sandbox("s0", 0, ready.1)];
         all.truncate(sandboxes);
         instances.retain(|i| all.iter().any(|s| s.id == i.sandbox_id));
-        instances.sort_by_key(|i| std::cmp::Reverse(i.restart_count));
-        instances.dedup_by_key(|i| i.id.clone());
+        instances.sort_by(|a, b| b.restart_count.cmp(&a.restart_count).then_with(|| a.id.cmp(&b.id)));
+        instances.dedup_by(|a, b| a.id == b.id);
         case.seen(|s| (s.sandboxes, s.containers) = (all, instances))
     }
 }
