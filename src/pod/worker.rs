@@ -108,8 +108,8 @@ pub(super) struct Worker {
     sandbox: Option<Sandbox>,
     /// What the last plan was made for, as the sources told it.
     planned_for: Option<DesiredPod>,
-    /// What was seen before the first round: nothing was done since.
-    looked: Option<(Vec<Sandbox>, Vec<Instance>)>,
+    /// What the runtime had of the pod, while nothing has happened since that could have changed it.
+    view: Option<(Vec<Sandbox>, Vec<Instance>)>,
     adopted: Adopted,
     gone: bool,
 }
@@ -160,7 +160,7 @@ impl Worker {
             repeated: (Vec::new(), 0),
             sandbox: None,
             planned_for: None,
-            looked: None,
+            view: None,
             adopted: Adopted::default(),
             gone: false,
         }
@@ -199,6 +199,7 @@ impl Worker {
                     Wake::Look | Wake::Echo => {}
                     Wake::VolumesChanged => self.volumes_changed(),
                     Wake::Resync => {
+                        self.view = None;
                         self.refresh_volumes();
                         // Should the pod still be there, it is asked again to go.
                         self.memory.reported = false;
@@ -245,7 +246,7 @@ impl Worker {
                     return Wake::Echo;
                 }
             }
-            () = self.wake.notified() => {}
+            () = self.wake.notified() => self.view = None,
             () = self.volumes_changed.notified() => return Wake::VolumesChanged,
             () = until(wake_at.unwrap_or(resync_at).min(resync_at)) => {
                 let is_resync = now + Duration::from_millis(1) >= resync_at || wake_at.is_none_or(|at| at >= resync_at);
@@ -271,6 +272,7 @@ impl Worker {
                 warn!(%error, "a step ended badly");
                 self.hand_busy = false;
                 self.refresh = Refresh::Idle;
+                self.view = None;
             }
         }
     }
@@ -284,7 +286,7 @@ impl Worker {
         };
         self.adopted = Adopted::of(&self.desired.borrow(), &containers);
         let found_ready = sandboxes.iter().any(|s| s.ready);
-        self.looked = Some((sandboxes, containers));
+        self.view = Some((sandboxes, containers));
         if found_ready {
             self.memory.volumes = VolumesState::Mounted;
             self.memory.cgroup_ready = true;
@@ -292,11 +294,11 @@ impl Worker {
         }
     }
 
-    /// Looks, plans, reports and begins what is to be done. When to look again (monotonic).
+    /// Looks where something may have changed, plans, reports and begins what is to be done. When to do so again (monotonic).
     async fn round(&mut self) -> Result<Option<Duration>, crate::runtime::RuntimeError> {
         let (runtime, directory) = (&self.shared.runtime, &self.shared.directory);
-        let (sandboxes, containers) = match self.looked.take() {
-            Some(looked) => looked,
+        let (sandboxes, containers) = match self.view.take() {
+            Some(view) => view,
             None => self.observer.look(runtime, &self.reference.uid, directory).await?,
         };
         let desired = self.desired.borrow_and_update().clone();
@@ -320,6 +322,9 @@ impl Worker {
             plan.wake_at = Some(plan.wake_at.map_or(repair_at, |at| at.min(repair_at)));
         }
         self.memory = seen.memory;
+        if seen.sandboxes.iter().all(Sandbox::is_settled) && seen.containers.iter().all(Instance::is_settled) {
+            self.view = Some((seen.sandboxes, seen.containers));
+        }
         self.waiting = plan.waiting.clone();
         Ok(self.begin(&desired, plan))
     }
@@ -420,6 +425,9 @@ impl Worker {
         if for_hand.is_empty() {
             self.repeated = (Vec::new(), 0);
             return plan.wake_at;
+        }
+        if for_hand.iter().any(Step::changes_runtime) {
+            self.view = None;
         }
         let pause = self.pause_before(&for_hand);
         let hand = self.hand(desired);
@@ -662,6 +670,7 @@ impl Worker {
             Effect::StopEnded { id } => {
                 memory.stops.remove(&id);
                 self.deadlines.remove(&id);
+                self.view = None;
             }
             Effect::TornDown => {
                 self.shared.assignments.release(&self.reference.uid);

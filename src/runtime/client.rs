@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::cri;
 use super::cri::image_service_client::ImageServiceClient;
 use super::cri::runtime_service_client::RuntimeServiceClient;
+use super::ending::Ending;
 use super::error::RuntimeError;
 
 /// What the runtime may send in one message: a list of all containers of a full node stays below it.
@@ -33,6 +34,7 @@ pub struct Runtime {
     channel: Channel,
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
+    ending: Ending,
     timeout: Duration,
 }
 
@@ -60,6 +62,7 @@ impl Runtime {
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MESSAGE_LIMIT_BYTES),
             images: ImageServiceClient::new(channel.clone()).max_decoding_message_size(MESSAGE_LIMIT_BYTES),
             channel,
+            ending: Ending::default(),
             timeout,
         })
     }
@@ -67,6 +70,11 @@ impl Runtime {
     /// The connection, for containerd's own services beside CRI.
     pub(super) fn channel(&self) -> Channel {
         self.channel.clone()
+    }
+
+    /// Whether a call of ours is stopping this container or sandbox.
+    pub(super) fn is_ending(&self, id: &str) -> bool {
+        self.ending.contains(id)
     }
 
     /// Name and version of the runtime.
@@ -100,8 +108,9 @@ impl Runtime {
         Ok(answer.pod_sandbox_id)
     }
 
-    /// Kills what runs in the sandbox and gives its network back. Again is harmless.
+    /// Kills what runs in the sandbox and gives its network back. Again is harmless. Meanwhile no event tells of the sandbox's end.
     pub async fn stop_pod_sandbox(&self, id: &str) -> Result<(), RuntimeError> {
+        let _call = self.ending.begin(id);
         let request = cri::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
         self.call("StopPodSandbox", self.runtime.clone().stop_pod_sandbox(request)).await.map(drop)
     }
@@ -162,7 +171,9 @@ impl Runtime {
     }
 
     /// Sends the stop signal, and KILL after `grace` (whole seconds, rounded up). Returns when it has stopped; again is harmless.
+    /// Meanwhile no event tells of its end.
     pub async fn stop_container(&self, id: &str, grace: Duration) -> Result<(), RuntimeError> {
+        let _call = self.ending.begin(id);
         let seconds = grace.as_secs() + u64::from(grace.subsec_nanos() > 0);
         let request = cri::StopContainerRequest {
             container_id: id.to_owned(),
