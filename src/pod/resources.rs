@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn swap_is_off_unless_it_was_asked_for_and_then_a_share() {
-        // A12.12
+        // A12.12, A15.9
         let (asks, asks_all) =
             (container(&[("memory", "1Gi")], &[("memory", "2Gi")]), container(&[("memory", "1Gi")], &[]));
         let same = container(&[("memory", "1Gi")], &[("memory", "1Gi")]);

@@ -134,7 +134,8 @@ impl Worker {
             ..Memory::default()
         };
         if let Some(cause) = rejected {
-            memory.stage = Stage::CleaningUp { cause };
+            // A former agent may have admitted it, so that its containers run.
+            memory.stage = Stage::Terminating { deadline: now.monotonic + desired.borrow().spec_grace(), cause };
         }
         let writer = StatusWriter::spawn(shared.api.clone(), reference.clone());
         Self {
@@ -306,7 +307,8 @@ impl Worker {
         let node = self.shared.node();
         let network_ready = node.network_ready;
         let mut memory = std::mem::take(&mut self.memory);
-        memory.recursive_read_only = node.recursive_read_only;
+        let handler = self.sandbox.as_ref().and_then(|sandbox| node.handlers.get(&sandbox.handler));
+        memory.recursive_read_only = handler.is_some_and(|handler| handler.recursive_read_only);
         let mut seen = Observed { sandboxes, containers, network_ready, memory };
         seen.memory.probes = self.probe(&desired, &seen);
         self.finish_resize(&desired, &mut seen);

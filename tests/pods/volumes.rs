@@ -339,12 +339,7 @@ async fn claims_show_what_they_are_bound_to() {
     put(&node, "block", json!({"local": {"path": device}, "volumeMode": "Block"}));
     put(&node, "no-block", json!({"local": {"path": local}, "volumeMode": "Block"}));
     put(&node, "no-device", json!({"local": {"path": local}}));
-    let maps = |name: &'static str| {
-        let devices = json!([{"name": "data", "devicePath": "/dev/data"}]);
-        let pod = pod(name).container("main", SLEEP).volume(of_claim(name), "/data");
-        pod.with(|c| (c.volume_mounts, c.volume_devices) = (None, serde_json::from_value(devices).unwrap()))
-    };
-    let block = run(&node, maps("block")).await;
+    let block = run(&node, maps("block", "block")).await;
     assert_eq!(exec(&node, &block, "stat -c '%F %t %T' /dev/data").await.trim(), "block special file 7 fa");
     end(&node, &block).await;
 
@@ -367,12 +362,12 @@ async fn claims_show_what_they_are_bound_to() {
         waiting.push(node.api.create(pod(name).container("main", SLEEP).volume(of_claim(name), "/data").0));
     }
     for name in ["no-block", "no-device"] {
-        waiting.push(node.api.create(maps(name).0));
+        waiting.push(node.api.create(maps(name, name).0));
     }
     let ephemeral = volume("ephemeral", json!({"ephemeral": {"volumeClaimTemplate": {"spec": {}}}}));
     waiting.push(node.api.create(pod("two").container("main", SLEEP).volume(ephemeral, "/data").0));
     for text in [
-        "elsewhere  FailedMount: MountVolume.SetUp failed for volume \"pv-elsewhere\" : no matching NodeSelectorTerms",
+        "elsewhere  FailedMount: MountVolume.NodeAffinity check failed for volume \"pv-elsewhere\" : no matching NodeSelectorTerms",
         "no-block  FailedMapVolume: MapVolume.SetUpDevice failed for volume \"pv-no-block\" : path",
         "no-device  FailedMount: Unable to attach or mount volumes: unmounted volumes=[data], unattached volumes=[], failed to process volumes=[data]: volume data has volumeMode Filesystem, but is specified in volumeDevices",
         "unbound  FailedMount: Unable to attach or mount volumes: unmounted volumes=[data], unattached volumes=[], failed to process volumes=[data]: error processing PVC default/unbound: PVC is not bound",
@@ -430,7 +425,11 @@ async fn a_csi_driver_is_registered_and_called() {
         }));
         all.attachments.insert(name.clone(), attached.unwrap());
     });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!driver.calls().iter().any(|call| call.starts_with("stage")), "the Node does not say so yet");
+    assert!(!node.api.events().iter().any(|event| event.contains("FailedMount")), "waiting is no failure");
     driver.fail_next("stage");
+    node.api.storage(|all| all.attached.insert(format!("kubernetes.io/csi/{NAME}^vol-1")));
     node.api.until(&a, "ready", |p| condition(p, "Ready")).await;
     until_event(
         &node,
@@ -490,6 +489,127 @@ async fn a_csi_driver_is_registered_and_called() {
     .await;
     node.api.until(&d, "pending", |p| phase(p) == "Pending").await;
     end(&node, &d).await;
+    node.stop().await;
+}
+
+/// Tells that a volume is attached.
+fn attach(node: &Node, handle: &str) {
+    let name = attachment_of(handle, "node-1");
+    let attachment = json!({
+        "metadata": {"name": name}, "spec": {"attacher": NAME, "nodeName": "node-1", "source": {}},
+        "status": {"attached": true, "attachmentMetadata": {"device": "/dev/vdx"}},
+    });
+    node.api.storage(|all| {
+        all.attachments.insert(name, serde_json::from_value(attachment).unwrap());
+        all.attached.insert(format!("kubernetes.io/csi/{NAME}^{handle}"));
+    });
+}
+
+/// A pod that uses its claim as a device.
+fn maps(name: &str, claim: &str) -> Builder {
+    let devices = json!([{"name": "data", "devicePath": "/dev/data"}]);
+    let pod = pod(name).container("main", SLEEP).volume(of_claim(claim), "/data");
+    pod.with(|c| (c.volume_mounts, c.volume_devices) = (None, serde_json::from_value(devices).unwrap()))
+}
+
+#[tokio::test]
+async fn devices_of_a_driver_are_mapped_and_volumes_grow() {
+    // A9.1, A9.3, A9.17, A9.18, A9.23, A10.11
+    let mut node = Node::start().await;
+    let root = node.path("kubelet");
+    let driver = Driver::new(&root);
+    let _serving = driver.serve(&root);
+    until("the registration", || driver.calls().contains(&"registered".to_owned())).await;
+    put(&node, "raw", json!({"csi": {"driver": NAME, "volumeHandle": "raw-1"}, "volumeMode": "Block"}));
+    attach(&node, "raw-1");
+    driver.fail_next("publish");
+    let a = run(&node, maps("a", "raw")).await;
+    until_event(
+        &node,
+        "a  FailedMapVolume: MapVolume.MapPodDevice failed for volume \"pv-raw\" : rpc error: code = Internal desc = the disk is on fire",
+    )
+    .await;
+    let all = root.join("plugins/kubernetes.io/csi/volumeDevices");
+    let links = root.join(format!("pods/{a}/volumeDevices/kubernetes.io~csi"));
+    let succeeded = "a  SuccessfulMountVolume: MapVolume.MapPodDevice succeeded for volume \"pv-raw\"";
+    until_event(&node, &format!("{succeeded} globalMapPath \"{}\"", all.join("pv-raw/dev").display())).await;
+    until_event(&node, &format!("{succeeded} volumeMapPath \"{}\"", links.display())).await;
+    let told = "stat -c '%F %t %T' /dev/data";
+    assert_eq!(exec(&node, &a, told).await.trim(), "block special file 7 fa");
+    assert_eq!(fs::read_link(links.join("pv-raw")).unwrap(), all.join(format!("publish/pv-raw/{a}")));
+    let data: Value =
+        serde_json::from_str(&fs::read_to_string(all.join("pv-raw/data/vol_data.json")).unwrap()).unwrap();
+    assert_eq!(
+        (&data["volumeHandle"], &data["attachmentID"]),
+        (&json!("raw-1"), &json!(attachment_of("raw-1", "node-1")))
+    );
+
+    // The next agent knows it; another pod shares what is staged; the last one out unstages.
+    node.stop_agent().await;
+    node.start_agent();
+    until("the second registration", || driver.calls().iter().filter(|call| *call == "registered").count() == 2).await;
+    let b = run(&node, maps("b", "raw")).await;
+    end(&node, &a).await;
+    assert_eq!(exec(&node, &b, told).await.trim(), "block special file 7 fa");
+    assert!(driver.calls().iter().all(|call| !call.starts_with("unstage")));
+    end(&node, &b).await;
+    let calls: Vec<String> = driver.calls().into_iter().filter(|call| call.ends_with("raw-1")).collect();
+    let expected = ["stage", "publish", "publish", "publish", "unpublish", "unpublish", "unstage"];
+    assert_eq!(calls, expected.map(|call| format!("{call} raw-1")), "the first publish failed");
+    assert!(
+        !all.join("pv-raw").exists() && !all.join("staging/pv-raw").exists() && !all.join("publish/pv-raw").exists()
+    );
+
+    // A volume that the cluster has made larger grows before its pod starts, or while it runs.
+    put(&node, "large", json!({"csi": {"driver": NAME, "volumeHandle": "vol-2"}}));
+    attach(&node, "vol-2");
+    let grow = |size: &str| {
+        let size = k8s_openapi::apimachinery::pkg::api::resource::Quantity(size.to_owned());
+        node.api.storage(|all| {
+            let spec = all.volumes.get_mut("pv-large").unwrap().spec.as_mut().unwrap();
+            spec.capacity = Some([("storage".to_owned(), size)].into());
+        });
+    };
+    grow("2Gi");
+    driver.fail_next("expand");
+    let c = run(&node, pod("c").container("main", SLEEP).volume(of_claim("large"), "/disk")).await;
+    until_event(
+        &node,
+        "c  FailedMount: MountVolume.Setup failed while expanding volume for volume \"pv-large\" : rpc error",
+    )
+    .await;
+    for who in ["c ", "claim large "] {
+        let text = "FileSystemResizeSuccessful: MountVolume.NodeExpandVolume succeeded for volume \"pv-large\" node-1";
+        until_event(&node, &format!("{who} {text}")).await;
+    }
+    let size =
+        |claim: &PersistentVolumeClaim| claim.status.as_ref().unwrap().capacity.as_ref().unwrap()["storage"].0.clone();
+    assert_eq!(node.api.storage(|all| size(&all.claims["large"])), "2Gi");
+    grow("3Gi");
+    driver.fail_next("expand");
+    node.stop_agent().await;
+    node.start_agent();
+    until_event(
+        &node,
+        "c  VolumeResizeFailed: NodeExpandVolume.NodeExpandVolume failed for volume \"pv-large\" : rpc error",
+    )
+    .await;
+    end(&node, &c).await;
+    // Who only reads cannot let it grow.
+    let reads = volume("data", json!({"persistentVolumeClaim": {"claimName": "large", "readOnly": true}}));
+    let d = run(&node, pod("d").container("main", SLEEP).volume(reads, "/disk")).await;
+    until_event(
+        &node,
+        "d  FileSystemResizeFailed: MountVolume.NodeExpandVolume failed for volume \"pv-large\" requested read-only file system",
+    )
+    .await;
+    end(&node, &d).await;
+
+    // A pod that waits for its volume goes at once.
+    put(&node, "detached", json!({"csi": {"driver": NAME, "volumeHandle": "vol-3"}}));
+    let e = node.api.create(pod("e").container("main", SLEEP).volume(of_claim("detached"), "/disk").0);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    tokio::time::timeout(Duration::from_secs(5), end(&node, &e)).await.expect("nobody waits for the volume any more");
     node.stop().await;
 }
 
