@@ -21,6 +21,8 @@ pub(super) struct SandboxParts {
     pub(super) log_directory: PathBuf,
     /// The node's users, or those of the pod alone.
     pub(super) users: cri::UserNamespace,
+    /// Groups that its volumes call for.
+    pub(super) groups: Vec<i64>,
 }
 
 /// The labels that identify a pod's sandboxes and containers (A1.15).
@@ -57,7 +59,7 @@ pub(super) fn config(pod: &Pod, parts: &SandboxParts) -> cri::PodSandboxConfig {
         annotations: pod.metadata.annotations.clone().unwrap_or_default().into_iter().collect(),
         linux: Some(cri::LinuxPodSandboxConfig {
             cgroup_parent: parts.cgroup_parent.clone(),
-            security_context: Some(security::of_sandbox(spec, parts.users.clone())),
+            security_context: Some(security::of_sandbox(spec, parts.users.clone(), &parts.groups)),
             sysctls: sysctls.map(|s| (s.name.replace('/', "."), s.value.clone())).collect(),
             ..Default::default()
         }),

@@ -40,6 +40,8 @@ pub(super) struct NodeSecurity<'a> {
     pub(super) seccomp_default: bool,
     /// Where profiles of type Localhost lie: `<root>/seccomp`.
     pub(super) seccomp_dir: &'a Path,
+    /// Groups that the pod's volumes call for.
+    pub(super) groups_of_volumes: &'a [i64],
     /// Paths that a container does not see on this machine besides the usual ones.
     pub(super) more_masked: &'a [String],
 }
@@ -92,7 +94,11 @@ pub(super) fn any_privileged(spec: &PodSpec) -> bool {
 }
 
 /// The security context of a pod's sandbox.
-pub(super) fn of_sandbox(spec: &PodSpec, users: cri::UserNamespace) -> cri::LinuxSandboxSecurityContext {
+pub(super) fn of_sandbox(
+    spec: &PodSpec,
+    users: cri::UserNamespace,
+    of_volumes: &[i64],
+) -> cri::LinuxSandboxSecurityContext {
     let pod = spec.security_context.clone().unwrap_or_default();
     let value = |value: Option<i64>| value.map(|value| cri::Int64Value { value });
     let run_as_user = value(pod.run_as_user);
@@ -101,7 +107,7 @@ pub(super) fn of_sandbox(spec: &PodSpec, users: cri::UserNamespace) -> cri::Linu
         // The runtime takes a group only together with a user.
         run_as_group: run_as_user.and_then(|_| value(pod.run_as_group)),
         run_as_user,
-        supplemental_groups: groups(&pod),
+        supplemental_groups: groups(&pod, of_volumes),
         privileged: any_privileged(spec),
         seccomp: Some(profile(ProfileType::RuntimeDefault, "")),
         selinux_options: pod.se_linux_options.as_ref().map(selinux),
@@ -149,7 +155,7 @@ pub(super) fn of_container(
         run_as_username: if uid.is_none() { user.name.clone() } else { String::new() },
         run_as_group: run_as_group.map(value),
         readonly_rootfs: own.read_only_root_filesystem.unwrap_or_default(),
-        supplemental_groups: groups(&of_pod),
+        supplemental_groups: groups(&of_pod, node.groups_of_volumes),
         supplemental_groups_policy: groups_policy(&of_pod),
         no_new_privs: own.allow_privilege_escalation == Some(false),
         masked_paths: {
@@ -179,9 +185,11 @@ fn verify_non_root(run_as_user: Option<i64>, image: &ImageUser) -> Result<(), St
     }
 }
 
-/// fsGroup, then supplementalGroups (A10.2).
-fn groups(pod: &PodSecurityContext) -> Vec<i64> {
-    pod.fs_group.into_iter().chain(pod.supplemental_groups.iter().flatten().copied()).collect()
+/// fsGroup, then supplementalGroups, then those of its volumes (A10.2).
+fn groups(pod: &PodSecurityContext, of_volumes: &[i64]) -> Vec<i64> {
+    let own = || pod.supplemental_groups.iter().flatten().copied();
+    let more = of_volumes.iter().copied().filter(|group| own().all(|asked| asked != *group));
+    pod.fs_group.into_iter().chain(own()).chain(more).collect()
 }
 
 fn groups_policy(pod: &PodSecurityContext) -> i32 {

@@ -84,7 +84,12 @@ impl Volumes {
         let fresh = !places.is_mapped()?;
         // Before it is used, and until it is gone for sure, the cluster must not detach it; and whoever takes the pod away must know
         // of it, though it is only staged, or half so.
-        self.places.put(uid, &root, volume_name, Place { path: places.link.clone(), read_only, attachable })?;
+        self.places.put(
+            uid,
+            &root,
+            volume_name,
+            Place { path: places.link.clone(), read_only, attachable, group: bound.group() },
+        )?;
         if fresh {
             let data = places.data();
             make_dir(&data)?;

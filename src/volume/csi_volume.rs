@@ -84,7 +84,12 @@ impl Volumes {
         let target = self.csi_target(&job);
         let read_only = bound.read_only || source.read_only.unwrap_or_default();
         let unique = attach::unique_name(&source.driver, &source.volume_handle);
-        let place = Place { path: target.clone(), read_only, attachable: policy.attach.then_some(unique) };
+        let place = Place {
+            path: target.clone(),
+            read_only,
+            attachable: policy.attach.then_some(unique),
+            group: bound.group(),
+        };
         // Before it is used, and until it is gone for sure, the cluster must not detach it.
         let root = self.dirs(&job.reference.uid).root().to_owned();
         self.places.put(&job.reference.uid, &root, volume_name, place.clone())?;
@@ -168,7 +173,7 @@ impl Volumes {
         };
         let read_only = source.read_only.unwrap_or_default();
         let publish = Publish { device, staged: false, target: self.csi_target(&job), read_only };
-        let place = Place { path: publish.target.clone(), read_only, attachable: None };
+        let place = Place { path: publish.target.clone(), read_only, attachable: None, group: None };
         let fresh = self.publish(&mut csi, &job, &policy, publish.clone()).await?;
         self.own(&job, &csi, &policy, &publish, !publish.device.fs_type.is_empty(), fresh)?;
         let root = self.dirs(&job.reference.uid).root().to_owned();

@@ -309,7 +309,7 @@ impl Volumes {
         }
         let dirs = self.dirs(&uid);
         let of_plugin = |plugin: &str| dirs.volume(plugin, &bound.name().replace('/', "~"));
-        let at = |path: PathBuf| Place { path, read_only: bound.read_only, attachable: None };
+        let at = |path: PathBuf| Place { path, read_only: bound.read_only, attachable: None, group: bound.group() };
         let place = if bound.is_block() {
             let Some(source) = &spec.local else {
                 return Err(VolumeError::Step {
@@ -374,6 +374,11 @@ impl Volumes {
             || volume.projected.is_some();
         let of_nfs = volume.nfs.as_ref().and_then(|nfs| nfs.read_only).unwrap_or_default();
         of_content || of_nfs || self.places.get(uid, &volume.name).is_some_and(|place| place.read_only)
+    }
+
+    /// The groups that the pod's processes need for its volumes (A10.2).
+    pub fn groups(&self, uid: &PodUid) -> Vec<i64> {
+        self.places.groups(uid)
     }
 
     /// Whether the volume's files may get the label of the pod's processes: they are the pod's, and can have one (A10.7).

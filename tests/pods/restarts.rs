@@ -76,7 +76,7 @@ async fn a_new_agent_admits_anew_what_has_not_ended() {
     node.change_node(|node| node.uid = Some("node-1-uid".into()));
     node.start_agent();
     let failed = node.api.until(&young, "refused", |p| phase(p) == "Failed").await;
-    let told = failed.status.unwrap();
+    let told = failed.status.clone().unwrap();
     assert_eq!(told.reason.as_deref(), Some("OutOfcpu"));
     assert_eq!(
         told.message.as_deref(),

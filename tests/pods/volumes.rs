@@ -75,7 +75,7 @@ fn with_group(builder: Builder, group: i64) -> Builder {
 
 #[tokio::test]
 async fn content_follows_its_objects() {
-    // A9.2, A9.6, A9.7, A9.8, A9.9, A9.10, A9.16
+    // A9.1, A9.2, A9.6, A9.7, A9.8, A9.9, A9.10, A9.16
     let node = Node::start().await;
     node.api.put_config_map("settings", &[("colour", "green"), ("size", "1")]);
     node.api.put_secret("password", &[("word", "sesame")]);
@@ -145,7 +145,7 @@ async fn content_follows_its_objects() {
 
 #[tokio::test]
 async fn directories_are_as_asked_and_go_with_the_pod() {
-    // A9.4, A9.5, A9.13, A9.14, A9.15, A9.16, A9.21, A9.24, A9.25
+    // A9.1, A9.4, A9.5, A9.13, A9.14, A9.15, A9.16, A9.21, A9.24, A9.25
     let node = Node::start().await;
     let host = node.path("host");
     fs::create_dir_all(host.join("made")).unwrap();
@@ -188,6 +188,32 @@ async fn directories_are_as_asked_and_go_with_the_pod() {
     fs::write(later.join("late"), "").unwrap();
     assert_eq!(exec(&node, &uid, "ls /slave/in; ls /disk/in").await, "late\n");
 
+    // And what a privileged container mounts is seen on the node, where that was asked for.
+    let both = pod("both").container("main", SLEEP).volume(volume("v", json!({"emptyDir": {}})), "/v").with(|c| {
+        c.security_context = Some(serde_json::from_value(json!({"privileged": true})).unwrap());
+        c.volume_mounts.as_mut().unwrap()[0].mount_propagation = Some("Bidirectional".into());
+    });
+    let both = run(&node, both).await;
+    exec(&node, &both, "mkdir /v/in && mount -t tmpfs in /v/in && touch /v/in/seen").await;
+    let inside = node.path(&format!("kubelet/pods/{both}/volumes/kubernetes.io~empty-dir/v/in"));
+    assert!(inside.join("seen").exists());
+    assert_eq!(exec(&node, &both, "umount /v/in").await, "");
+    assert!(!inside.join("seen").exists());
+    end(&node, &both).await;
+
+    // What lies in memory goes with the containers, though the pod itself stays.
+    let memory = volume("v", json!({"emptyDir": {"medium": "Memory"}}));
+    let done = pod("done").restart("Never").container("main", "echo x > /v/x").volume(memory, "/v");
+    let done = node.api.create(done.0);
+    node.api.until(&done, "done", |p| phase(p) == "Succeeded").await;
+    let mounted = || {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        table.lines().any(|line| line.contains(done.as_str()) && line.contains("empty-dir"))
+    };
+    until("the end of what lay in memory", || !mounted()).await;
+    assert_eq!(phase(&node.api.pod(&done).unwrap()), "Succeeded");
+    end(&node, &done).await;
+
     // What is in an emptyDir survives a restart of its container.
     exec(&node, &uid, "echo kept > /disk/kept; kill -TERM 1").await;
     node.api.until(&uid, "restarted", |p| condition(p, "Ready") && status(p, "main").restart_count == 1).await;
@@ -197,6 +223,24 @@ async fn directories_are_as_asked_and_go_with_the_pod() {
     assert!(dirs.join("volume-subpaths/disk/main/3").is_dir());
     end(&node, &uid).await;
     assert!(host.join("new").is_dir());
+
+    // Without a group of its own everybody may write, and what is made is its maker's.
+    for (medium, user) in [("", 0), ("", 1000), ("Memory", 0), ("Memory", 1000)] {
+        let name = format!("matrix-{}{user}", medium.to_lowercase());
+        let matrix = pod(&name)
+            .container("main", SLEEP)
+            .volume(volume("v", json!({"emptyDir": {"medium": medium}})), "/v")
+            .spec(|spec| {
+                spec.security_context = Some(PodSecurityContext { run_as_user: Some(user), ..Default::default() });
+            });
+        let uid = run(&node, matrix).await;
+        let script = "for m in 644 666 777; do touch /v/$m; chmod $m /v/$m; stat -c %a:%u /v/$m; done; stat -c %a:%u /v; \
+                      umask; : > /v/new; stat -c %a /v/new";
+        let told = exec(&node, &uid, script).await;
+        let directory = if medium == "Memory" { "1777:0" } else { "777:0" };
+        assert_eq!(told, format!("644:{user}\n666:{user}\n777:{user}\n{directory}\n0022\n644\n"), "{name}");
+        end(&node, &uid).await;
+    }
 
     // Whatever is wrong is told, and no other pod notices.
     let refused = |name: &str, source: Value| pod(name).container("main", SLEEP).volume(volume("v", source), "/v");
@@ -268,6 +312,21 @@ async fn bad_sub_paths(node: &Node) {
         assert_eq!(message.as_deref(), Some(text), "{name}");
         end(node, &uid).await;
     }
+    // What was wrong may be made good: the variable comes from an annotation.
+    let mut late = pod("late").container("main", SLEEP).volume(volume("v", json!({"emptyDir": {}})), "/v").with(|c| {
+        let from = json!([{"name": "PART", "valueFrom": {"fieldRef": {"fieldPath": "metadata.annotations['part']"}}}]);
+        c.env.get_or_insert_default().extend(serde_json::from_value::<Vec<_>>(from).unwrap());
+        c.volume_mounts.as_mut().unwrap()[0].sub_path_expr = Some("$(PART)".into());
+    });
+    late.0.metadata.annotations.get_or_insert_default().insert("part".into(), "/absolute".into());
+    let late = node.api.create(late.0);
+    let refused = |p: &Pod| state(status(p, "main").state.as_ref()) == "waiting CreateContainerConfigError";
+    node.api.until(&late, "refused", refused).await;
+    node.api.change_pod(&late, |pod| {
+        pod.metadata.annotations.get_or_insert_default().insert("part".into(), "good".into());
+    });
+    node.api.until(&late, "ready", |p| condition(p, "Ready")).await;
+    end(node, &late).await;
 }
 
 fn persistent(name: &str, spec: Value) -> PersistentVolume {
@@ -302,7 +361,7 @@ fn of_claim(name: &str) -> Volume {
 
 #[tokio::test]
 async fn claims_show_what_they_are_bound_to() {
-    // A9.1, A9.3, A9.17, A9.19, A9.22
+    // A9.1, A9.3, A9.17, A9.19, A9.22, A10.2
     let mut node = Node::start().await;
     let (local, host) = (node.path("local"), node.path("host"));
     for dir in [&local, &host] {
@@ -314,7 +373,12 @@ async fn claims_show_what_they_are_bound_to() {
     let one = with_group(pod("one").container("main", SLEEP), 4242)
         .volume(of_claim("local"), "/local")
         .volume(volume("other", json!({"persistentVolumeClaim": {"claimName": "host", "readOnly": true}})), "/host");
+    node.api.storage(|all| {
+        let group = ("pv.beta.kubernetes.io/gid".to_owned(), "7777".to_owned());
+        all.volumes.get_mut("pv-host").unwrap().metadata.annotations = Some([group].into());
+    });
     let one = run(&node, one).await;
+    assert_eq!(exec(&node, &one, "id -G").await, "0 4242 7777\n");
     assert_eq!(exec(&node, &one, "cat /local/precious; touch /local/f; touch /host/f 2>&1").await.lines().count(), 1);
     assert!(local.join("f").exists() && !host.join("f").exists(), "the claim is read-only");
     let found = fs::metadata(local.join("precious")).unwrap();
@@ -452,6 +516,10 @@ async fn a_csi_driver_is_registered_and_called() {
     let data: Value = serde_json::from_str(&fs::read_to_string(data).unwrap()).unwrap();
     assert_eq!((&data["volumeHandle"], &data["attachmentID"]), (&json!("vol-1"), &json!(name)));
 
+    let hash = sha256("vol-1");
+    assert!(root.join(format!("plugins/kubernetes.io/csi/{NAME}/{hash}/globalmount/data")).exists());
+    assert!(root.join(format!("pods/{a}/volumes/kubernetes.io~csi/pv-disk/mount/data")).exists());
+
     // A second pod shares what is staged; an agent that starts anew knows both; the last one out unstages.
     let b = run(&node, pod("b").container("main", SLEEP).volume(of_claim("disk"), "/disk")).await;
     node.stop_agent().await;
@@ -552,7 +620,11 @@ async fn devices_of_a_driver_are_mapped_and_volumes_grow() {
     end(&node, &a).await;
     assert_eq!(exec(&node, &b, told).await.trim(), "block special file 7 fa");
     assert!(driver.calls().iter().all(|call| !call.starts_with("unstage")));
-    end(&node, &b).await;
+    // What nobody wants any more when the next agent comes is taken away by that one.
+    node.stop_agent().await;
+    node.api.remove(&b);
+    node.start_agent();
+    node.until_nothing_is_left(&b).await;
     let calls: Vec<String> = driver.calls().into_iter().filter(|call| call.ends_with("raw-1")).collect();
     let expected = ["stage", "publish", "publish", "publish", "unpublish", "unpublish", "unstage"];
     assert_eq!(calls, expected.map(|call| format!("{call} raw-1")), "the first publish failed");
@@ -614,9 +686,12 @@ async fn devices_of_a_driver_are_mapped_and_volumes_grow() {
 }
 
 fn attachment_of(handle: &str, node: &str) -> String {
+    format!("csi-{}", sha256(&format!("{handle}{NAME}{node}")))
+}
+
+fn sha256(text: &str) -> String {
     use std::process::{Command, Stdio};
-    let text = format!("{handle}{NAME}{node}");
     let script = format!("printf %s '{text}' | sha256sum");
     let done = Command::new("sh").args(["-c", &script]).stdin(Stdio::null()).output().unwrap();
-    format!("csi-{}", String::from_utf8(done.stdout).unwrap().split(' ').next().unwrap())
+    String::from_utf8(done.stdout).unwrap().split(' ').next().unwrap().to_owned()
 }

@@ -7,7 +7,7 @@ fn nodes() -> cri::UserNamespace {
 }
 
 fn node() -> NodeSecurity<'static> {
-    NodeSecurity { seccomp_default: false, seccomp_dir: Path::new("/s"), more_masked: &[] }
+    NodeSecurity { seccomp_default: false, seccomp_dir: Path::new("/s"), groups_of_volumes: &[], more_masked: &[] }
 }
 
 fn pod(context: PodSecurityContext) -> Pod {
@@ -99,7 +99,7 @@ fn namespaces_are_those_of_node_pod_container_or_target() {
     let range = cri::IdMapping { host_id: 131_072, container_id: 0, length: 65536 };
     let users = cri::UserNamespace { mode: Pod.into(), uids: vec![range], gids: vec![range] };
     let told = |options: Option<cri::NamespaceOption>| options.unwrap().userns_options;
-    assert_eq!(told(of_sandbox(&PodSpec::default(), users.clone()).namespace_options), Some(users.clone()));
+    assert_eq!(told(of_sandbox(&PodSpec::default(), users.clone(), &[]).namespace_options), Some(users.clone()));
     let (pod, image) = (pod(PodSecurityContext::default()), ImageUser::default());
     let made = of_container(&pod, &container(SecurityContext::default()), &image, node(), None, users.clone()).unwrap();
     assert_eq!(told(made.namespace_options), Some(users));
@@ -120,16 +120,16 @@ fn the_sandbox_has_what_the_whole_pod_has() {
     let of = |context, containers: Vec<Container>, init: Vec<Container>| {
         let spec =
             PodSpec { security_context: Some(context), containers, init_containers: Some(init), ..Default::default() };
-        of_sandbox(&spec, nodes())
+        of_sandbox(&spec, nodes(), &[6, 8])
     };
     let plain = of(context(Some(5), &[7, 6], None), vec![privileged(false)], vec![]);
-    assert_eq!(plain.supplemental_groups, [5, 7, 6], "the group of volumes is the first");
+    assert_eq!(plain.supplemental_groups, [5, 7, 6, 8], "fsGroup first, those of volumes last, and none twice");
     assert_eq!(plain.supplemental_groups_policy(), cri::SupplementalGroupsPolicy::Merge);
     assert_eq!(plain.seccomp.unwrap().profile_type(), ProfileType::RuntimeDefault, "whatever the pod wants");
     assert!(!plain.privileged && plain.run_as_group.is_none(), "no group without a user");
     let strict = of(context(None, &[7], Some("Strict")), vec![], vec![privileged(true)]);
     assert_eq!(strict.supplemental_groups_policy(), cri::SupplementalGroupsPolicy::Strict);
-    assert!(strict.privileged && strict.supplemental_groups == [7]);
+    assert!(strict.privileged && strict.supplemental_groups == [7, 6, 8]);
 }
 
 #[test]

@@ -93,7 +93,9 @@ impl Hand {
         let shared = &self.shared;
         let seccomp_dir = shared.config.root_dir.join("seccomp");
         let throttles = security::thermal_throttles(Path::new("/sys/devices/system/cpu"));
+        let groups = shared.volumes.groups(&self.reference.uid);
         let of_node = NodeSecurity {
+            groups_of_volumes: &groups,
             seccomp_default: shared.config.seccomp_default,
             seccomp_dir: &seccomp_dir,
             more_masked: &throttles,

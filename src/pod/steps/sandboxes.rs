@@ -1,7 +1,6 @@
 //! Makes, stops and removes sandboxes.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -132,6 +131,7 @@ impl Hand {
             cgroup_parent: shared.cgroups.pod_parent(qos_class(&spec), self.reference.uid.as_str()),
             log_directory: shared.log_dir(&self.reference),
             users: self.users()?,
+            groups: shared.volumes.groups(&self.reference.uid),
         };
         Ok(sandbox::config(&self.pod, &parts))
     }
