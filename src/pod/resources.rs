@@ -234,7 +234,7 @@ mod tests {
 
     #[test]
     fn the_score_follows_the_request() {
-        // A12.8
+        // A10.12, A12.8
         let both: &[_] = &[("cpu", "1"), ("memory", "1Gi")];
         for (c, score) in [
             (container(both, both), -997),

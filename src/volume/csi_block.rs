@@ -82,20 +82,13 @@ impl Volumes {
         let attachable = policy.attach.then(|| unique_name(driver, handle));
         let root = self.dirs(uid).root().to_owned();
         let fresh = !places.is_mapped()?;
-        // Before it is used, and until it is gone for sure, the cluster must not detach it; and whoever takes the pod away must know
-        // of it, though it is only staged, or half so.
+        // Before it is used, and until it is gone for sure, the cluster must not detach it.
         self.places.put(
             uid,
             &root,
             volume_name,
             Place { path: places.link.clone(), read_only, attachable, group: bound.group() },
         )?;
-        if fresh {
-            let data = places.data();
-            make_dir(&data)?;
-            PodData::of(spec_name, driver, handle, &node.name).save(&data)?;
-            link(&places)?;
-        }
         let mut device = MountDevice {
             handle: handle.to_owned(),
             staging: places.staging.clone(),
@@ -120,6 +113,13 @@ impl Volumes {
             step: SET_UP_DEVICE,
             text: format!("kubernetes.io/csi: blockMapper.SetUpDevice failed to get CSI client: {error}"),
         })?;
+        if fresh {
+            // Whoever takes the pod away must know of it, though it is only staged, or half so.
+            let data = places.data();
+            make_dir(&data)?;
+            PodData::of(spec_name, driver, handle, &node.name).save(&data)?;
+            link(&places)?;
+        }
         if csi.stages() && !places.volume.join("data/staged").exists() {
             self.set_up_device(&mut csi, &places, &device, source).await.map_err(VolumeError::step(SET_UP_DEVICE))?;
         }

@@ -105,10 +105,6 @@ impl Volumes {
             ..MountDevice::default()
         };
         let fresh = !kernel::is_mount_point(&target).map_err(VolumeError::file("look at", &target))?;
-        if fresh {
-            // Whoever takes the pod away must know of it, though it is only staged, or half so.
-            job.remember(&target, &device.handle)?;
-        }
         if policy.attach && (fresh || policy.republish) {
             let attached = attach::until_attached(api, source, &node.name).await;
             device.publish_context = attached.map_err(VolumeError::step("MountVolume.WaitForAttach failed"))?;
@@ -122,6 +118,10 @@ impl Volumes {
             },
             other => other,
         })?;
+        if fresh {
+            // Whoever takes the pod away must know of it, though it is only staged, or half so.
+            job.remember(&target, &device.handle)?;
+        }
         let staged = csi.stages();
         if staged && !self.is_staged(&device.staging) {
             self.stage(&mut csi, &job, &device, source).await?;
@@ -268,12 +268,8 @@ impl Volumes {
         by_default: bool,
         fresh: bool,
     ) -> Result<(), VolumeError> {
-        let applies = match policy.group.as_str() {
-            "None" => false,
-            "File" => true,
-            _ => by_default,
-        };
-        let Some(group) = publish.device.group.filter(|_| applies && fresh && !csi.sets_group()) else { return Ok(()) };
+        let applies = node_sets_group(&policy.group, by_default, csi.sets_group());
+        let Some(group) = publish.device.group.filter(|_| applies && fresh) else { return Ok(()) };
         if publish.read_only {
             // Nothing can be changed there.
             return Ok(());
@@ -399,6 +395,16 @@ impl Job<'_> {
     }
 }
 
+/// Whether the node gives the files to the pod's group. `by_default`: it is a file system of one node's.
+fn node_sets_group(policy: &str, by_default: bool, driver_does: bool) -> bool {
+    !driver_does
+        && match policy {
+            "None" => false,
+            "File" => true,
+            _ => by_default,
+        }
+}
+
 pub(super) fn make_dir(dir: &Path) -> Result<(), VolumeError> {
     fs::DirBuilder::new().recursive(true).mode(0o750).create(dir).map_err(VolumeError::file("make", dir))
 }
@@ -427,5 +433,30 @@ pub(super) fn remove_empty(dir: &Path) -> Result<(), VolumeError> {
     match fs::remove_dir(dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(VolumeError::file("remove", dir)(error)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drivers_say_who_sets_the_group() {
+        // A9.16
+        for (policy, by_default, driver_does, node) in [
+            ("ReadWriteOnceWithFSType", true, false, true),
+            ("ReadWriteOnceWithFSType", false, false, false),
+            ("File", false, false, true),
+            ("File", true, true, false),
+            ("None", true, false, false),
+        ] {
+            assert_eq!(node_sets_group(policy, by_default, driver_does), node, "{policy} {by_default} {driver_does}");
+        }
+        let default = Policy::of(None);
+        assert_eq!(
+            (default.attach, default.pod_info, default.group.as_str()),
+            (true, false, "ReadWriteOnceWithFSType")
+        );
+        assert_eq!(default.modes, ["Persistent"]);
     }
 }

@@ -145,7 +145,7 @@ async fn content_follows_its_objects() {
 
 #[tokio::test]
 async fn directories_are_as_asked_and_go_with_the_pod() {
-    // A9.1, A9.4, A9.5, A9.13, A9.14, A9.15, A9.16, A9.21, A9.24, A9.25
+    // A9.1, A9.4, A9.5, A9.13, A9.14, A9.15, A9.16, A9.20, A9.21, A9.24, A9.25
     let node = Node::start().await;
     let host = node.path("host");
     fs::create_dir_all(host.join("made")).unwrap();
@@ -275,7 +275,7 @@ async fn directories_are_as_asked_and_go_with_the_pod() {
     node.stop().await;
 }
 
-/// A9.13, A9.14, A9.24: containers that are not made, and why.
+/// A9.13, A9.14, A9.20, A9.24: containers that are not made, and why.
 async fn bad_sub_paths(node: &Node) {
     type Change = fn(&mut k8s_openapi::api::core::v1::VolumeMount);
     let out: Change = |m| m.sub_path = Some("out/passwd".into());
@@ -312,6 +312,26 @@ async fn bad_sub_paths(node: &Node) {
         assert_eq!(message.as_deref(), Some(text), "{name}");
         end(node, &uid).await;
     }
+    // This runtime cannot mount images; one that is not there is told of first.
+    node.change_node(|node| node.runtime_version = "containerd://1.6.20".into());
+    let of_image = |reference: &str| json!({"image": {"reference": reference, "pullPolicy": "Never"}});
+    for (name, reference, reason, text) in [
+        (
+            "image",
+            crate::lab::BUSYBOX,
+            "CreateContainerError",
+            "containerd://1.6.20 cannot mount images: it takes containerd 2.1",
+        ),
+        ("absent", "127.0.0.1:1/none:1", "ErrImageNeverPull", "is not present with pull policy of Never"),
+    ] {
+        let uid = node.api.create(pod(name).container("main", SLEEP).volume(volume("v", of_image(reference)), "/v").0);
+        let waits = format!("waiting {reason}");
+        let told = node.api.until(&uid, name, |p| state(status(p, "main").state.as_ref()) == waits).await;
+        let message = status(&told, "main").state.unwrap().waiting.unwrap().message.unwrap();
+        assert!(message.contains(text), "{message}");
+        end(node, &uid).await;
+    }
+
     // What was wrong may be made good: the variable comes from an annotation.
     let mut late = pod("late").container("main", SLEEP).volume(volume("v", json!({"emptyDir": {}})), "/v").with(|c| {
         let from = json!([{"name": "PART", "valueFrom": {"fieldRef": {"fieldPath": "metadata.annotations['part']"}}}]);
@@ -361,7 +381,7 @@ fn of_claim(name: &str) -> Volume {
 
 #[tokio::test]
 async fn claims_show_what_they_are_bound_to() {
-    // A9.1, A9.3, A9.17, A9.19, A9.22, A10.2
+    // A9.1, A9.3, A9.16, A9.17, A9.19, A9.22, A10.2
     let mut node = Node::start().await;
     let (local, host) = (node.path("local"), node.path("host"));
     for dir in [&local, &host] {
@@ -676,6 +696,20 @@ async fn devices_of_a_driver_are_mapped_and_volumes_grow() {
     )
     .await;
     end(&node, &d).await;
+
+    // A driver that never came keeps no pod from going.
+    put(&node, "nobody", json!({"csi": {"driver": "nobody.example.com", "volumeHandle": "vol-9"}}));
+    let nobody: k8s_openapi::api::storage::v1::CSIDriver =
+        serde_json::from_value(json!({"metadata": {"name": "nobody.example.com"}, "spec": {"attachRequired": false}}))
+            .unwrap();
+    node.api.storage(|all| all.drivers.insert("nobody.example.com".into(), nobody));
+    let f = node.api.create(pod("f").container("main", SLEEP).volume(of_claim("nobody"), "/disk").0);
+    until_event(
+        &node,
+        "f  FailedMount: MountVolume.MountDevice failed for volume \"pv-nobody\" : kubernetes.io/csi: attacher.MountDevice failed to create newCsiDriverClient: driver name nobody.example.com not found in the list of registered CSI drivers",
+    )
+    .await;
+    end(&node, &f).await;
 
     // A pod that waits for its volume goes at once.
     put(&node, "detached", json!({"csi": {"driver": NAME, "volumeHandle": "vol-3"}}));
