@@ -342,7 +342,8 @@ impl Supervisor {
                     self.orphans_due = false;
                     for pod in orphans {
                         info!(pod = %PodRef::of(&pod), "no source wants this pod any more; it is cleaned up");
-                        self.start(Arc::new(pod), true, None);
+                        let pod = Arc::new(pod);
+                        self.start(pod.clone(), true, None, pod);
                     }
                 }
                 Err(error) => warn!(%error, "cannot look for what former pods left behind; it is tried again"),
@@ -392,7 +393,8 @@ impl Supervisor {
                     continue;
                 }
             };
-            self.start(pod.clone(), false, rejected);
+            let shown = given.map_or_else(|| pod.clone(), Arc::new);
+            self.start(pod.clone(), false, rejected, shown);
         }
     }
 
@@ -458,13 +460,14 @@ impl Supervisor {
         .collect()
     }
 
-    fn start(&mut self, pod: Arc<Pod>, gone: bool, rejected: Option<Cause>) {
+    /// `shown`: the pod with the resources that it was given, which counts for others.
+    fn start(&mut self, pod: Arc<Pod>, gone: bool, rejected: Option<Cause>, shown: Arc<Pod>) {
         let uid = PodRef::of(&pod).uid;
         let (desired, receiver) = watch::channel(DesiredPod { pod: pod.clone(), gone, ended: None, released: false });
         let wake = Arc::new(Notify::new());
         let admitted = rejected.is_none() && !gone;
         if !gone {
-            self.shared.directory.put(&uid, pod);
+            self.shared.directory.put(&uid, shown);
         }
         let worker = Worker::new(self.shared.clone(), receiver, wake.clone(), self.stop.child_token(), rejected);
         self.workers.insert(uid, Handle { desired, wake, admitted });

@@ -12,7 +12,7 @@ use stoker_model::pod::{PodRef, PodUid};
 use super::attach::{self, unique_name};
 use super::claim::Bound;
 use super::csi::{Csi, MountDevice, PodData, Publish};
-use super::csi_volume::{Job, Policy, make_dir, remove_empty};
+use super::csi_volume::{FOR_ONE_POD, Job, Policy, make_dir, remove_empty};
 use super::error::VolumeError;
 use super::expand::Growth;
 use super::kernel;
@@ -89,6 +89,9 @@ impl Volumes {
             volume_name,
             Place { path: places.link.clone(), read_only, attachable, group: bound.group() },
         )?;
+        if fresh && bound.is_for_one_pod() && self.is_mapped_elsewhere(&places, spec_name) {
+            return Err(VolumeError::Step { step: SET_UP_DEVICE, text: FOR_ONE_POD.to_owned() });
+        }
         let mut device = MountDevice {
             handle: handle.to_owned(),
             staging: places.staging.clone(),

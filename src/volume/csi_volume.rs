@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{CSIPersistentVolumeSource, CSIVolumeSource, Pod
 use k8s_openapi::api::storage::v1::CSIDriver;
 use sha2::{Digest, Sha256};
 use stoker_model::handle::NodeSnapshot;
-use stoker_model::pod::PodRef;
+use stoker_model::pod::{PodRef, PodUid};
 
 use super::attach;
 use super::claim::Bound;
@@ -22,6 +22,9 @@ use super::places::Place;
 use super::volumes::{Volumes, fs_group};
 use crate::clock::Now;
 
+/// Why a second pod does not get a volume.
+pub(super) const FOR_ONE_POD: &str =
+    "volume uses the ReadWriteOncePod access mode and is already in use by another pod";
 const MOUNT_DEVICE: &str = "MountVolume.MountDevice failed";
 
 /// What a driver's object says, with upstream's defaults where there is none.
@@ -105,6 +108,10 @@ impl Volumes {
             ..MountDevice::default()
         };
         let fresh = !kernel::is_mount_point(&target).map_err(VolumeError::file("look at", &target))?;
+        if fresh && bound.is_for_one_pod() && self.is_used_by_other(&job.reference.uid, &source.driver, &device.handle)
+        {
+            return Err(VolumeError::Other(FOR_ONE_POD.to_owned()));
+        }
         if policy.attach && (fresh || policy.republish) {
             let attached = attach::until_attached(api, source, &node.name).await;
             device.publish_context = attached.map_err(VolumeError::step("MountVolume.WaitForAttach failed"))?;
@@ -345,11 +352,16 @@ impl Volumes {
         remove_staging(&staging)
     }
 
-    /// Whether another pod on this node has the same volume.
+    /// Whether another pod on this node has the same volume; that of the pod itself is gone already.
     fn is_used(&self, data: &PodData) -> bool {
+        self.is_used_by_other(&PodUid::new(""), &data.driver_name, &data.volume_handle)
+    }
+
+    fn is_used_by_other(&self, uid: &PodUid, driver: &str, handle: &str) -> bool {
         let pods = fs::read_dir(&self.pods_dir).into_iter().flatten().flatten();
-        let mut others = pods.flat_map(|pod| published(&pod.path()));
-        others.any(|(_, other)| other.driver_name == data.driver_name && other.volume_handle == data.volume_handle)
+        let others = pods.filter(|pod| pod.file_name() != uid.as_str());
+        let mut all = others.flat_map(|pod| published(&pod.path()));
+        all.any(|(_, other)| other.driver_name == driver && other.volume_handle == handle)
     }
 }
 

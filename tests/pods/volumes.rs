@@ -697,6 +697,20 @@ async fn devices_of_a_driver_are_mapped_and_volumes_grow() {
     .await;
     end(&node, &d).await;
 
+    // One that is for one pod alone is not shown to a second.
+    put(&node, "alone", json!({"csi": {"driver": NAME, "volumeHandle": "vol-4"}, "accessModes": ["ReadWriteOncePod"]}));
+    attach(&node, "vol-4");
+    let first = run(&node, pod("first").container("main", SLEEP).volume(of_claim("alone"), "/disk")).await;
+    let second = node.api.create(pod("second").container("main", SLEEP).volume(of_claim("alone"), "/disk").0);
+    until_event(
+        &node,
+        "second  FailedMount: MountVolume.SetUp failed for volume \"pv-alone\" : volume uses the ReadWriteOncePod access mode and is already in use by another pod",
+    )
+    .await;
+    end(&node, &first).await;
+    node.api.until(&second, "ready", |p| condition(p, "Ready")).await;
+    end(&node, &second).await;
+
     // A driver that never came keeps no pod from going.
     put(&node, "nobody", json!({"csi": {"driver": "nobody.example.com", "volumeHandle": "vol-9"}}));
     let nobody: k8s_openapi::api::storage::v1::CSIDriver =
