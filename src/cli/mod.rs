@@ -25,6 +25,7 @@ mod standalone;
 mod status;
 mod systemd;
 mod unit;
+mod users;
 mod wiring;
 
 /// Ends the process with this code when it was called in a wrong way, as clap does.

@@ -44,11 +44,7 @@ pub(super) fn check_host(config: &KubeletConfig) -> Result<(), PreflightError> {
         return Err(PreflightError::NotRoot);
     }
     if config.fail_swap_on {
-        let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
-        let devices: Vec<_> = swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
-        if !devices.is_empty() {
-            return Err(PreflightError::Swap { devices: devices.join(", ") });
-        }
+        no_swap(&fs::read_to_string("/proc/swaps").unwrap_or_default())?;
     }
     // Hybrid hosts have controllers on v1 only.
     let unified = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").is_ok();
@@ -59,6 +55,12 @@ pub(super) fn check_host(config: &KubeletConfig) -> Result<(), PreflightError> {
         protect_kernel_defaults(Path::new("/proc/sys"))?;
     }
     Ok(())
+}
+
+/// What the kernel swaps to, as in `/proc/swaps`, must be nothing.
+fn no_swap(table: &str) -> Result<(), PreflightError> {
+    let devices: Vec<_> = table.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
+    if devices.is_empty() { Ok(()) } else { Err(PreflightError::Swap { devices: devices.join(", ") }) }
 }
 
 /// Switches of the kernel that kubelet sets itself, or wants to find set.
@@ -175,6 +177,18 @@ mod tests {
         ] {
             assert_eq!(mount_of(Path::new(path), MOUNTS), (PathBuf::from(mount), shared), "{path}");
         }
+    }
+
+    #[test]
+    fn swap_keeps_the_agent_from_starting() {
+        // A15.9
+        let head = "Filename\tType\tSize\tUsed\tPriority\n";
+        for table in ["", head] {
+            assert!(no_swap(table).is_ok());
+        }
+        let on = no_swap(&format!("{head}/dev/sda2 partition 1 0 -2\n/swapfile file 1 0 -3\n"));
+        let text = on.expect_err("it is on").to_string();
+        assert!(text.starts_with("swap is on (/dev/sda2, /swapfile) and failSwapOn is true"), "{text}");
     }
 
     #[test]

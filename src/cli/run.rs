@@ -275,6 +275,7 @@ async fn wire_node(
 
     spawn(tasks, "events", event_task(api.clone()).run());
     spawn(tasks, "kernel log", node::watch_oom(events.clone()));
+    spawn(tasks, "pod range", node::pass_pod_cidr(runtime.clone(), node_object.clone()));
     spawn(tasks, "lease", node::renew_lease(node_api.clone(), node.lease_seconds, *clock));
     super::network::spawn(stoker, node, &api, (node_api.clone(), node_object.clone()), tasks).await?;
     let certificate = kubelet.server_tls_bootstrap.then(|| {
@@ -375,7 +376,7 @@ async fn wire_pods(
         // The runtime pulls it, or pods say what is missing.
         Err(error) => tracing::warn!(%error, "sandbox image not ensured"),
     }
-    let mut volumes = Volumes::new(&flags.root_dir, handles.objects.clone());
+    let mut volumes = Volumes::new(&flags.root_dir, handles.objects.clone()).with_events(handles.events.clone());
     let drivers = Drivers::default();
     if let Some(storage) = handles.storage.clone() {
         volumes = volumes.with_storage(storage, drivers.clone());

@@ -18,6 +18,7 @@ mod lease;
 mod machine;
 mod observer;
 mod oom;
+mod pod_cidr;
 mod reporter;
 mod settings;
 
@@ -27,6 +28,7 @@ pub use lease::renew_lease;
 pub use machine::memory_threshold;
 pub use observer::{Observation, Observer, observe};
 pub use oom::watch_oom;
+pub use pod_cidr::pass_pod_cidr;
 pub use reporter::{Seen, report};
 pub use settings::{MachineError, NodeSettings, node_name};
 

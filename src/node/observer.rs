@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ContainerImage, Node, NodeSystemInfo};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use stoker_model::handle::{DeviceFeed, NodeFeed, NodeSnapshot};
+use stoker_model::handle::{DeviceFeed, NodeFeed, NodeSnapshot, RuntimeHandler};
 use stoker_model::quantity::Milli;
 use stoker_model::service::{NodeFacts, NodeTopology};
 use tokio::sync::watch;
@@ -91,7 +91,7 @@ pub fn observe(
         info: None,
         images: Vec::new(),
         images_read: None,
-        recursive_read_only: false,
+        handlers: BTreeMap::new(),
         supplemental_groups_policy: false,
         settings,
     };
@@ -180,7 +180,7 @@ struct Eye {
     images: Vec<ContainerImage>,
     images_read: Option<Now>,
     /// The runtime's handler can do it.
-    recursive_read_only: bool,
+    handlers: BTreeMap<String, RuntimeHandler>,
     /// The runtime's status says so.
     supplemental_groups_policy: bool,
 }
@@ -230,7 +230,7 @@ impl Eye {
             network_ready,
             supplemental_groups_policy: self.supplemental_groups_policy,
             pressures: pressures.map(|verdict| verdict.kind.to_owned()).collect(),
-            recursive_read_only: self.recursive_read_only,
+            handlers: self.handlers.clone(),
             runtime_version: self.info.as_ref().map(|i| i.container_runtime_version.clone()).unwrap_or_default(),
         }
     }
@@ -247,9 +247,15 @@ impl Eye {
             let text = format!("{}://{}", version.runtime_name, version.runtime_version);
             self.info = Some(system_info(text));
         }
-        let default = answer.runtime_handlers.iter().find(|handler| handler.name.is_empty());
-        self.recursive_read_only =
-            default.and_then(|handler| handler.features.as_ref()).is_some_and(|f| f.recursive_read_only_mounts);
+        let all = answer.runtime_handlers.into_iter().map(|handler| {
+            let features = handler.features.unwrap_or_default();
+            let can = RuntimeHandler {
+                recursive_read_only: features.recursive_read_only_mounts,
+                user_namespaces: features.user_namespaces,
+            };
+            (handler.name, can)
+        });
+        self.handlers = all.collect();
         self.supplemental_groups_policy = answer.features.is_some_and(|features| features.supplemental_groups_policy);
         runtime_health(answer.status.as_ref())
     }

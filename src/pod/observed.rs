@@ -190,6 +190,8 @@ pub(super) struct Sandbox {
     pub(super) attempt: u32,
     pub(super) ready: bool,
     pub(super) host_network: bool,
+    /// The runtime's handler; empty: the runtime's own choice.
+    pub(super) handler: String,
     /// Addresses, primary first; empty in the node's network.
     pub(super) ips: Vec<String>,
     pub(super) created_at: Timestamp,

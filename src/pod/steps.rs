@@ -248,8 +248,13 @@ impl Hand {
         }
         let shared = self.shared.clone();
         let (node, now) = (shared.node(), shared.clock.now());
-        let mounted = shared.volumes.mount(&self.pod, &node, now, &self.volumes_changed).await;
-        self.volumes_mounted(mounted)
+        let ends_already = self.ends();
+        let mut desired = self.desired.clone();
+        tokio::select! {
+            mounted = shared.volumes.mount(&self.pod, &node, now, &self.volumes_changed) => self.volumes_mounted(mounted),
+            // What has begun is taken away with the pod.
+            _ = desired.wait_for(|d| d.gone || d.deleted()), if !ends_already => Outcome::Stop,
+        }
     }
 
     /// Whether the pod's volumes are those that nearly every pod has, which nothing can be missing for but the API server: what it
@@ -309,7 +314,9 @@ impl Hand {
         let mut message = String::new();
         for failure in failures {
             message = failure.to_string();
-            self.shared.tell(&self.reference, EventType::Warning, failure.reason(), message.clone());
+            if let Some(reason) = failure.reason() {
+                self.shared.tell(&self.reference, EventType::Warning, reason, message.clone());
+            }
         }
         self.effects.push(Effect::VolumesFailed(message));
         Outcome::Stop

@@ -134,7 +134,8 @@ impl Worker {
             ..Memory::default()
         };
         if let Some(cause) = rejected {
-            memory.stage = Stage::CleaningUp { cause };
+            // A former agent may have admitted it, so that its containers run.
+            memory.stage = Stage::Terminating { deadline: now.monotonic + desired.borrow().spec_grace(), cause };
         }
         let writer = StatusWriter::spawn(shared.api.clone(), reference.clone());
         Self {
@@ -308,7 +309,8 @@ impl Worker {
         let node = self.shared.node();
         let network_ready = node.network_ready;
         let mut memory = std::mem::take(&mut self.memory);
-        memory.recursive_read_only = node.recursive_read_only;
+        let handler = self.sandbox.as_ref().and_then(|sandbox| node.handlers.get(&sandbox.handler));
+        memory.recursive_read_only = handler.is_some_and(|handler| handler.recursive_read_only);
         let mut seen = Observed { sandboxes, containers, network_ready, memory };
         seen.memory.probes = self.probe(&desired, &seen);
         self.finish_resize(&desired, &mut seen);
@@ -577,7 +579,7 @@ impl Worker {
                 self.mount_failures = 0;
             }
             Effect::VolumesFailed(message) => {
-                let delay = MOUNT_RETRY.0.saturating_mul(1 << self.mount_failures.min(10)).min(MOUNT_RETRY.1);
+                let delay = mount_delay(self.mount_failures);
                 self.mount_failures += 1;
                 memory.volumes = VolumesState::Failed { message, retry_at: now.monotonic + delay };
                 self.repeated = (Vec::new(), 0);
@@ -684,5 +686,24 @@ impl Worker {
             Effect::Gone => self.gone = true,
             Effect::Stuck => memory.teardown_retry_at = Some(now.monotonic + TEARDOWN_RETRY),
         }
+    }
+}
+
+/// How long a mount waits after so many failures before it.
+fn mount_delay(failures: u32) -> Duration {
+    MOUNT_RETRY.0.saturating_mul(1 << failures.min(10)).min(MOUNT_RETRY.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_are_tried_ever_more_slowly() {
+        // A9.2
+        let delays: Vec<u64> =
+            (0..11).map(|failures| u64::try_from(mount_delay(failures).as_millis()).unwrap()).collect();
+        assert_eq!(delays, [500, 1000, 2000, 4000, 8000, 16000, 32000, 64000, 122_000, 122_000, 122_000]);
+        assert_eq!(mount_delay(u32::MAX), MOUNT_RETRY.1);
     }
 }
