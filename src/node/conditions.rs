@@ -29,12 +29,15 @@ impl RuntimeHealth {
 }
 
 /// `Ready`.
-pub(super) fn ready(runtime: &RuntimeHealth, missing: &[&str]) -> Verdict {
+pub(super) fn ready(runtime: &RuntimeHealth, going_down: bool, missing: &[&str]) -> Verdict {
     let mut problems = match runtime {
         RuntimeHealth::Unknown => vec!["container runtime status check may not have completed yet".to_owned()],
         RuntimeHealth::Down => vec!["container runtime is down".to_owned()],
         RuntimeHealth::Up { problems, .. } => problems.clone(),
     };
+    if going_down {
+        problems.push("node is shutting down".to_owned());
+    }
     if !missing.is_empty() {
         problems.push(format!("missing node capacity for resources: {}", missing.join(", ")));
     }
@@ -119,10 +122,15 @@ mod tests {
                 format!("[{network}, missing node capacity for resources: cpu]"),
             ),
         ] {
-            let verdict = ready(&runtime, missing);
+            let verdict = ready(&runtime, false, missing);
             assert_eq!((verdict.reason, verdict.message), (reason, message));
             assert_eq!(verdict.holds, reason == "KubeletReady");
         }
+        // A15.10
+        let message = |problems: &[&str], missing: &[&str]| ready(&up(problems), true, missing).message;
+        assert_eq!(message(&[], &[]), "node is shutting down");
+        let all = format!("[{network}, node is shutting down, missing node capacity for resources: cpu, pods]");
+        assert_eq!(message(&[network], &["cpu", "pods"]), all);
     }
 
     #[test]

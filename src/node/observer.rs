@@ -73,13 +73,14 @@ pub struct Observer {
 }
 
 /// Starts observing: what to read, and the task to spawn. `node` is the Node as the API server has it, `None` while
-/// it is not known; labels and taints come from it then, before that from the settings. `pressures` come from [`super::eviction`].
+/// it is not known; labels and taints come from it then, before that from the settings. `pressures` come from [`super::eviction`], `going_down` from
+/// [`super::end_pods_at_shutdown`].
 pub fn observe(
     settings: Arc<NodeSettings>,
     runtime: Runtime,
     node: watch::Receiver<Option<Node>>,
     devices: DeviceFeed,
-    pressures: watch::Receiver<Pressures>,
+    (pressures, going_down): (watch::Receiver<Pressures>, watch::Receiver<bool>),
     clock: Clock,
 ) -> (Observer, impl Future<Output = ()> + Send) {
     let mut changed_devices = devices.clone();
@@ -88,6 +89,7 @@ pub fn observe(
         devices,
         runtime,
         pressures,
+        going_down,
         info: None,
         images: Vec::new(),
         images_read: None,
@@ -131,6 +133,7 @@ pub fn observe(
                 Ok(()) = node.changed() => {}
                 Ok(()) = changed_devices.changed() => {}
                 Ok(()) = eye.pressures.changed() => {}
+                Ok(()) = eye.going_down.changed() => {}
             }
         }
     };
@@ -176,6 +179,7 @@ struct Eye {
     runtime: Runtime,
     clock: Clock,
     pressures: watch::Receiver<Pressures>,
+    going_down: watch::Receiver<bool>,
     info: Option<NodeSystemInfo>,
     images: Vec<ContainerImage>,
     images_read: Option<Now>,
@@ -194,7 +198,7 @@ impl Eye {
             .filter(|name| capacity.get(*name).is_none_or(|a| *a <= Milli::ZERO))
             .collect();
         let mut verdicts = pressures(&self.pressures.borrow_and_update()).to_vec();
-        verdicts.push(ready(&health, &missing));
+        verdicts.push(ready(&health, *self.going_down.borrow_and_update(), &missing));
         let (mut capacity, mut allocatable) = (capacity.clone(), allocatable(&capacity, &self.settings));
         for (name, count) in self.devices.borrow().iter() {
             capacity.insert(name.clone(), Milli::from_units(count.capacity));
@@ -231,6 +235,7 @@ impl Eye {
             supplemental_groups_policy: self.supplemental_groups_policy,
             pressures: pressures.map(|verdict| verdict.kind.to_owned()).collect(),
             recursive_read_only: self.recursive_read_only,
+            shutting_down: *self.going_down.borrow(),
             runtime_version: self.info.as_ref().map(|i| i.container_runtime_version.clone()).unwrap_or_default(),
         }
     }

@@ -15,6 +15,7 @@ mod events;
 mod followed;
 mod node_api;
 mod objects;
+mod pace;
 mod pod_api;
 mod pods;
 mod service_ranges;

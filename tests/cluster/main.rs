@@ -9,5 +9,6 @@ mod faults;
 mod hello;
 mod join;
 mod network;
+mod shutdown;
 mod stats;
 mod streams;
