@@ -1,8 +1,8 @@
 //! The machine goes down: a logind of the test's own, on a real bus, is what the agent hears it from.
 
-use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -31,7 +31,7 @@ struct State {
     delay_microseconds: u64,
     calls: Vec<String>,
     /// It ends when whoever has the lock lets go of it.
-    lock: Option<File>,
+    lock: Option<UnixStream>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -43,10 +43,11 @@ struct Systemd(Shared);
 #[zbus::interface(name = "org.freedesktop.login1.Manager")]
 impl Login {
     fn inhibit(&self, what: &str, who: &str, why: &str, mode: &str) -> zbus::zvariant::OwnedFd {
-        let (ours, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
         let mut state = self.0.0.lock().unwrap();
         state.calls.push(format!("inhibit {what} {mode} for {who}: {why}"));
-        state.lock = Some(File::from(ours));
+        state.lock = Some(ours);
         OwnedFd::from(theirs).into()
     }
 
