@@ -84,6 +84,7 @@ pub(super) fn node_settings(config: &KubeletConfig, flags: &Flags) -> Result<Arc
         name,
         hostname,
         addresses,
+        addresses_named: flags.node_ip.as_deref().is_some_and(|ip| !matches!(ip, "" | "0.0.0.0" | "::")),
     }))
 }
 

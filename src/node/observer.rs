@@ -28,6 +28,8 @@ const FAST_FOR: Duration = Duration::from_secs(120);
 const NOT_READY: Duration = Duration::from_secs(1);
 /// Listing images costs the runtime more than the rest; their use is a hint to the scheduler.
 const IMAGES_EVERY: Duration = Duration::from_secs(60);
+/// So often the runtime has to show that it can list.
+const LIST_EVERY: Duration = Duration::from_secs(60);
 /// A runtime that does not answer within this time is down.
 const RUNTIME_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -93,6 +95,7 @@ pub fn observe(
         info: None,
         images: Vec::new(),
         images_read: None,
+        listed: clock.now(),
         recursive_read_only: false,
         supplemental_groups_policy: false,
         settings,
@@ -108,6 +111,7 @@ pub fn observe(
         loop {
             let health = eye.runtime_health().await;
             let network_ready = health.network_ready();
+            eye.list().await;
             if network_ready {
                 eye.read_images().await;
             }
@@ -183,6 +187,8 @@ struct Eye {
     info: Option<NodeSystemInfo>,
     images: Vec<ContainerImage>,
     images_read: Option<Now>,
+    /// When the runtime listed sandboxes last.
+    listed: Now,
     /// The runtime's handler can do it.
     recursive_read_only: bool,
     /// The runtime's status says so.
@@ -198,7 +204,8 @@ impl Eye {
             .filter(|name| capacity.get(*name).is_none_or(|a| *a <= Milli::ZERO))
             .collect();
         let mut verdicts = pressures(&self.pressures.borrow_and_update()).to_vec();
-        verdicts.push(ready(&health, *self.going_down.borrow_and_update(), &missing));
+        let silent = self.clock.now().monotonic.saturating_sub(self.listed.monotonic);
+        verdicts.push(ready(&health, silent, *self.going_down.borrow_and_update(), &missing));
         let (mut capacity, mut allocatable) = (capacity.clone(), allocatable(&capacity, &self.settings));
         for (name, count) in self.devices.borrow().iter() {
             capacity.insert(name.clone(), Milli::from_units(count.capacity));
@@ -257,6 +264,18 @@ impl Eye {
             default.and_then(|handler| handler.features.as_ref()).is_some_and(|f| f.recursive_read_only_mounts);
         self.supplemental_groups_policy = answer.features.is_some_and(|features| features.supplemental_groups_policy);
         runtime_health(answer.status.as_ref())
+    }
+
+    /// A runtime may say that it is well, and list nothing (A1.7).
+    async fn list(&mut self) {
+        let now = self.clock.now();
+        if now.monotonic.saturating_sub(self.listed.monotonic) < LIST_EVERY {
+            return;
+        }
+        let listed = tokio::time::timeout(RUNTIME_PATIENCE, self.runtime.list_pod_sandbox(None)).await;
+        if matches!(listed, Ok(Ok(_))) {
+            self.listed = now;
+        }
     }
 
     async fn read_images(&mut self) {

@@ -342,6 +342,13 @@ fn operation_type(call: &str) -> String {
     name
 }
 
+/// A request to one of containerd's own services: they want to know whose containers are meant.
+pub(super) fn in_namespace<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("containerd-namespace", MetadataValue::from_static("k8s.io"));
+    request
+}
+
 #[cfg(test)]
 mod tests {
     use super::operation_type;
@@ -360,11 +367,4 @@ mod tests {
             assert_eq!(operation_type(call), name);
         }
     }
-}
-
-/// A request to one of containerd's own services: they want to know whose containers are meant.
-pub(super) fn in_namespace<T>(message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request.metadata_mut().insert("containerd-namespace", MetadataValue::from_static("k8s.io"));
-    request
 }

@@ -25,6 +25,7 @@ mod watch;
 
 pub use authorize::AccessReviews;
 pub use backoff::Backoff;
+pub(crate) use backoff::spread;
 pub use certificates::{
     CertificateStore, ClientKeeper, Identity, IdentitySource, ServingKeeper, Shown, follow_files, until_hopeless,
 };

@@ -24,8 +24,11 @@ pub(super) struct VolumeStats {
 /// By the pod's UID.
 pub(super) type Volumes = BTreeMap<String, Vec<VolumeStats>>;
 
+/// What is told of one volume.
+type ReadVolume = fn(&VolumeStats) -> u64;
+
 /// Metrics of claims: end of the name, help, value.
-const OF_CLAIMS: [(&str, &str, fn(&VolumeStats) -> u64); 6] = [
+const OF_CLAIMS: [(&str, &str, ReadVolume); 6] = [
     ("capacity_bytes", "Capacity in bytes of the volume", |it| it.fs.capacity),
     ("available_bytes", "Number of available bytes in the volume", |it| it.fs.available),
     ("used_bytes", "Number of used bytes in the volume", |it| it.used),
