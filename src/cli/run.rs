@@ -21,7 +21,8 @@ use super::proxy::{self, Around, ProxyError, ProxyParts, ProxySettings};
 use super::reservations::enforcement;
 use super::standalone::{AlwaysAllow, Standalone};
 use super::wiring::{
-    WiringError, cgroup_config, eviction_settings, node_settings, pods_config, resources_config, server_config,
+    WiringError, cgroup_config, event_pace, eviction_settings, node_settings, pods_config, resources_config,
+    server_config, shutdown_settings,
 };
 use super::{cluster_dns, credentials, images, reload, status};
 use super::{logging, systemd};
@@ -190,6 +191,8 @@ pub(super) fn spawn(tasks: &mut Tasks, name: &'static str, task: impl Future<Out
 struct NodeHandles {
     runtime: Runtime,
     pressures: watch::Sender<Pressures>,
+    /// Whether the machine goes down.
+    going_down: watch::Sender<bool>,
     node: NodeFeed,
     pods: PodFeed,
     api: Arc<dyn PodApi>,
@@ -216,8 +219,11 @@ async fn wire_node(
 ) -> Result<(Decided, NodeHandles), RunError> {
     let Decided { flags, kubelet, stoker, proxy, node, clock, .. } = &decided;
     let api = credentials::connect(flags, kubelet, &node.name, tasks).await?;
-    let (events, event_task) = upstream::event_queue(*clock, node.name.clone());
+    let (events, event_task) = upstream::event_queue(*clock, node.name.clone(), event_pace(kubelet));
     let events: Arc<dyn EventSink> = Arc::new(events);
+    let resolv_conf = Some(Path::new(&kubelet.resolv_conf)).filter(|path| !path.as_os_str().is_empty());
+    let is_v1 = !Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    node::warn_of_machine(events.as_ref(), is_v1, resolv_conf, &kubelet.cluster_domain);
     let runtime = Runtime::connect(&kubelet.container_runtime_endpoint, kubelet.runtime_request_timeout.0)?;
 
     let node_api = api.clone().map(|api| NodeApi::new(api, node.name.clone()));
@@ -231,7 +237,9 @@ async fn wire_node(
     };
     let (pressures, held) = watch::channel(Pressures::new());
     let devices = assignments.device_feed();
-    let (observer, task) = node::observe(node.clone(), runtime.clone(), node_object.clone(), devices, held, *clock);
+    let going_down = watch::Sender::new(false);
+    let signs = (held, going_down.subscribe());
+    let (observer, task) = node::observe(node.clone(), runtime.clone(), node_object.clone(), devices, signs, *clock);
     spawn(tasks, "node observer", task);
     spawn(tasks, "status line", status_line(node.name.clone(), observer.observations.clone()));
 
@@ -256,6 +264,7 @@ async fn wire_node(
         let handles = NodeHandles {
             runtime,
             pressures,
+            going_down,
             node: observer.snapshots,
             pods: watch::channel(Some(Arc::default())).1,
             api: offline.clone(),
@@ -327,6 +336,7 @@ async fn wire_node(
     let handles = NodeHandles {
         runtime,
         pressures,
+        going_down,
         tokens: kubelet.authentication.webhook.enabled.then(reviews),
         node: observer.snapshots,
         pods,
@@ -395,6 +405,8 @@ async fn wire_pods(
     spawn(tasks, "log rotation", rotate_logs(runtime.clone(), images::rotation_config(kubelet)?, *clock));
     let (eviction, events) = (eviction_settings(kubelet, flags)?, handles.events.clone());
     let disks = Arc::new(volumes.clone());
+    let measured = disks.clone();
+    let (told, node_feed) = (handles.pods.clone(), handles.node.clone());
     let pods = Pods::spawn(
         pods_config(kubelet, &flags.root_dir)?,
         PodHandles {
@@ -426,6 +438,17 @@ async fn wire_pods(
         images: reclaimer,
         events,
     };
+    let shutdown = node::ShutdownHandles {
+        pods: Arc::new(pods.clone()),
+        evictor: Arc::new(pods.clone()),
+        usage: Arc::new(cgroups.clone()),
+        node: node_feed,
+        told,
+        events: eviction_handles.events.clone(),
+        going_down: handles.going_down,
+    };
+    let shutdown = node::end_pods_at_shutdown(shutdown_settings(kubelet, &flags.root_dir), shutdown, *clock);
+    spawn(tasks, "shutdown", shutdown);
     spawn(tasks, "eviction", evict(eviction, eviction_handles, handles.pressures, *clock));
     if kubelet.enable_server {
         let config = server_config(kubelet, flags, node, handles.certificate)?;
@@ -434,6 +457,7 @@ async fn wire_pods(
             authorizer: handles.authorizer,
             tokens: handles.tokens,
             usage: Arc::new(cgroups),
+            disks: measured,
             probes: Arc::new(pods.clone()),
             agent: Arc::new(Agent(pods)),
             runtime,

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use stoker_model::metrics;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status, Streaming};
@@ -12,6 +13,7 @@ use super::cri::image_service_client::ImageServiceClient;
 use super::cri::runtime_service_client::RuntimeServiceClient;
 use super::ending::Ending;
 use super::error::RuntimeError;
+use crate::clock::Clock;
 
 /// What the runtime may send in one message: a list of all containers of a full node stays below it.
 const MESSAGE_LIMIT_BYTES: usize = 16 << 20;
@@ -323,12 +325,32 @@ impl Runtime {
         deadline: Duration,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, RuntimeError> {
-        match tokio::time::timeout(deadline, call).await {
+        let (kind, begun) = (operation_type(name), Clock.now().monotonic);
+        metrics::RUNTIME_OPERATIONS.inc(&[&kind]);
+        let result = match tokio::time::timeout(deadline, call).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(RuntimeError::from_status(name, deadline, status)),
             Err(_) => Err(RuntimeError::TimedOut { call: name, after: deadline }),
+        };
+        metrics::RUNTIME_OPERATIONS_DURATION.observe(&[&kind], Clock.now().monotonic.saturating_sub(begun));
+        if result.is_err() {
+            metrics::RUNTIME_OPERATIONS_ERRORS.inc(&[&kind]);
         }
+        result
     }
+}
+
+/// A call as kubelet's metrics name it: `RunPodSandbox` is `run_podsandbox` (A23.3).
+fn operation_type(call: &str) -> String {
+    let call = call.replace("PodSandbox", "Podsandbox").replace("UpdateContainerResources", "UpdateContainer");
+    let mut name = String::with_capacity(call.len() + 4);
+    for sign in call.chars() {
+        if sign.is_ascii_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.push(sign.to_ascii_lowercase());
+    }
+    name
 }
 
 /// A request to one of containerd's own services: they want to know whose containers are meant.
@@ -336,4 +358,24 @@ pub(super) fn in_namespace<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert("containerd-namespace", MetadataValue::from_static("k8s.io"));
     request
+}
+
+#[cfg(test)]
+mod tests {
+    use super::operation_type;
+
+    #[test]
+    fn calls_have_kubelets_names_in_metrics() {
+        // A23.3
+        for (call, name) in [
+            ("RunPodSandbox", "run_podsandbox"),
+            ("ListPodSandbox", "list_podsandbox"),
+            ("UpdateContainerResources", "update_container"),
+            ("CreateContainer", "create_container"),
+            ("ExecSync", "exec_sync"),
+            ("Version", "version"),
+        ] {
+            assert_eq!(operation_type(call), name);
+        }
+    }
 }

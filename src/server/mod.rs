@@ -37,7 +37,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use rustix::net::sockopt;
-use stoker_model::handle::{AgentState, Authorizer, PodDirectory, ProbeMetrics, TokenReviewer, UsageReader};
+use stoker_model::handle::{AgentState, Authorizer, DiskMeter, PodDirectory, ProbeMetrics, TokenReviewer, UsageReader};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -105,6 +105,8 @@ pub struct ServerConfig {
     pub root_dir: PathBuf,
     /// Pods' logs.
     pub pod_logs_dir: PathBuf,
+    /// Volumes are measured no more often (`volumeStatsAggPeriod`).
+    pub volume_stats_every: Duration,
     /// Where what needs no credentials is served without TLS (`readOnlyPort`); `None`: nowhere.
     pub read_only: Option<SocketAddr>,
     /// Whether `/logs?query=` asks the journal (`enableSystemLogQuery`).
@@ -134,6 +136,8 @@ pub struct Handles {
     pub tokens: Option<Arc<dyn TokenReviewer>>,
     /// What is used.
     pub usage: Arc<dyn UsageReader>,
+    /// Where volumes are, and what they take.
+    pub disks: Arc<dyn DiskMeter>,
     /// What probes have done.
     pub probes: Arc<dyn ProbeMetrics>,
     /// The agent itself.

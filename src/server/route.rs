@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
 use serde_json::{Value, json};
 use stoker_model::handle::{AgentState, PodDirectory, ProbeMetrics, UserInfo};
+use stoker_model::metrics;
 
 use super::access::{Access, Refusal};
 use super::escape::unescape;
@@ -147,12 +148,21 @@ impl Page {
     }
 }
 
+/// The part of a path that does not name anything of the node's: `/containerLogs/a/b/c` is `containerLogs`.
+fn root_of(path: &str) -> &str {
+    let path = path.trim_start_matches('/');
+    let parts = if path.starts_with("metrics/") || path.starts_with("stats/") { 2 } else { 1 };
+    let end = path.match_indices('/').nth(parts - 1).map_or(path.len(), |(at, _)| at);
+    &path[..end]
+}
+
 impl Routes {
     pub(super) fn new(handles: Handles, access: Access, streaming: Streaming, config: ServerConfig) -> Self {
-        let Handles { pods, runtime, usage, tokens, agent, probes, .. } = handles;
+        let Handles { pods, runtime, usage, disks, tokens, agent, probes, .. } = handles;
         let places = Places { root: config.root_dir.clone(), logs: config.pod_logs_dir.clone() };
+        let volumes = (places, disks, config.volume_stats_every);
         Self {
-            stats: Stats::new(config.node.clone(), pods.clone(), usage, runtime.clone(), places),
+            stats: Stats::new(config.node.clone(), pods.clone(), usage, runtime.clone(), volumes),
             tokens: tokens.map(|reviewer| Tokens::new(reviewer, config.token_ttl)),
             pods,
             agent,
@@ -165,12 +175,31 @@ impl Routes {
         }
     }
 
-    /// Answers one request of `user`.
+    /// Answers one request of `user`, and counts it (A23.3).
     pub(super) async fn answer(
         &self,
         request: Request<Incoming>,
         user: Option<&UserInfo>,
     ) -> Result<Reply, Infallible> {
+        let page = Page::of(request.uri().path());
+        let long = if matches!(page, Page::Stream(..)) { "true" } else { "false" };
+        // Whoever may ask anything must not make anything grow.
+        let path = if matches!(page, Page::Unknown) { "other" } else { root_of(request.uri().path()) }.to_owned();
+        let method = match *request.method() {
+            Method::GET => "GET",
+            Method::POST => "POST",
+            Method::PUT => "PUT",
+            _ => "other",
+        };
+        let labels = [long, method, path.as_str(), "readwrite"];
+        metrics::HTTP_REQUESTS.inc(&labels);
+        let begun = Clock.now().monotonic;
+        let reply = self.answer_user(request, user).await;
+        metrics::HTTP_REQUESTS_DURATION.observe(&labels, Clock.now().monotonic.saturating_sub(begun));
+        reply
+    }
+
+    async fn answer_user(&self, request: Request<Incoming>, user: Option<&UserInfo>) -> Result<Reply, Infallible> {
         let by_token = match (user, &self.tokens) {
             (None, Some(tokens)) => match tokens.user(request.headers()).await {
                 Ok(user) => user,
@@ -238,7 +267,7 @@ impl Routes {
                 Ok(pods) => self.document(&pods),
                 Err(error) => reply::text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
             },
-            Page::Metrics(Metrics::Own) => reply::metrics(self.stats.own_metrics()),
+            Page::Metrics(Metrics::Own) => reply::metrics(self.stats.own_metrics().await),
             Page::Metrics(Metrics::Resource) => reply::metrics(self.stats.resource_metrics().await),
             Page::Metrics(Metrics::Cadvisor) => reply::metrics(self.stats.cadvisor_metrics().await),
             Page::Metrics(Metrics::Probes) => reply::metrics(self.probes.probe_metrics()),

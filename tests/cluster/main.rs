@@ -9,5 +9,7 @@ mod faults;
 mod hello;
 mod join;
 mod network;
+mod node;
+mod shutdown;
 mod stats;
 mod streams;

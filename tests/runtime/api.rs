@@ -1,6 +1,8 @@
 //! The node's HTTPS API over TLS, with pods that really run.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -19,7 +21,9 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
 use stoker::cgroup::{CgroupConfig, Cgroups};
 use stoker::server::{Handles, Server, ServerConfig, ServingCertificate, TlsRules};
-use stoker_model::handle::{AgentState, ApiError, Authorizer, PodDirectory, ProbeMetrics, TokenReviewer, UserInfo};
+use stoker_model::handle::{
+    AgentState, ApiError, Authorizer, DiskMeter, DiskUsage, PodDirectory, ProbeMetrics, TokenReviewer, UserInfo,
+};
 use stoker_model::pod::PodUid;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -101,6 +105,19 @@ impl Authorizer for Readers {
     }
 }
 
+/// Nothing is mounted.
+struct NoDisks;
+
+impl DiskMeter for NoDisks {
+    fn volumes(&self, _pod: &Pod) -> BTreeMap<String, DiskUsage> {
+        BTreeMap::new()
+    }
+
+    fn tree(&self, _path: &Path) -> DiskUsage {
+        DiskUsage::default()
+    }
+}
+
 impl Node {
     async fn start() -> Self {
         let lab = Lab::with_busybox().await;
@@ -132,6 +149,7 @@ impl Node {
             kubelet_configuration: json!({ "kind": "KubeletConfiguration" }),
             root_dir: lab.path().into(),
             pod_logs_dir: lab.path().join("logs"),
+            volume_stats_every: Duration::from_secs(60),
             system_logs_dir: Some(lab.path().join("logs")),
             token_ttl: Duration::from_secs(120),
         };
@@ -140,6 +158,7 @@ impl Node {
             authorizer: Arc::new(Readers),
             tokens: Some(Arc::new(OneToken)),
             usage: Arc::new(Cgroups::open(CgroupConfig::default()).unwrap()),
+            disks: Arc::new(NoDisks),
             probes: Arc::new(Probes),
             agent: Arc::new(Alive(alive.clone())),
             runtime: lab.runtime.clone(),
