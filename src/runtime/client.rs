@@ -6,6 +6,8 @@ use std::time::Duration;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status, Streaming};
+use tracing::field::Empty;
+use tracing::{Instrument, info_span};
 
 use super::cri;
 use super::cri::image_service_client::ImageServiceClient;
@@ -312,11 +314,16 @@ impl Runtime {
         deadline: Duration,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, RuntimeError> {
-        match tokio::time::timeout(deadline, call).await {
+        let span = info_span!(target: "otel", "runtime", otel.name = name, otel.kind = "client", rpc.system = "grpc", error = Empty);
+        let result = match tokio::time::timeout(deadline, call).instrument(span.clone()).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(RuntimeError::from_status(name, deadline, status)),
             Err(_) => Err(RuntimeError::TimedOut { call: name, after: deadline }),
+        };
+        if let Err(error) = &result {
+            span.record("error", error.to_string());
         }
+        result
     }
 }
 

@@ -9,5 +9,7 @@ mod faults;
 mod hello;
 mod join;
 mod network;
+mod spans;
 mod stats;
 mod streams;
+mod verbs;

@@ -103,6 +103,10 @@ impl Authorizer for Readers {
 
 impl Node {
     async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    async fn start_with(change: impl FnOnce(&mut ServerConfig)) -> Self {
         let lab = Lab::with_busybox().await;
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -112,7 +116,7 @@ impl Node {
         write_serving(lab.path());
         let pods = Arc::new(Pods::default());
         let alive = Arc::new(AtomicBool::new(true));
-        let config = ServerConfig {
+        let mut config = ServerConfig {
             address: Ipv4Addr::LOCALHOST.into(),
             port: 0,
             healthz: Some((Ipv4Addr::LOCALHOST, 0).into()),
@@ -135,6 +139,7 @@ impl Node {
             system_logs_dir: Some(lab.path().join("logs")),
             token_ttl: Duration::from_secs(120),
         };
+        change(&mut config);
         let handles = Handles {
             pods: pods.clone(),
             authorizer: Arc::new(Readers),
@@ -374,9 +379,57 @@ async fn who_never_finishes_a_request_is_no_trouble_to_others() {
     for _ in 0..50 {
         held.push(TcpStream::connect(node.address).await.unwrap());
     }
+    // Without a certificate there is room for 256, and the others are sent away; who has one always gets in.
+    let mut strangers = Vec::new();
+    for _ in 0..300 {
+        strangers.push(node.connect(None).await.unwrap());
+    }
     assert_eq!(node.get("/healthz").await.0, StatusCode::OK);
+    let mut kept = 0;
+    for stranger in strangers {
+        let answer = exchange(stranger, "GET", "/pods").await;
+        kept += usize::from(answer.is_ok_and(|answer| answer.status() == StatusCode::UNAUTHORIZED));
+    }
+    assert_eq!(kept, 256);
     node.stop().await;
     drop(held);
+}
+
+#[tokio::test]
+async fn what_is_for_debugging_can_be_switched_off() {
+    // A18.18
+    let node = Node::start_with(|config| config.debugging_handlers = false).await;
+    let admin = || Some(Node::certificate(&node.ca, "admin", "admins"));
+    for path in [
+        "/run/ns/p/c?cmd=id",
+        "/exec/ns/p/c?command=id&output=1",
+        "/attach/ns/p/c?output=1",
+        "/portForward/ns/p",
+        "/containerLogs/ns/p/c",
+        "/logs/",
+        "/logs/messages",
+        "/runningpods/",
+        "/debug/pprof/",
+        "/debug/pprof/heap",
+    ] {
+        for method in ["GET", "POST"] {
+            let answer = read(node.request(method, path, admin()).await.unwrap()).await;
+            let expected = (StatusCode::METHOD_NOT_ALLOWED, "Debug endpoints are disabled.\n".to_owned());
+            assert_eq!(answer, expected, "{method} {path}");
+        }
+        // And it tells nothing to whom it would tell nothing otherwise.
+        let nobody = node.request("GET", path, None).await.unwrap();
+        assert_eq!(nobody.status(), StatusCode::UNAUTHORIZED, "{path}");
+    }
+    for path in ["/configz", "/flagz", "/statusz", "/debug/flags/v"] {
+        let answer = node.request("GET", path, admin()).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::NOT_FOUND, "{path}");
+    }
+    for path in ["/pods", "/healthz", "/metrics", "/metrics/resource", "/stats/summary"] {
+        let answer = node.request("GET", path, admin()).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK, "{path}");
+    }
+    node.stop().await;
 }
 
 #[tokio::test]

@@ -223,7 +223,7 @@ async fn pong(id: u32, to: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<()
 }
 
 /// Passes one message of the client on. What is for no channel of his is left out.
-async fn take(streams: Streams, message: &[u8], to: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<()> {
+pub(super) async fn take(streams: Streams, message: &[u8], to: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<()> {
     let writable = |channel: u8| matches!(channel, STDIN | RESIZE).then(|| streams.stream(channel)).flatten();
     match message {
         [END, channel] => match writable(*channel) {
