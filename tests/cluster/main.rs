@@ -13,3 +13,4 @@ mod spans;
 mod stats;
 mod streams;
 mod verbs;
+mod websockets;

@@ -18,6 +18,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
 use stoker::cgroup::{CgroupConfig, Cgroups};
+use stoker::runtime::cri;
 use stoker::server::{Handles, Server, ServerConfig, ServingCertificate, TlsRules};
 use stoker_model::handle::{AgentState, ApiError, Authorizer, PodDirectory, ProbeMetrics, TokenReviewer, UserInfo};
 use stoker_model::pod::PodUid;
@@ -213,6 +214,20 @@ impl Node {
         TlsConnector::from(Arc::new(tls)).connect(name, tcp).await.map_err(|error| error.to_string())
     }
 
+    /// The CAs of clients that a handshake names, as they are encoded.
+    async fn advertised(&self) -> Vec<Vec<u8>> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(self.lab.path().join("pki/kubelet.crt")).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let listener = Arc::new(Listener::default());
+        let tls = builder.with_root_certificates(roots).with_client_cert_resolver(listener.clone());
+        let tcp = TcpStream::connect(self.address).await.unwrap();
+        let name = "127.0.0.1".try_into().unwrap();
+        TlsConnector::from(Arc::new(tls)).connect(name, tcp).await.unwrap();
+        listener.0.lock().unwrap().clone()
+    }
+
     /// Status and body of a GET by a reader.
     async fn get(&self, path: &str) -> (StatusCode, String) {
         let reader = Self::certificate(&self.ca, "apiserver", "readers");
@@ -223,6 +238,21 @@ impl Node {
         self.stop.cancel();
         tokio::time::timeout(Duration::from_secs(5), self.served).await.expect("it stops").unwrap();
         self.lab.stop().await;
+    }
+}
+
+/// Hears which CAs a server names, and has no certificate.
+#[derive(Debug, Default)]
+struct Listener(Mutex<Vec<Vec<u8>>>);
+
+impl rustls::client::ResolvesClientCert for Listener {
+    fn resolve(&self, cas: &[&[u8]], _: &[rustls::SignatureScheme]) -> Option<Arc<rustls::sign::CertifiedKey>> {
+        *self.0.lock().unwrap() = cas.iter().map(|ca| ca.to_vec()).collect();
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        true
     }
 }
 
@@ -520,10 +550,48 @@ async fn files_that_change_on_disk_are_served_without_a_restart() {
     let new = Node::certificate(&other, "apiserver", "readers");
     assert_eq!(node.request("GET", "/healthz", Some(new.clone())).await.unwrap().status(), StatusCode::OK);
     assert!(node.request("GET", "/healthz", Some(old)).await.is_err());
+    let cas = node.advertised().await;
+    let names = |ca: &Vec<u8>| ca.windows(7).any(|part| part == b"another");
+    assert!(cas.len() == 1 && cas.iter().all(names), "{cas:?}");
 
     // Half a file changes nothing.
     tokio::time::sleep(Duration::from_millis(1100)).await;
     std::fs::write(node.lab.path().join("ca.crt"), "-----BEGIN CERTIFICATE-----\n").unwrap();
     assert_eq!(node.request("GET", "/healthz", Some(new)).await.unwrap().status(), StatusCode::OK);
     node.stop().await;
+}
+
+#[tokio::test]
+async fn the_address_of_a_stream_holds_once() {
+    // A19.8, but for the minute after which it holds no more.
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let lab = Lab::with_busybox().await;
+    let (_, container, _) = lab.run("p", "sleep 60").await;
+    let ask = async || {
+        let exec = cri::ExecRequest {
+            container_id: container.clone(),
+            cmd: vec!["true".into()],
+            stdout: true,
+            ..Default::default()
+        };
+        lab.runtime.exec(exec).await.unwrap()
+    };
+    let first_line = async |url: &str| {
+        let (host, path) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
+        let mut stream = TcpStream::connect(host).await.unwrap();
+        let upgrade = "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v4.channel.k8s.io\r\n";
+        let request = format!("POST /{path} HTTP/1.1\r\nHost: {host}\r\n{upgrade}\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    let url = ask().await;
+    assert_eq!(url.rsplit('/').next().unwrap().len(), 8, "{url}");
+    assert_eq!(first_line(&url).await, "HTTP/1.1 101");
+    assert_eq!(first_line(&url).await, "HTTP/1.1 404");
+    let other = ask().await;
+    assert_ne!(other, url);
+    assert_eq!(first_line(&other).await, "HTTP/1.1 101");
+    lab.stop().await;
 }
