@@ -171,7 +171,9 @@ impl Hand {
             let outcome = match steps.peek() {
                 Some(&Step::RunSandbox { attempt, changed }) if step == Step::MountVolumes && self.mounts_surely() => {
                     steps.next();
-                    said = Some("run sandbox, mount volumes".to_owned());
+                    let both = "run sandbox, mount volumes";
+                    said = Some(both.to_owned());
+                    span.record("otel.name", both);
                     self.mount_beside_sandbox(attempt, changed).instrument(span).await
                 }
                 _ => self.step(step, &mut made).instrument(span).await,

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::lab::manifest::{BUSYBOX, HELLO, pod};
 use crate::lab::{Lab, NODE, text};
 
-/// kubectl with a script as the last word, fed with some input.
+/// kubectl with a script as the last word, fed with some input that does not end: with its end kubectl would hear nothing more.
 fn fed(lab: &Lab, arguments: &str, script: &str, input: &str) -> Output {
     let mut command: Command = lab.kubectl_command(arguments);
     let mut child = command
@@ -18,8 +18,11 @@ fn fed(lab: &Lab, arguments: &str, script: &str, input: &str) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .expect("it starts");
-    child.stdin.take().expect("it was piped").write_all(input.as_bytes()).expect("it listens");
-    child.wait_with_output().expect("it ends")
+    let mut open = child.stdin.take().expect("it was piped");
+    open.write_all(input.as_bytes()).expect("it listens");
+    let output = child.wait_with_output().expect("it ends");
+    drop(open);
+    output
 }
 
 #[test]

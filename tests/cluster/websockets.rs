@@ -68,15 +68,13 @@ impl<'a> Api<'a> {
             let stream = tokio::net::TcpStream::from_std(stream).expect("a socket");
             let address: std::net::SocketAddr = self.host.parse().expect("an address");
             let stream = self.tls.connect(ServerName::IpAddress(address.ip().into()), stream).await.expect("TLS");
-            let mut request = Request::get(format!("wss://{}/api/v1/namespaces/default/pods/{path}", self.host))
+            let request = Request::get(format!("wss://{}/api/v1/namespaces/default/pods/{path}", self.host))
                 .header("Host", &self.host)
                 .header("Connection", "Upgrade")
                 .header("Upgrade", "websocket")
                 .header("Sec-WebSocket-Version", "13")
-                .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==");
-            if !protocol.is_empty() {
-                request = request.header("Sec-WebSocket-Protocol", protocol);
-            }
+                .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")
+                .header("Sec-WebSocket-Protocol", protocol);
             let (mut socket, answer) = match client_async(request.body(()).expect("a request"), stream).await {
                 Ok(open) => open,
                 Err(Error::Http(refusal)) => {
@@ -138,7 +136,6 @@ fn raw_websockets_go_through_the_api_server() {
 
     // A19.3, A19.7: every protocol, of which only the newer ones tell of success.
     for protocol in [
-        "",
         "channel.k8s.io",
         "base64.channel.k8s.io",
         "v4.channel.k8s.io",
