@@ -19,7 +19,7 @@ use tracing::{Instrument, Span, info_span};
 use super::access::{Access, Refusal};
 use super::escape::unescape;
 use super::files;
-use super::health::Check;
+use super::health::{Check, Results};
 use super::journal;
 use super::logs::{LogRequest, choose_container};
 use super::pages;
@@ -51,6 +51,7 @@ pub(super) struct Routes {
     streaming: Streaming,
     config: ServerConfig,
     started: Now,
+    checks: Results,
 }
 
 /// What a path means.
@@ -84,6 +85,7 @@ enum Metrics {
     Resource,
     Cadvisor,
     Probes,
+    Slis,
 }
 
 impl Page {
@@ -101,6 +103,7 @@ impl Page {
             ["metrics", "resource"] => Self::Metrics(Metrics::Resource),
             ["metrics", "cadvisor"] => Self::Metrics(Metrics::Cadvisor),
             ["metrics", "probes"] => Self::Metrics(Metrics::Probes),
+            ["metrics", "slis"] => Self::Metrics(Metrics::Slis),
             ["stats", "summary"] => Self::Summary,
             ["configz"] => Self::Configz,
             ["flagz"] => Self::Flagz,
@@ -184,6 +187,7 @@ impl Routes {
             streaming,
             config,
             started: Clock.now(),
+            checks: Results::default(),
         }
     }
 
@@ -264,7 +268,7 @@ impl Routes {
             _ if request.method() != Method::GET => reply::method_not_allowed(&[Method::GET]),
             Page::Healthz(check) => {
                 let excluded: Vec<&str> = query.values("exclude").collect();
-                check.answer(self.agent.is_alive(), query.first("verbose").is_some(), &excluded)
+                check.answer(self.agent.is_alive(), query.first("verbose").is_some(), &excluded, &self.checks)
             }
             Page::Pods => self.pods(),
             Page::RunningPods => match running::pods(&self.runtime).await {
@@ -275,6 +279,7 @@ impl Routes {
             Page::Metrics(Metrics::Resource) => reply::metrics(self.stats.resource_metrics().await),
             Page::Metrics(Metrics::Cadvisor) => reply::metrics(self.stats.cadvisor_metrics().await),
             Page::Metrics(Metrics::Probes) => reply::metrics(self.probes.probe_metrics()),
+            Page::Metrics(Metrics::Slis) => reply::metrics(self.checks.metrics()),
             Page::Configz => self.document(&json!({ "kubeletconfig": self.config.kubelet_configuration })),
             Page::Flagz => pages::flagz(&self.config.kubelet_configuration, request.headers()),
             Page::Statusz => pages::statusz(self.started, Clock.now(), request.headers()),

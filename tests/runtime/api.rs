@@ -469,9 +469,16 @@ async fn what_needs_no_credentials_is_on_the_read_only_port_alone() {
     let open = async |path: &str| {
         read(exchange(TcpStream::connect(node.read_only).await.unwrap(), "GET", path).await.unwrap()).await
     };
-    for path in
-        ["/healthz", "/pods", "/metrics", "/metrics/resource", "/metrics/cadvisor", "/metrics/probes", "/stats/summary"]
-    {
+    for path in [
+        "/healthz",
+        "/pods",
+        "/metrics",
+        "/metrics/resource",
+        "/metrics/cadvisor",
+        "/metrics/probes",
+        "/metrics/slis",
+        "/stats/summary",
+    ] {
         assert_eq!(open(path).await.0, StatusCode::OK, "{path}");
     }
     for path in [
