@@ -21,6 +21,7 @@ mod reservations;
 mod reset;
 mod run;
 mod service;
+mod spans;
 mod standalone;
 mod status;
 mod systemd;

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::preflight::{PreflightError, check_host, limit_process, lock, prepare_root};
 use super::proxy::{self, Around, ProxyError, ProxyParts, ProxySettings};
 use super::reservations::enforcement;
+use super::spans::{self, Destination, Exporter};
 use super::standalone::{AlwaysAllow, Standalone};
 use super::wiring::{
     WiringError, cgroup_config, event_pace, eviction_settings, node_settings, pods_config, resources_config,
@@ -58,6 +59,8 @@ pub(super) enum RunError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Kubeconfig(#[from] KubeconfigError),
+    #[error(transparent)]
+    Spans(#[from] spans::DestinationError),
     #[error(transparent)]
     Preflight(#[from] PreflightError),
     #[error(transparent)]
@@ -110,7 +113,13 @@ pub(super) fn run(flags: Flags, as_kubelet: bool) -> Result<(), RunError> {
     let loaded = load(flags.config.as_deref(), flags.config_dir.as_deref(), &flags.overrides, as_kubelet)?;
     let stoker = load_stoker_config(flags.stoker_config.as_deref())?;
     let verbosity = flags.verbosity.max(loaded.kubelet.logging.verbosity.into());
-    logging::init(verbosity, stoker.log_format == "json" || loaded.kubelet.logging.format == "json");
+    let tracing = &loaded.kubelet.tracing;
+    let is_asked = !tracing.endpoint.is_empty() || tracing.sampling_rate_per_million > 0;
+    let destination = is_asked.then(|| Destination::parse(&tracing.endpoint)).transpose()?;
+    // Validation has seen that it is no negative number.
+    let per_million = tracing.sampling_rate_per_million.try_into().unwrap_or_default();
+    let (layer, ended) = destination.is_some().then(|| spans::layer(per_million)).unzip();
+    logging::init(verbosity, stoker.log_format == "json" || loaded.kubelet.logging.format == "json", layer);
     let (proxy, proxy_warnings) = ProxySettings::load(flags.proxy_config.as_deref(), &stoker)?;
     for warning in flags.warnings.iter().chain(&loaded.warnings).chain(&proxy_warnings) {
         tracing::warn!("{warning}");
@@ -123,6 +132,8 @@ pub(super) fn run(flags: Flags, as_kubelet: bool) -> Result<(), RunError> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = node.name, addresses = ?node.addresses, "starting");
     // The first provider wins; nobody else sets one.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    let exporter =
+        destination.zip(ended).map(|(destination, spans)| Exporter { spans, destination, node: node.name.clone() });
     let decided = Decided {
         flags,
         kubelet: loaded.kubelet,
@@ -134,12 +145,12 @@ pub(super) fn run(flags: Flags, as_kubelet: bool) -> Result<(), RunError> {
         supervised: Arc::default(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let result = runtime.block_on(start(decided));
+    let result = runtime.block_on(start(decided, exporter));
     runtime.shutdown_timeout(LAST_WORDS);
     result
 }
 
-async fn start(decided: Decided) -> Result<(), RunError> {
+async fn start(decided: Decided, exporter: Option<Exporter>) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let stop = CancellationToken::new();
@@ -148,6 +159,7 @@ async fn start(decided: Decided) -> Result<(), RunError> {
     let supervised = decided.supervised.clone();
     let watched = supervised.clone();
     spawn(&mut tasks, "watchdog", systemd::watchdog(move || watched.get().is_none_or(Pods::is_alive)));
+    let exporting = exporter.map(|exporter| tokio::spawn(exporter.run(stop.clone())));
     let reloading = reload::on_hangup(decided.flags.clone(), decided.kubelet.clone(), decided.as_kubelet);
     spawn(&mut tasks, "reload", reloading);
     let work = async {
@@ -175,6 +187,10 @@ async fn start(decided: Decided) -> Result<(), RunError> {
     tracing::info!("stopping; containers and rules stay");
     systemd::tell(&[sd_notify::NotifyState::Stopping]);
     stop.cancel();
+    if let Some(exporting) = exporting {
+        // It limits itself.
+        let _ = exporting.await;
+    }
     result
 }
 

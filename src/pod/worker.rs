@@ -34,7 +34,9 @@ use super::resize::{self, Failed};
 use super::security::ImageUser;
 use super::shared::Shared;
 use super::status::{Facts, differs, status};
-use super::steps::{Effect, Hand, StopRequest, find_image, look_for_image, pull_failure, run_pre_stop, stop_container};
+use super::steps::{
+    Effect, Hand, StopRequest, find_image, look_for_image, pull_failure, run_pre_stop, step_span, stop_container,
+};
 use super::writer::StatusWriter;
 
 /// kubelet's back-off after a sync that failed (A1.5).
@@ -434,8 +436,12 @@ impl Worker {
         let pause = self.pause_before(&for_hand);
         let hand = self.hand(desired);
         self.hand_busy = true;
+        let span = tracing::info_span!(
+            target: "otel", "syncPod", k8s.pod.uid = %self.reference.uid, k8s.pod.name = self.reference.name,
+            k8s.namespace.name = self.reference.namespace,
+        );
         let work = async move { Report { hand: true, refresh: false, effects: hand.run(for_hand, pause).await } };
-        self.tasks.spawn(work.in_current_span());
+        self.tasks.spawn(work.instrument(span).in_current_span());
         None
     }
 
@@ -486,6 +492,7 @@ impl Worker {
         // That of a volume is the pod's own.
         let container = regular.or_else(init).or_else(ephemeral);
         let (shared, pod) = (self.shared.clone(), desired.pod.clone());
+        let span = step_span(&self.reference, &Step::FindImage(key.clone()));
         let work = async move {
             let effect = match pulls {
                 true => find_image(shared, pod, container, key).await,
@@ -493,7 +500,7 @@ impl Worker {
             };
             Report::of(vec![effect])
         };
-        self.tasks.spawn(work.in_current_span());
+        self.tasks.spawn(work.instrument(span).in_current_span());
     }
 
     fn stop_request(&mut self, desired: &DesiredPod, id: &str, name: &str, deadline: Duration) -> StopRequest {

@@ -7,6 +7,8 @@ use stoker_model::metrics;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status, Streaming};
+use tracing::field::Empty;
+use tracing::{Instrument, info_span};
 
 use super::cri;
 use super::cri::image_service_client::ImageServiceClient;
@@ -327,14 +329,16 @@ impl Runtime {
     ) -> Result<T, RuntimeError> {
         let (kind, begun) = (operation_type(name), Clock.now().monotonic);
         metrics::RUNTIME_OPERATIONS.inc(&[&kind]);
-        let result = match tokio::time::timeout(deadline, call).await {
+        let span = info_span!(target: "otel", "runtime", otel.name = name, otel.kind = "client", rpc.system = "grpc", error = Empty);
+        let result = match tokio::time::timeout(deadline, call).instrument(span.clone()).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(RuntimeError::from_status(name, deadline, status)),
             Err(_) => Err(RuntimeError::TimedOut { call: name, after: deadline }),
         };
         metrics::RUNTIME_OPERATIONS_DURATION.observe(&[&kind], Clock.now().monotonic.saturating_sub(begun));
-        if result.is_err() {
+        if let Err(error) = &result {
             metrics::RUNTIME_OPERATIONS_ERRORS.inc(&[&kind]);
+            span.record("error", error.to_string());
         }
         result
     }
