@@ -245,6 +245,9 @@ async fn wire_node(
         Err(error) => tracing::warn!(%error, "stoker status will find nobody"),
     }
 
+    if kubelet.make_iptables_util_chains {
+        spawn(tasks, "chains of iptables", crate::service::kubelet_chains::keep());
+    }
     let (Some(api), Some(node_api)) = (api, node_api) else {
         tracing::warn!("no --kubeconfig: nothing but static pods can run");
         if stoker.pod_network != PodNetwork::None {

@@ -18,6 +18,7 @@ mod events;
 pub mod field;
 mod flowcontrol;
 pub mod format;
+pub mod ip_families;
 mod limits;
 mod network_policy;
 mod networking;

@@ -5,9 +5,9 @@ use std::collections::HashSet;
 use serde_json::{Value, json};
 
 use super::field::{Errors, FieldError, Path};
-use super::format;
 use super::selector_rules::labels;
 use super::tree::{child, fill, fill_text, is_set, items, items_mut, text};
+use super::{format, ip_families};
 
 pub(super) fn default_service(service: &mut Value) {
     let spec = child(service, "spec");
@@ -86,17 +86,14 @@ fn drop_dependent(new: &mut Value, old: &Value) {
 /// An update that leaves out what was allocated keeps it (C3.24).
 pub(super) fn keep_allocations(new: &mut Value, old: &Value) {
     drop_dependent(new, old);
+    if let Some(spec) = new.get_mut("spec").filter(|spec| spec.is_object()) {
+        ip_families::link(spec, Some(&old["spec"]));
+    }
     let (kind, was) = (text(&new["spec"], "type").to_owned(), text(&old["spec"], "type").to_owned());
     if kind == "ExternalName" || was == "ExternalName" {
         return;
     }
     let Some(spec) = new.get_mut("spec").filter(|spec| spec.is_object()) else { return };
-    for key in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-        let missing = spec.get(key).is_none_or(|value| value.is_null() || value == "" || value == &json!([]));
-        if missing && !old["spec"][key].is_null() {
-            spec[key] = old["spec"][key].clone();
-        }
-    }
     if kind == "ClusterIP" {
         return;
     }
@@ -138,6 +135,9 @@ pub(super) fn validate(service: &Value) -> Vec<FieldError> {
             }
         }
         _ => {}
+    }
+    if kind != "ExternalName" {
+        errors.0.extend(ip_families::validate(spec));
     }
     validate_ports(spec, &mut errors);
     labels(&spec["selector"], &path.field("selector"), &mut errors);
@@ -278,13 +278,7 @@ fn validate_ports(spec: &Value, errors: &mut Errors) {
 }
 
 pub(super) fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
-    let (kind, was) = (text(&new["spec"], "type"), text(&old["spec"], "type"));
-    let (ip, was_ip) = (text(&new["spec"], "clusterIP"), text(&old["spec"], "clusterIP"));
-    if kind == "ExternalName" || was == "ExternalName" || was_ip.is_empty() || ip == was_ip {
-        return Vec::new();
-    }
-    let detail = "may not change once set";
-    vec![FieldError::invalid("spec.clusterIPs[0]", ip, detail)]
+    ip_families::validate_update(&new["spec"], &old["spec"])
 }
 
 pub(super) fn default_endpoint_slice(slice: &mut Value) {
@@ -383,9 +377,10 @@ mod tests {
         assert_eq!(inside["spec"].get("externalTrafficPolicy"), None);
         let mut moved = old.clone();
         moved["spec"]["clusterIP"] = json!("10.96.0.10");
+        keep_allocations(&mut moved, &old);
         assert_eq!(
             validate_update(&moved, &old)[0].to_string(),
-            "spec.clusterIPs[0]: Invalid value: \"10.96.0.10\": may not change once set"
+            "spec.clusterIPs[0]: Invalid value: [\"10.96.0.10\"]: may not change once set"
         );
     }
 }

@@ -62,8 +62,7 @@ fn default_roles_grant_what_they_should_and_nobody_grants_more_than_they_have() 
     // An administrator of a namespace gives only what they have.
     whole.kubectl("create role reader -n shop --verb=get --resource=pods --as=adam");
     whole.kubectl("create rolebinding reader -n shop --role=reader --user=bob --as=adam");
-    let refused =
-        whole.kubectl_fails("create role more -n shop --verb=get,list --resource=nodes,pods --as=adam");
+    let refused = whole.kubectl_fails("create role more -n shop --verb=get,list --resource=nodes,pods --as=adam");
     assert!(
         refused.contains("user \"adam\" (groups=[\"system:authenticated\"]) is attempting to grant RBAC permissions not currently held"),
         "{refused}"
