@@ -21,7 +21,7 @@ use super::proxy::{self, Around, ProxyError, ProxyParts, ProxySettings};
 use super::reservations::enforcement;
 use super::standalone::{AlwaysAllow, Standalone};
 use super::wiring::{
-    WiringError, cgroup_config, eviction_settings, node_settings, pods_config, resources_config, server_config,
+    Host, WiringError, cgroup_config, eviction_settings, node_settings, pods_config, resources_config, server_config,
 };
 use super::{cluster_dns, credentials, images, reload, status};
 use super::{logging, systemd};
@@ -46,7 +46,7 @@ use crate::volume::Volumes;
 use crate::volume::csi::{Drivers, watch_plugins};
 
 /// Changes of services that may wait for the data path.
-const SERVICE_QUEUE: usize = 1024;
+pub(super) const SERVICE_QUEUE: usize = 1024;
 /// What may still be written after SIGTERM.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -307,7 +307,7 @@ async fn wire_node(
             let parts = ProxyParts {
                 settings: proxy.clone(),
                 stoker: stoker.clone(),
-                node: node.clone(),
+                host: Host { name: node.name.clone(), addresses: node.addresses.clone() },
                 changes: queue,
                 facts: observer.facts,
                 object,

@@ -293,11 +293,19 @@ fn shown(config: &KubeletConfig) -> serde_json::Value {
     shown
 }
 
+/// The node, as far as Services ask.
+#[derive(Clone, Debug)]
+pub(super) struct Host {
+    pub(super) name: String,
+    /// One of each family, primary first.
+    pub(super) addresses: Vec<IpAddr>,
+}
+
 /// Settings of the room `service`. `pod_ranges` are those of this node, for `detectLocalMode: NodeCIDR`.
 pub(super) fn service_config(
     stoker: &StokerConfig,
     settings: &ProxySettings,
-    node: &NodeSettings,
+    node: &Host,
     pod_ranges: &[String],
 ) -> Result<ServiceConfig, WiringError> {
     let ProxySettings { proxy, from_file } = settings;
@@ -362,5 +370,32 @@ pub(super) fn conntrack_settings(proxy: &KubeProxyConfig) -> ConntrackSettings {
         tcp_be_liberal: conntrack.tcp_be_liberal,
         udp: conntrack.udp_timeout.0,
         udp_stream: conntrack.udp_stream_timeout.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::proxy_config_of;
+
+    /// B1.4: mode nftables serves NodePorts at the node's own addresses, the others at all; unless something is said.
+    #[test]
+    fn node_ports_are_served_where_the_mode_or_the_operator_says() {
+        let host =
+            Host { name: "n".into(), addresses: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()] };
+        let served = |fields| {
+            let proxy = proxy_config_of("test".as_ref(), fields).expect("it makes sense").proxy;
+            let settings = ProxySettings { proxy, from_file: true };
+            let config = service_config(&StokerConfig::default(), &settings, &host, &[]).expect("it fits");
+            config.node_port_addresses.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let own = ["192.0.2.1/32", "2001:db8::1/128"];
+        assert_eq!(served(json!({"mode": "nftables"})), own);
+        assert_eq!(served(json!({"mode": "iptables", "nodePortAddresses": ["primary"]})), own);
+        assert_eq!(served(json!({"mode": "ipvs"})), [""; 0]);
+        assert_eq!(served(json!({})), [""; 0], "as with iptables, all of them");
+        assert_eq!(served(json!({"mode": "nftables", "nodePortAddresses": ["10.0.0.0/8"]})), ["10.0.0.0/8"]);
     }
 }

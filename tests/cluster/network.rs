@@ -127,3 +127,55 @@ fn both_families_reach_pods_services_and_node_ports() {
     lab.kubectl("delete pod web client --grace-period=1");
     lab.finish();
 }
+
+/// B2.7, B2.8: the proxy alone, called as kube-proxy is called, with nothing else of ours on the node.
+#[test]
+fn the_proxy_runs_alone_with_the_flags_of_kube_proxy() {
+    let mut lab = Lab::new();
+    lab.start_control_plane();
+    lab.apply(&json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "lab"}}));
+    let status = format!(r#"{{"status":{{"addresses":[{{"type":"InternalIP","address":"{NODE_IP}"}}]}}}}"#);
+    lab.kubectl(&format!("patch node lab --subresource=status --type=merge -p {status}"));
+    let (stoker, dir) = (lab.stoker(), lab.dir().display().to_string());
+    let proxy = |arguments: &str| {
+        let words: Vec<&str> = std::iter::once("kube-proxy").chain(arguments.split_whitespace()).collect();
+        lab.run(&stoker, &words)
+    };
+    assert_eq!(proxy("--version").out, "kube-proxy v1.36.2\n");
+
+    // The flags as a file, which takes the place of the flags.
+    let flags = format!(
+        "--kubeconfig={dir}/control-plane/admin.kubeconfig --proxy-mode=nftables --cluster-cidr=10.244.0.0/16 \
+         --nodeport-addresses=primary --healthz-bind-address=127.0.0.1:10300 --metrics-bind-address=127.0.0.1:10301"
+    );
+    let file = format!("{dir}/kube-proxy.yaml");
+    proxy(&format!("{flags} --write-config-to={file}")).expect_success("kube-proxy --write-config-to");
+    assert!(std::fs::read_to_string(&file).expect("written").contains("clusterCIDR: 10.244.0.0/16"));
+    let sysctl = || lab.run("cat", &["/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait"]).out;
+    lab.run("nft", &["add table ip tracked"]).expect_success("nft");
+    lab.run("nft", &["add chain ip tracked c { type filter hook input priority 0; }"]).expect_success("nft");
+    lab.run("nft", &["add rule ip tracked c ct state new accept"]).expect_success("nft");
+    proxy(&format!("--config={file} --init-only")).expect_success("kube-proxy --init-only");
+    assert_eq!(sysctl().trim(), "3600");
+    let tables = || lab.run("nft", &["list", "tables"]).out;
+    assert!(!tables().contains("stoker"), "nothing more was done: {}", tables());
+
+    let api = "https://10.96.0.1/readyz";
+    let answers = || lab.run("curl", &["-sSk", "--max-time", "3", api]).out == "ok";
+    assert!(!answers());
+    let line = format!(
+        "{stoker} kube-proxy --config={file} --hostname-override=lab --v=2 > {dir}/log/proxy.log 2>&1 & echo $!"
+    );
+    let pid = lab.run("sh", &["-c", &line]).expect_success("kube-proxy");
+    lab.eventually("the Service kubernetes answers", |_| answers());
+    assert_eq!(lab.curl("http://127.0.0.1:10301/proxyMode").out, "nftables");
+    lab.eventually("it is well", |lab| lab.curl("http://127.0.0.1:10300/healthz").success);
+    lab.run("kill", &["-TERM", pid.trim()]).expect_success("kill");
+    lab.eventually("it ends", |lab| !lab.curl("http://127.0.0.1:10300/livez").success);
+    assert!(answers(), "and its rules stay");
+    proxy("--cleanup").expect_success("kube-proxy --cleanup");
+    assert!(!answers() && !tables().contains("stoker"), "{}", tables());
+
+    let wrong = proxy("--cluster-cidr=10.244.0.0");
+    assert!(!wrong.success && wrong.err.contains("clusterCIDR"), "{}", wrong.err);
+}

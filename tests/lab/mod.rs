@@ -301,6 +301,11 @@ impl Lab {
         Outcome::of(self.enclosure.command(program).args(arguments))
     }
 
+    /// Where the agent's program is.
+    pub(crate) fn stoker(&self) -> String {
+        binary("stoker").to_string_lossy().into_owned()
+    }
+
     /// Runs `ctr`, in the namespace of Kubernetes.
     pub(crate) fn ctr(&self, arguments: &str) -> Outcome {
         let socket = self.dir().join("containerd/containerd.sock");

@@ -423,6 +423,7 @@ mod tests {
         ServiceAddresses::new(&["10.96.0.0/12".parse().unwrap()], &[])
     }
 
+    /// C5.12
     #[tokio::test]
     async fn addresses_come_from_the_upper_band_and_explicit_ones_are_checked() {
         let all = addresses();
@@ -525,6 +526,7 @@ mod tests {
         assert!(create(&all, plain()).await.is_err(), "no more from a range that goes");
     }
 
+    /// C5.12
     #[tokio::test]
     async fn node_ports_are_unique_and_in_range() {
         let all = addresses();
@@ -573,6 +575,7 @@ mod tests {
         assert_eq!(external["spec"].get("clusterIP"), None);
     }
 
+    /// C5.12
     #[tokio::test]
     async fn failed_and_dry_runs_leave_nothing_reserved_and_a_restart_remembers() {
         let all = addresses();

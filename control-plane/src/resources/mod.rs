@@ -34,7 +34,7 @@ pub mod quota;
 mod rbac;
 mod scheduling;
 mod selector_rules;
-mod service;
+pub(crate) mod service;
 mod service_cidr;
 pub mod signing_request;
 pub mod status;

@@ -108,6 +108,35 @@ pub(super) fn keep_allocations(new: &mut Value, old: &Value) {
     }
 }
 
+/// What a client is told of a Service that is right, and may not do what they think (B1.5).
+pub(crate) fn warnings(service: &Value) -> Vec<String> {
+    let spec = &service["spec"];
+    let kind = text(spec, "type");
+    let headless = kind == "ClusterIP" && spec["clusterIP"] == "None";
+    let has_external_ips = items(spec, "externalIPs").next().is_some();
+    let mut warnings: Vec<String> = Vec::new();
+    if headless {
+        let ignored = [
+            ("loadBalancerIP", !text(spec, "loadBalancerIP").is_empty()),
+            ("externalIPs", has_external_ips),
+            ("SessionAffinity", spec["sessionAffinity"] == "ClientIP"),
+        ];
+        let ignored = ignored.into_iter().filter(|(_, is_set)| *is_set);
+        warnings.extend(ignored.map(|(field, _)| format!("spec.{field} is ignored for headless services")));
+    } else if has_external_ips && kind == "ExternalName" {
+        warnings.push("spec.externalIPs is ignored when spec.type is \"ExternalName\"".to_owned());
+    } else if has_external_ips {
+        warnings.push("spec.externalIPs is deprecated and may no longer be implemented in some clusters".to_owned());
+    }
+    if kind != "ExternalName" && !text(spec, "externalName").is_empty() {
+        warnings.push("spec.externalName is ignored when spec.type is not \"ExternalName\"".to_owned());
+    }
+    if spec["trafficDistribution"] == "PreferClose" {
+        warnings.push("spec.trafficDistribution: \"PreferClose\" is deprecated; use \"PreferSameZone\"".to_owned());
+    }
+    warnings
+}
+
 pub(super) fn validate(service: &Value) -> Vec<FieldError> {
     const KINDS: [&str; 4] = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
     let (spec, path) = (&service["spec"], Path::new("spec"));
@@ -358,6 +387,38 @@ mod tests {
                 "spec.sessionAffinityConfig.clientIP.timeoutSeconds: Invalid value: 0: must be greater than 0 and less than 86400",
             ],
         );
+    }
+
+    #[test]
+    fn what_has_no_future_or_effect_is_told() {
+        // B1.5
+        for (spec, expected) in [
+            (json!({"type": "ClusterIP"}), &[][..]),
+            (
+                json!({"type": "ClusterIP", "externalIPs": ["192.0.2.1"], "trafficDistribution": "PreferClose"}),
+                &[
+                    "spec.externalIPs is deprecated and may no longer be implemented in some clusters",
+                    "spec.trafficDistribution: \"PreferClose\" is deprecated; use \"PreferSameZone\"",
+                ],
+            ),
+            (
+                json!({"type": "ClusterIP", "clusterIP": "None", "externalIPs": ["192.0.2.1"], "sessionAffinity": "ClientIP"}),
+                &[
+                    "spec.externalIPs is ignored for headless services",
+                    "spec.SessionAffinity is ignored for headless services",
+                ],
+            ),
+            (
+                json!({"type": "ExternalName", "externalName": "a.example", "externalIPs": ["192.0.2.1"]}),
+                &["spec.externalIPs is ignored when spec.type is \"ExternalName\""],
+            ),
+            (
+                json!({"type": "NodePort", "externalName": "a.example"}),
+                &["spec.externalName is ignored when spec.type is not \"ExternalName\""],
+            ),
+        ] {
+            assert_eq!(warnings(&json!({ "spec": spec })), expected, "{spec}");
+        }
     }
 
     #[test]

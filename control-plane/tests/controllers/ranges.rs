@@ -21,6 +21,26 @@ impl Lab {
     }
 }
 
+/// C5.12
+#[tokio::test]
+async fn the_api_server_is_a_service_of_the_first_address() {
+    let lab = Lab::with_ranges("10.96.0.0/12,fd00:96::/112", "").await;
+    let service = lab.get("", "services", "default", "kubernetes").await.unwrap();
+    assert_eq!(service["metadata"]["labels"], json!({"component": "apiserver", "provider": "kubernetes"}));
+    assert_eq!(service["spec"]["clusterIPs"], json!(["10.96.0.1"]));
+    assert_eq!(service["spec"]["ipFamilyPolicy"], "SingleStack");
+    let port = &service["spec"]["ports"][0];
+    assert_eq!((&port["name"], &port["port"], &port["protocol"]), (&json!("https"), &json!(443), &json!("TCP")));
+    let endpoints = lab.get("", "endpoints", "default", "kubernetes").await.unwrap();
+    assert_eq!(endpoints["metadata"]["labels"]["endpointslice.kubernetes.io/skip-mirror"], "true");
+    let subset = &endpoints["subsets"][0];
+    assert_eq!((&subset["addresses"][0]["ip"], &subset["ports"][0]["port"]), (&json!("192.0.2.7"), &json!(6443)));
+    let slice = lab.get("discovery.k8s.io", "endpointslices", "default", "kubernetes").await.unwrap();
+    assert_eq!(slice["metadata"]["labels"]["kubernetes.io/service-name"], "kubernetes");
+    assert_eq!(slice["endpoints"][0]["addresses"], json!(["192.0.2.7"]));
+    assert_eq!((&slice["ports"][0]["name"], &slice["ports"][0]["port"]), (&json!("https"), &json!(6443)));
+}
+
 #[tokio::test]
 async fn an_address_has_its_object_as_long_as_a_service_holds_it() {
     // C5.12
