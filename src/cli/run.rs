@@ -22,7 +22,7 @@ use super::reservations::enforcement;
 use super::spans::{self, Destination, Exporter};
 use super::standalone::{AlwaysAllow, Standalone};
 use super::wiring::{
-    WiringError, cgroup_config, event_pace, eviction_settings, node_settings, pods_config, resources_config,
+    Host, WiringError, cgroup_config, event_pace, eviction_settings, node_settings, pods_config, resources_config,
     server_config, shutdown_settings,
 };
 use super::{cluster_dns, credentials, images, reload, status};
@@ -48,7 +48,7 @@ use crate::volume::Volumes;
 use crate::volume::csi::{Drivers, watch_plugins};
 
 /// Changes of services that may wait for the data path.
-const SERVICE_QUEUE: usize = 1024;
+pub(super) const SERVICE_QUEUE: usize = 1024;
 /// What may still be written after SIGTERM.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -269,6 +269,9 @@ async fn wire_node(
         Err(error) => tracing::warn!(%error, "stoker status will find nobody"),
     }
 
+    if kubelet.make_iptables_util_chains {
+        spawn(tasks, "chains of iptables", crate::service::kubelet_chains::keep());
+    }
     let (Some(api), Some(node_api)) = (api, node_api) else {
         tracing::warn!("no --kubeconfig: nothing but static pods can run");
         if stoker.pod_network != PodNetwork::None {
@@ -330,7 +333,7 @@ async fn wire_node(
             let parts = ProxyParts {
                 settings: proxy.clone(),
                 stoker: stoker.clone(),
-                node: node.clone(),
+                host: Host { name: node.name.clone(), addresses: node.addresses.clone() },
                 changes: queue,
                 facts: observer.facts,
                 object,

@@ -332,11 +332,19 @@ fn shown(config: &KubeletConfig) -> serde_json::Value {
     shown
 }
 
+/// The node, as far as Services ask.
+#[derive(Clone, Debug)]
+pub(super) struct Host {
+    pub(super) name: String,
+    /// One of each family, primary first.
+    pub(super) addresses: Vec<IpAddr>,
+}
+
 /// Settings of the room `service`. `pod_ranges` are those of this node, for `detectLocalMode: NodeCIDR`.
 pub(super) fn service_config(
     stoker: &StokerConfig,
     settings: &ProxySettings,
-    node: &NodeSettings,
+    node: &Host,
     pod_ranges: &[String],
 ) -> Result<ServiceConfig, WiringError> {
     let ProxySettings { proxy, from_file } = settings;
