@@ -17,7 +17,10 @@ use crate::config::{
     parse_node_labels,
 };
 use crate::node::eviction::{EvictionSettings, ThresholdError, ThresholdFields};
-use crate::node::{AddressError, MachineError, NodeSettings, choose_addresses, memory_threshold, node_name};
+use crate::node::{
+    AddressError, MachineError, NodeSettings, Period, ShutdownSettings, choose_addresses, memory_threshold, node_name,
+    periods,
+};
 use crate::pod::{PodsConfig, ResizeRules, StaticSources, SysctlError, SysctlRules, Users, UsersError};
 use crate::resources::{CpuOptions, NotCpus, ReservedCpus, ResourcesConfig, StaticCpus, StaticMemory, TopologyPolicy};
 use crate::server::{ServerConfig, ServingCertificate, TlsRules};
@@ -85,6 +88,7 @@ pub(super) fn node_settings(config: &KubeletConfig, flags: &Flags) -> Result<Arc
         name,
         hostname,
         addresses,
+        addresses_named: flags.node_ip.as_deref().is_some_and(|ip| !matches!(ip, "" | "0.0.0.0" | "::")),
     }))
 }
 
@@ -92,6 +96,29 @@ pub(super) fn node_settings(config: &KubeletConfig, flags: &Flags) -> Result<Arc
 fn declared_features(config: &KubeletConfig) -> Vec<String> {
     let wanted = |feature: &&str| config.feature_gates.get(*feature).copied().unwrap_or(true);
     ["ExtendWebSocketsToKubelet"].into_iter().filter(wanted).map(str::to_owned).collect()
+}
+
+/// Events that are sent a second, and at once.
+pub(super) fn event_pace(config: &KubeletConfig) -> (u32, u32) {
+    let number = |value: i32| u32::try_from(value).unwrap_or_default();
+    (number(config.event_record_qps), number(config.event_burst))
+}
+
+/// How pods end before the machine goes down.
+pub(super) fn shutdown_settings(config: &KubeletConfig, root_dir: &Path) -> ShutdownSettings {
+    let listed: Vec<Period> = config
+        .shutdown_grace_period_by_pod_priority
+        .iter()
+        .map(|period| Period {
+            priority: period.priority,
+            grace: Duration::from_secs(u64::try_from(period.shutdown_grace_period_seconds).unwrap_or_default()),
+        })
+        .collect();
+    let (total, critical) = (config.shutdown_grace_period.0, config.shutdown_grace_period_critical_pods.0);
+    ShutdownSettings {
+        periods: periods(total, critical, &listed),
+        state_file: root_dir.join("graceful_node_shutdown_state"),
+    }
 }
 
 /// Settings of the room `pod`.
@@ -280,6 +307,7 @@ pub(super) fn server_config(
             0 => None,
             number => Some(SocketAddr::new(address("address", &config.address)?, number)),
         },
+        volume_stats_every: config.volume_stats_agg_period.0,
         system_log_query: config.enable_system_log_query,
         debug_flags: config.enable_debug_flags_handler,
         anonymous: config.authentication.anonymous.enabled,
@@ -304,11 +332,19 @@ fn shown(config: &KubeletConfig) -> serde_json::Value {
     shown
 }
 
+/// The node, as far as Services ask.
+#[derive(Clone, Debug)]
+pub(super) struct Host {
+    pub(super) name: String,
+    /// One of each family, primary first.
+    pub(super) addresses: Vec<IpAddr>,
+}
+
 /// Settings of the room `service`. `pod_ranges` are those of this node, for `detectLocalMode: NodeCIDR`.
 pub(super) fn service_config(
     stoker: &StokerConfig,
     settings: &ProxySettings,
-    node: &NodeSettings,
+    node: &Host,
     pod_ranges: &[String],
 ) -> Result<ServiceConfig, WiringError> {
     let ProxySettings { proxy, from_file } = settings;
@@ -375,3 +411,6 @@ pub(super) fn conntrack_settings(proxy: &KubeProxyConfig) -> ConntrackSettings {
         udp_stream: conntrack.udp_stream_timeout.0,
     }
 }
+
+#[cfg(test)]
+mod tests;

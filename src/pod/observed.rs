@@ -197,6 +197,13 @@ pub(super) struct Sandbox {
     pub(super) created_at: Timestamp,
 }
 
+impl Sandbox {
+    /// It changes no more without an event that tells of it: addresses may come late and in silence.
+    pub(super) fn is_settled(&self) -> bool {
+        !self.ready || self.host_network || !self.ips.is_empty()
+    }
+}
+
 /// What the runtime says of one instance of a container.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) enum InstanceState {
@@ -243,6 +250,11 @@ impl Instance {
     /// Ended with exit code 0.
     pub(super) fn succeeded(&self) -> bool {
         self.state == InstanceState::Exited && self.exit_code == 0
+    }
+
+    /// It changes no more without an event that tells of it.
+    pub(super) fn is_settled(&self) -> bool {
+        matches!(self.state, InstanceState::Running | InstanceState::Exited)
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use stoker_model::handle::{EventType, Eviction, NodeSnapshot, PodDirectory, PodEvictor, ProbeMetrics};
+use stoker_model::metrics;
 use stoker_model::names;
 use stoker_model::pod::{PodRef, PodUid};
 use stoker_model::resources::{QosClass, pod_requests, qos_class};
@@ -40,6 +41,8 @@ const GARBAGE_EVERY: Duration = Duration::from_secs(60);
 const BEAT: Duration = Duration::from_secs(5);
 /// Orders of the node that may wait.
 const ORDERS: usize = 64;
+/// The runtime has at least so long for a pod that the node ends.
+const LEAST_PATIENCE: Duration = Duration::from_secs(10);
 /// What a pod is told that ends in favour of a critical one.
 const PREEMPTED: &str = "Preempted in order to admit critical pod";
 /// After so long without a beat it hangs: twice what it may wait for the runtime.
@@ -382,6 +385,7 @@ impl Supervisor {
             let rejected = match verdict {
                 Verdict::Admitted => None,
                 Verdict::Rejected(rejection) => {
+                    metrics::ADMISSION_REJECTIONS.inc(&[&rejection.reason]);
                     let reference = PodRef::of(pod);
                     self.shared.tell(&reference, EventType::Warning, &rejection.reason, rejection.text.clone());
                     let message = format!("Pod was rejected: {}", rejection.text);
@@ -412,15 +416,33 @@ impl Supervisor {
             info!(pod = %victim, %uid, "it ends in favour of the critical pod {}", PodRef::of(pod));
             self.shared.tell(&victim, EventType::Warning, "Preempting", PREEMPTED);
             handle.end("Preempting", PREEMPTED.into(), true, None);
+            self.expect_end((*uid).clone(), Duration::MAX);
         }
+    }
+
+    /// Tells of a pod that the node ends, and that is still there long after its time (A4.10).
+    fn expect_end(&self, uid: PodUid, grace: Duration) {
+        let Some(pod) = self.shared.directory.get(&uid) else { return };
+        let own = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
+        let grace = grace.min(Duration::from_secs(u64::try_from(own).unwrap_or_default()));
+        let (shared, stop) = (self.shared.clone(), self.stop.clone());
+        tokio::spawn(stop.run_until_cancelled_owned(async move {
+            tokio::time::sleep((grace + grace / 2).max(LEAST_PATIENCE)).await;
+            let goes_on = shared.directory.get(&uid).is_some() && !shared.directory.has_ended(&uid);
+            if goes_on {
+                let text = "Container runtime did not kill the pod within specified grace period.";
+                shared.tell(&PodRef::of(&pod), EventType::Warning, "ExceededGracePeriod", text);
+            }
+        }));
     }
 
     fn obey(&self, order: Order) {
         match order {
-            Order::Evict(uid, Eviction { message, grace, disrupts }) => {
+            Order::Evict(uid, Eviction { reason, message, grace, disrupts }) => {
                 let Some(handle) = self.workers.get(&uid) else { return };
-                info!(pod = %PodRef::of(&handle.desired.borrow().pod), message, "it is evicted");
-                handle.end("Evicted", message, disrupts, Some(grace));
+                info!(pod = %PodRef::of(&handle.desired.borrow().pod), reason, message, "the node ends it");
+                handle.end(reason, message, disrupts, Some(grace));
+                self.expect_end(uid, grace);
             }
             Order::DropFinished => {
                 let finished = self.workers.iter().filter(|(uid, _)| self.shared.directory.has_ended(uid));

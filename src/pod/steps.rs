@@ -17,6 +17,7 @@ use k8s_openapi::api::core::v1::{Pod, VolumeProjection};
 use stoker_model::handle::EventType;
 use stoker_model::pod::PodRef;
 use tokio::sync::{Notify, watch};
+use tracing::{Instrument, Span, info_span};
 
 pub(super) use hooks::run_post_start;
 pub(super) use images::{find_image, look_for_image};
@@ -122,6 +123,15 @@ pub(super) struct Hand {
     pub(super) effects: Vec<Effect>,
 }
 
+/// What a collector of spans is told of a step, with kubelet's names.
+pub(super) fn step_span(pod: &PodRef, step: &Step) -> Span {
+    let step = described(step).unwrap_or_else(|| "end pod".to_owned());
+    info_span!(
+        target: "otel", "step", otel.name = step, k8s.pod.uid = %pod.uid, k8s.pod.name = pod.name,
+        k8s.namespace.name = pod.namespace,
+    )
+}
+
 /// Whether the steps after one may run.
 pub(super) enum Outcome {
     Done,
@@ -156,14 +166,17 @@ impl Hand {
                 continue;
             }
             tracing::debug!(pod = %self.reference, ?step, "step");
+            let span = step_span(&self.reference, &step);
             let (mut said, begun) = (described(&step), Clock.now().monotonic);
             let outcome = match steps.peek() {
                 Some(&Step::RunSandbox { attempt, changed }) if step == Step::MountVolumes && self.mounts_surely() => {
                     steps.next();
-                    said = Some("run sandbox, mount volumes".to_owned());
-                    self.mount_beside_sandbox(attempt, changed).await
+                    let both = "run sandbox, mount volumes";
+                    said = Some(both.to_owned());
+                    span.record("otel.name", both);
+                    self.mount_beside_sandbox(attempt, changed).instrument(span).await
                 }
-                _ => self.step(step, &mut made).await,
+                _ => self.step(step, &mut made).instrument(span).await,
             };
             let took = Clock.now().monotonic.saturating_sub(begun);
             self.shared.directory.slow.note(&self.reference, said, took);

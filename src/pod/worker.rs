@@ -34,7 +34,9 @@ use super::resize::{self, Failed};
 use super::security::ImageUser;
 use super::shared::Shared;
 use super::status::{Facts, differs, status};
-use super::steps::{Effect, Hand, StopRequest, find_image, look_for_image, pull_failure, run_pre_stop, stop_container};
+use super::steps::{
+    Effect, Hand, StopRequest, find_image, look_for_image, pull_failure, run_pre_stop, step_span, stop_container,
+};
 use super::writer::StatusWriter;
 
 /// kubelet's back-off after a sync that failed (A1.5).
@@ -108,8 +110,8 @@ pub(super) struct Worker {
     sandbox: Option<Sandbox>,
     /// What the last plan was made for, as the sources told it.
     planned_for: Option<DesiredPod>,
-    /// What was seen before the first round: nothing was done since.
-    looked: Option<(Vec<Sandbox>, Vec<Instance>)>,
+    /// What the runtime had of the pod, while nothing has happened since that could have changed it.
+    view: Option<(Vec<Sandbox>, Vec<Instance>)>,
     adopted: Adopted,
     gone: bool,
 }
@@ -161,7 +163,7 @@ impl Worker {
             repeated: (Vec::new(), 0),
             sandbox: None,
             planned_for: None,
-            looked: None,
+            view: None,
             adopted: Adopted::default(),
             gone: false,
         }
@@ -200,6 +202,7 @@ impl Worker {
                     Wake::Look | Wake::Echo => {}
                     Wake::VolumesChanged => self.volumes_changed(),
                     Wake::Resync => {
+                        self.view = None;
                         self.refresh_volumes();
                         // Should the pod still be there, it is asked again to go.
                         self.memory.reported = false;
@@ -246,7 +249,7 @@ impl Worker {
                     return Wake::Echo;
                 }
             }
-            () = self.wake.notified() => {}
+            () = self.wake.notified() => self.view = None,
             () = self.volumes_changed.notified() => return Wake::VolumesChanged,
             () = until(wake_at.unwrap_or(resync_at).min(resync_at)) => {
                 let is_resync = now + Duration::from_millis(1) >= resync_at || wake_at.is_none_or(|at| at >= resync_at);
@@ -272,6 +275,7 @@ impl Worker {
                 warn!(%error, "a step ended badly");
                 self.hand_busy = false;
                 self.refresh = Refresh::Idle;
+                self.view = None;
             }
         }
     }
@@ -285,7 +289,7 @@ impl Worker {
         };
         self.adopted = Adopted::of(&self.desired.borrow(), &containers);
         let found_ready = sandboxes.iter().any(|s| s.ready);
-        self.looked = Some((sandboxes, containers));
+        self.view = Some((sandboxes, containers));
         if found_ready {
             self.memory.volumes = VolumesState::Mounted;
             self.memory.cgroup_ready = true;
@@ -293,11 +297,11 @@ impl Worker {
         }
     }
 
-    /// Looks, plans, reports and begins what is to be done. When to look again (monotonic).
+    /// Looks where something may have changed, plans, reports and begins what is to be done. When to do so again (monotonic).
     async fn round(&mut self) -> Result<Option<Duration>, crate::runtime::RuntimeError> {
         let (runtime, directory) = (&self.shared.runtime, &self.shared.directory);
-        let (sandboxes, containers) = match self.looked.take() {
-            Some(looked) => looked,
+        let (sandboxes, containers) = match self.view.take() {
+            Some(view) => view,
             None => self.observer.look(runtime, &self.reference.uid, directory).await?,
         };
         let desired = self.desired.borrow_and_update().clone();
@@ -322,6 +326,9 @@ impl Worker {
             plan.wake_at = Some(plan.wake_at.map_or(repair_at, |at| at.min(repair_at)));
         }
         self.memory = seen.memory;
+        if seen.sandboxes.iter().all(Sandbox::is_settled) && seen.containers.iter().all(Instance::is_settled) {
+            self.view = Some((seen.sandboxes, seen.containers));
+        }
         self.waiting = plan.waiting.clone();
         Ok(self.begin(&desired, plan))
     }
@@ -423,11 +430,18 @@ impl Worker {
             self.repeated = (Vec::new(), 0);
             return plan.wake_at;
         }
+        if for_hand.iter().any(Step::changes_runtime) {
+            self.view = None;
+        }
         let pause = self.pause_before(&for_hand);
         let hand = self.hand(desired);
         self.hand_busy = true;
+        let span = tracing::info_span!(
+            target: "otel", "syncPod", k8s.pod.uid = %self.reference.uid, k8s.pod.name = self.reference.name,
+            k8s.namespace.name = self.reference.namespace,
+        );
         let work = async move { Report { hand: true, refresh: false, effects: hand.run(for_hand, pause).await } };
-        self.tasks.spawn(work.in_current_span());
+        self.tasks.spawn(work.instrument(span).in_current_span());
         None
     }
 
@@ -478,6 +492,7 @@ impl Worker {
         // That of a volume is the pod's own.
         let container = regular.or_else(init).or_else(ephemeral);
         let (shared, pod) = (self.shared.clone(), desired.pod.clone());
+        let span = step_span(&self.reference, &Step::FindImage(key.clone()));
         let work = async move {
             let effect = match pulls {
                 true => find_image(shared, pod, container, key).await,
@@ -485,7 +500,7 @@ impl Worker {
             };
             Report::of(vec![effect])
         };
-        self.tasks.spawn(work.in_current_span());
+        self.tasks.spawn(work.instrument(span).in_current_span());
     }
 
     fn stop_request(&mut self, desired: &DesiredPod, id: &str, name: &str, deadline: Duration) -> StopRequest {
@@ -664,6 +679,7 @@ impl Worker {
             Effect::StopEnded { id } => {
                 memory.stops.remove(&id);
                 self.deadlines.remove(&id);
+                self.view = None;
             }
             Effect::TornDown => {
                 self.shared.assignments.release(&self.reference.uid);

@@ -23,7 +23,7 @@ use stoker::runtime::gc::{ImageCollector, ImagePolicy};
 use stoker::runtime::{Images, NodeCredentials, PullRecords, VerificationPolicy, events};
 use stoker::volume::Volumes;
 use stoker::volume::csi::{Drivers, watch_plugins};
-use stoker_model::handle::NodeSnapshot;
+use stoker_model::handle::{Eviction, NodeSnapshot, PodEvictor as _};
 use stoker_model::pod::PodUid;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -185,6 +185,11 @@ impl Node {
         tokio::spawn(agent.stop.clone().run_until_cancelled_owned(collector.run(api)));
         tokio::spawn(agent.stop.clone().run_until_cancelled_owned(evict(settings, handles, pressures, Clock)));
         held
+    }
+
+    /// Orders a pod's end, as the node does.
+    pub fn evict(&self, uid: &PodUid, eviction: Eviction) {
+        assert!(self.agent.as_ref().expect("an agent runs").pods.evict(uid, eviction), "the order was not taken");
     }
 
     /// Changes how pods see the node.

@@ -4,12 +4,13 @@ use std::path::Path;
 
 use k8s_openapi::api::core::v1::Container;
 use stoker_model::handle::EventType;
+use stoker_model::metrics;
 
 use super::mounts::{Refusal, config_error, link_log};
 use super::{Effect, Hand, Outcome};
 use crate::pod::container::{self, ContainerParts, log_path};
 use crate::pod::env::EnvSources;
-use crate::pod::observed::{DesiredPod, ImageKey};
+use crate::pod::observed::{DesiredPod, ImageKey, Kind};
 use crate::pod::resources;
 use crate::pod::security::{self, NodeSecurity};
 use crate::runtime::cri;
@@ -111,13 +112,24 @@ impl Hand {
 
     /// Starts a container. Its postStart hook runs beside everything else.
     pub(super) async fn start_container(&mut self, name: String, id: &str) -> Outcome {
+        metrics::STARTED_CONTAINERS.inc(&[self.container_type(&name)]);
         if let Err(error) = self.shared.runtime.start_container(id).await {
+            metrics::STARTED_CONTAINERS_ERRORS.inc(&[self.container_type(&name), "RunContainerError"]);
             return self.container_failed(name, "RunContainerError", error.to_string());
         }
         let kind = self.kind(&name);
         self.shared.tell_of(&self.reference, (kind, &name), EventType::Normal, "Started", "Container started");
         self.effects.push(Effect::Started { name, id: id.to_owned() });
         Outcome::Done
+    }
+
+    /// As kubelet's metrics name it.
+    fn container_type(&self, name: &str) -> &'static str {
+        match self.kind(name) {
+            Kind::Init => "init_container",
+            Kind::Ephemeral => "ephemeral_container",
+            Kind::Regular => "container",
+        }
     }
 
     /// Removes a dead container, and its log unless it is kept.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use stoker_model::handle::{EventSubject, EventType, RuntimeHandler};
+use stoker_model::metrics;
 use stoker_model::resources::qos_class;
 
 use super::{Effect, Hand, Outcome};
@@ -73,6 +74,7 @@ impl Hand {
     }
 
     pub(super) fn sandbox_made(&mut self, made: Result<String, RuntimeError>) -> Outcome {
+        metrics::STARTED_PODS.inc(&[]);
         match made {
             Ok(_) => {
                 self.effects.push(Effect::SandboxMade);
@@ -83,6 +85,7 @@ impl Hand {
     }
 
     fn sandbox_failed(&mut self, message: String) -> Outcome {
+        metrics::STARTED_PODS_ERRORS.inc(&[]);
         let text = format!("Failed to create pod sandbox: {message}");
         self.shared.tell(&self.reference, EventType::Warning, "FailedCreatePodSandBox", text);
         self.effects.push(Effect::SandboxFailed { reason: "CreatePodSandboxError", message, retry: RETRY });

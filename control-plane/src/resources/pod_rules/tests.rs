@@ -222,6 +222,14 @@ fn probes_and_hooks() {
             "livenessProbe.successThreshold: Invalid value: 2: must be 1",
         ],
     );
+    // A5.2
+    check_container(
+        json!({
+            "startupProbe": {"exec": {"command": ["a"]}, "successThreshold": 2},
+            "readinessProbe": {"exec": {"command": ["a"]}, "successThreshold": 2}
+        }),
+        &["startupProbe.successThreshold: Invalid value: 2: must be 1"],
+    );
     check_container(
         json!({"readinessProbe": {"tcpSocket": {"port": "-"}, "periodSeconds": -1, "terminationGracePeriodSeconds": 1}}),
         &[
