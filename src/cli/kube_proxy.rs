@@ -104,7 +104,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), KubeProxyError> {
     let verbosity = matches
         .get_one::<String>("v")
         .map_or(Ok(0), |level| level.parse().map_err(|_| KubeProxyError::Verbosity(level.clone())))?;
-    logging::init(verbosity, false);
+    logging::init(verbosity, false, None);
     if matches.get_flag("cleanup") {
         return cleanup();
     }
@@ -210,8 +210,11 @@ async fn serve(Asked { loaded, name, hostname }: Asked) -> Result<(), KubeProxyE
     result
 }
 
+/// kubelet's defaults for events: so many a second, and so many at once.
+const EVENT_PACE: (u32, u32) = (50, 100);
+
 fn start(loaded: LoadedProxy, host: Host, api: ApiServer, tasks: &mut Tasks) -> Result<(), KubeProxyError> {
-    let (events, event_task) = upstream::event_queue(Clock, host.name.clone());
+    let (events, event_task) = upstream::event_queue(Clock, host.name.clone(), EVENT_PACE);
     let events: Arc<dyn EventSink> = Arc::new(events);
     spawn(tasks, "events", event_task(api.clone()).run());
     let (object, task) = NodeApi::new(api.clone(), host.name.clone()).watch();

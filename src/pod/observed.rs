@@ -344,8 +344,9 @@ impl PullPolicy {
 }
 
 fn tagged_latest(image: &str) -> bool {
-    let last = image.rsplit('/').next().unwrap_or(image);
-    !last.contains('@') && last.split_once(':').is_none_or(|(_, tag)| tag == "latest")
+    let (name, digest) = image.split_once('@').map_or((image, None), |(name, digest)| (name, Some(digest)));
+    let last = name.rsplit('/').next().unwrap_or(name);
+    last.split_once(':').map_or(digest.is_none(), |(_, tag)| tag == "latest")
 }
 
 /// Where an image stands. Used up when the container is made: the next instance asks anew.
@@ -449,4 +450,25 @@ pub(super) enum Cause {
     Killed { reason: String, message: String, disruption: bool, grace: Option<Duration> },
     /// It was never admitted (A6).
     Rejected { reason: String, message: String },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_policy_the_tag_decides() {
+        // A14.1
+        for (image, policy) in [
+            ("a", PullPolicy::Always),
+            ("r:5000/a", PullPolicy::Always),
+            ("r:5000/a:latest", PullPolicy::Always),
+            ("a:latest@sha256:00", PullPolicy::Always),
+            ("a@sha256:00", PullPolicy::IfNotPresent),
+            ("r:5000/a:1", PullPolicy::IfNotPresent),
+        ] {
+            assert_eq!(PullPolicy::of(image, None), policy, "{image}");
+            assert_eq!(PullPolicy::of(image, Some("Never")), PullPolicy::Never);
+        }
+    }
 }

@@ -168,13 +168,11 @@ fn pull_policy(image: &str) -> &'static str {
     if is_latest(image) { "Always" } else { "IfNotPresent" }
 }
 
-/// Whether an image has no tag (or `latest`) and no digest.
+/// Whether an image has the tag `latest`, or neither tag nor digest.
 fn is_latest(image: &str) -> bool {
-    if image.contains('@') {
-        return false;
-    }
-    let last = image.rsplit('/').next().unwrap_or_default();
-    last.split_once(':').is_none_or(|(_, tag)| tag == "latest")
+    let (name, digest) = image.split_once('@').map_or((image, None), |(name, digest)| (name, Some(digest)));
+    let last = name.rsplit('/').next().unwrap_or_default();
+    last.split_once(':').map_or(digest.is_none(), |(_, tag)| tag == "latest")
 }
 
 const MODE: i64 = 0o644;
@@ -241,6 +239,30 @@ fn field_references(source: &mut Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_images_with_a_version_are_kept() {
+        // A14.1
+        let digest = format!("a@sha256:{}", "0".repeat(64));
+        let both = format!("a:latest@sha256:{}", "0".repeat(64));
+        for (image, own, expected) in [
+            ("busybox", None, "Always"),
+            ("busybox:latest", None, "Always"),
+            ("localhost:5000/a", None, "Always"),
+            ("busybox:1.36", None, "IfNotPresent"),
+            ("localhost:5000/a:1", None, "IfNotPresent"),
+            (&digest, None, "IfNotPresent"),
+            ("busybox", Some("Never"), "Never"),
+            ("busybox:1", Some("Always"), "Always"),
+        ] {
+            let mut container = json!({"name": "c", "image": image, "imagePullPolicy": own.unwrap_or_default()});
+            default_container(&mut container);
+            assert_eq!(container["imagePullPolicy"], expected, "{image}");
+        }
+        let mut container = json!({"image": both});
+        default_container(&mut container);
+        assert_eq!(container["imagePullPolicy"], "Always", "the tag counts");
+    }
 
     #[test]
     fn a_bare_pod_gets_what_upstream_writes() {
