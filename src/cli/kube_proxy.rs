@@ -29,6 +29,9 @@ use crate::service::leftovers::{self, LeftoverError};
 use crate::service::{self, Mode, ServiceConfig, ServiceError};
 use crate::upstream::{self, ApiServer, ConnectError, NodeApi, ServiceStore};
 
+/// Events in a second, and at once: what kubelet allows itself by default.
+const EVENT_PACE: (u32, u32) = (50, 100);
+
 /// The Node may come later than the proxy; for so long its addresses are waited for.
 const NODE_PATIENCE: u32 = 30;
 
@@ -104,7 +107,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), KubeProxyError> {
     let verbosity = matches
         .get_one::<String>("v")
         .map_or(Ok(0), |level| level.parse().map_err(|_| KubeProxyError::Verbosity(level.clone())))?;
-    logging::init(verbosity, false);
+    logging::init(verbosity, false, None);
     if matches.get_flag("cleanup") {
         return cleanup();
     }
@@ -211,7 +214,7 @@ async fn serve(Asked { loaded, name, hostname }: Asked) -> Result<(), KubeProxyE
 }
 
 fn start(loaded: LoadedProxy, host: Host, api: ApiServer, tasks: &mut Tasks) -> Result<(), KubeProxyError> {
-    let (events, event_task) = upstream::event_queue(Clock, host.name.clone());
+    let (events, event_task) = upstream::event_queue(Clock, host.name.clone(), EVENT_PACE);
     let events: Arc<dyn EventSink> = Arc::new(events);
     spawn(tasks, "events", event_task(api.clone()).run());
     let (object, task) = NodeApi::new(api.clone(), host.name.clone()).watch();
