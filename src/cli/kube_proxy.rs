@@ -29,6 +29,9 @@ use crate::service::leftovers::{self, LeftoverError};
 use crate::service::{self, Mode, ServiceConfig, ServiceError};
 use crate::upstream::{self, ApiServer, ConnectError, NodeApi, ServiceStore};
 
+/// Events in a second, and at once: what kubelet allows itself by default.
+const EVENT_PACE: (u32, u32) = (50, 100);
+
 /// The Node may come later than the proxy; for so long its addresses are waited for.
 const NODE_PATIENCE: u32 = 30;
 

@@ -14,8 +14,9 @@ use tracing::{debug, warn};
 use self::otlp::trace_service_client::TraceServiceClient;
 
 /// The messages, and a client of collectors.
-#[allow(clippy::all, unreachable_pub, missing_debug_implementations, reason = "written by tonic's compiler")]
 pub(in crate::cli) mod otlp {
+    #![expect(clippy::allow_attributes_without_reason, reason = "generated code")]
+    #![allow(unreachable_pub, dead_code, clippy::enum_variant_names, reason = "generated code; not all of it is sent")]
     tonic::include_proto!("opentelemetry.proto.collector.trace.v1");
 }
 
