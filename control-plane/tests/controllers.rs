@@ -13,6 +13,8 @@ use stoker_control_plane::scheduler;
 use stoker_control_plane::storage::embedded::Embedded;
 use tokio_util::sync::CancellationToken;
 
+#[path = "controllers/attachments.rs"]
+mod attachments;
 #[path = "controllers/places.rs"]
 mod places;
 #[path = "controllers/ranges.rs"]

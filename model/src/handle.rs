@@ -131,6 +131,9 @@ pub trait StorageApi: Send + Sync + 'static {
     /// Tells the cluster that a CSI driver is there: CSINode, annotation and topology labels of the Node (A9.18).
     async fn put_driver(&self, driver: &CsiDriverInfo) -> Result<(), ApiError>;
 
+    /// The volumes that the Node's status lists: those that it uses, and those that the cluster has attached to it.
+    async fn volumes_of_node(&self) -> Result<NodeVolumes, ApiError>;
+
     /// A claim's volume has grown, also on this node.
     async fn put_claim_capacity(
         &self,
@@ -141,6 +144,15 @@ pub trait StorageApi: Send + Sync + 'static {
 
     /// The driver is gone.
     async fn remove_driver(&self, name: &str) -> Result<(), ApiError>;
+}
+
+/// Attachable volumes in the Node's status, by the cluster's names.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct NodeVolumes {
+    /// `volumesInUse`.
+    pub in_use: BTreeSet<String>,
+    /// `volumesAttached`.
+    pub attached: BTreeSet<String>,
 }
 
 /// What a CSI driver said of itself and of this node.
@@ -205,6 +217,13 @@ pub enum EventSubject {
         /// UID.
         uid: Arc<str>,
     },
+    /// A PersistentVolumeClaim.
+    Claim {
+        /// Namespace and name.
+        claim: NamespacedName,
+        /// UID.
+        uid: Arc<str>,
+    },
 }
 
 /// Publishes events; never blocks, and may drop when the API server is away.
@@ -248,10 +267,21 @@ pub struct NodeSnapshot {
     pub supplemental_groups_policy: bool,
     /// Active pressure conditions: `MemoryPressure`, `DiskPressure`, `PIDPressure`.
     pub pressures: Vec<String>,
-    /// The runtime makes mounts read-only together with what is mounted below them (A9.24).
-    pub recursive_read_only: bool,
+    /// What the runtime's handlers can do, by name; that of pods without a RuntimeClass has none. Empty: the runtime does not say.
+    pub handlers: BTreeMap<String, RuntimeHandler>,
     /// Like `containerd://1.6.20`; empty while it is not known.
     pub runtime_version: String,
+    /// The machine goes down: nothing new is admitted (A15.10).
+    pub shutting_down: bool,
+}
+
+/// What a handler of the runtime can do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RuntimeHandler {
+    /// It makes mounts read-only together with what is mounted below them (A9.24).
+    pub recursive_read_only: bool,
+    /// It can give a pod users of its own (A11.2).
+    pub user_namespaces: bool,
 }
 
 /// The newest [`NodeSnapshot`].
@@ -346,6 +376,8 @@ pub struct PodUsage {
     pub usage: Usage,
     /// Each container and the sandbox by the runtime's ID.
     pub containers: BTreeMap<String, Usage>,
+    /// Their groups, as metrics name them.
+    pub container_groups: BTreeMap<String, String>,
     /// The pod's network; that of the node for pods in it.
     pub interfaces: Vec<InterfaceUsage>,
 }
@@ -363,6 +395,98 @@ pub trait UsageReader: Send + Sync + 'static {
 
     /// All pods together, with their common limit.
     fn all_pods(&self) -> Usage;
+
+    /// How long a group waited, `/` for the machine; nothing where the kernel does not tell it of groups (A23.4).
+    fn stalls(&self, _group: &str) -> Stalls {
+        Stalls::default()
+    }
+
+    /// What else there is to tell of a group (A23.2).
+    fn details(&self, _group: &str) -> GroupDetails {
+        GroupDetails::default()
+    }
+
+    /// The agent's own group, and that of all pods.
+    fn system_groups(&self) -> Vec<(&'static str, String, Usage)> {
+        Vec::new()
+    }
+}
+
+/// For how long a resource was waited for: pressure stall information.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct StallTime {
+    /// Since the group is there, in microseconds.
+    pub total: u64,
+    /// Of the last 10, 60 and 300 seconds, in percent.
+    pub averages: [f64; 3],
+}
+
+/// How long some of the tasks waited, and how long all of them did at once.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct Stall {
+    /// Some.
+    pub some: StallTime,
+    /// All.
+    pub full: StallTime,
+}
+
+/// By resource; `None`: the kernel does not tell.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct Stalls {
+    /// Processor time.
+    pub cpu: Option<Stall>,
+    /// Memory.
+    pub memory: Option<Stall>,
+    /// Block devices.
+    pub io: Option<Stall>,
+}
+
+/// What a group did with a block device.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct DeviceUsage {
+    /// Like `/dev/sda`; empty where it has no name.
+    pub device: String,
+    /// Major and minor number.
+    pub numbers: (u64, u64),
+    /// Bytes that were read and written.
+    pub bytes: [u64; 2],
+    /// How often.
+    pub operations: [u64; 2],
+}
+
+/// What metrics tell of a group besides its [`Usage`]. 0 is also what is not known.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct GroupDetails {
+    /// By device.
+    pub devices: Vec<DeviceUsage>,
+    /// How often memory hit its limit.
+    pub memory_failures: u64,
+    /// Mapped files, bytes.
+    pub mapped_bytes: u64,
+    /// The most memory that was used, bytes.
+    pub most_memory_bytes: u64,
+    /// Processes that were killed for want of memory.
+    pub oom_kills: u64,
+    /// In the values of cgroup v1.
+    pub cpu_shares: u64,
+    /// Microseconds.
+    pub cpu_period: u64,
+    /// Microseconds in each period; 0: no limit.
+    pub cpu_quota: u64,
+    /// Protected or soft limit, bytes; 0: none.
+    pub memory_reservation_bytes: u64,
+    /// Bytes; `None`: no limit.
+    pub swap_limit_bytes: Option<u64>,
+    /// Processes.
+    pub processes: u64,
+    /// Open files of all processes.
+    pub open_files: u64,
+    /// Sockets among them.
+    pub sockets: u64,
+    /// Processes and threads that there may be; 0: no limit.
+    pub threads_max: u64,
+    /// How many files the first process may open; `None`: no limit.
+    pub open_files_limit: Option<u64>,
 }
 
 /// What files take of their file system.
@@ -394,11 +518,31 @@ pub trait DiskMeter: Send + Sync + 'static {
 
     /// What lies below a directory, on the same file system.
     fn tree(&self, path: &Path) -> DiskUsage;
+
+    /// The pod's volumes that are mounted and can be measured: all but those of the host itself (A23.3).
+    fn mounted(&self, _pod: &Pod) -> Vec<MountedVolume> {
+        Vec::new()
+    }
+}
+
+/// A volume that is there.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MountedVolume {
+    /// Its name in the pod.
+    pub name: String,
+    /// The claim behind it: then it is a file system of its own.
+    pub claim: Option<String>,
+    /// It lies in memory.
+    pub in_memory: bool,
+    /// Where.
+    pub path: std::path::PathBuf,
 }
 
 /// An order to end a pod because the node is short of something, or the pod took more than it may (A13.9).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Eviction {
+    /// `status.reason`: `Evicted`, or `Terminated` when the machine goes down.
+    pub reason: &'static str,
     /// Why, as status and event tell it.
     pub message: String,
     /// How long it has at most.
@@ -409,7 +553,7 @@ pub struct Eviction {
 
 /// Ends pods for the node. `pod` implements it.
 pub trait PodEvictor: Send + Sync + 'static {
-    /// Ends a pod with phase `Failed` and reason `Evicted`. Whether the order was taken; what it does shows in the pod's status.
+    /// Ends a pod with phase `Failed`. Whether the order was taken; what it does shows in the pod's status.
     fn evict(&self, pod: &PodUid, eviction: Eviction) -> bool;
 
     /// Lets go of the containers that finished pods keep for their logs (A13.7).

@@ -7,6 +7,7 @@
 
 pub mod expand;
 pub mod handle;
+pub mod metrics;
 pub mod names;
 pub mod network;
 pub mod pod;

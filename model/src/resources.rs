@@ -181,6 +181,34 @@ mod tests {
     }
 
     #[test]
+    fn the_pod_as_a_whole_decides_alone() {
+        // A12.1, A12.10
+        let both: &[_] = &[("cpu", "1"), ("memory", "1Gi")];
+        let of_pod = |requests: &[(&str, &str)], limits: &[(&str, &str)], of_container: &[(&str, &str)]| {
+            let resources = container(requests, limits).resources;
+            PodSpec { resources, ..spec(vec![container(of_container, &[])], vec![]) }
+        };
+        for (pod, class) in [
+            (of_pod(both, both, &[("cpu", "100m")]), QosClass::Guaranteed),
+            (of_pod(&[], both, &[]), QosClass::Guaranteed),
+            (of_pod(both, &[], &[]), QosClass::Burstable),
+            (of_pod(&[("cpu", "1")], &[("cpu", "1")], both), QosClass::Burstable),
+        ] {
+            assert_eq!(qos_class(&pod), class, "{pod:?}");
+        }
+        // It asks for what it says itself, and for the rest what its containers do.
+        let mut pod = of_pod(&[("cpu", "2")], &[("cpu", "3")], &[("cpu", "100m"), ("memory", "1Gi")]);
+        pod.overhead = list(&[("cpu", "10m")]);
+        let asked = pod_requests(&pod);
+        assert_eq!((asked["cpu"], asked["memory"].units()), (Milli::from_milli(2010), 1 << 30));
+        assert_eq!(pod_limits(&pod)["cpu"], Milli::from_milli(3010));
+        // Ephemeral containers ask for nothing.
+        let mut with_ephemeral = spec(vec![container(both, both)], vec![]);
+        with_ephemeral.ephemeral_containers = Some(vec![Default::default()]);
+        assert_eq!(qos_class(&with_ephemeral), QosClass::Guaranteed);
+    }
+
+    #[test]
     fn init_containers_count_for_qos() {
         // A12.1
         let both: &[_] = &[("cpu", "1"), ("memory", "1Gi")];

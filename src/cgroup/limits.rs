@@ -160,4 +160,18 @@ mod tests {
         let none = PodLimits::of(&spec(vec![container(&[], &[])]));
         assert_eq!((none.qos, none.shares), (QosClass::BestEffort, 2));
     }
+
+    #[test]
+    fn a_pod_may_have_resources_of_its_own() {
+        // A12.5, A12.10
+        let own = container(&[("cpu", "1")], &[("cpu", "2"), ("memory", "64Mi")]).resources;
+        let containers = vec![container(&[("cpu", "100m")], &[]), container(&[], &[])];
+        let spec = PodSpec { containers, resources: own, ..PodSpec::default() };
+        let limits = PodLimits::of(&spec);
+        assert_eq!((limits.qos, limits.shares), (QosClass::Burstable, 1024));
+        assert_eq!((limits.milli_cpu, limits.memory_bytes), (Some(2000), Some(64 << 20)));
+        let overhead = PodSpec { overhead: list(&[("cpu", "500m"), ("memory", "1Mi")]), ..spec };
+        let limits = PodLimits::of(&overhead);
+        assert_eq!((limits.shares, limits.milli_cpu, limits.memory_bytes), (1536, Some(2500), Some(65 << 20)));
+    }
 }

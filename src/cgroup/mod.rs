@@ -5,11 +5,13 @@
 //!
 //! With the systemd driver the groups are slices, which systemd makes, limits and ends; the exact values are then written as well.
 
+mod details;
 mod hierarchy;
 mod limits;
 mod systemd;
 mod tree;
 mod usage;
+mod write;
 
 pub use limits::{PodLimits, cpu_quota_us, cpu_shares, cpu_weight, kernel_size};
 pub use tree::{CgroupConfig, CgroupDriver, CgroupError, Cgroups};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use stoker_model::handle::{InterfaceUsage, PodUsage, Usage, UsageReader};
+use stoker_model::handle::{GroupDetails, InterfaceUsage, PodUsage, Stalls, Usage, UsageReader};
 
 use super::hierarchy::Hierarchy;
 use super::tree::Cgroups;
@@ -40,6 +40,37 @@ impl UsageReader for Cgroups {
         self.pod_groups().into_iter().map(|(uid, group)| self.pod(uid, group)).collect()
     }
 
+    fn stalls(&self, group: &str) -> Stalls {
+        self.read_stalls(group)
+    }
+
+    fn details(&self, group: &str) -> GroupDetails {
+        self.read_details(group.trim_start_matches('/'))
+    }
+
+    fn system_groups(&self) -> Vec<(&'static str, String, Usage)> {
+        let own = read("/proc/self/cgroup");
+        let own = match self.hierarchy() {
+            Hierarchy::V2(_) => own.lines().find_map(|line| line.strip_prefix("0::/")),
+            Hierarchy::V1 { .. } => own.lines().find_map(|line| {
+                let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+                controllers.split(',').any(|controller| controller == "memory").then(|| path.trim_start_matches('/'))
+            }),
+        };
+        let pods = self.class_groups().into_iter().next();
+        // Without a group of its own the agent has nothing to tell apart.
+        let own = own.filter(|group| !group.is_empty()).map(str::to_owned);
+        let named = [("kubelet", own), ("pods", pods)];
+        named
+            .into_iter()
+            .filter_map(|(name, group)| Some((name, group?)))
+            .map(|(name, group)| {
+                let usage = self.usage(&group);
+                (name, format!("/{group}"), usage)
+            })
+            .collect()
+    }
+
     fn all_pods(&self) -> Usage {
         // That of the guaranteed class is the one that all others lie in.
         self.class_groups().first().map(|group| self.usage(group)).unwrap_or_default()
@@ -48,7 +79,7 @@ impl UsageReader for Cgroups {
 
 impl Cgroups {
     fn pod(&self, uid: String, group: String) -> PodUsage {
-        let mut containers = BTreeMap::new();
+        let (mut containers, mut container_groups) = (BTreeMap::new(), BTreeMap::new());
         let mut interfaces_seen = Vec::new();
         for name in directories(&self.memory_tree().join(&group)) {
             let inside = format!("{group}/{name}");
@@ -60,8 +91,10 @@ impl Cgroups {
                 }
             }
             containers.insert(container_id(&name).to_owned(), self.usage(&inside));
+            container_groups.insert(container_id(&name).to_owned(), format!("/{inside}"));
         }
-        PodUsage { uid, usage: self.usage(&group), group: format!("/{group}"), containers, interfaces: interfaces_seen }
+        let usage = self.usage(&group);
+        PodUsage { uid, usage, group: format!("/{group}"), containers, container_groups, interfaces: interfaces_seen }
     }
 
     fn memory_tree(&self) -> PathBuf {
@@ -216,16 +249,16 @@ fn directories(path: &Path) -> Vec<String> {
 }
 
 /// A group may go while it is read; then it has used nothing.
-fn read(path: impl AsRef<Path>) -> String {
+pub(super) fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
-fn number(text: &str) -> Option<u64> {
+pub(super) fn number(text: &str) -> Option<u64> {
     text.trim().parse().ok()
 }
 
 /// A line `name number …`.
-fn field(text: &str, name: &str) -> Option<u64> {
+pub(super) fn field(text: &str, name: &str) -> Option<u64> {
     let of_line = |line: &str| {
         let mut words = line.split_whitespace();
         (words.next()? == name).then(|| words.next()?.parse().ok()).flatten()

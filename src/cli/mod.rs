@@ -22,10 +22,12 @@ mod reservations;
 mod reset;
 mod run;
 mod service;
+mod spans;
 mod standalone;
 mod status;
 mod systemd;
 mod unit;
+mod users;
 mod wiring;
 
 /// Ends the process with this code when it was called in a wrong way, as clap does.

@@ -40,25 +40,42 @@ pub(super) enum PreflightError {
 
 /// Refuses to start where kubelet does (A22.2e).
 pub(super) fn check_host(config: &KubeletConfig) -> Result<(), PreflightError> {
-    if !rustix::process::geteuid().is_root() {
-        return Err(PreflightError::NotRoot);
-    }
-    if config.fail_swap_on {
-        let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
-        let devices: Vec<_> = swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
-        if !devices.is_empty() {
-            return Err(PreflightError::Swap { devices: devices.join(", ") });
-        }
-    }
-    // Hybrid hosts have controllers on v1 only.
-    let unified = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").is_ok();
-    if config.fail_cgroup_v1 && !unified {
-        return Err(PreflightError::CgroupV1);
-    }
+    let host = Host {
+        is_root: rustix::process::geteuid().is_root(),
+        swaps: fs::read_to_string("/proc/swaps").unwrap_or_default(),
+        // Hybrid hosts have controllers on v1 only.
+        is_unified: Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
+    };
+    host.fits(config)?;
     if config.protect_kernel_defaults {
         protect_kernel_defaults(Path::new("/proc/sys"))?;
     }
     Ok(())
+}
+
+/// What is looked at before anything starts.
+struct Host {
+    is_root: bool,
+    /// `/proc/swaps`.
+    swaps: String,
+    /// All controllers are in one tree.
+    is_unified: bool,
+}
+
+impl Host {
+    fn fits(&self, config: &KubeletConfig) -> Result<(), PreflightError> {
+        if !self.is_root {
+            return Err(PreflightError::NotRoot);
+        }
+        let devices: Vec<_> = self.swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
+        if config.fail_swap_on && !devices.is_empty() {
+            return Err(PreflightError::Swap { devices: devices.join(", ") });
+        }
+        if config.fail_cgroup_v1 && !self.is_unified {
+            return Err(PreflightError::CgroupV1);
+        }
+        Ok(())
+    }
 }
 
 /// Switches of the kernel that kubelet sets itself, or wants to find set.
@@ -164,6 +181,22 @@ mod tests {
 24 22 8:1 /var/lib/kubelet /var/lib/kubelet rw shared:9 - ext4 /dev/sda rw
 25 22 8:1 /x /var/lib rw master:1 - ext4 /dev/sda rw
 ";
+
+    #[test]
+    fn hosts_that_do_not_fit_are_refused() {
+        // A22.2e, A12.9, A15.9
+        let config = KubeletConfig::default;
+        let host = |is_root, swaps: &str, is_unified| Host { is_root, swaps: swaps.to_owned(), is_unified };
+        let (none, some) = ("Filename Type\n", "Filename Type\n/dev/sda2 partition 1 0 -2\n/swap file 1 0 -3\n");
+        assert!(host(true, none, true).fits(&config()).is_ok());
+        assert!(matches!(host(false, none, true).fits(&config()), Err(PreflightError::NotRoot)));
+        let swap = host(true, some, true).fits(&config()).expect_err("swap").to_string();
+        assert!(swap.contains("/dev/sda2, /swap") && swap.contains("swapoff"), "{swap}");
+        assert!(host(true, some, true).fits(&KubeletConfig { fail_swap_on: false, ..config() }).is_ok());
+        let old = host(true, none, false).fits(&config()).expect_err("cgroup v1").to_string();
+        assert!(old.contains("failCgroupV1: false"), "{old}");
+        assert!(host(true, none, false).fits(&KubeletConfig { fail_cgroup_v1: false, ..config() }).is_ok());
+    }
 
     #[test]
     fn the_nearest_mount_decides() {

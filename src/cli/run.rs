@@ -19,9 +19,11 @@ use tokio_util::sync::CancellationToken;
 use super::preflight::{PreflightError, check_host, limit_process, lock, prepare_root};
 use super::proxy::{self, Around, ProxyError, ProxyParts, ProxySettings};
 use super::reservations::enforcement;
+use super::spans::{self, Destination, Exporter};
 use super::standalone::{AlwaysAllow, Standalone};
 use super::wiring::{
-    Host, WiringError, cgroup_config, eviction_settings, node_settings, pods_config, resources_config, server_config,
+    Host, WiringError, cgroup_config, event_pace, eviction_settings, node_settings, pods_config, resources_config,
+    server_config, shutdown_settings,
 };
 use super::{cluster_dns, credentials, images, reload, status};
 use super::{logging, systemd};
@@ -57,6 +59,8 @@ pub(super) enum RunError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Kubeconfig(#[from] KubeconfigError),
+    #[error(transparent)]
+    Spans(#[from] spans::DestinationError),
     #[error(transparent)]
     Preflight(#[from] PreflightError),
     #[error(transparent)]
@@ -109,7 +113,13 @@ pub(super) fn run(flags: Flags, as_kubelet: bool) -> Result<(), RunError> {
     let loaded = load(flags.config.as_deref(), flags.config_dir.as_deref(), &flags.overrides, as_kubelet)?;
     let stoker = load_stoker_config(flags.stoker_config.as_deref())?;
     let verbosity = flags.verbosity.max(loaded.kubelet.logging.verbosity.into());
-    logging::init(verbosity, stoker.log_format == "json" || loaded.kubelet.logging.format == "json");
+    let tracing = &loaded.kubelet.tracing;
+    let is_asked = !tracing.endpoint.is_empty() || tracing.sampling_rate_per_million > 0;
+    let destination = is_asked.then(|| Destination::parse(&tracing.endpoint)).transpose()?;
+    // Validation has seen that it is no negative number.
+    let per_million = tracing.sampling_rate_per_million.try_into().unwrap_or_default();
+    let (layer, ended) = destination.is_some().then(|| spans::layer(per_million)).unzip();
+    logging::init(verbosity, stoker.log_format == "json" || loaded.kubelet.logging.format == "json", layer);
     let (proxy, proxy_warnings) = ProxySettings::load(flags.proxy_config.as_deref(), &stoker)?;
     for warning in flags.warnings.iter().chain(&loaded.warnings).chain(&proxy_warnings) {
         tracing::warn!("{warning}");
@@ -122,6 +132,8 @@ pub(super) fn run(flags: Flags, as_kubelet: bool) -> Result<(), RunError> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = node.name, addresses = ?node.addresses, "starting");
     // The first provider wins; nobody else sets one.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    let exporter =
+        destination.zip(ended).map(|(destination, spans)| Exporter { spans, destination, node: node.name.clone() });
     let decided = Decided {
         flags,
         kubelet: loaded.kubelet,
@@ -133,12 +145,12 @@ pub(super) fn run(flags: Flags, as_kubelet: bool) -> Result<(), RunError> {
         supervised: Arc::default(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let result = runtime.block_on(start(decided));
+    let result = runtime.block_on(start(decided, exporter));
     runtime.shutdown_timeout(LAST_WORDS);
     result
 }
 
-async fn start(decided: Decided) -> Result<(), RunError> {
+async fn start(decided: Decided, exporter: Option<Exporter>) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let stop = CancellationToken::new();
@@ -147,6 +159,7 @@ async fn start(decided: Decided) -> Result<(), RunError> {
     let supervised = decided.supervised.clone();
     let watched = supervised.clone();
     spawn(&mut tasks, "watchdog", systemd::watchdog(move || watched.get().is_none_or(Pods::is_alive)));
+    let exporting = exporter.map(|exporter| tokio::spawn(exporter.run(stop.clone())));
     let reloading = reload::on_hangup(decided.flags.clone(), decided.kubelet.clone(), decided.as_kubelet);
     spawn(&mut tasks, "reload", reloading);
     let work = async {
@@ -174,6 +187,10 @@ async fn start(decided: Decided) -> Result<(), RunError> {
     tracing::info!("stopping; containers and rules stay");
     systemd::tell(&[sd_notify::NotifyState::Stopping]);
     stop.cancel();
+    if let Some(exporting) = exporting {
+        // It limits itself.
+        let _ = exporting.await;
+    }
     result
 }
 
@@ -190,6 +207,8 @@ pub(super) fn spawn(tasks: &mut Tasks, name: &'static str, task: impl Future<Out
 struct NodeHandles {
     runtime: Runtime,
     pressures: watch::Sender<Pressures>,
+    /// Whether the machine goes down.
+    going_down: watch::Sender<bool>,
     node: NodeFeed,
     pods: PodFeed,
     api: Arc<dyn PodApi>,
@@ -216,8 +235,11 @@ async fn wire_node(
 ) -> Result<(Decided, NodeHandles), RunError> {
     let Decided { flags, kubelet, stoker, proxy, node, clock, .. } = &decided;
     let api = credentials::connect(flags, kubelet, &node.name, tasks).await?;
-    let (events, event_task) = upstream::event_queue(*clock, node.name.clone());
+    let (events, event_task) = upstream::event_queue(*clock, node.name.clone(), event_pace(kubelet));
     let events: Arc<dyn EventSink> = Arc::new(events);
+    let resolv_conf = Some(Path::new(&kubelet.resolv_conf)).filter(|path| !path.as_os_str().is_empty());
+    let is_v1 = !Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    node::warn_of_machine(events.as_ref(), is_v1, resolv_conf, &kubelet.cluster_domain);
     let runtime = Runtime::connect(&kubelet.container_runtime_endpoint, kubelet.runtime_request_timeout.0)?;
 
     let node_api = api.clone().map(|api| NodeApi::new(api, node.name.clone()));
@@ -231,7 +253,9 @@ async fn wire_node(
     };
     let (pressures, held) = watch::channel(Pressures::new());
     let devices = assignments.device_feed();
-    let (observer, task) = node::observe(node.clone(), runtime.clone(), node_object.clone(), devices, held, *clock);
+    let going_down = watch::Sender::new(false);
+    let signs = (held, going_down.subscribe());
+    let (observer, task) = node::observe(node.clone(), runtime.clone(), node_object.clone(), devices, signs, *clock);
     spawn(tasks, "node observer", task);
     spawn(tasks, "status line", status_line(node.name.clone(), observer.observations.clone()));
 
@@ -259,6 +283,7 @@ async fn wire_node(
         let handles = NodeHandles {
             runtime,
             pressures,
+            going_down,
             node: observer.snapshots,
             pods: watch::channel(Some(Arc::default())).1,
             api: offline.clone(),
@@ -278,6 +303,7 @@ async fn wire_node(
 
     spawn(tasks, "events", event_task(api.clone()).run());
     spawn(tasks, "kernel log", node::watch_oom(events.clone()));
+    spawn(tasks, "pod range", node::pass_pod_cidr(runtime.clone(), node_object.clone()));
     spawn(tasks, "lease", node::renew_lease(node_api.clone(), node.lease_seconds, *clock));
     super::network::spawn(stoker, node, &api, (node_api.clone(), node_object.clone()), tasks).await?;
     let certificate = kubelet.server_tls_bootstrap.then(|| {
@@ -329,6 +355,7 @@ async fn wire_node(
     let handles = NodeHandles {
         runtime,
         pressures,
+        going_down,
         tokens: kubelet.authentication.webhook.enabled.then(reviews),
         node: observer.snapshots,
         pods,
@@ -378,7 +405,7 @@ async fn wire_pods(
         // The runtime pulls it, or pods say what is missing.
         Err(error) => tracing::warn!(%error, "sandbox image not ensured"),
     }
-    let mut volumes = Volumes::new(&flags.root_dir, handles.objects.clone());
+    let mut volumes = Volumes::new(&flags.root_dir, handles.objects.clone()).with_events(handles.events.clone());
     let drivers = Drivers::default();
     if let Some(storage) = handles.storage.clone() {
         volumes = volumes.with_storage(storage, drivers.clone());
@@ -397,6 +424,8 @@ async fn wire_pods(
     spawn(tasks, "log rotation", rotate_logs(runtime.clone(), images::rotation_config(kubelet)?, *clock));
     let (eviction, events) = (eviction_settings(kubelet, flags)?, handles.events.clone());
     let disks = Arc::new(volumes.clone());
+    let measured = disks.clone();
+    let (told, node_feed) = (handles.pods.clone(), handles.node.clone());
     let pods = Pods::spawn(
         pods_config(kubelet, &flags.root_dir)?,
         PodHandles {
@@ -428,6 +457,17 @@ async fn wire_pods(
         images: reclaimer,
         events,
     };
+    let shutdown = node::ShutdownHandles {
+        pods: Arc::new(pods.clone()),
+        evictor: Arc::new(pods.clone()),
+        usage: Arc::new(cgroups.clone()),
+        node: node_feed,
+        told,
+        events: eviction_handles.events.clone(),
+        going_down: handles.going_down,
+    };
+    let shutdown = node::end_pods_at_shutdown(shutdown_settings(kubelet, &flags.root_dir), shutdown, *clock);
+    spawn(tasks, "shutdown", shutdown);
     spawn(tasks, "eviction", evict(eviction, eviction_handles, handles.pressures, *clock));
     if kubelet.enable_server {
         let config = server_config(kubelet, flags, node, handles.certificate)?;
@@ -436,6 +476,7 @@ async fn wire_pods(
             authorizer: handles.authorizer,
             tokens: handles.tokens,
             usage: Arc::new(cgroups),
+            disks: measured,
             probes: Arc::new(pods.clone()),
             agent: Arc::new(Agent(pods)),
             runtime,

@@ -17,8 +17,11 @@ use crate::config::{
     parse_node_labels,
 };
 use crate::node::eviction::{EvictionSettings, ThresholdError, ThresholdFields};
-use crate::node::{AddressError, MachineError, NodeSettings, choose_addresses, memory_threshold, node_name};
-use crate::pod::{PodsConfig, ResizeRules, StaticSources, SysctlError, SysctlRules};
+use crate::node::{
+    AddressError, MachineError, NodeSettings, Period, ShutdownSettings, choose_addresses, memory_threshold, node_name,
+    periods,
+};
+use crate::pod::{PodsConfig, ResizeRules, StaticSources, SysctlError, SysctlRules, Users, UsersError};
 use crate::resources::{CpuOptions, NotCpus, ReservedCpus, ResourcesConfig, StaticCpus, StaticMemory, TopologyPolicy};
 use crate::server::{ServerConfig, ServingCertificate, TlsRules};
 use crate::service::sysctls::ConntrackSettings;
@@ -50,6 +53,10 @@ pub(super) enum WiringError {
     Threshold(#[from] ThresholdError),
     #[error("evictionSoftGracePeriod: {signal}: {value:?} is no duration: write 90s or 1m30s")]
     SoftGrace { signal: String, value: String },
+    #[error(transparent)]
+    Users(#[from] UsersError),
+    #[error(transparent)]
+    Ids(#[from] super::users::IdsError),
     #[error("{field}: {source}")]
     Range { field: &'static str, source: crate::service::config::NotACidr },
 }
@@ -81,6 +88,7 @@ pub(super) fn node_settings(config: &KubeletConfig, flags: &Flags) -> Result<Arc
         name,
         hostname,
         addresses,
+        addresses_named: flags.node_ip.as_deref().is_some_and(|ip| !matches!(ip, "" | "0.0.0.0" | "::")),
     }))
 }
 
@@ -90,13 +98,42 @@ fn declared_features(config: &KubeletConfig) -> Vec<String> {
     ["ExtendWebSocketsToKubelet"].into_iter().filter(wanted).map(str::to_owned).collect()
 }
 
+/// Events that are sent a second, and at once.
+pub(super) fn event_pace(config: &KubeletConfig) -> (u32, u32) {
+    let number = |value: i32| u32::try_from(value).unwrap_or_default();
+    (number(config.event_record_qps), number(config.event_burst))
+}
+
+/// How pods end before the machine goes down.
+pub(super) fn shutdown_settings(config: &KubeletConfig, root_dir: &Path) -> ShutdownSettings {
+    let listed: Vec<Period> = config
+        .shutdown_grace_period_by_pod_priority
+        .iter()
+        .map(|period| Period {
+            priority: period.priority,
+            grace: Duration::from_secs(u64::try_from(period.shutdown_grace_period_seconds).unwrap_or_default()),
+        })
+        .collect();
+    let (total, critical) = (config.shutdown_grace_period.0, config.shutdown_grace_period_critical_pods.0);
+    ShutdownSettings {
+        periods: periods(total, critical, &listed),
+        state_file: root_dir.join("graceful_node_shutdown_state"),
+    }
+}
+
 /// Settings of the room `pod`.
 pub(super) fn pods_config(config: &KubeletConfig, root_dir: &Path) -> Result<PodsConfig, WiringError> {
     let log_dir = PathBuf::from(&config.pod_logs_dir);
     let address = |text: &String| {
         text.parse().map_err(|_| WiringError::NotAnAddress { field: "clusterDNS", value: text.clone() })
     };
+    // Nothing is the default, too.
+    let per_pod = Some(config.user_namespaces.ids_per_pod).filter(|ids| *ids != 0).unwrap_or(65536);
+    let per_pod = u32::try_from(per_pod).unwrap_or(u32::MAX);
+    let max_pods = u32::try_from(config.max_pods).unwrap_or_default();
+    let users = Users::open(&root_dir.join("pods"), super::users::ids_of_pods(per_pod)?, per_pod, max_pods)?;
     Ok(PodsConfig {
+        users: Some(users),
         root_dir: root_dir.to_path_buf(),
         // Beside the logs, which is upstream's place where the logs are in theirs.
         link_dir: log_dir.parent().unwrap_or(Path::new("/")).join("containers"),
@@ -106,7 +143,8 @@ pub(super) fn pods_config(config: &KubeletConfig, root_dir: &Path) -> Result<Pod
         cluster_dns: config.cluster_dns.iter().map(address).collect::<Result<_, _>>()?,
         cluster_domain: config.cluster_domain.clone(),
         resolv_conf: Some(PathBuf::from(&config.resolv_conf)).filter(|path| !path.as_os_str().is_empty()),
-        sysctls: SysctlRules::new(&config.allowed_unsafe_sysctls)?,
+        sysctls: SysctlRules::new(&config.allowed_unsafe_sysctls)?
+            .on_kernel(&rustix::system::uname().release().to_string_lossy()),
         seccomp_default: config.seccomp_default,
         static_sources: StaticSources {
             path: Some(PathBuf::from(&config.static_pod_path)).filter(|path| !path.as_os_str().is_empty()),
@@ -269,6 +307,7 @@ pub(super) fn server_config(
             0 => None,
             number => Some(SocketAddr::new(address("address", &config.address)?, number)),
         },
+        volume_stats_every: config.volume_stats_agg_period.0,
         system_log_query: config.enable_system_log_query,
         debug_flags: config.enable_debug_flags_handler,
         anonymous: config.authentication.anonymous.enabled,
@@ -374,28 +413,4 @@ pub(super) fn conntrack_settings(proxy: &KubeProxyConfig) -> ConntrackSettings {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::config::proxy_config_of;
-
-    /// B1.4: mode nftables serves NodePorts at the node's own addresses, the others at all; unless something is said.
-    #[test]
-    fn node_ports_are_served_where_the_mode_or_the_operator_says() {
-        let host =
-            Host { name: "n".into(), addresses: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()] };
-        let served = |fields| {
-            let proxy = proxy_config_of("test".as_ref(), fields).expect("it makes sense").proxy;
-            let settings = ProxySettings { proxy, from_file: true };
-            let config = service_config(&StokerConfig::default(), &settings, &host, &[]).expect("it fits");
-            config.node_port_addresses.iter().map(ToString::to_string).collect::<Vec<_>>()
-        };
-        let own = ["192.0.2.1/32", "2001:db8::1/128"];
-        assert_eq!(served(json!({"mode": "nftables"})), own);
-        assert_eq!(served(json!({"mode": "iptables", "nodePortAddresses": ["primary"]})), own);
-        assert_eq!(served(json!({"mode": "ipvs"})), [""; 0]);
-        assert_eq!(served(json!({})), [""; 0], "as with iptables, all of them");
-        assert_eq!(served(json!({"mode": "nftables", "nodePortAddresses": ["10.0.0.0/8"]})), ["10.0.0.0/8"]);
-    }
-}
+mod tests;

@@ -120,7 +120,7 @@ settings! {
     /// `logging`; `flushFrequency` may be a number of nanoseconds or a duration.
     LoggingAsWritten => Logging {
         "format" format: String = zero("text");
-        "flushFrequency" flush_frequency: Value = nil("5s");
+        "flushFrequency" flush_frequency: Value = zero("5s");
         "verbosity" verbosity: i32 = zero;
         "vmodule" vmodule: Vec<Value> = zero;
         "options" options: Value = nil;

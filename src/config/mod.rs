@@ -6,6 +6,7 @@
 
 mod credential_providers;
 mod duration;
+mod feature_gates;
 mod flags;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;

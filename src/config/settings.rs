@@ -43,6 +43,13 @@ zero! {
     GoDuration: |d| d.0.is_zero();
 }
 
+impl Zero for serde_json::Value {
+    /// A duration may be a number, or a text.
+    fn is_zero(&self) -> bool {
+        self.is_null() || self.as_i64() == Some(0) || self.as_str().is_some_and(|text| matches!(text, "" | "0" | "0s"))
+    }
+}
+
 impl<T> Zero for Vec<T> {
     fn is_zero(&self) -> bool {
         self.is_empty()

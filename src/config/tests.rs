@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 use super::kubelet::KubeletConfig;
 use super::load::{Loaded, load};
 
+mod fields;
+
 struct Files {
     dir: tempfile::TempDir,
 }
@@ -127,6 +129,7 @@ fn defaults() -> Vec<(&'static str, Value)> {
 
 #[test]
 fn an_empty_file_gives_upstreams_defaults() {
+    // Who may ask, how long answers about them hold, and where: A18.16, A18.17, A18.19.
     check(&resolved(""), &defaults());
 }
 
@@ -188,7 +191,7 @@ fn flags_override_drop_ins_override_the_file() {
     files.write("drop/10.conf", "maxPods: 2\nport: 2222\nevictionHard: {nodefs.available: 2%}\n");
     files.write("drop/20.conf", "maxPods: 3\n");
     files.write("drop/30.ignored", "maxPods: 4\n");
-    let flags = json!({ "port": 9999, "featureGates": { "A": true } });
+    let flags = json!({ "port": 9999, "featureGates": { "MemoryQoS": true } });
     let loaded = load(Some(&path), Some(&files.dir.path().join("drop")), &flags, false).expect("valid");
     let config = serde_json::to_value(loaded.kubelet).expect("JSON");
     check(
@@ -198,7 +201,7 @@ fn flags_override_drop_ins_override_the_file() {
             ("port", json!(9999)),
             ("healthzPort", json!(1)),
             ("evictionHard", json!({ "memory.available": "1Mi", "nodefs.available": "2%" })),
-            ("featureGates", json!({ "A": true })),
+            ("featureGates", json!({ "MemoryQoS": true })),
         ],
     );
 }

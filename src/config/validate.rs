@@ -30,6 +30,8 @@ pub(super) fn validate(config: &KubeletConfig) -> Result<(), Invalid> {
     choices(config)?;
     numbers(config)?;
     quantities(config)?;
+    shutdown(config)?;
+    super::feature_gates::check(&config.feature_gates)?;
     super::without_effect::refuse_promises(config)?;
     for address in &config.cluster_dns {
         address.parse::<IpAddr>().map_err(|_| invalid("clusterDNS", address, "is not an IP address"))?;
@@ -38,7 +40,15 @@ pub(super) fn validate(config: &KubeletConfig) -> Result<(), Invalid> {
 }
 
 fn choices(config: &KubeletConfig) -> Result<(), Invalid> {
-    let fields: [(&str, &String, &[&str]); 10] = [
+    if !config.system_cgroups.is_empty() && config.cgroup_root.is_empty() {
+        return Err(invalid("systemCgroups", &config.system_cgroups, "needs cgroupRoot"));
+    }
+    if config.memory_reservation_policy == "TieredReservation" {
+        let text = "requires the MemoryQoS feature gate, an alpha feature which this agent does not have";
+        return Err(invalid("memoryReservationPolicy", &config.memory_reservation_policy, text));
+    }
+    let fields: [(&str, &String, &[&str]); 11] = [
+        ("memoryReservationPolicy", &config.memory_reservation_policy, &["None"]),
         ("cgroupDriver", &config.cgroup_driver, &["cgroupfs", "systemd"]),
         ("authorization.mode", &config.authorization.mode, &["Webhook", "AlwaysAllow"]),
         ("cpuManagerPolicy", &config.cpu_manager_policy, &["none", "static"]),
@@ -208,6 +218,7 @@ fn numbers(config: &KubeletConfig) -> Result<(), Invalid> {
         ("imageGCHighThresholdPercent", config.image_gc_high_threshold_percent, 0, 100),
         ("imageGCLowThresholdPercent", config.image_gc_low_threshold_percent, 0, 100),
         ("maxPods", config.max_pods, 0, i32::MAX),
+        ("tracing.samplingRatePerMillion", config.tracing.sampling_rate_per_million, 0, 1_000_000),
         ("podsPerCore", config.pods_per_core, 0, i32::MAX),
         ("nodeLeaseDurationSeconds", config.node_lease_duration_seconds, 1, i32::MAX),
         ("nodeStatusMaxImages", config.node_status_max_images, -1, i32::MAX),
@@ -217,6 +228,12 @@ fn numbers(config: &KubeletConfig) -> Result<(), Invalid> {
         ("containerLogMaxFiles", config.container_log_max_files, 2, i32::MAX),
         ("containerLogMaxWorkers", config.container_log_max_workers, 1, i32::MAX),
         ("maxParallelImagePulls", config.max_parallel_image_pulls, 0, i32::MAX),
+        ("eventRecordQPS", config.event_record_qps, 0, i32::MAX),
+        ("eventBurst", config.event_burst, 0, i32::MAX),
+        ("kubeAPIQPS", config.kube_api_qps, 0, i32::MAX),
+        ("kubeAPIBurst", config.kube_api_burst, 0, i32::MAX),
+        ("iptablesDropBit", config.iptables_drop_bit, 0, 31),
+        ("iptablesMasqueradeBit", config.iptables_masquerade_bit, 0, 31),
     ] {
         if !(least..=most).contains(&value) {
             return Err(invalid(field, value, format!("must be {least} to {most}")));
@@ -225,6 +242,25 @@ fn numbers(config: &KubeletConfig) -> Result<(), Invalid> {
     if config.serialize_image_pulls && config.max_parallel_image_pulls > 1 {
         let most = config.max_parallel_image_pulls;
         return Err(invalid("maxParallelImagePulls", most, "is larger than 1, which needs serializeImagePulls: false"));
+    }
+    let period = config.cpu_cfs_quota_period;
+    if !(Duration::from_millis(1)..=Duration::from_secs(1)).contains(&period.0) {
+        return Err(invalid("cpuCFSQuotaPeriod", period, "must be 1ms to 1s"));
+    }
+    if config.max_open_files < 0 {
+        return Err(invalid("maxOpenFiles", config.max_open_files, "must not be negative"));
+    }
+    if !(config.memory_throttling_factor > 0.0 && config.memory_throttling_factor <= 1.0) {
+        let factor = config.memory_throttling_factor;
+        return Err(invalid("memoryThrottlingFactor", factor, "must be greater than 0, and at most 1"));
+    }
+    let restart = config.crash_loop_back_off.max_container_restart_period;
+    if !(Duration::from_secs(1)..=Duration::from_secs(300)).contains(&restart.0) {
+        return Err(invalid("crashLoopBackOff.maxContainerRestartPeriod", restart, "must be 1s to 300s"));
+    }
+    let (most, least) = (config.image_maximum_gc_age, config.image_minimum_gc_age);
+    if !most.0.is_zero() && most.0 <= least.0 {
+        return Err(invalid("imageMaximumGCAge", most, "must be greater than imageMinimumGCAge"));
     }
     if config.container_log_monitor_interval.0 < LEAST_LOG_INTERVAL {
         let interval = config.container_log_monitor_interval;
@@ -243,6 +279,31 @@ fn numbers(config: &KubeletConfig) -> Result<(), Invalid> {
     if config.image_gc_low_threshold_percent >= config.image_gc_high_threshold_percent {
         let low = config.image_gc_low_threshold_percent;
         return Err(invalid("imageGCLowThresholdPercent", low, "must be less than imageGCHighThresholdPercent"));
+    }
+    Ok(())
+}
+
+/// Fields of A15.10.
+fn shutdown(config: &KubeletConfig) -> Result<(), Invalid> {
+    let (total, critical) = (config.shutdown_grace_period, config.shutdown_grace_period_critical_pods);
+    for (field, value) in [("shutdownGracePeriod", total), ("shutdownGracePeriodCriticalPods", critical)] {
+        if !value.0.is_zero() && value.0 < Duration::from_secs(1) {
+            return Err(invalid(field, value, "must be 0s, or at least 1s"));
+        }
+    }
+    if critical.0 > total.0 {
+        let must = "must be at most shutdownGracePeriod, of which it is a part";
+        return Err(invalid("shutdownGracePeriodCriticalPods", critical, must));
+    }
+    for period in &config.shutdown_grace_period_by_pod_priority {
+        const FIELD: &str = "shutdownGracePeriodByPodPriority";
+        if !total.0.is_zero() {
+            return Err(invalid(FIELD, period.priority, "and shutdownGracePeriod exclude each other: remove one"));
+        }
+        if period.shutdown_grace_period_seconds < 0 {
+            let seconds = period.shutdown_grace_period_seconds;
+            return Err(invalid(FIELD, seconds, "has no negative shutdownGracePeriodSeconds"));
+        }
     }
     Ok(())
 }

@@ -10,8 +10,7 @@ const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("configMapAndSecretChangeDetectionStrategy", "objects are always watched"),
     ("contentType", "the API server is always asked for JSON"),
     ("enableContentionProfiling", "there is no Go runtime to profile"),
-    ("eventBurst", "events are limited by object only"),
-    ("eventRecordQPS", "events are limited by object only"),
+    ("enableProfilingHandler", "there is no Go runtime to profile"),
     ("hairpinMode", "the pod network decides it"),
     ("iptablesDropBit", "packets are marked by the service rules alone"),
     ("iptablesMasqueradeBit", "packets are marked by the service rules alone; set it in KubeProxyConfiguration"),
@@ -19,13 +18,15 @@ const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("kubeAPIQPS", "requests are not limited: there are watches in place of most of them"),
     ("kernelMemcgNotification", "the kernel tells of short memory by pressure stall information, where it has that"),
     ("kubeletCgroups", "the unit's own group is used"),
+    ("logging.flushFrequency", "lines are written at once"),
     ("logging.vmodule", "set logging.verbosity"),
+    ("makeIPTablesUtilChains", "there are no chains of iptables"),
+    ("memoryThrottlingFactor", "it needs the alpha feature MemoryQoS, which this agent does not have"),
+    ("podCIDR", "the podCIDRs of the Node count, or those of the network plugin"),
     ("showHiddenMetricsForVersion", "no metric is hidden"),
     ("streamingConnectionIdleTimeout", "the runtime ends idle streams; set stream_idle_timeout in its configuration"),
     ("systemCgroups", "processes of the system are left where they are"),
-    ("tracing", "spans are not exported"),
     ("volumePluginDir", "FlexVolume plugins are not run; use CSI"),
-    ("volumeStatsAggPeriod", "volumes are measured when somebody asks"),
 ];
 
 /// The field at `logging.vmodule`.
@@ -38,24 +39,15 @@ pub(super) fn warnings(config: &KubeletConfig) -> Vec<String> {
     let fields = |config: &KubeletConfig| serde_json::to_value(config).unwrap_or_default();
     let (said, default) = (fields(config), fields(&KubeletConfig::default()));
     let in_vain = WITHOUT_EFFECT.iter().filter(|(name, _)| field(&said, name) != field(&default, name));
-    in_vain.map(|(name, reason)| format!("KubeletConfiguration: {name} has no effect: {reason}")).collect()
+    let told = |(name, reason): &(&str, &str)| format!("KubeletConfiguration: {name} has no effect: {reason}");
+    let gates = super::feature_gates::in_vain(&config.feature_gates).into_iter();
+    let gates = gates
+        .map(|name| format!("KubeletConfiguration: featureGates.{name} has no effect: the gate switches nothing here"));
+    in_vain.map(told).chain(gates).collect()
 }
 
 /// Fields that promise something which nobody here keeps: better no agent than one that breaks the promise.
 pub(super) fn refuse_promises(config: &KubeletConfig) -> Result<(), Invalid> {
-    const SHUTDOWN: &str =
-        "is not supported: pods are not ended before the machine goes down; leave it at 0s, and drain the node";
-    for (field, value) in [
-        ("shutdownGracePeriod", config.shutdown_grace_period),
-        ("shutdownGracePeriodCriticalPods", config.shutdown_grace_period_critical_pods),
-    ] {
-        if !value.0.is_zero() {
-            return Err(invalid(field, format!("{:?}", value.0), SHUTDOWN));
-        }
-    }
-    if !config.shutdown_grace_period_by_pod_priority.is_empty() {
-        return Err(invalid("shutdownGracePeriodByPodPriority", "[…]", SHUTDOWN));
-    }
     if !config.cgroups_per_qos {
         return Err(invalid(
             "cgroupsPerQOS",
@@ -75,9 +67,6 @@ pub(super) fn refuse_promises(config: &KubeletConfig) -> Result<(), Invalid> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use super::super::duration::GoDuration;
     use super::*;
 
     #[test]
@@ -98,9 +87,7 @@ mod tests {
     fn promises_that_nobody_keeps_are_refused() {
         let default = KubeletConfig::default;
         assert!(refuse_promises(&default()).is_ok());
-        let minute = GoDuration(Duration::from_secs(60));
         for (config, field) in [
-            (KubeletConfig { shutdown_grace_period: minute, ..default() }, "shutdownGracePeriod"),
             (KubeletConfig { cgroups_per_qos: false, ..default() }, "cgroupsPerQOS"),
             (KubeletConfig { run_once: true, ..default() }, "runOnce"),
             (KubeletConfig { image_service_endpoint: "unix:///other".into(), ..default() }, "imageServiceEndpoint"),

@@ -1,6 +1,11 @@
 //! The node's conditions: what they are called, and when they hold (A13.11). Pure.
 
+use std::time::Duration;
+
 use super::eviction::{Pressure, Pressures};
+
+/// A runtime that lists nothing for so long is no good.
+const SILENCE: Duration = Duration::from_secs(180);
 
 /// One condition without its times.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,12 +34,22 @@ impl RuntimeHealth {
 }
 
 /// `Ready`.
-pub(super) fn ready(runtime: &RuntimeHealth, missing: &[&str]) -> Verdict {
+/// `silent`: for so long nothing could be listed (A1.7).
+pub(super) fn ready(runtime: &RuntimeHealth, silent: Duration, going_down: bool, missing: &[&str]) -> Verdict {
     let mut problems = match runtime {
         RuntimeHealth::Unknown => vec!["container runtime status check may not have completed yet".to_owned()],
         RuntimeHealth::Down => vec!["container runtime is down".to_owned()],
         RuntimeHealth::Up { problems, .. } => problems.clone(),
     };
+    if silent >= SILENCE {
+        let (minutes, seconds) = (silent.as_secs() / 60, silent.as_secs() % 60);
+        problems.push(format!(
+            "PLEG is not healthy: pleg was last seen active {minutes}m{seconds}s ago; threshold is 3m0s"
+        ));
+    }
+    if going_down {
+        problems.push("node is shutting down".to_owned());
+    }
     if !missing.is_empty() {
         problems.push(format!("missing node capacity for resources: {}", missing.join(", ")));
     }
@@ -119,10 +134,20 @@ mod tests {
                 format!("[{network}, missing node capacity for resources: cpu]"),
             ),
         ] {
-            let verdict = ready(&runtime, missing);
+            let verdict = ready(&runtime, Duration::ZERO, false, missing);
             assert_eq!((verdict.reason, verdict.message), (reason, message));
             assert_eq!(verdict.holds, reason == "KubeletReady");
         }
+        // A15.10
+        let message = |problems: &[&str], missing: &[&str]| ready(&up(problems), Duration::ZERO, true, missing).message;
+        assert_eq!(message(&[], &[]), "node is shutting down");
+        let all = format!("[{network}, node is shutting down, missing node capacity for resources: cpu, pods]");
+        assert_eq!(message(&[network], &["cpu", "pods"]), all);
+        // A1.7
+        let silent = |seconds| ready(&up(&[]), Duration::from_secs(seconds), false, &[]);
+        assert!(silent(179).holds);
+        let text = "PLEG is not healthy: pleg was last seen active 3m12s ago; threshold is 3m0s";
+        assert_eq!((silent(192).holds, silent(192).message.as_str()), (false, text));
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! This node as an API object, and as the rest of the agent sees it.
 //!
-//! Four tasks: [`observe`] looks at the machine and the runtime and publishes what it sees ([`NodeFeed`], [`NodeFacts`]);
+//! Five tasks: [`observe`] looks at the machine and the runtime and publishes what it sees ([`NodeFeed`], [`NodeFacts`]);
 //! [`report`] registers the Node and keeps its status; [`renew_lease`] says that we live; [`eviction::evict`] keeps the node from running out of
-//! memory, disk and process numbers. The first and the last work without an API
-//! server. Ending them touches no container.
+//! memory, disk and process numbers; [`end_pods_at_shutdown`] ends pods before the machine goes down. All but [`report`] and [`renew_lease`] work
+//! without an API server. Ending them touches no container.
 //!
 //! [`NodeFeed`]: stoker_model::handle::NodeFeed
 //! [`NodeFacts`]: stoker_model::service::NodeFacts
@@ -18,8 +18,11 @@ mod lease;
 mod machine;
 mod observer;
 mod oom;
+mod pod_cidr;
 mod reporter;
 mod settings;
+mod shutdown;
+mod warnings;
 
 pub use addresses::{AddressError, choose_addresses};
 pub use enforce::{Enforcement, Reservation, enforce_allocatable};
@@ -27,8 +30,11 @@ pub use lease::renew_lease;
 pub use machine::memory_threshold;
 pub use observer::{Observation, Observer, observe};
 pub use oom::watch_oom;
+pub use pod_cidr::pass_pod_cidr;
 pub use reporter::{Seen, report};
 pub use settings::{MachineError, NodeSettings, node_name};
+pub use shutdown::{Period, ShutdownHandles, ShutdownSettings, end_pods_at_shutdown, periods};
+pub use warnings::warn_of_machine;
 
 /// The version that the Node shows: a v1.36 node to whoever compares versions, with ours as build metadata (A16.6).
 pub const KUBELET_VERSION: &str = concat!("v1.36.2+stoker.", env!("CARGO_PKG_VERSION"));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ContainerImage, Node, NodeSystemInfo};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use stoker_model::handle::{DeviceFeed, NodeFeed, NodeSnapshot};
+use stoker_model::handle::{DeviceFeed, NodeFeed, NodeSnapshot, RuntimeHandler};
 use stoker_model::quantity::Milli;
 use stoker_model::service::{NodeFacts, NodeTopology};
 use tokio::sync::watch;
@@ -28,6 +28,8 @@ const FAST_FOR: Duration = Duration::from_secs(120);
 const NOT_READY: Duration = Duration::from_secs(1);
 /// Listing images costs the runtime more than the rest; their use is a hint to the scheduler.
 const IMAGES_EVERY: Duration = Duration::from_secs(60);
+/// So often the runtime has to show that it can list.
+const LIST_EVERY: Duration = Duration::from_secs(60);
 /// A runtime that does not answer within this time is down.
 const RUNTIME_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -73,13 +75,14 @@ pub struct Observer {
 }
 
 /// Starts observing: what to read, and the task to spawn. `node` is the Node as the API server has it, `None` while
-/// it is not known; labels and taints come from it then, before that from the settings. `pressures` come from [`super::eviction`].
+/// it is not known; labels and taints come from it then, before that from the settings. `pressures` come from [`super::eviction`], `going_down` from
+/// [`super::end_pods_at_shutdown`].
 pub fn observe(
     settings: Arc<NodeSettings>,
     runtime: Runtime,
     node: watch::Receiver<Option<Node>>,
     devices: DeviceFeed,
-    pressures: watch::Receiver<Pressures>,
+    (pressures, going_down): (watch::Receiver<Pressures>, watch::Receiver<bool>),
     clock: Clock,
 ) -> (Observer, impl Future<Output = ()> + Send) {
     let mut changed_devices = devices.clone();
@@ -88,10 +91,12 @@ pub fn observe(
         devices,
         runtime,
         pressures,
+        going_down,
         info: None,
         images: Vec::new(),
         images_read: None,
-        recursive_read_only: false,
+        handlers: BTreeMap::new(),
+        listed: clock.now(),
         supplemental_groups_policy: false,
         settings,
     };
@@ -106,6 +111,7 @@ pub fn observe(
         loop {
             let health = eye.runtime_health().await;
             let network_ready = health.network_ready();
+            eye.list().await;
             if network_ready {
                 eye.read_images().await;
             }
@@ -131,6 +137,7 @@ pub fn observe(
                 Ok(()) = node.changed() => {}
                 Ok(()) = changed_devices.changed() => {}
                 Ok(()) = eye.pressures.changed() => {}
+                Ok(()) = eye.going_down.changed() => {}
             }
         }
     };
@@ -176,11 +183,14 @@ struct Eye {
     runtime: Runtime,
     clock: Clock,
     pressures: watch::Receiver<Pressures>,
+    going_down: watch::Receiver<bool>,
     info: Option<NodeSystemInfo>,
     images: Vec<ContainerImage>,
     images_read: Option<Now>,
+    /// When the runtime listed sandboxes last.
+    listed: Now,
     /// The runtime's handler can do it.
-    recursive_read_only: bool,
+    handlers: BTreeMap<String, RuntimeHandler>,
     /// The runtime's status says so.
     supplemental_groups_policy: bool,
 }
@@ -194,7 +204,8 @@ impl Eye {
             .filter(|name| capacity.get(*name).is_none_or(|a| *a <= Milli::ZERO))
             .collect();
         let mut verdicts = pressures(&self.pressures.borrow_and_update()).to_vec();
-        verdicts.push(ready(&health, &missing));
+        let silent = self.clock.now().monotonic.saturating_sub(self.listed.monotonic);
+        verdicts.push(ready(&health, silent, *self.going_down.borrow_and_update(), &missing));
         let (mut capacity, mut allocatable) = (capacity.clone(), allocatable(&capacity, &self.settings));
         for (name, count) in self.devices.borrow().iter() {
             capacity.insert(name.clone(), Milli::from_units(count.capacity));
@@ -230,7 +241,8 @@ impl Eye {
             network_ready,
             supplemental_groups_policy: self.supplemental_groups_policy,
             pressures: pressures.map(|verdict| verdict.kind.to_owned()).collect(),
-            recursive_read_only: self.recursive_read_only,
+            handlers: self.handlers.clone(),
+            shutting_down: *self.going_down.borrow(),
             runtime_version: self.info.as_ref().map(|i| i.container_runtime_version.clone()).unwrap_or_default(),
         }
     }
@@ -247,11 +259,29 @@ impl Eye {
             let text = format!("{}://{}", version.runtime_name, version.runtime_version);
             self.info = Some(system_info(text));
         }
-        let default = answer.runtime_handlers.iter().find(|handler| handler.name.is_empty());
-        self.recursive_read_only =
-            default.and_then(|handler| handler.features.as_ref()).is_some_and(|f| f.recursive_read_only_mounts);
+        let all = answer.runtime_handlers.into_iter().map(|handler| {
+            let features = handler.features.unwrap_or_default();
+            let can = RuntimeHandler {
+                recursive_read_only: features.recursive_read_only_mounts,
+                user_namespaces: features.user_namespaces,
+            };
+            (handler.name, can)
+        });
+        self.handlers = all.collect();
         self.supplemental_groups_policy = answer.features.is_some_and(|features| features.supplemental_groups_policy);
         runtime_health(answer.status.as_ref())
+    }
+
+    /// A runtime may say that it is well, and list nothing (A1.7).
+    async fn list(&mut self) {
+        let now = self.clock.now();
+        if now.monotonic.saturating_sub(self.listed.monotonic) < LIST_EVERY {
+            return;
+        }
+        let listed = tokio::time::timeout(RUNTIME_PATIENCE, self.runtime.list_pod_sandbox(None)).await;
+        if matches!(listed, Ok(Ok(_))) {
+            self.listed = now;
+        }
     }
 
     async fn read_images(&mut self) {

@@ -15,7 +15,7 @@ use super::conditions::{Verdict, transition_event};
 use super::observer::{Observation, own_labels};
 use super::settings::NodeSettings;
 use crate::clock::Clock;
-use crate::upstream::{Backoff, NodeApi};
+use crate::upstream::{Backoff, NodeApi, spread};
 
 const ATTACH_DETACH: &str = "volumes.kubernetes.io/controller-managed-attach-detach";
 const PROVIDED_IP: &str = "alpha.kubernetes.io/provided-node-ip";
@@ -44,7 +44,8 @@ pub async fn report(
     let Ok(first) = seen.observations.wait_for(Option::is_some).await.map(|seen| seen.clone()) else { return };
     let Some(first) = first else { return };
     let (name, told) = (settings.name.clone(), events.clone());
-    let mut reporter = Reporter { settings, api, events, clock, conditions: BTreeMap::new(), sent: Map::new() };
+    let mut reporter =
+        Reporter { settings, api, events, clock, conditions: BTreeMap::new(), sent: Map::new(), gives_addresses: true };
     reporter.register(&first).await;
     tokio::join!(reporter.keep(seen), tell_of_scheduling(&name, &told, node));
 }
@@ -84,6 +85,8 @@ struct Reporter {
     conditions: BTreeMap<&'static str, Known>,
     /// Fields of the status as last written, without the conditions' heartbeats.
     sent: Map<String, Value>,
+    /// The node's addresses are ours to write.
+    gives_addresses: bool,
 }
 
 impl Reporter {
@@ -132,6 +135,7 @@ impl Reporter {
 
     /// Conditions keep their transition times over a restart of the agent.
     fn adopt(&mut self, node: &Node, boot_id: &str) {
+        self.gives_addresses = gives_addresses(&self.settings, node);
         let Some(status) = &node.status else { return };
         for condition in status.conditions.iter().flatten() {
             let kinds = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"];
@@ -157,9 +161,10 @@ impl Reporter {
             let Some(seen) = seen else { return };
             let in_use = volumes_in_use.borrow_and_update().clone();
             let wait = match self.report(&seen, &in_use).await {
-                Ok(()) => {
+                Ok(changed) => {
                     backoff.reset();
-                    self.settings.report_every
+                    let every = self.settings.report_every;
+                    if changed { spread(every) } else { every }
                 }
                 Err(error) => {
                     tracing::warn!(%error, "node status not written");
@@ -174,17 +179,21 @@ impl Reporter {
         }
     }
 
-    /// Writes what changed; the conditions always, with new heartbeats.
-    async fn report(&mut self, seen: &Observation, in_use: &[String]) -> Result<(), ApiError> {
+    /// Writes what changed; the conditions always, with new heartbeats. Whether anything but those is new.
+    async fn report(&mut self, seen: &Observation, in_use: &[String]) -> Result<bool, ApiError> {
         let now = seconds(self.clock.now().wall);
         let conditions = conditions(&seen.verdicts, &self.conditions, &now);
         let mut status = Map::new();
-        let all = status_fields(&self.settings, seen, in_use);
+        let mut all = status_fields(&self.settings, seen, in_use);
+        if !self.gives_addresses {
+            all.remove("addresses");
+        }
         for (name, value) in &all {
             if self.sent.get(name) != Some(value) {
                 status.insert(name.clone(), value.clone());
             }
         }
+        let mut changed = !status.is_empty();
         status.insert("conditions".to_owned(), conditions);
         if let Some(Value::Array(addresses)) = status.get_mut("addresses") {
             // The list merges by type; this makes it exactly ours.
@@ -198,12 +207,13 @@ impl Reporter {
             if known.is_some_and(|known| known.status == status) {
                 continue;
             }
+            changed = true;
             self.conditions.insert(verdict.kind, Known { status: status.to_owned(), since: now.clone() });
             let reason = transition_event(verdict);
             let message = format!("Node {} status is now: {reason}", self.settings.name);
             self.events.publish(EventSubject::Node, EventType::Normal, reason, message);
         }
-        Ok(())
+        Ok(changed)
     }
 }
 
@@ -244,10 +254,11 @@ fn status_fields(settings: &NodeSettings, seen: &Observation, in_use: &[String])
     fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-/// One internal address of each family, then the name (A16.5).
+/// One internal address of each family, then the name (A16.5); the name alone where a cloud is to tell the others (A16.3).
 fn addresses(settings: &NodeSettings) -> Vec<NodeAddress> {
     let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
-    let internal = settings.addresses.iter().map(|ip| address("InternalIP", ip.to_string()));
+    let ours = settings.addresses_named || !settings.external_cloud;
+    let internal = settings.addresses.iter().filter(|_| ours).map(|ip| address("InternalIP", ip.to_string()));
     internal.chain([address("Hostname", settings.hostname.clone())]).collect()
 }
 
@@ -289,11 +300,17 @@ fn annotations(settings: &NodeSettings) -> BTreeMap<String, String> {
     if settings.controller_attach_detach {
         annotations.insert(ATTACH_DETACH.to_owned(), "true".to_owned());
     }
-    if settings.external_cloud {
+    if settings.external_cloud && settings.addresses_named {
         let ips: Vec<_> = settings.addresses.iter().map(ToString::to_string).collect();
         annotations.insert(PROVIDED_IP.to_owned(), ips.join(","));
     }
     annotations
+}
+
+/// What a cloud has written is left alone (A16.3).
+fn gives_addresses(settings: &NodeSettings, node: &Node) -> bool {
+    let written = node.status.as_ref().and_then(|status| status.addresses.as_ref());
+    !settings.external_cloud || written.is_none_or(Vec::is_empty)
 }
 
 /// What an existing Node lacks; `None` when nothing. Taints are only given at creation (A16.3).
@@ -305,10 +322,15 @@ fn reconcile_patch(settings: &NodeSettings, node: &Node) -> Option<Value> {
     let annotations = lacks(annotations(settings), node.metadata.annotations.as_ref());
     let provider = node.spec.as_ref().and_then(|spec| spec.provider_id.as_deref()).unwrap_or_default();
     let gives_provider = provider.is_empty() && !settings.provider_id.is_empty();
-    if labels.is_empty() && annotations.is_empty() && !gives_provider {
+    let has_stale = !self::annotations(settings).contains_key(PROVIDED_IP)
+        && node.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(PROVIDED_IP));
+    if labels.is_empty() && annotations.is_empty() && !gives_provider && !has_stale {
         return None;
     }
     let mut patch = json!({ "metadata": { "labels": labels, "annotations": annotations } });
+    if has_stale {
+        patch["metadata"]["annotations"][PROVIDED_IP] = Value::Null;
+    }
     if gives_provider {
         patch["spec"] = json!({ "providerID": settings.provider_id });
     }
@@ -352,6 +374,20 @@ mod tests {
         assert_eq!(node.metadata.annotations.as_ref().expect("annotations")[PROVIDED_IP], "10.0.0.1");
         let bare = Node { spec: None, ..node };
         assert_eq!(reconcile_patch(&settings, &bare), None);
+        let kinds = |settings: &NodeSettings| {
+            let status = new_node(settings, &observation()).status.unwrap_or_default();
+            status.addresses.unwrap_or_default().into_iter().map(|address| address.type_).collect::<Vec<_>>()
+        };
+        assert_eq!(kinds(&settings), ["InternalIP", "Hostname"]);
+        // Nobody named an address: the cloud will.
+        settings.addresses_named = false;
+        assert_eq!(kinds(&settings), ["Hostname"]);
+        let patch = reconcile_patch(&settings, &bare).expect("the annotation goes");
+        assert_eq!(patch["metadata"]["annotations"], json!({ PROVIDED_IP: null }));
+        assert!(!gives_addresses(&settings, &bare) && gives_addresses(&settings, &Node::default()));
+        settings.external_cloud = false;
+        assert!(gives_addresses(&settings, &bare));
+        assert_eq!(kinds(&settings), ["InternalIP", "Hostname"]);
     }
 
     #[test]

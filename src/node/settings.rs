@@ -23,6 +23,8 @@ pub struct NodeSettings {
     pub register: bool,
     /// One of each family, primary first.
     pub addresses: Vec<IpAddr>,
+    /// They were named with `--node-ip`.
+    pub addresses_named: bool,
     /// `spec.providerID`, or empty.
     pub provider_id: String,
     /// A cloud controller initialises the node and sets the addresses (A16.3).
@@ -93,6 +95,7 @@ pub(super) fn tests_support() -> NodeSettings {
         taints: Vec::new(),
         register: true,
         addresses: vec![IpAddr::from([10, 0, 0, 1])],
+        addresses_named: true,
         provider_id: String::new(),
         external_cloud: false,
         port: 10250,

@@ -129,6 +129,9 @@ fn check(pod: &Pod, others: &[Arc<Pod>], node: &NodeSnapshot, rules: Rules<'_>) 
         taints(spec, node)?;
     }
     app_armor(pod, spec, rules)?;
+    if node.shutting_down {
+        return Err(Rejection::new("NodeShutdown", "Pod was rejected as the node is shutting down."));
+    }
     Ok(short)
 }
 

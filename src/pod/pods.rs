@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use stoker_model::handle::{EventType, Eviction, NodeSnapshot, PodDirectory, PodEvictor, ProbeMetrics};
+use stoker_model::metrics;
 use stoker_model::names;
 use stoker_model::pod::{PodRef, PodUid};
 use stoker_model::resources::{QosClass, pod_requests, qos_class};
@@ -19,6 +20,7 @@ use super::admission::{self, Rules, Verdict};
 use super::commands::Commands;
 use super::garbage;
 use super::observed::{Cause, DesiredPod};
+use super::resize::{Allocation, RESOURCES_FILE};
 use super::shared::{Directory, PodHandles, PodsConfig, Shared};
 use super::slow::SlowStep;
 use super::sources::{self, Mirrors, Reported, Wanted, WantedFeed, full_name, is_static, keep_mirrors};
@@ -39,6 +41,8 @@ const GARBAGE_EVERY: Duration = Duration::from_secs(60);
 const BEAT: Duration = Duration::from_secs(5);
 /// Orders of the node that may wait.
 const ORDERS: usize = 64;
+/// The runtime has at least so long for a pod that the node ends.
+const LEAST_PATIENCE: Duration = Duration::from_secs(10);
 /// What a pod is told that ends in favour of a critical one.
 const PREEMPTED: &str = "Preempted in order to admit critical pod";
 /// After so long without a beat it hangs: twice what it may wait for the runtime.
@@ -341,7 +345,8 @@ impl Supervisor {
                     self.orphans_due = false;
                     for pod in orphans {
                         info!(pod = %PodRef::of(&pod), "no source wants this pod any more; it is cleaned up");
-                        self.start(Arc::new(pod), true, None);
+                        let pod = Arc::new(pod);
+                        self.start(pod.clone(), true, None, pod);
                     }
                 }
                 Err(error) => warn!(%error, "cannot look for what former pods left behind; it is tried again"),
@@ -368,16 +373,19 @@ impl Supervisor {
         fresh.sort_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
         for pod in fresh {
             let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
-            // What runs was admitted before, and what has ended needs no place. A pod whose containers run, or ran, has a directory,
-            // also where its status says Pending: it initializes, or its status was never written (A1.15).
-            let has_directory = self.shared.volumes.dirs(&PodRef::of(pod).uid).root().exists();
-            let decided = matches!(phase, "Running" | "Succeeded" | "Failed")
-                || pod.metadata.deletion_timestamp.is_some()
-                || has_directory;
-            let verdict = if decided { Verdict::Admitted } else { self.judge(pod, &node) };
+            // What has ended needs no place. A pod whose containers run, or ran, has a directory, also where its status says Pending: it
+            // initializes, or its status was never written (A1.15). It is asked for its place again, with what it was given before, once
+            // the Node is known: until then its labels and taints may be missing (A1.18).
+            let root = self.shared.volumes.dirs(&PodRef::of(pod).uid).root().to_owned();
+            let over = matches!(phase, "Succeeded" | "Failed") || pod.metadata.deletion_timestamp.is_some();
+            let ran = phase == "Running" || root.exists();
+            let given = Allocation::load(&root.join(RESOURCES_FILE)).and_then(|kept| kept.applied(pod)).filter(|_| ran);
+            let decided = over || ran && node.uid.is_none();
+            let verdict = if decided { Verdict::Admitted } else { self.judge(given.as_ref().unwrap_or(pod), &node) };
             let rejected = match verdict {
                 Verdict::Admitted => None,
                 Verdict::Rejected(rejection) => {
+                    metrics::ADMISSION_REJECTIONS.inc(&[&rejection.reason]);
                     let reference = PodRef::of(pod);
                     self.shared.tell(&reference, EventType::Warning, &rejection.reason, rejection.text.clone());
                     let message = format!("Pod was rejected: {}", rejection.text);
@@ -389,7 +397,8 @@ impl Supervisor {
                     continue;
                 }
             };
-            self.start(pod.clone(), false, rejected);
+            let shown = given.map_or_else(|| pod.clone(), Arc::new);
+            self.start(pod.clone(), false, rejected, shown);
         }
     }
 
@@ -407,15 +416,33 @@ impl Supervisor {
             info!(pod = %victim, %uid, "it ends in favour of the critical pod {}", PodRef::of(pod));
             self.shared.tell(&victim, EventType::Warning, "Preempting", PREEMPTED);
             handle.end("Preempting", PREEMPTED.into(), true, None);
+            self.expect_end((*uid).clone(), Duration::MAX);
         }
+    }
+
+    /// Tells of a pod that the node ends, and that is still there long after its time (A4.10).
+    fn expect_end(&self, uid: PodUid, grace: Duration) {
+        let Some(pod) = self.shared.directory.get(&uid) else { return };
+        let own = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
+        let grace = grace.min(Duration::from_secs(u64::try_from(own).unwrap_or_default()));
+        let (shared, stop) = (self.shared.clone(), self.stop.clone());
+        tokio::spawn(stop.run_until_cancelled_owned(async move {
+            tokio::time::sleep((grace + grace / 2).max(LEAST_PATIENCE)).await;
+            let goes_on = shared.directory.get(&uid).is_some() && !shared.directory.has_ended(&uid);
+            if goes_on {
+                let text = "Container runtime did not kill the pod within specified grace period.";
+                shared.tell(&PodRef::of(&pod), EventType::Warning, "ExceededGracePeriod", text);
+            }
+        }));
     }
 
     fn obey(&self, order: Order) {
         match order {
-            Order::Evict(uid, Eviction { message, grace, disrupts }) => {
+            Order::Evict(uid, Eviction { reason, message, grace, disrupts }) => {
                 let Some(handle) = self.workers.get(&uid) else { return };
-                info!(pod = %PodRef::of(&handle.desired.borrow().pod), message, "it is evicted");
-                handle.end("Evicted", message, disrupts, Some(grace));
+                info!(pod = %PodRef::of(&handle.desired.borrow().pod), reason, message, "the node ends it");
+                handle.end(reason, message, disrupts, Some(grace));
+                self.expect_end(uid, grace);
             }
             Order::DropFinished => {
                 let finished = self.workers.iter().filter(|(uid, _)| self.shared.directory.has_ended(uid));
@@ -455,13 +482,14 @@ impl Supervisor {
         .collect()
     }
 
-    fn start(&mut self, pod: Arc<Pod>, gone: bool, rejected: Option<Cause>) {
+    /// `shown`: the pod with the resources that it was given, which counts for others.
+    fn start(&mut self, pod: Arc<Pod>, gone: bool, rejected: Option<Cause>, shown: Arc<Pod>) {
         let uid = PodRef::of(&pod).uid;
         let (desired, receiver) = watch::channel(DesiredPod { pod: pod.clone(), gone, ended: None, released: false });
         let wake = Arc::new(Notify::new());
         let admitted = rejected.is_none() && !gone;
         if !gone {
-            self.shared.directory.put(&uid, pod);
+            self.shared.directory.put(&uid, shown);
         }
         let worker = Worker::new(self.shared.clone(), receiver, wake.clone(), self.stop.child_token(), rejected);
         self.workers.insert(uid, Handle { desired, wake, admitted });

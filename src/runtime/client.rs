@@ -3,14 +3,19 @@
 use std::future::Future;
 use std::time::Duration;
 
+use stoker_model::metrics;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status, Streaming};
+use tracing::field::Empty;
+use tracing::{Instrument, info_span};
 
 use super::cri;
 use super::cri::image_service_client::ImageServiceClient;
 use super::cri::runtime_service_client::RuntimeServiceClient;
+use super::ending::Ending;
 use super::error::RuntimeError;
+use crate::clock::Clock;
 
 /// What the runtime may send in one message: a list of all containers of a full node stays below it.
 const MESSAGE_LIMIT_BYTES: usize = 16 << 20;
@@ -33,6 +38,7 @@ pub struct Runtime {
     channel: Channel,
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
+    ending: Ending,
     timeout: Duration,
 }
 
@@ -60,6 +66,7 @@ impl Runtime {
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MESSAGE_LIMIT_BYTES),
             images: ImageServiceClient::new(channel.clone()).max_decoding_message_size(MESSAGE_LIMIT_BYTES),
             channel,
+            ending: Ending::default(),
             timeout,
         })
     }
@@ -67,6 +74,11 @@ impl Runtime {
     /// The connection, for containerd's own services beside CRI.
     pub(super) fn channel(&self) -> Channel {
         self.channel.clone()
+    }
+
+    /// Whether a call of ours is stopping this container or sandbox.
+    pub(super) fn is_ending(&self, id: &str) -> bool {
+        self.ending.contains(id)
     }
 
     /// Name and version of the runtime.
@@ -100,8 +112,9 @@ impl Runtime {
         Ok(answer.pod_sandbox_id)
     }
 
-    /// Kills what runs in the sandbox and gives its network back. Again is harmless.
+    /// Kills what runs in the sandbox and gives its network back. Again is harmless. Meanwhile no event tells of the sandbox's end.
     pub async fn stop_pod_sandbox(&self, id: &str) -> Result<(), RuntimeError> {
+        let _call = self.ending.begin(id);
         let request = cri::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
         self.call("StopPodSandbox", self.runtime.clone().stop_pod_sandbox(request)).await.map(drop)
     }
@@ -162,7 +175,9 @@ impl Runtime {
     }
 
     /// Sends the stop signal, and KILL after `grace` (whole seconds, rounded up). Returns when it has stopped; again is harmless.
+    /// Meanwhile no event tells of its end.
     pub async fn stop_container(&self, id: &str, grace: Duration) -> Result<(), RuntimeError> {
+        let _call = self.ending.begin(id);
         let seconds = grace.as_secs() + u64::from(grace.subsec_nanos() > 0);
         let request = cri::StopContainerRequest {
             container_id: id.to_owned(),
@@ -312,12 +327,34 @@ impl Runtime {
         deadline: Duration,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, RuntimeError> {
-        match tokio::time::timeout(deadline, call).await {
+        let (kind, begun) = (operation_type(name), Clock.now().monotonic);
+        metrics::RUNTIME_OPERATIONS.inc(&[&kind]);
+        let span = info_span!(target: "otel", "runtime", otel.name = name, otel.kind = "client", rpc.system = "grpc", error = Empty);
+        let result = match tokio::time::timeout(deadline, call).instrument(span.clone()).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(RuntimeError::from_status(name, deadline, status)),
             Err(_) => Err(RuntimeError::TimedOut { call: name, after: deadline }),
+        };
+        metrics::RUNTIME_OPERATIONS_DURATION.observe(&[&kind], Clock.now().monotonic.saturating_sub(begun));
+        if let Err(error) = &result {
+            metrics::RUNTIME_OPERATIONS_ERRORS.inc(&[&kind]);
+            span.record("error", error.to_string());
         }
+        result
     }
+}
+
+/// A call as kubelet's metrics name it: `RunPodSandbox` is `run_podsandbox` (A23.3).
+fn operation_type(call: &str) -> String {
+    let call = call.replace("PodSandbox", "Podsandbox").replace("UpdateContainerResources", "UpdateContainer");
+    let mut name = String::with_capacity(call.len() + 4);
+    for sign in call.chars() {
+        if sign.is_ascii_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.push(sign.to_ascii_lowercase());
+    }
+    name
 }
 
 /// A request to one of containerd's own services: they want to know whose containers are meant.
@@ -325,4 +362,24 @@ pub(super) fn in_namespace<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert("containerd-namespace", MetadataValue::from_static("k8s.io"));
     request
+}
+
+#[cfg(test)]
+mod tests {
+    use super::operation_type;
+
+    #[test]
+    fn calls_have_kubelets_names_in_metrics() {
+        // A23.3
+        for (call, name) in [
+            ("RunPodSandbox", "run_podsandbox"),
+            ("ListPodSandbox", "list_podsandbox"),
+            ("UpdateContainerResources", "update_container"),
+            ("CreateContainer", "create_container"),
+            ("ExecSync", "exec_sync"),
+            ("Version", "version"),
+        ] {
+            assert_eq!(operation_type(call), name);
+        }
+    }
 }

@@ -35,6 +35,11 @@ pub(crate) fn jittered(time: Duration) -> Duration {
     time + time.mul_f64(random_fraction() / 2.0)
 }
 
+/// Half of `time` to one and a half: what many begin at once shall not come again at once.
+pub(crate) fn spread(time: Duration) -> Duration {
+    time.mul_f64(0.5 + random_fraction())
+}
+
 /// Evenly spread over 0..1. The standard library seeds each of its hashers from the system's randomness.
 pub(super) fn random_fraction() -> f64 {
     let bits = RandomState::new().build_hasher().finish() >> 32;

@@ -10,6 +10,7 @@ use kube::client::{Body, ClientBuilder, ConfigExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use stoker_model::handle::ApiError;
+use stoker_model::metrics;
 
 use tower::ServiceExt;
 
@@ -30,6 +31,8 @@ pub struct ConnectError(#[from] kube::Error);
 #[derive(Clone)]
 pub struct ApiServer {
     client: kube::Client,
+    /// For metrics.
+    host: std::sync::Arc<str>,
 }
 
 impl std::fmt::Debug for ApiServer {
@@ -83,7 +86,8 @@ impl ApiServer {
             Some(auth) => builder.with_layer(&auth).with_layer(&base).build(),
             None => builder.with_layer(&base).build(),
         };
-        Ok(Self { client })
+        let host = config.cluster_url.authority().map(http::uri::Authority::as_str).unwrap_or_default().into();
+        Ok(Self { client, host })
     }
 
     /// Whether `/healthz` says so.
@@ -177,8 +181,11 @@ impl ApiServer {
     }
 
     async fn send(&self, request: Request<Body>) -> Result<Response<Body>, ApiError> {
-        let what = format!("{} {}", request.method(), request.uri().path());
-        self.client.send(request).await.map_err(|e| unavailable(format!("{what}: {}", chain(&e))))
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let answer = self.client.send(request).await;
+        let code = answer.as_ref().map_or_else(|_| "<error>".to_owned(), |answer| answer.status().as_str().to_owned());
+        metrics::REST_CLIENT_REQUESTS.inc(&[&code, &self.host, method.as_str()]);
+        answer.map_err(|e| unavailable(format!("{method} {path}: {}", chain(&e))))
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 
 use super::backoff::Backoff;
 use super::client::{ApiServer, PatchKind};
+use super::pace::Pace;
 use crate::clock::{Clock, Now};
 
 /// Events that wait for the API server.
@@ -71,9 +72,17 @@ impl EventSink for Events {
 }
 
 /// An event queue for the node of that name: where to publish, and the task that sends.
-pub fn event_queue(clock: Clock, node: String) -> (Events, impl FnOnce(ApiServer) -> EventTask) {
+///
+/// `pace`: so many are sent a second, and so many at once (kubelet's `eventRecordQPS`, `eventBurst`).
+pub fn event_queue(clock: Clock, node: String, pace: (u32, u32)) -> (Events, impl FnOnce(ApiServer) -> EventTask) {
     let (sender, queue) = mpsc::channel(QUEUE);
-    (Events { queue: sender, clock }, move |api| EventTask { api, node, queue, book: Book::default() })
+    (Events { queue: sender, clock }, move |api| EventTask {
+        api,
+        node,
+        queue,
+        book: Book::default(),
+        pace: Pace::new(pace.0, pace.1),
+    })
 }
 
 /// Sends events; see [`EventTask::run`].
@@ -83,6 +92,7 @@ pub struct EventTask {
     node: String,
     queue: mpsc::Receiver<Said>,
     book: Book,
+    pace: Pace,
 }
 
 impl EventTask {
@@ -92,6 +102,7 @@ impl EventTask {
             let age = Clock.now().monotonic.saturating_sub(said.now.monotonic);
             tokio::time::sleep(HOLD.saturating_sub(age)).await;
             if let Some(entry) = self.book.note(said, &self.node) {
+                tokio::time::sleep(self.pace.take(Clock.now().monotonic)).await;
                 self.send(entry).await;
             }
         }
@@ -167,6 +178,10 @@ impl Entry {
             EventSubject::Service { service, uid } => json!({
                 "apiVersion": "v1", "kind": "Service", "namespace": service.namespace, "name": service.name, "uid": uid,
             }),
+            EventSubject::Claim { claim, uid } => json!({
+                "apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": claim.namespace, "name": claim.name,
+                "uid": uid,
+            }),
         };
         json!({
             "apiVersion": "v1",
@@ -196,7 +211,9 @@ fn place(subject: &EventSubject) -> (&str, Option<&str>) {
     match subject {
         EventSubject::Pod { pod, .. } => (&pod.namespace, Some(&pod.name)),
         EventSubject::Node => ("default", None),
-        EventSubject::Service { service, .. } => (&service.namespace, Some(&service.name)),
+        EventSubject::Service { service: named, .. } | EventSubject::Claim { claim: named, .. } => {
+            (&named.namespace, Some(&named.name))
+        }
     }
 }
 

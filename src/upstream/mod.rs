@@ -15,6 +15,7 @@ mod events;
 mod followed;
 mod node_api;
 mod objects;
+mod pace;
 mod pod_api;
 mod pods;
 mod service_ranges;
@@ -24,6 +25,7 @@ mod watch;
 
 pub use authorize::AccessReviews;
 pub use backoff::Backoff;
+pub(crate) use backoff::spread;
 pub use certificates::{
     CertificateStore, ClientKeeper, Identity, IdentitySource, ServingKeeper, Shown, follow_files, until_hopeless,
 };

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Volume};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, openat2, statat};
-use stoker_model::handle::{DiskMeter, DiskUsage};
+use stoker_model::handle::{DiskMeter, DiskUsage, MountedVolume};
 use stoker_model::pod::PodRef;
 
 use super::volumes::Volumes;
@@ -24,6 +24,22 @@ impl DiskMeter for Volumes {
 
     fn tree(&self, path: &Path) -> DiskUsage {
         measure(path)
+    }
+
+    fn mounted(&self, pod: &Pod) -> Vec<MountedVolume> {
+        let reference = PodRef::of(pod);
+        let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+        let dirs = self.dirs(&reference.uid);
+        let mounted = |volume: &Volume| {
+            let of_claim = volume.persistent_volume_claim.as_ref().map(|source| source.claim_name.clone());
+            let generic = volume.ephemeral.as_ref().map(|_| format!("{}-{}", reference.name, volume.name));
+            let in_memory =
+                volume.empty_dir.as_ref().is_some_and(|dir| dir.medium.as_deref().is_some_and(|m| !m.is_empty()));
+            let path =
+                self.place(&reference.uid, volume).filter(|path| path.starts_with(dirs.root()) && path.is_dir())?;
+            Some(MountedVolume { name: volume.name.clone(), claim: of_claim.or(generic), in_memory, path })
+        };
+        volumes.filter_map(mounted).collect()
     }
 }
 

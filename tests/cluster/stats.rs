@@ -1,22 +1,89 @@
 //! What the node tells about itself and its pods, through the API server's proxy and with a pod's token.
 
-use serde_json::Value;
+use std::path::Path;
+
+use serde_json::{Value, json};
 
 use crate::lab::enclosure::NODE_IP;
 use crate::lab::manifest::pod;
 use crate::lab::{Lab, text};
 
+/// What [NodeConformance] asks of every container, and more; block devices are looked at apart.
+const OF_CONTAINERS: [&str; 31] = [
+    "container_cpu_usage_seconds_total",
+    "container_cpu_user_seconds_total",
+    "container_cpu_system_seconds_total",
+    "container_cpu_cfs_periods_total",
+    "container_cpu_cfs_throttled_periods_total",
+    "container_cpu_cfs_throttled_seconds_total",
+    "container_file_descriptors",
+    "container_fs_usage_bytes",
+    "container_last_seen",
+    "container_memory_cache",
+    "container_memory_failcnt",
+    "container_memory_failures_total",
+    "container_memory_mapped_file",
+    "container_memory_max_usage_bytes",
+    "container_memory_rss",
+    "container_memory_swap",
+    "container_memory_usage_bytes",
+    "container_memory_working_set_bytes",
+    "container_oom_events_total",
+    "container_processes",
+    "container_sockets",
+    "container_spec_cpu_period",
+    "container_spec_cpu_quota",
+    "container_spec_cpu_shares",
+    "container_spec_memory_limit_bytes",
+    "container_spec_memory_reservation_limit_bytes",
+    "container_spec_memory_swap_limit_bytes",
+    "container_start_time_seconds",
+    "container_threads",
+    "container_threads_max",
+    "container_ulimits_soft",
+];
+
+/// A volume of this node, bound to a claim.
+fn claim(lab: &Lab, disk: &Path) {
+    let node = json!({"required": {"nodeSelectorTerms": [{"matchExpressions": [
+        {"key": "kubernetes.io/hostname", "operator": "In", "values": ["lab"]}
+    ]}]}});
+    let capacity = json!({"storage": "8Mi"});
+    lab.apply(&json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "disk"}, "spec": {
+        "capacity": capacity, "accessModes": ["ReadWriteOnce"], "storageClassName": "none",
+        "local": {"path": disk}, "nodeAffinity": node
+    }}));
+    lab.apply(&json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "disk"}, "spec": {
+        "resources": {"requests": capacity}, "accessModes": ["ReadWriteOnce"], "storageClassName": "none",
+        "volumeName": "disk"
+    }}));
+}
+
+/// Seconds since the epoch.
+fn seconds_now(lab: &Lab) -> i64 {
+    lab.run("date", &["+%s"]).expect_success("date").trim().parse().unwrap()
+}
+
 #[test]
 fn use_is_told_in_the_words_of_kubelet_and_cadvisor() {
     let lab = Lab::start();
-    // Half a core, a hundred lines, and a file in its own layer.
-    let script = "head -c 3000000 /dev/zero > /written; seq 100; while true; do :; done";
-    lab.apply(
-        &pod("busy")
-            .script(script)
-            .container("resources", serde_json::json!({"limits": {"cpu": "200m", "memory": "64Mi"}}))
-            .build(),
-    );
+    let disk = lab.dir().join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    lab.run("mount", &["-t", "tmpfs", "-o", "size=8m", "tmpfs", disk.to_str().unwrap()]).expect_success("mount");
+    claim(&lab, &disk);
+    // A fifth of a core, a hundred lines, and a file in its own layer and in each of its volumes.
+    let script = "for to in /written /data/a /scratch/a; do head -c 3000000 /dev/zero > $to; done; seq 100; while true; do :; done";
+    let mut busy = pod("busy")
+        .script(script)
+        .container("resources", json!({"limits": {"cpu": "200m", "memory": "64Mi"}}))
+        .container(
+            "volumeMounts",
+            json!([{"name": "data", "mountPath": "/data"}, {"name": "scratch", "mountPath": "/scratch"}]),
+        )
+        .build();
+    busy["spec"]["volumes"] =
+        json!([{"name": "data", "persistentVolumeClaim": {"claimName": "disk"}}, {"name": "scratch", "emptyDir": {}}]);
+    lab.apply(&busy);
     lab.eventually("it is ready", |lab| lab.ready_pods("busy") == 1);
     let raw = |path: &str| lab.kubectl(&format!("get --raw /api/v1/nodes/lab/proxy/{path}"));
     let summary = |lab: &Lab| -> Value {
@@ -56,24 +123,128 @@ fn use_is_told_in_the_words_of_kubelet_and_cadvisor() {
     let short: Value = serde_json::from_str(&raw("stats/summary?only_cpu_and_memory=true")).unwrap();
     assert!(short["node"]["cpu"].is_object() && short["node"]["fs"].is_null());
 
-    // A18.4
-    let resource = raw("metrics/resource");
-    for part in [
-        "container_cpu_usage_seconds_total{container=\"busy\",namespace=\"default\",pod=\"busy\"} ",
-        "pod_memory_working_set_bytes{namespace=\"default\",pod=\"busy\"} ",
-        "node_cpu_usage_seconds_total ",
-        "container_start_time_seconds{container=\"busy\"",
-        "resource_scrape_error 0",
-    ] {
-        assert!(resource.contains(part), "{part} is missing in\n{resource}");
+    let busy = now["pods"].as_array().unwrap().iter().find(|pod| pod["podRef"]["name"] == "busy").unwrap();
+    let volume = |name: &str| busy["volume"].as_array().unwrap().iter().find(|it| it["name"] == name).unwrap().clone();
+    assert_eq!(volume("data")["pvcRef"], json!({"name": "disk", "namespace": "default"}));
+    assert_eq!(volume("data")["capacityBytes"], 8 << 20);
+    assert!(volume("scratch")["usedBytes"].as_u64().is_some_and(|bytes| (3_000_000..4_000_000).contains(&bytes)));
+    assert!(busy["ephemeral-storage"]["usedBytes"].as_u64().is_some_and(|bytes| bytes > 6_000_000), "{busy}");
+    let system: Vec<String> = node["systemContainers"].as_array().unwrap().iter().map(|it| text(&it["name"])).collect();
+    assert!(system.contains(&"pods".to_owned()), "{system:?}");
+    // A23.4: the kernel tells it of groups of cgroup v2.
+    let has_v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists() && Path::new("/proc/pressure/cpu").exists();
+    for part in [node, busy, &busy["containers"][0]] {
+        for resource in ["cpu", "memory", "io"] {
+            let psi = &part[resource]["psi"];
+            assert_eq!(psi["some"]["avg10"].is_f64() && psi["full"]["total"].is_u64(), has_v2, "{resource} {part}");
+        }
     }
+
+    // A18.4, A23.1
+    let resource = raw("metrics/resource");
+    let lines = |page: &str, name: &str| -> Vec<(String, f64, Option<i64>)> {
+        let of = |line: &str| {
+            let rest = line.strip_prefix(name).filter(|rest| rest.starts_with(['{', ' ']))?;
+            let (labels, values) = rest.rsplit_once('}').map_or(("", rest), |(labels, values)| (labels, values));
+            let mut values = values.split_whitespace();
+            let number = values.next()?.parse().ok()?;
+            Some((labels.trim_start_matches('{').to_owned(), number, values.next().and_then(|at| at.parse().ok())))
+        };
+        page.lines().filter_map(of).collect()
+    };
+    let node_now = seconds_now(&lab);
+    for (name, labels) in [
+        ("node_cpu_usage_seconds_total", ""),
+        ("node_memory_working_set_bytes", ""),
+        ("node_swap_usage_bytes", ""),
+        ("container_cpu_usage_seconds_total", "container=\"busy\",namespace=\"default\",pod=\"busy\""),
+        ("container_memory_working_set_bytes", "container=\"busy\",namespace=\"default\",pod=\"busy\""),
+        ("container_swap_usage_bytes", "container=\"busy\",namespace=\"default\",pod=\"busy\""),
+        ("container_swap_limit_bytes", "container=\"busy\",namespace=\"default\",pod=\"busy\""),
+        ("container_start_time_seconds", "container=\"busy\",namespace=\"default\",pod=\"busy\""),
+        ("pod_cpu_usage_seconds_total", "namespace=\"default\",pod=\"busy\""),
+        ("pod_memory_working_set_bytes", "namespace=\"default\",pod=\"busy\""),
+        ("pod_swap_usage_bytes", "namespace=\"default\",pod=\"busy\""),
+        ("resource_scrape_error", ""),
+        ("scrape_error", ""),
+    ] {
+        let found = lines(&resource, name);
+        let (_, number, at) =
+            found.iter().find(|(has, ..)| has == labels).unwrap_or_else(|| panic!("{name} {resource}"));
+        let may_be_zero = name.contains("swap") || name.contains("error");
+        assert!(*number > 0.0 || may_be_zero, "{name} is {number}");
+        let is_timed = !name.contains("error") && name != "container_start_time_seconds";
+        assert_eq!(at.is_some(), is_timed, "{name}");
+        assert!(at.is_none_or(|at| (node_now - at / 1000).abs() < 60), "{name} was taken at {at:?}");
+    }
+
+    // A23.2: of each running container.
     let cadvisor = raw("metrics/cadvisor");
+    let of_busy = |name: &str| {
+        let all = lines(&cadvisor, name);
+        all.into_iter().filter(|(labels, ..)| labels.contains("container=\"busy\"")).collect::<Vec<_>>()
+    };
+    for name in OF_CONTAINERS {
+        let found = of_busy(name);
+        let (labels, ..) = found.first().unwrap_or_else(|| panic!("{name} is missing in\n{cadvisor}"));
+        for part in ["id=\"/", "image=\"localhost/busybox:1\"", "name=\"", "namespace=\"default\"", "pod=\"busy\""] {
+            assert!(labels.contains(part), "{name}: {part} is missing in {labels}");
+        }
+    }
+    let one = |name: &str| of_busy(name)[0].1;
+    let close = |number: f64, to: f64| (number - to).abs() < 0.5;
+    assert!(close(one("container_spec_memory_limit_bytes"), f64::from(64 << 20)));
+    // v2 has weights, which are not as fine.
+    assert!((one("container_spec_cpu_shares") - 204.0).abs() <= 27.0, "{}", one("container_spec_cpu_shares"));
+    assert!(close(one("container_spec_cpu_quota") / one("container_spec_cpu_period"), 0.2));
+    assert!(close(one("container_processes"), 1.0) && close(one("container_threads"), 1.0));
+    assert!(one("container_cpu_usage_seconds_total") > 0.0 && one("container_file_descriptors") >= 3.0);
+    assert!(one("container_cpu_cfs_throttled_periods_total") > 0.0 && one("container_fs_usage_bytes") >= 3_000_000.0);
+    assert!(one("container_memory_max_usage_bytes") >= 3_000_000.0 && one("container_ulimits_soft") >= 1024.0);
+    for (name, label) in [
+        ("container_cpu_usage_seconds_total", "cpu=\"total\""),
+        ("container_memory_failures_total", "failure_type=\"pgfault\""),
+        ("container_memory_failures_total", "scope=\"container\""),
+        ("container_ulimits_soft", "ulimit=\"max_open_files\""),
+        ("container_fs_usage_bytes", "device=\""),
+    ] {
+        assert!(of_busy(name).iter().any(|(labels, ..)| labels.contains(label)), "{name} has no {label}");
+    }
+    // Devices show where something was read or written past the cache.
+    for (labels, ..) in of_busy("container_blkio_device_usage_total") {
+        assert!(
+            labels.contains("device=\"") && labels.contains("major=\"") && labels.contains("operation=\""),
+            "{labels}"
+        );
+    }
+    assert!(
+        lines(&cadvisor, "container_cpu_usage_seconds_total").iter().any(|(labels, ..)| labels.contains("id=\"/\""))
+    );
+    for name in ["machine_cpu_cores", "machine_memory_bytes"] {
+        assert!(lines(&cadvisor, name)[0].0.starts_with("boot_id=\""), "{name}");
+    }
+    for gone in ["container_cpu_load_average_10s", "container_cpu_load_d_average_10s"] {
+        assert!(!cadvisor.contains(gone), "{gone}");
+    }
+    // A23.4
+    for resource in ["cpu", "memory", "io"] {
+        for kind in ["waiting", "stalled"] {
+            let found = of_busy(&format!("container_pressure_{resource}_{kind}_seconds_total"));
+            assert_eq!(!found.is_empty(), has_v2, "{resource} {kind}");
+        }
+    }
+    let own = raw("metrics");
+    for name in ["capacity_bytes", "available_bytes", "used_bytes", "inodes", "inodes_free", "inodes_used"] {
+        let name = format!("kubelet_volume_stats_{name}");
+        let labels = "namespace=\"default\",persistentvolumeclaim=\"disk\"";
+        assert!(lines(&own, &name).iter().any(|(has, number, _)| has == labels && *number > 0.0), "{name} {own}");
+    }
     for part in [
         "container_cpu_usage_seconds_total{container=\"busy\",cpu=\"total\",id=\"/kubepods/",
         "container_cpu_cfs_throttled_periods_total{container=\"busy\"",
-        "container_network_receive_bytes_total{id=\"/kubepods/",
+        "container_network_receive_bytes_total{container=\"\",id=\"/kubepods/",
         "interface=\"eth0\"",
-        "machine_memory_bytes ",
+        "machine_memory_bytes{",
     ] {
         assert!(cadvisor.contains(part), "{part} is missing in\n{cadvisor}");
     }

@@ -195,6 +195,11 @@ impl Lab {
         }
     }
 
+    /// Starts the agent with this in its environment from now on.
+    pub(crate) fn agent_env(&mut self, name: &str, value: &str) {
+        self.agent.command.splice(0..0, ["env".to_owned(), format!("{name}={value}")]);
+    }
+
     /// Kills the agent with SIGKILL.
     pub(crate) fn kill_agent(&mut self) {
         self.agent.kill(&self.enclosure);

@@ -214,3 +214,44 @@ async fn what_nobody_uses_goes_before_pods_do() {
     assert_eq!(*held.borrow(), [Pressure::Disk].into());
     node.stop().await;
 }
+
+#[tokio::test]
+async fn a_runtime_that_does_not_kill_in_time_is_told_of() {
+    // A4.10, A15.10
+    let node = Node::start().await;
+    let uid = all_ready(&node, vec![sleeper("stuck", "echo 654321 > /dev/null")]).await.remove(0);
+    // What holds the container stands still, so nobody can end it.
+    let status = node.lab.runtime.list_containers(None).await.unwrap();
+    let id = status.into_iter().find(|c| c.metadata.as_ref().is_some_and(|m| m.name == "main")).unwrap().id;
+    let info = node.lab.runtime.container_status(&id, true).await.unwrap().info;
+    let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
+    let container = i32::try_from(info["pid"].as_i64().unwrap()).unwrap();
+    let (_, shim) = crate::lab::stat(container).unwrap();
+    let signal = |signal| {
+        let shim = rustix::process::Pid::from_raw(shim).unwrap();
+        rustix::process::kill_process(shim, signal).unwrap();
+    };
+    signal(rustix::process::Signal::STOP);
+    let message = "Pod was terminated in response to imminent node shutdown.";
+    let order =
+        Eviction { reason: "Terminated", message: message.into(), grace: Duration::from_secs(1), disrupts: true };
+    node.evict(&uid, order);
+    let told = "ExceededGracePeriod: Container runtime did not kill the pod within specified grace period.";
+    let mut is_told = false;
+    for _ in 0..300 {
+        is_told = node.api.events().iter().any(|event| event.contains(told));
+        if is_told {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    signal(rustix::process::Signal::CONT);
+    assert!(is_told, "{:#?}", node.api.events());
+    node.api.until(&uid, "ended", |pod| phase(pod) == "Failed").await;
+    assert_eq!(self::message(&node.api.pod(&uid).unwrap()), format!("Terminated: {message}"));
+    assert_eq!(
+        disruption(&node.api.pod(&uid).unwrap()).as_deref(),
+        Some(format!("TerminationByKubelet {message}").as_str())
+    );
+    node.stop().await;
+}

@@ -328,7 +328,12 @@ impl Core {
 /// Keeps `managedFields` (C3.12).
 fn note_owner(info: &ResourceInfo, subresource: &str, old: Option<&Value>, new: &mut Value, writer: &Writer) {
     if writer.manager.is_empty() {
-        // An idle control plane, whose own rooms write without a name, never builds the types.
+        // An idle control plane, whose own rooms write without a name, never builds the types. Their caches have no record: what is
+        // stored stays.
+        let record = old.map_or(&Value::Null, |old| &old["metadata"]["managedFields"]);
+        if new["metadata"]["managedFields"].is_null() && !record.is_null() {
+            new["metadata"]["managedFields"] = record.clone();
+        }
         return;
     }
     let types = Types::built_in();

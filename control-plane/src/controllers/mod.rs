@@ -4,6 +4,7 @@
 //! Out: writes through the in-process client, events.
 //! Not here: finding nodes for pods (`scheduler`), anything about one object alone (`resources`).
 
+mod attach_detach;
 mod bootstrap;
 mod bootstrap_tokens;
 mod certificates;
@@ -102,6 +103,7 @@ const CONTROLLERS: &[Register] = &[
     node_lifecycle::register,
     volume_binder::register,
     volume_claims::register,
+    attach_detach::register,
     certificates::register,
     bootstrap_tokens::register,
     rbac::aggregation::register,

@@ -20,6 +20,7 @@ use k8s_openapi::api::core::v1::Pod;
 use stoker_model::handle::{
     DiskMeter, EventSink, EventSubject, EventType, Eviction, PodDirectory, PodEvictor, UsageReader,
 };
+use stoker_model::metrics;
 use stoker_model::pod::{PodRef, PodUid, is_critical};
 use tracing::{debug, info, warn};
 
@@ -292,6 +293,7 @@ impl Keeper {
             let grace = rank::grace(&pod, &threshold, self.settings.max_pod_grace);
             let (message, annotations) = rank::message(&candidate, resource, due, seen);
             if self.evict_pod(&pod, message, annotations, grace, true) {
+                metrics::EVICTIONS.inc(&[threshold.signal.name()]);
                 return Some(PodRef::of(&pod).uid);
             }
         }
@@ -313,7 +315,7 @@ impl Keeper {
             warn!(pod = %reference, message, "a critical pod is not evicted");
             return false;
         }
-        let order = Eviction { message: message.clone(), grace, disrupts };
+        let order = Eviction { reason: EVICTED, message: message.clone(), grace, disrupts };
         if !self.evictor.evict(&reference.uid, order) {
             return false;
         }

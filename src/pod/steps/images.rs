@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use stoker_model::handle::EventType;
+use stoker_model::metrics;
 use stoker_model::pod::PodRef;
 
 use super::Effect;
+use super::sandboxes::runtime_handler;
 use crate::pod::observed::{ImageKey, Kind, PullPolicy};
 use crate::pod::shared::Shared;
 use crate::runtime::credentials::{BadConfig, Keyring};
@@ -156,13 +158,15 @@ impl Seeker<'_> {
         };
         self.tell(EventType::Normal, "Pulling", format!("Pulling image \"{image}\""));
         let asked = self.shared.clock.now().monotonic;
-        let runtime_handler = self.shared.config.runtime_handler.clone();
+        // Without its class the pod gets no sandbox, which tells what is wrong.
+        let runtime_handler = runtime_handler(self.shared, self.object).await.unwrap_or_default();
         let pull = Pull { image: image.clone(), runtime_handler, credentials };
         let priority = self.object.spec.as_ref().and_then(|spec| spec.priority).unwrap_or_default();
         match self.shared.images.pull(pull, priority).await {
             Ok(pulled) => {
                 let waited = self.shared.clock.now().monotonic.saturating_sub(asked);
                 let status = self.shared.images.status(&pulled.id).await.ok().flatten().unwrap_or_default();
+                metrics::IMAGE_PULL_DURATION.observe(&[size_bucket(status.size)], pulled.took);
                 let round = |d: std::time::Duration| format!("{}ms", d.as_millis());
                 self.tell(
                     EventType::Normal,
@@ -231,6 +235,27 @@ fn is_reference(text: &str) -> bool {
             && part.ends_with(lower)
     };
     tag_ok && digest_ok && (is_host || component(first)) && parts.all(component)
+}
+
+/// The size of an image as kubelet's metrics tell it.
+fn size_bucket(bytes: u64) -> &'static str {
+    const MEGABYTE: u64 = 1 << 20;
+    const GIGABYTE: u64 = 1 << 30;
+    match bytes {
+        0 => "N/A",
+        bytes if bytes < 10 * MEGABYTE => "0-10MB",
+        bytes if bytes < 100 * MEGABYTE => "10MB-100MB",
+        bytes if bytes < 500 * MEGABYTE => "100MB-500MB",
+        bytes if bytes < GIGABYTE => "500MB-1GB",
+        bytes if bytes < 5 * GIGABYTE => "1GB-5GB",
+        bytes if bytes < 10 * GIGABYTE => "5GB-10GB",
+        bytes if bytes < 20 * GIGABYTE => "10GB-20GB",
+        bytes if bytes < 30 * GIGABYTE => "20GB-30GB",
+        bytes if bytes < 40 * GIGABYTE => "30GB-40GB",
+        bytes if bytes < 60 * GIGABYTE => "40GB-60GB",
+        bytes if bytes < 100 * GIGABYTE => "60GB-100GB",
+        _ => "GT100GB",
+    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! What pods and the node use, in kubelet's and cAdvisor's words: asked for on demand, kept for a second (A18.4, A18.5).
 
-mod metrics;
+mod cadvisor;
 mod own;
+mod resource;
 mod summary;
 mod text;
+mod volumes;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
-use stoker_model::handle::{PodDirectory, PodUsage, Usage, UsageReader};
+use stoker_model::handle::{DiskMeter, PodDirectory, PodUsage, Usage, UsageReader};
 
 use crate::clock::{Clock, Now};
 use crate::runtime::Runtime;
@@ -29,6 +31,10 @@ pub(super) struct Stats {
     runtime: Runtime,
     places: Places,
     seen: Mutex<Seen>,
+    disks: Arc<dyn DiskMeter>,
+    /// Volumes as they were measured last, and when.
+    volumes: Mutex<Option<(Now, Arc<volumes::Volumes>)>>,
+    volumes_every: Duration,
     /// When the agent started.
     started: Now,
 }
@@ -59,6 +65,8 @@ struct Snapshot {
     /// What the images take, bytes and inodes, and where they are.
     images: Option<(u64, u64, PathBuf)>,
     nodefs: Option<Filesystem>,
+    /// Groups that are no pods: what they are, the group, and what it used.
+    system: Vec<(&'static str, String, Usage)>,
 }
 
 /// A file system as a whole.
@@ -66,6 +74,8 @@ struct Snapshot {
 struct Filesystem {
     capacity: u64,
     available: u64,
+    /// Without what is kept for root alone.
+    used: u64,
     inodes: u64,
     inodes_free: u64,
 }
@@ -76,6 +86,7 @@ impl Filesystem {
         Some(Self {
             capacity: found.f_blocks.saturating_mul(found.f_frsize),
             available: found.f_bavail.saturating_mul(found.f_frsize),
+            used: found.f_blocks.saturating_sub(found.f_bfree).saturating_mul(found.f_frsize),
             inodes: found.f_files,
             inodes_free: found.f_ffree,
         })
@@ -87,6 +98,7 @@ struct Named<'a> {
     pod: &'a Pod,
     status: &'a ContainerStatus,
     id: &'a str,
+    group: &'a str,
     usage: &'a Usage,
 }
 
@@ -96,9 +108,10 @@ impl Stats {
         pods: Arc<dyn PodDirectory>,
         usage: Arc<dyn UsageReader>,
         runtime: Runtime,
-        places: Places,
+        (places, disks, volumes_every): (Places, Arc<dyn DiskMeter>, Duration),
     ) -> Self {
-        Self { node, pods, usage, runtime, places, seen: Mutex::default(), started: Clock.now() }
+        let (seen, volumes) = (Mutex::default(), Mutex::default());
+        Self { node, pods, usage, runtime, places, seen, disks, volumes, volumes_every, started: Clock.now() }
     }
 
     /// Everything as it is now, or was a second ago, and as it was some time before.
@@ -124,10 +137,12 @@ impl Stats {
 
     async fn read(&self, now: Now) -> Snapshot {
         let (usage, places) = (self.usage.clone(), self.places.clone());
-        let groups = tokio::task::spawn_blocking(move || (usage.node(), usage.pods(), Filesystem::read(&places.root)));
+        let groups = tokio::task::spawn_blocking(move || {
+            (usage.node(), usage.pods(), Filesystem::read(&places.root), usage.system_groups())
+        });
         let (stats, images, groups) =
             tokio::join!(self.runtime.list_container_stats(), self.runtime.image_fs_info(), groups);
-        let (node, pods, nodefs) = groups.unwrap_or_default();
+        let (node, pods, nodefs, system) = groups.unwrap_or_default();
         let number = |value: &Option<crate::runtime::cri::UInt64Value>| value.as_ref().map_or(0, |value| value.value);
         let layers = stats.unwrap_or_default().into_iter().filter_map(|stats| {
             let layer = stats.writable_layer?;
@@ -137,7 +152,7 @@ impl Stats {
             let place = images.fs_id.as_ref().map(|id| PathBuf::from(&id.mountpoint)).unwrap_or_default();
             (number(&images.used_bytes), number(&images.inodes_used), place)
         });
-        Snapshot { now, node, pods, layers: layers.collect(), images, nodefs }
+        Snapshot { now, node, pods, layers: layers.collect(), images, nodefs, system }
     }
 
     /// Pods that have a group, with it.
@@ -159,9 +174,35 @@ fn containers<'a>(pod: &'a Pod, usage: &'a PodUsage) -> Vec<Named<'a>> {
         .flatten()
         .filter_map(|status| {
             let id = status.container_id.as_deref()?.rsplit('/').next()?;
-            Some(Named { pod, status, id, usage: usage.containers.get(id)? })
+            let group = usage.container_groups.get(id)?;
+            Some(Named { pod, status, id, group, usage: usage.containers.get(id)? })
         })
         .collect()
+}
+
+fn name(pod: &Pod) -> &str {
+    pod.metadata.name.as_deref().unwrap_or_default()
+}
+
+fn namespace(pod: &Pod) -> &str {
+    pod.metadata.namespace.as_deref().unwrap_or_default()
+}
+
+fn started_at(named: &Named<'_>) -> Option<f64> {
+    let running = named.status.state.as_ref()?.running.as_ref()?;
+    Some(running.started_at.as_ref()?.0.as_duration().as_secs_f64())
+}
+
+/// What the file system of a path is mounted from, such as `/dev/sda1`.
+fn device_of(path: &std::path::Path) -> String {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mount = |line: &str| {
+        let (left, right) = line.split_once(" - ")?;
+        let place = left.split(' ').nth(4)?.to_owned();
+        path.starts_with(&place).then(|| (place.len(), right.split(' ').nth(1).unwrap_or_default().to_owned()))
+    };
+    // Of two in one place the later one is on top.
+    mounts.lines().filter_map(mount).max_by_key(|(length, _)| *length).map(|(_, device)| device).unwrap_or_default()
 }
 
 /// Whether the pod has a network of its own.

@@ -6,7 +6,7 @@ use super::Stats;
 use super::text::{Page, seconds, value};
 
 impl Stats {
-    pub(in crate::server) fn own_metrics(&self) -> String {
+    pub(in crate::server) async fn own_metrics(&self) -> String {
         let mut page = Page::default();
         page.metric("kubelet_node_name", "gauge", "[ALPHA] The node's name. The count is always 1.");
         page.sample("kubelet_node_name", &[("node", &self.node)], 1.0, None);
@@ -27,8 +27,31 @@ impl Stats {
         let version = env!("CARGO_PKG_VERSION");
         page.metric("kubernetes_build_info", "gauge", "[BETA] What was built. The count is always 1.");
         page.sample("kubernetes_build_info", &[("git_version", version), ("platform", "linux")], 1.0, None);
+        page.append(&stoker_model::metrics::text());
+        self.claim_metrics(&mut page).await;
+        self.shutdowns(&mut page);
         self.process(&mut page);
         page.into_text()
+    }
+
+    /// When the machine went down last, from the file that is kept of it (A15.10).
+    fn shutdowns(&self, page: &mut Page) {
+        let Ok(text) = std::fs::read_to_string(self.places.root.join("graceful_node_shutdown_state")) else { return };
+        let kept: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        for (field, metric, what) in [
+            ("startTime", "kubelet_graceful_shutdown_start_time_seconds", "start"),
+            ("endTime", "kubelet_graceful_shutdown_end_time_seconds", "end"),
+        ] {
+            let time = kept[field].as_str().and_then(|text| text.parse::<jiff::Timestamp>().ok());
+            // A time that is none is long past.
+            let seconds = time.and_then(|time| u64::try_from(time.as_second()).ok()).unwrap_or_default();
+            page.metric(
+                metric,
+                "gauge",
+                &format!("[ALPHA] Last graceful shutdown {what} time since unix epoch in seconds"),
+            );
+            page.sample(metric, &[], value(seconds), None);
+        }
     }
 
     /// The names that every client library of Prometheus gives.

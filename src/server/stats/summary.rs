@@ -1,9 +1,12 @@
 //! `/stats/summary` (A18.5).
 
+use std::sync::Arc;
+
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Map, Value, json};
-use stoker_model::handle::{PodUsage, Usage};
+use stoker_model::handle::{PodUsage, Stall, StallTime, Usage, UsageReader};
 
+use super::volumes::{VolumeStats, Volumes};
 use super::{Filesystem, Snapshot, Stats, below, containers, has_own_network};
 
 impl Stats {
@@ -11,17 +14,28 @@ impl Stats {
     pub(in crate::server) async fn summary(&self, only_cpu_and_memory: bool) -> Value {
         let (now, before) = self.look().await;
         let pods = self.pods.pods();
+        let volumes = if only_cpu_and_memory { Arc::default() } else { self.volumes(&pods).await };
         let logs = self.places.logs.clone();
-        let (node, started) = (self.node.clone(), self.started);
+        let (node, started, reader) = (self.node.clone(), self.started, self.usage.clone());
         let build = move || {
-            let report = Report { now: &now, before: before.as_deref(), only_cpu_and_memory, logs: &logs };
+            let report = Report {
+                now: &now,
+                before: before.as_deref(),
+                only_cpu_and_memory,
+                logs: &logs,
+                volumes: &volumes,
+                reader: reader.as_ref(),
+            };
             let known = Self::known(&pods, &now);
             let pods: Vec<Value> = known.iter().map(|(pod, usage)| report.pod(pod, usage)).collect();
             let mut node_part = report.usage(
                 &now.node.usage,
                 before.as_ref().map(|it| &it.node.usage),
                 now.node.usage.memory_limit_bytes,
+                "/",
             );
+            let system: Vec<Value> = now.system.iter().map(|group| report.system(group)).collect();
+            node_part.insert("systemContainers".to_owned(), json!(system));
             node_part.insert("nodeName".to_owned(), json!(node));
             node_part.insert("startTime".to_owned(), json!(started.wall.to_string()));
             if !only_cpu_and_memory {
@@ -51,6 +65,8 @@ struct Report<'a> {
     before: Option<&'a Snapshot>,
     only_cpu_and_memory: bool,
     logs: &'a std::path::Path,
+    reader: &'a dyn UsageReader,
+    volumes: &'a Volumes,
 }
 
 impl Report<'_> {
@@ -60,7 +76,8 @@ impl Report<'_> {
 
     fn pod(&self, pod: &Pod, usage: &PodUsage) -> Value {
         let before = self.before.and_then(|before| before.pods.iter().find(|pod| pod.uid == usage.uid));
-        let mut part = self.usage(&usage.usage, before.map(|it| &it.usage), usage.usage.memory_limit_bytes);
+        let mut part =
+            self.usage(&usage.usage, before.map(|it| &it.usage), usage.usage.memory_limit_bytes, &usage.group);
         let metadata = &pod.metadata;
         part.insert(
             "podRef".to_owned(),
@@ -72,7 +89,7 @@ impl Report<'_> {
         let mut list = Vec::new();
         for it in containers(pod, usage) {
             let earlier = before.and_then(|before| before.containers.get(it.id));
-            let mut one = self.usage(it.usage, earlier, it.usage.memory_limit_bytes);
+            let mut one = self.usage(it.usage, earlier, it.usage.memory_limit_bytes, it.group);
             one.insert("name".to_owned(), json!(it.status.name));
             let started = it.status.state.as_ref().and_then(|state| state.running.as_ref()?.started_at.as_ref());
             one.insert("startTime".to_owned(), json!(started));
@@ -90,6 +107,14 @@ impl Report<'_> {
             if has_own_network(pod) {
                 part.insert("network".to_owned(), self.network(usage));
             }
+            let volumes = self.volumes.get(usage.uid.as_str()).map(Vec::as_slice).unwrap_or_default();
+            for (bytes, inodes) in volumes.iter().map(VolumeStats::local) {
+                written = (written.0 + bytes, written.1 + inodes);
+            }
+            if !volumes.is_empty() {
+                let all: Vec<Value> = volumes.iter().map(|volume| volume.report(pod)).collect();
+                part.insert("volume".to_owned(), json!(all));
+            }
             if let Some(fs) = self.now.nodefs {
                 part.insert("ephemeral-storage".to_owned(), self.filesystem(fs, written.0, written.1));
             }
@@ -103,9 +128,19 @@ impl Report<'_> {
         self.logs.join(format!("{}_{}_{}", text(&metadata.namespace), text(&metadata.name), text(&metadata.uid)))
     }
 
-    /// cpu, memory and swap.
-    fn usage(&self, usage: &Usage, before: Option<&Usage>, limit: Option<u64>) -> Map<String, Value> {
+    /// A group that is no pod.
+    fn system(&self, (name, group, usage): &(&'static str, String, Usage)) -> Value {
+        let earlier = self.before.and_then(|before| before.system.iter().find(|(known, ..)| known == name));
+        let mut part = self.usage(usage, earlier.map(|(_, _, usage)| usage), usage.memory_limit_bytes, group);
+        part.insert("name".to_owned(), json!(name));
+        part.insert("startTime".to_owned(), Value::Null);
+        Value::Object(part)
+    }
+
+    /// cpu, memory, swap, and io where the kernel tells how long that was waited for.
+    fn usage(&self, usage: &Usage, before: Option<&Usage>, limit: Option<u64>, group: &str) -> Map<String, Value> {
         let time = self.time();
+        let stalls = self.reader.stalls(group);
         let mut cpu = json!({ "time": time, "usageCoreNanoSeconds": usage.cpu_nanoseconds });
         let passed = self.before.map(|before| self.now.now.monotonic.saturating_sub(before.now.monotonic));
         if let (Some(before), Some(passed)) = (before, passed.filter(|passed| !passed.is_zero())) {
@@ -123,8 +158,19 @@ impl Report<'_> {
         if let Some(limit) = limit {
             memory["availableBytes"] = json!(limit.saturating_sub(usage.working_set_bytes));
         }
+        if let Some(stall) = stalls.cpu {
+            cpu["psi"] = psi(stall);
+        }
+        if let Some(stall) = stalls.memory {
+            memory["psi"] = psi(stall);
+        }
         let swap = json!({ "time": time, "swapUsageBytes": usage.swap_bytes });
-        Map::from_iter([("cpu".to_owned(), cpu), ("memory".to_owned(), memory), ("swap".to_owned(), swap)])
+        let mut parts =
+            Map::from_iter([("cpu".to_owned(), cpu), ("memory".to_owned(), memory), ("swap".to_owned(), swap)]);
+        if let Some(stall) = stalls.io {
+            parts.insert("io".to_owned(), json!({ "time": time, "psi": psi(stall) }));
+        }
+        parts
     }
 
     fn network(&self, usage: &PodUsage) -> Value {
@@ -149,6 +195,15 @@ impl Report<'_> {
             "inodesFree": fs.inodes_free, "inodes": fs.inodes, "inodesUsed": inodes,
         })
     }
+}
+
+/// Pressure as the API has it (A23.4).
+fn psi(stall: Stall) -> Value {
+    let time = |time: StallTime| {
+        let [avg10, avg60, avg300] = time.averages;
+        json!({ "total": time.total, "avg10": avg10, "avg60": avg60, "avg300": avg300 })
+    };
+    json!({ "full": time(stall.full), "some": time(stall.some) })
 }
 
 /// How many processes there may be and are.

@@ -36,6 +36,11 @@ impl Page {
         };
     }
 
+    /// Metrics that are text already.
+    pub(super) fn append(&mut self, text: &str) {
+        self.0.push_str(text);
+    }
+
     pub(super) fn into_text(self) -> String {
         self.0
     }

@@ -1,0 +1,267 @@
+//! What metrics tell of a group besides what it used: how long it waited, its limits, its block devices, its open files (A23.2, A23.4).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use stoker_model::handle::{DeviceUsage, GroupDetails, Stall, StallTime, Stalls};
+
+use super::hierarchy::Hierarchy;
+use super::tree::Cgroups;
+use super::usage::{field, number, read};
+
+/// v1 writes "no limit" as the largest multiple of a page.
+const NO_LIMIT: u64 = 1 << 62;
+
+impl Cgroups {
+    /// The kernel tells it of groups of cgroup v2 only.
+    pub(super) fn read_stalls(&self, group: &str) -> Stalls {
+        let Hierarchy::V2(root) = self.hierarchy() else { return Stalls::default() };
+        let file = |resource: &str| match group {
+            "/" => PathBuf::from(format!("/proc/pressure/{resource}")),
+            group => root.join(group.trim_start_matches('/')).join(format!("{resource}.pressure")),
+        };
+        let of = |resource| stall(&read(file(resource)));
+        Stalls { cpu: of("cpu"), memory: of("memory"), io: of("io") }
+    }
+
+    pub(super) fn read_details(&self, group: &str) -> GroupDetails {
+        let (details, processes) = match self.hierarchy() {
+            Hierarchy::V2(root) => {
+                let path = root.join(group);
+                (of_v2(|name| read(path.join(name))), read(path.join("cgroup.procs")))
+            }
+            Hierarchy::V1 { controllers, .. } => {
+                let path = |controller: &str| controllers.get(controller).map(|tree| tree.join(group));
+                let file = |controller: &str, name: &str| path(controller).map(|path| read(path.join(name)));
+                let read = |controller: &str, name: &str| file(controller, name).unwrap_or_default();
+                (of_v1(read), read("memory", "cgroup.procs"))
+            }
+        };
+        let (open_files, sockets) = processes.lines().map(open_files).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+        let first = processes.lines().next();
+        let limits = first.map(|process| read(format!("/proc/{process}/limits"))).unwrap_or_default();
+        GroupDetails {
+            processes: u64::try_from(processes.lines().count()).unwrap_or_default(),
+            open_files,
+            sockets,
+            open_files_limit: open_files_limit(&limits),
+            devices: named(details.devices),
+            ..details
+        }
+    }
+}
+
+/// A file like `cpu.pressure`.
+fn stall(text: &str) -> Option<Stall> {
+    let line = |kind: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(kind)?.strip_prefix(' '))?;
+        let value = |name: &str| line.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+        let average = |name| value(name).and_then(|text| text.parse().ok()).unwrap_or_default();
+        let averages = [average("avg10"), average("avg60"), average("avg300")];
+        Some(StallTime { total: value("total")?.parse().ok()?, averages })
+    };
+    // The processors of the whole machine cannot all be waited for: old kernels leave that line out.
+    Some(Stall { some: line("some")?, full: line("full").unwrap_or_default() })
+}
+
+fn of_v2(file: impl Fn(&str) -> String) -> GroupDetails {
+    let bytes = |name: &str| number(&file(name)).unwrap_or_default();
+    let max = file("cpu.max");
+    let mut max = max.split_whitespace();
+    let quota = max.next().and_then(|text| text.parse().ok()).unwrap_or_default();
+    let events = file("memory.events");
+    let event = |name| field(&events, name).unwrap_or_default();
+    let weight = bytes("cpu.weight");
+    GroupDetails {
+        devices: file("io.stat").lines().filter_map(device_of_v2).collect(),
+        memory_failures: event("max"),
+        mapped_bytes: field(&file("memory.stat"), "file_mapped").unwrap_or_default(),
+        most_memory_bytes: bytes("memory.peak"),
+        oom_kills: event("oom_kill"),
+        // The other way round than it was written (A12.4).
+        cpu_shares: if weight == 0 { 0 } else { 2 + (weight - 1) * 262_142 / 9999 },
+        cpu_period: max.next().and_then(|text| text.parse().ok()).unwrap_or_default(),
+        cpu_quota: quota,
+        memory_reservation_bytes: bytes("memory.low"),
+        swap_limit_bytes: Some(file("memory.swap.max"))
+            .filter(|text| text.trim() != "max")
+            .map(|text| number(&text).unwrap_or_default()),
+        threads_max: bytes("pids.max"),
+        ..GroupDetails::default()
+    }
+}
+
+/// `8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0`.
+fn device_of_v2(line: &str) -> Option<DeviceUsage> {
+    let (numbers, rest) = line.split_once(' ')?;
+    let value = |name: &str| {
+        let of = |word: &str| word.strip_prefix(name)?.strip_prefix('=')?.parse().ok();
+        rest.split(' ').find_map(of).unwrap_or_default()
+    };
+    Some(DeviceUsage {
+        device: String::new(),
+        numbers: device_numbers(numbers)?,
+        bytes: [value("rbytes"), value("wbytes")],
+        operations: [value("rios"), value("wios")],
+    })
+}
+
+fn of_v1(file: impl Fn(&str, &str) -> String) -> GroupDetails {
+    let count = |controller: &str, name: &str| number(&file(controller, name)).unwrap_or_default();
+    let limit = |name: &str| Some(count("memory", name)).filter(|bytes| *bytes < NO_LIMIT).unwrap_or_default();
+    GroupDetails {
+        devices: devices_of_v1(
+            &file("blkio", "blkio.throttle.io_service_bytes_recursive"),
+            &file("blkio", "blkio.throttle.io_serviced_recursive"),
+        ),
+        memory_failures: count("memory", "memory.failcnt"),
+        mapped_bytes: field(&file("memory", "memory.stat"), "total_mapped_file").unwrap_or_default(),
+        most_memory_bytes: count("memory", "memory.max_usage_in_bytes"),
+        oom_kills: field(&file("memory", "memory.oom_control"), "oom_kill").unwrap_or_default(),
+        cpu_shares: count("cpu", "cpu.shares"),
+        cpu_period: count("cpu", "cpu.cfs_period_us"),
+        // -1, no limit, is none that can be read.
+        cpu_quota: count("cpu", "cpu.cfs_quota_us"),
+        memory_reservation_bytes: limit("memory.soft_limit_in_bytes"),
+        swap_limit_bytes: Some(count("memory", "memory.memsw.limit_in_bytes")).filter(|bytes| *bytes < NO_LIMIT),
+        threads_max: count("pids", "pids.max"),
+        ..GroupDetails::default()
+    }
+}
+
+/// Lines `8:0 Read 4096`.
+fn devices_of_v1(bytes: &str, operations: &str) -> Vec<DeviceUsage> {
+    let mut found: BTreeMap<(u64, u64), DeviceUsage> = BTreeMap::new();
+    for (is_bytes, text) in [(true, bytes), (false, operations)] {
+        for line in text.lines() {
+            let mut words = line.split(' ');
+            let (Some(numbers), Some(kind), Some(value)) = (words.next(), words.next(), words.next()) else { continue };
+            let (Some(numbers), Ok(value)) = (device_numbers(numbers), value.parse()) else { continue };
+            let place = match kind {
+                "Read" => 0,
+                "Write" => 1,
+                _ => continue,
+            };
+            let device = found.entry(numbers).or_insert_with(|| DeviceUsage { numbers, ..DeviceUsage::default() });
+            let part = if is_bytes { &mut device.bytes } else { &mut device.operations };
+            part[place] = value;
+        }
+    }
+    found.into_values().collect()
+}
+
+fn device_numbers(text: &str) -> Option<(u64, u64)> {
+    let (major, minor) = text.split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// Gives devices the names that they have in `/dev`.
+fn named(mut devices: Vec<DeviceUsage>) -> Vec<DeviceUsage> {
+    for device in &mut devices {
+        let (major, minor) = device.numbers;
+        let link = fs::read_link(format!("/sys/dev/block/{major}:{minor}")).unwrap_or_default();
+        let name = link.file_name().unwrap_or_default().to_string_lossy();
+        device.device = if name.is_empty() { String::new() } else { format!("/dev/{name}") };
+    }
+    devices
+}
+
+/// Open files of a process, and the sockets among them.
+fn open_files(process: &str) -> (u64, u64) {
+    let mut counts = (0, 0);
+    for entry in fs::read_dir(Path::new("/proc").join(process).join("fd")).into_iter().flatten().flatten() {
+        counts.0 += 1;
+        let is_socket = fs::read_link(entry.path()).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"));
+        counts.1 += u64::from(is_socket);
+    }
+    counts
+}
+
+/// The soft limit in `/proc/<pid>/limits`.
+fn open_files_limit(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_versions_tell_the_same() {
+        // A23.2
+        let two = of_v2(|name| {
+            match name {
+                "io.stat" => "8:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0 dios=0\n253:1 rbytes=5\n",
+                "memory.events" => "low 0\nhigh 0\nmax 3\noom 1\noom_kill 1\noom_group_kill 0\n",
+                "memory.stat" => "anon 7\nfile_mapped 40\n",
+                "memory.peak" => "500\n",
+                "cpu.weight" => "1\n",
+                "cpu.max" => "50000 100000\n",
+                "memory.low" => "9\n",
+                "memory.swap.max" => "max\n",
+                "pids.max" => "max\n",
+                _ => "",
+            }
+            .to_owned()
+        });
+        let one = of_v1(|_, name| {
+            match name {
+                "blkio.throttle.io_service_bytes_recursive" => {
+                    "8:0 Read 10\n8:0 Write 20\n8:0 Sync 30\n253:1 Read 5\nTotal 35\n"
+                }
+                "blkio.throttle.io_serviced_recursive" => "8:0 Read 1\n8:0 Write 2\nTotal 3\n",
+                "memory.failcnt" => "3\n",
+                "memory.stat" => "mapped_file 1\ntotal_mapped_file 40\n",
+                "memory.max_usage_in_bytes" => "500\n",
+                "memory.oom_control" => "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n",
+                "cpu.shares" => "2\n",
+                "cpu.cfs_period_us" => "100000\n",
+                "cpu.cfs_quota_us" => "50000\n",
+                "memory.soft_limit_in_bytes" => "9\n",
+                "memory.memsw.limit_in_bytes" => "9223372036854771712\n",
+                "pids.max" => "max\n",
+                _ => "",
+            }
+            .to_owned()
+        });
+        assert_eq!(two, one);
+        assert_eq!((two.cpu_shares, two.cpu_quota, two.threads_max), (2, 50_000, 0));
+        assert_eq!(two.devices.len(), 2);
+        assert_eq!((two.devices[0].bytes, two.devices[0].operations), ([10, 20], [1, 2]));
+        let shares = |weight: &str| of_v2(|name| if name == "cpu.weight" { weight.to_owned() } else { String::new() });
+        assert_eq!([shares("39").cpu_shares, shares("10000").cpu_shares], [998, 262_144]);
+    }
+
+    #[test]
+    fn pressure_is_read_where_the_kernel_tells_it() {
+        // A23.4
+        let text =
+            "some avg10=1.50 avg60=0.20 avg300=0.03 total=1234\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=7\n";
+        let read = stall(text).expect("it can be read");
+        assert_eq!(read.some, StallTime { total: 1234, averages: [1.5, 0.2, 0.03] });
+        assert_eq!(read.full.total, 7);
+        let only_some = stall("some avg10=0.00 avg60=0.00 avg300=0.00 total=5\n").expect("it can be read");
+        assert_eq!((only_some.some.total, only_some.full.total), (5, 0));
+        assert_eq!(stall(""), None);
+        // The kernel's own words, where it has it.
+        if let Ok(text) = fs::read_to_string("/proc/pressure/io") {
+            assert!(stall(&text).is_some(), "{text}");
+        }
+    }
+
+    #[test]
+    fn files_of_a_process_are_counted() {
+        // A23.2
+        let (_one, _other) = std::os::unix::net::UnixStream::pair().expect("sockets");
+        let (files, sockets) = open_files("self");
+        assert!(files > sockets && sockets >= 2, "{files} {sockets}");
+        let text = "Limit  Soft Limit  Hard Limit  Units\nMax open files            1024                 4096                 files\n";
+        assert_eq!(open_files_limit(text), Some(1024));
+        assert_eq!(
+            open_files_limit("Max open files            unlimited            unlimited            files\n"),
+            None
+        );
+    }
+}

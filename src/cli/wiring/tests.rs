@@ -1,0 +1,179 @@
+//! What was configured reaches the rooms that need it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::config::proxy_config_of;
+
+/// As one file with these fields resolves.
+fn config(fields: &Value) -> KubeletConfig {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("config.yaml");
+    let mut all = fields.clone();
+    all["apiVersion"] = json!("kubelet.config.k8s.io/v1beta1");
+    all["kind"] = json!("KubeletConfiguration");
+    std::fs::write(&path, all.to_string()).expect("written");
+    crate::config::load(Some(&path), None, &json!({}), false).expect("valid").kubelet
+}
+
+fn flags() -> Flags {
+    let words = ["stoker", "--root-dir=/r", "--cert-dir=/r/pki", "--node-ip=192.0.2.7", "--hostname-override=n1"];
+    let command = clap::Command::new("stoker").args(crate::config::arguments());
+    crate::config::read_flags(&command.try_get_matches_from(words).expect("flags")).expect("flags")
+}
+
+const fn seconds(number: u64) -> Duration {
+    Duration::from_secs(number)
+}
+
+#[test]
+fn who_may_ask_is_configured() {
+    // A22.1b
+    let flags = flags();
+    let of = |fields: Value| {
+        let config = config(&fields);
+        let node = node_settings(&config, &flags).expect("settings");
+        server_config(&config, &flags, &node, None).expect("settings")
+    };
+    let plain = of(json!({}));
+    assert_eq!((plain.anonymous, plain.client_ca), (false, None));
+    assert_eq!((plain.decision_ttl, plain.token_ttl), ((seconds(300), seconds(30)), seconds(120)));
+    let set = of(json!({
+        "authentication": {
+            "anonymous": {"enabled": true}, "x509": {"clientCAFile": "/ca.crt"}, "webhook": {"cacheTTL": "7s"}
+        },
+        "authorization": {"webhook": {"cacheAuthorizedTTL": "8s", "cacheUnauthorizedTTL": "9s"}},
+    }));
+    assert_eq!((set.anonymous, set.client_ca.as_deref()), (true, Some(Path::new("/ca.crt"))));
+    assert_eq!((set.decision_ttl, set.token_ttl), ((seconds(8), seconds(9)), seconds(7)));
+}
+
+#[test]
+fn sources_of_pods_are_configured() {
+    // A22.1c
+    let of = |fields: Value| pods_config(&config(&fields), Path::new("/r")).expect("settings");
+    let plain = of(json!({})).static_sources;
+    assert_eq!((plain.path, plain.url, plain.url_headers.len()), (None, None, 0));
+    assert_eq!((plain.path_every, plain.url_every), (seconds(20), seconds(20)));
+    assert_eq!(of(json!({})).sync_frequency, seconds(60));
+    let set = of(json!({
+        "staticPodPath": "/m", "staticPodURL": "http://m/", "staticPodURLHeader": {"A": ["b", "c"]},
+        "fileCheckFrequency": "7s", "httpCheckFrequency": "8s", "syncFrequency": "9s",
+    }));
+    let sources = set.static_sources;
+    assert_eq!((sources.path.as_deref(), sources.url.as_deref()), (Some(Path::new("/m")), Some("http://m/")));
+    assert_eq!(sources.url_headers["A"], ["b", "c"]);
+    assert_eq!((sources.path_every, sources.url_every, set.sync_frequency), (seconds(7), seconds(8), seconds(9)));
+}
+
+#[test]
+fn groups_are_made_as_configured() {
+    // A22.1f, A12.9
+    let plain = cgroup_config(&config(&json!({})), None);
+    assert_eq!((plain.root.as_str(), plain.driver, plain.cpu_cfs_quota), ("/", CgroupDriver::Cgroupfs, true));
+    assert_eq!((plain.cpu_cfs_period, plain.pod_pids_limit), (Duration::from_millis(100), None));
+    let fields = json!({
+        "cgroupRoot": "/a", "cgroupDriver": "systemd", "cpuCFSQuota": false, "cpuCFSQuotaPeriod": "7ms", "podPidsLimit": 77,
+        "memorySwap": {"swapBehavior": "LimitedSwap"}, "singleProcessOOMKill": true,
+    });
+    let set = cgroup_config(&config(&fields), None);
+    assert_eq!((set.root.as_str(), set.driver, set.cpu_cfs_quota), ("/a", CgroupDriver::Systemd, false));
+    assert_eq!((set.cpu_cfs_period, set.pod_pids_limit), (Duration::from_millis(7), Some(77)));
+    // The runtime, where it says what it does, is right.
+    assert_eq!(cgroup_config(&config(&fields), Some(CgroupDriver::Cgroupfs)).driver, CgroupDriver::Cgroupfs);
+    assert_eq!(cgroup_config(&config(&json!({})), Some(CgroupDriver::Systemd)).driver, CgroupDriver::Systemd);
+    let pods = pods_config(&config(&fields), Path::new("/r")).expect("settings");
+    assert!(pods.limited_swap && pods.single_process_oom_kill);
+    let pods = pods_config(&config(&json!({})), Path::new("/r")).expect("settings");
+    assert!(!pods.limited_swap && !pods.single_process_oom_kill);
+}
+
+#[test]
+fn what_the_runtime_is_asked_for_is_configured() {
+    // A22.1j
+    let of = |fields: Value| pods_config(&config(&fields), Path::new("/r")).expect("settings");
+    assert!(!of(json!({})).seccomp_default && of(json!({"seccompDefault": true})).seccomp_default);
+    assert!(pods_config(&config(&json!({"allowedUnsafeSysctls": ["not a name"]})), Path::new("/r")).is_err());
+    let flags = flags();
+    let node = |fields: Value| node_settings(&config(&fields), &flags).expect("settings");
+    assert!(node(json!({})).controller_attach_detach);
+    assert!(!node(json!({"enableControllerAttachDetach": false})).controller_attach_detach);
+    let every = |fields: Value| {
+        let config = config(&fields);
+        server_config(&config, &flags, &node_settings(&config, &flags).expect("settings"), None)
+            .expect("settings")
+            .volume_stats_every
+    };
+    assert_eq!((every(json!({})), every(json!({"volumeStatsAggPeriod": "7s"}))), (seconds(60), seconds(7)));
+}
+
+#[test]
+fn the_node_is_told_what_it_is() {
+    // A22.1d
+    let flags = flags();
+    let of = |fields: Value| node_settings(&config(&fields), &flags).expect("settings");
+    let plain = of(json!({}));
+    assert_eq!((plain.register, plain.max_pods, plain.pods_per_core, plain.max_images), (true, 110, 0, 50));
+    assert_eq!((plain.observe_every, plain.report_every, plain.lease_seconds), (seconds(10), seconds(300), 40));
+    let set = of(json!({
+        "registerNode": false, "maxPods": 7, "podsPerCore": 8, "nodeStatusMaxImages": -1, "providerID": "cloud://1",
+        "nodeStatusUpdateFrequency": "9s", "nodeStatusReportFrequency": "11s", "nodeLeaseDurationSeconds": 12,
+        "registerWithTaints": [{"key": "a", "effect": "NoSchedule"}],
+    }));
+    assert_eq!((set.register, set.max_pods, set.pods_per_core, set.max_images), (false, 7, 8, -1));
+    assert_eq!((set.observe_every, set.report_every, set.lease_seconds), (seconds(9), seconds(11), 12));
+    assert_eq!((set.provider_id.as_str(), set.taints[0].key.as_str()), ("cloud://1", "a"));
+    let pods = |fields: Value| pods_config(&config(&fields), Path::new("/r")).expect("settings");
+    let resolver = pods(json!({}));
+    assert_eq!(resolver.resolv_conf.as_deref(), Some(Path::new("/etc/resolv.conf")));
+    assert_eq!(resolver.cluster_dns.len(), 0);
+    let resolver = pods(json!({"resolvConf": "", "clusterDNS": ["192.0.2.53"], "clusterDomain": "example.org"}));
+    assert_eq!((resolver.resolv_conf, resolver.cluster_domain.as_str()), (None, "example.org"));
+    assert_eq!(resolver.cluster_dns, ["192.0.2.53".parse::<IpAddr>().expect("an address")]);
+}
+
+#[test]
+fn shutdown_restarts_and_events_are_configured() {
+    // A22.1k, A22.1m
+    assert_eq!(event_pace(&config(&json!({}))), (50, 100));
+    assert_eq!(event_pace(&config(&json!({"eventRecordQPS": 7, "eventBurst": 8}))), (7, 8));
+    let of = |fields: Value| shutdown_settings(&config(&fields), Path::new("/r"));
+    assert_eq!(of(json!({})).periods, []);
+    let period = |priority, grace| Period { priority, grace: seconds(grace) };
+    let set = of(json!({"shutdownGracePeriod": "30s", "shutdownGracePeriodCriticalPods": "10s"}));
+    assert_eq!(set.periods, [period(0, 20), period(2_000_000_000, 10)]);
+    assert_eq!(set.state_file, Path::new("/r/graceful_node_shutdown_state"));
+    let listed = json!({"shutdownGracePeriodByPodPriority": [
+        {"priority": 100, "shutdownGracePeriodSeconds": 9}, {"priority": 0, "shutdownGracePeriodSeconds": 7}
+    ]});
+    assert_eq!(of(listed).periods, [period(0, 7), period(100, 9)]);
+    let longest = |fields: Value| pods_config(&config(&fields), Path::new("/r")).expect("settings").longest_backoff;
+    assert_eq!(longest(json!({})), seconds(300));
+    assert_eq!(longest(json!({"crashLoopBackOff": {"maxContainerRestartPeriod": "7s"}})), seconds(7));
+    let declared = |fields: Value| declared_features(&config(&fields));
+    let feature = "ExtendWebSocketsToKubelet".to_owned();
+    assert!(declared(json!({})).contains(&feature));
+    assert!(!declared(json!({"featureGates": {"ExtendWebSocketsToKubelet": false}})).contains(&feature));
+}
+
+/// B1.4: mode nftables serves NodePorts at the node's own addresses, the others at all; unless something is said.
+#[test]
+fn node_ports_are_served_where_the_mode_or_the_operator_says() {
+    let host =
+        Host { name: "n".into(), addresses: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()] };
+    let served = |fields| {
+        let proxy = proxy_config_of("test".as_ref(), fields).expect("it makes sense").proxy;
+        let settings = ProxySettings { proxy, from_file: true };
+        let config = service_config(&StokerConfig::default(), &settings, &host, &[]).expect("it fits");
+        config.node_port_addresses.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let own = ["192.0.2.1/32", "2001:db8::1/128"];
+    assert_eq!(served(json!({"mode": "nftables"})), own);
+    assert_eq!(served(json!({"mode": "iptables", "nodePortAddresses": ["primary"]})), own);
+    assert_eq!(served(json!({"mode": "ipvs"})), [""; 0]);
+    assert_eq!(served(json!({})), [""; 0], "as with iptables, all of them");
+    assert_eq!(served(json!({"mode": "nftables", "nodePortAddresses": ["10.0.0.0/8"]})), ["10.0.0.0/8"]);
+}

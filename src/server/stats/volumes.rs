@@ -1,0 +1,129 @@
+//! What pods' volumes take and have left: in the summary, and as `kubelet_volume_stats_*` (A18.5, A23.3).
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
+
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::{Value, json};
+use stoker_model::handle::{DiskMeter, MountedVolume};
+
+use super::text::{Page, value};
+use super::{Filesystem, Stats, namespace};
+use crate::clock::{Clock, Now};
+
+/// One volume, as it was measured.
+#[derive(Clone, Debug)]
+pub(super) struct VolumeStats {
+    time: jiff::Timestamp,
+    volume: MountedVolume,
+    fs: Filesystem,
+    used: u64,
+    inodes_used: u64,
+}
+
+/// By the pod's UID.
+pub(super) type Volumes = BTreeMap<String, Vec<VolumeStats>>;
+
+/// What is told of one volume.
+type ReadVolume = fn(&VolumeStats) -> u64;
+
+/// Metrics of claims: end of the name, help, value.
+const OF_CLAIMS: [(&str, &str, ReadVolume); 6] = [
+    ("capacity_bytes", "Capacity in bytes of the volume", |it| it.fs.capacity),
+    ("available_bytes", "Number of available bytes in the volume", |it| it.fs.available),
+    ("used_bytes", "Number of used bytes in the volume", |it| it.used),
+    ("inodes", "Maximum number of inodes in the volume", |it| it.fs.inodes),
+    ("inodes_free", "Number of free inodes in the volume", |it| it.fs.inodes_free),
+    ("inodes_used", "Number of used inodes in the volume", |it| it.inodes_used),
+];
+
+impl Stats {
+    /// The volumes of these pods, measured at most each `volumeStatsAggPeriod`; a pod that is new is measured at once.
+    pub(super) async fn volumes(&self, pods: &[Arc<Pod>]) -> Arc<Volumes> {
+        let now = Clock.now();
+        let last = self.volumes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let is_fresh =
+            |(then, _): &(Now, Arc<Volumes>)| now.monotonic.saturating_sub(then.monotonic) < self.volumes_every;
+        let known = last.filter(is_fresh);
+        let missing: Vec<Arc<Pod>> = match &known {
+            Some((_, all)) => pods.iter().filter(|pod| !all.contains_key(uid(pod))).cloned().collect(),
+            None => pods.to_vec(),
+        };
+        if let Some((_, all)) = known.as_ref().filter(|_| missing.is_empty()) {
+            return all.clone();
+        }
+        let disks = self.disks.clone();
+        let measured = tokio::task::spawn_blocking(move || -> Volumes {
+            missing.iter().map(|pod| (uid(pod).to_owned(), measure(pod, disks.as_ref(), now.wall))).collect()
+        });
+        let mut all = known.as_ref().map(|(_, all)| all.as_ref().clone()).unwrap_or_default();
+        // A pod whose volumes are not there yet is asked for again.
+        all.extend(measured.await.unwrap_or_default().into_iter().filter(|(_, volumes)| !volumes.is_empty()));
+        all.retain(|known, _| pods.iter().any(|pod| uid(pod) == known));
+        let all = Arc::new(all);
+        let then = known.map_or(now, |(then, _)| then);
+        *self.volumes.lock().unwrap_or_else(PoisonError::into_inner) = Some((then, all.clone()));
+        all
+    }
+
+    /// Of every claim that a pod here uses, each once.
+    pub(super) async fn claim_metrics(&self, page: &mut Page) {
+        let pods = self.pods.pods();
+        let all = self.volumes(&pods).await;
+        let mut claims: BTreeMap<(&str, &str), &VolumeStats> = BTreeMap::new();
+        for pod in &pods {
+            for volume in all.get(uid(pod)).into_iter().flatten() {
+                if let Some(claim) = &volume.volume.claim {
+                    claims.entry((namespace(pod), claim)).or_insert(volume);
+                }
+            }
+        }
+        for (suffix, help, read) in OF_CLAIMS.iter().filter(|_| !claims.is_empty()) {
+            let metric = format!("kubelet_volume_stats_{suffix}");
+            page.metric(&metric, "gauge", &format!("[ALPHA] {help}"));
+            for ((namespace, claim), volume) in &claims {
+                let labels = [("namespace", *namespace), ("persistentvolumeclaim", *claim)];
+                page.sample(&metric, &labels, value(read(volume)), None);
+            }
+        }
+    }
+}
+
+fn uid(pod: &Pod) -> &str {
+    pod.metadata.uid.as_deref().unwrap_or_default()
+}
+
+fn measure(pod: &Pod, disks: &dyn DiskMeter, time: jiff::Timestamp) -> Vec<VolumeStats> {
+    let stats = |volume: MountedVolume| {
+        let fs = Filesystem::read(&volume.path)?;
+        let (used, inodes_used) = if volume.claim.is_some() {
+            (fs.used, fs.inodes.saturating_sub(fs.inodes_free))
+        } else {
+            let found = disks.tree(&volume.path);
+            (found.bytes, found.inodes)
+        };
+        Some(VolumeStats { time, volume, fs, used, inodes_used })
+    };
+    disks.mounted(pod).into_iter().filter_map(stats).collect()
+}
+
+impl VolumeStats {
+    /// As the summary has it.
+    pub(super) fn report(&self, pod: &Pod) -> Value {
+        let mut all = json!({
+            "time": self.time.to_string(), "name": self.volume.name,
+            "availableBytes": self.fs.available, "capacityBytes": self.fs.capacity, "usedBytes": self.used,
+            "inodesFree": self.fs.inodes_free, "inodes": self.fs.inodes, "inodesUsed": self.inodes_used,
+        });
+        if let Some(claim) = &self.volume.claim {
+            all["pvcRef"] = json!({ "name": claim, "namespace": namespace(pod) });
+        }
+        all
+    }
+
+    /// Bytes and inodes that count as the pod's own storage on this node.
+    pub(super) fn local(&self) -> (u64, u64) {
+        let counts = self.volume.claim.is_none() && !self.volume.in_memory;
+        if counts { (self.used, self.inodes_used) } else { (0, 0) }
+    }
+}

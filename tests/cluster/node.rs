@@ -1,0 +1,181 @@
+//! The Node as its agent registers it and keeps it: what it says of itself, when, and what it makes events of.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::lab::manifest::pod;
+use crate::lab::{Lab, NODE, text};
+
+fn node(lab: &Lab) -> Value {
+    serde_json::from_str(&lab.try_kubectl(&format!("get node {NODE} -o json")).out).unwrap_or_default()
+}
+
+fn ready(node: &Value) -> Value {
+    let conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    conditions.into_iter().find(|condition| condition["type"] == "Ready").unwrap_or_default()
+}
+
+/// Reasons of the events about the node, with their messages.
+fn events(lab: &Lab) -> BTreeSet<(String, String)> {
+    let all = lab.get("events --field-selector involvedObject.kind=Node");
+    let of = |event: &Value| (text(&event["reason"]), text(&event["message"]));
+    all["items"].as_array().into_iter().flatten().map(of).collect()
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test measures")]
+#[test]
+fn a_node_is_kept_and_tells_what_happens_to_it() {
+    let mut lab = Lab::new();
+    let config = lab.dir().join("kubelet.yaml");
+    let fields = fs::read_to_string(&config).unwrap();
+    let ours = "nodeStatusUpdateFrequency: 1s\nnodeStatusReportFrequency: 4s\nkubeReserved: {cpu: 100m, memory: 100Mi}\n\
+                registerWithTaints: [{key: example.com/new, value: a, effect: PreferNoSchedule}]\n";
+    fs::write(&config, format!("{fields}\n{ours}")).unwrap();
+    let resolver = lab.dir().join("resolv.conf");
+    fs::write(
+        &resolver,
+        format!("search {}\n", (0..40).map(|n| format!("d{n}.example")).collect::<Vec<_>>().join(" ")),
+    )
+    .unwrap();
+    fs::write(&config, format!("{}\nresolvConf: {}\n", fs::read_to_string(&config).unwrap(), resolver.display()))
+        .unwrap();
+    let service_manager = UnixDatagram::bind(lab.dir().join("notify")).unwrap();
+    service_manager.set_nonblocking(true).unwrap();
+    lab.agent_env("NOTIFY_SOCKET", lab.dir().join("notify").to_str().unwrap());
+    lab.agent_env("WATCHDOG_USEC", "2000000");
+    lab.start_containerd();
+    lab.start_control_plane();
+    lab.start_agent();
+    lab.eventually("the node is ready", Lab::node_is_ready);
+    // A15.14
+    let mut heard = String::new();
+    let mut hear = || {
+        let mut buffer = [0; 512];
+        while let Ok(length) = service_manager.recv(&mut buffer) {
+            heard.push_str(&String::from_utf8_lossy(&buffer[..length]));
+            heard.push('\n');
+        }
+        heard.clone()
+    };
+    lab.eventually("the service manager knows that it is ready", |_| {
+        let heard = hear();
+        ["READY=1", "STATUS=node lab is ready", "WATCHDOG=1"].iter().all(|word| heard.lines().any(|line| line == *word))
+    });
+    let pings = hear().matches("WATCHDOG=1").count();
+    lab.eventually("it is told again and again", |_| hear().matches("WATCHDOG=1").count() >= pings + 3);
+
+    // A16.2, A16.4, A16.5, A16.6, A16.7
+    let now = node(&lab);
+    let labels = &now["metadata"]["labels"];
+    assert_eq!((&labels["kubernetes.io/hostname"], &labels["kubernetes.io/os"]), (&json!(NODE), &json!("linux")));
+    let annotations = &now["metadata"]["annotations"];
+    assert_eq!(annotations["volumes.kubernetes.io/controller-managed-attach-detach"], "true");
+    let addresses = now["status"]["addresses"].as_array().unwrap();
+    let of = |kind: &str| {
+        addresses.iter().filter(|it| it["type"] == kind).map(|it| text(&it["address"])).collect::<Vec<_>>()
+    };
+    assert_eq!((of("InternalIP"), of("Hostname")), (vec!["198.51.100.2".to_owned()], vec![NODE.to_owned()]));
+    let info = &now["status"]["nodeInfo"];
+    assert!(text(&info["containerRuntimeVersion"]).starts_with("containerd://"), "{info}");
+    assert!(text(&info["kubeletVersion"]).starts_with("v1.36."), "{info}");
+    assert_eq!(text(&info["bootID"]), fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim());
+    assert_eq!(now["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"], 10250);
+    // A16.3: once.
+    let taints = |lab: &Lab| node(lab)["spec"]["taints"].to_string();
+    assert!(taints(&lab).contains("example.com/new"), "{now}");
+    lab.kubectl(&format!("taint node {NODE} example.com/new-"));
+
+    // A16.8: what does not change is written each four seconds, though it is looked at each second.
+    let mut beats = Vec::new();
+    for _ in 0..52 {
+        let beat = text(&ready(&node(&lab))["lastHeartbeatTime"]);
+        if beats.last() != Some(&beat) {
+            beats.push(beat);
+        }
+        sleep(Duration::from_millis(250));
+    }
+    // After a change the first wait is two to six seconds.
+    assert!((3..=7).contains(&beats.len()), "{beats:?}");
+    // A1.7: what happens in the runtime is noticed, when it happens and when nobody could tell of it.
+    lab.apply(&pod("victim").command(&["sleep", "987654"]).build());
+    lab.eventually("it runs", |lab| lab.ready_pods("victim") == 1);
+    let kill = |lab: &Lab| {
+        lab.run("sh", &["-c", "kill -9 $(pgrep -xf 'sleep 987654')"]).expect_success("kill");
+    };
+    let restarts = |lab: &Lab| {
+        let path = "jsonpath={.status.containerStatuses[0].restartCount}";
+        lab.try_kubectl(&format!("get pod victim -o {path}")).out
+    };
+    kill(&lab);
+    let killed = Instant::now();
+    lab.eventually("it is noticed", |lab| restarts(lab) == "1");
+    assert!(killed.elapsed() < Duration::from_secs(20), "no slow round was waited for: {:?}", killed.elapsed());
+    lab.eventually("it runs again", |lab| lab.ready_pods("victim") == 1);
+    // And what changes at once, in both directions (A13.11).
+    lab.kill_containerd();
+    kill(&lab);
+    lab.eventually("the node is not ready", |lab| {
+        let ready = ready(&node(lab));
+        (text(&ready["status"]), text(&ready["message"])) == ("False".into(), "container runtime is down".into())
+    });
+    lab.restart_containerd();
+    lab.eventually("it is ready again", Lab::node_is_ready);
+    assert_eq!(text(&ready(&node(&lab))["message"]), "kubelet is posting ready status");
+    lab.eventually("that is noticed, too", |lab| restarts(lab) == "2");
+
+    lab.kubectl(&format!("cordon {NODE}"));
+    lab.eventually("that is told", |lab| events(lab).iter().any(|(reason, _)| reason == "NodeNotSchedulable"));
+    lab.kubectl(&format!("uncordon {NODE}"));
+    // The machine was started anew.
+    lab.kill_agent();
+    let patch = r#"{"status":{"nodeInfo":{"bootID":"another"}}}"#;
+    lab.kubectl(&format!("patch node {NODE} --subresource=status --type=merge -p {patch}"));
+    lab.start_agent();
+    lab.eventually("the agent has seen it", |lab| text(&node(lab)["status"]["nodeInfo"]["bootID"]) != "another");
+    assert!(!taints(&lab).contains("example.com/new"), "taints are given at the registration only");
+
+    // A16.10, A21.1, A21.2
+    let is_v1 = !std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let told = |reason: &str, message: &str| (reason.to_owned(), message.to_owned());
+    let status = |reason: &str| told(reason, &format!("Node {NODE} status is now: {reason}"));
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let mut expected = vec![
+        told("Starting", "Starting kubelet."),
+        status("NodeHasSufficientMemory"),
+        status("NodeHasNoDiskPressure"),
+        status("NodeHasSufficientPID"),
+        status("NodeReady"),
+        status("NodeNotReady"),
+        status("NodeNotSchedulable"),
+        status("NodeSchedulable"),
+        told("Rebooted", &format!("Node {NODE} has been rebooted, boot id: {}", boot.trim())),
+        told(
+            "CheckLimitsForResolvConf",
+            &format!(
+                "Resolv.conf file '{}' contains search line consisting of more than 29 domains!",
+                resolver.display()
+            ),
+        ),
+    ];
+    if is_v1 {
+        let text = "cgroup v1 detected. cgroup v1 support is deprecated and will be removed in a future release. Please migrate to \
+                    cgroup v2. More information at https://git.k8s.io/enhancements/keps/sig-node/5573-remove-cgroup-v1";
+        expected.push(told("CgroupV1", text));
+    }
+    lab.eventually("all is told", |lab| {
+        let all = events(lab);
+        expected.iter().all(|event| all.contains(event))
+            && all.iter().any(|(reason, _)| reason == "NodeAllocatableEnforced")
+    });
+    // A21.3
+    let all = lab.get("events --field-selector involvedObject.kind=Node,reason=Starting");
+    let event = &all["items"][0];
+    assert_eq!(event["source"], json!({"component": "kubelet", "host": NODE}));
+    assert_eq!((&event["involvedObject"]["name"], &event["involvedObject"]["uid"]), (&json!(NODE), &json!(NODE)));
+    lab.finish();
+}
