@@ -41,7 +41,7 @@ fn main() -> ExitCode {
     let mut lab = Lab::start();
     lab.enter_network();
     let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime of one thread");
-    let measured = tokio.block_on(async {
+    let measured: Result<(), Failure> = tokio.block_on(async {
         let own = measure(&lab).await?;
         let usual = usual_network(&mut lab).await?;
         let (own, usual) = (Spread::of(own.into_iter()), Spread::of(usual.into_iter()));
