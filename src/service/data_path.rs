@@ -35,6 +35,11 @@ pub trait DataPath: Debug + Send + 'static {
         Ok(None)
     }
 
+    /// What came into doubt in the last write, since the listener could not hear; asked after each.
+    fn missed(&mut self) -> Doubt {
+        Doubt::None
+    }
+
     /// Transactions sent since the start.
     fn transactions(&self) -> u64;
 

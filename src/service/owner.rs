@@ -161,6 +161,7 @@ struct Written {
     operations: Operations,
     tend: Option<Duration>,
     listener: Option<Listening>,
+    missed: Doubt,
 }
 
 /// A listener that tokio can watch.
@@ -341,7 +342,8 @@ impl Owner {
             let result = programmer.write(compiled, ranges, doubt).and_then(|operations| {
                 let tend = programmer.path.tend()?;
                 let listener = if listens { None } else { programmer.listen() };
-                Ok(Written { operations, tend, listener })
+                let missed = programmer.path.missed();
+                Ok(Written { operations, tend, listener, missed })
             });
             (programmer, result)
         })
@@ -372,11 +374,12 @@ impl Owner {
 
     fn finish(&mut self, result: Result<Written, ServiceError>, services: usize, transactions: u64) {
         match result {
-            Ok(Written { operations, tend, listener }) => {
+            Ok(Written { operations, tend, listener, missed }) => {
                 debug!(services, deleted = operations.delete.len(), added = operations.add.len(), "written");
                 self.doubt = Doubt::None;
                 self.retry = None;
                 self.tend = tend;
+                self.look_again(missed);
                 if let Some(listener) = listener {
                     self.listen(listener);
                 }
@@ -404,9 +407,13 @@ impl Owner {
             Ok(listener) => self.listener = Some(listener),
             Err(error) => warn!(%error, "foreign changes will go unnoticed"),
         }
+        self.look_again(missed);
+    }
+
+    fn look_again(&mut self, missed: Doubt) {
         if missed != Doubt::None {
-            info!(?missed, "somebody else changed our rules while they were written: looking at them again");
-            self.doubt = missed;
+            info!(?missed, "somebody else changed rules while ours were written: looking at them again");
+            self.doubt = self.doubt.max(missed);
             self.retry = Some(Duration::ZERO);
         }
     }

@@ -125,6 +125,34 @@ fn large_services_and_new_ones() {
     assert!(waits[7] < Duration::from_secs(1), "p50 of {waits:?}");
 }
 
+/// Very many at once are several transactions, whose echo nobody listens to: they are no foreign change, and what somebody else
+/// does afterwards is still noticed.
+#[test]
+fn a_flood_of_services_is_written_and_watched() {
+    let lab = Lab::with_pods(1);
+    let daemon = lab.start();
+    daemon.apply([service(json!({}))].into_iter().chain(endpoints(&[1])).chain([Complete]));
+    let (address, ports) = (json!([{"addresses": ["10.244.1.2"]}]), json!([{"port": 8080}]));
+    let ip = |n: u32| std::net::Ipv4Addr::from(0x0a61_0000 + n).to_string();
+    let flood = (0..3000).flat_map(|n| {
+        let name = format!("s-{n}");
+        let spec = json!({"clusterIP": ip(n), "clusterIPs": [ip(n)]});
+        [other(&name, spec), slice(&name, &name, &address, &ports)]
+    });
+    daemon.apply(flood);
+    for n in [0, 1234, 2999] {
+        assert_eq!(lab.served_by("client", &format!("{}:80", ip(n))), "pod1", "{n}");
+    }
+    assert_eq!(lab.nft_command("list set ip stoker cluster-ips").matches("10.97.").count(), 3000);
+    std::thread::sleep(Duration::from_millis(200));
+    let written = daemon.transactions();
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(daemon.transactions(), written, "our own writes are not repaired");
+    // What is gone comes back: so somebody listens again.
+    lab.nft_command("flush set ip stoker services-lb-1");
+    eventually("the repair", || lab.answers_at_once("client", &format!("{}:80", ip(7))));
+}
+
 /// B1.20: to zero endpoints and back to another; flows of others stay, also those to the same port number elsewhere.
 #[test]
 fn udp_flows_follow_a_service_through_zero() {

@@ -434,6 +434,10 @@ impl DataPath for IpvsPath {
         Ok(next.map(|at| at.saturating_sub(now).max(Duration::from_millis(100))))
     }
 
+    fn missed(&mut self) -> Doubt {
+        self.rules.missed()
+    }
+
     /// Hears of addresses and of the rules beside IPVS; of virtual servers nobody tells.
     fn listen(&mut self) -> Result<Option<Listening>, ServiceError> {
         let Some((rules, doubt)) = self.rules.listen()? else { return Ok(None) };

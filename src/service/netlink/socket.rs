@@ -149,12 +149,22 @@ pub(in crate::service) enum Dumped {
     Interrupted,
 }
 
+/// `NFNLGRP_NFTABLES` is group 7; the mask counts from bit 0.
+const NFTABLES_GROUP: u32 = 1 << 6;
+
 /// Opens the socket that hears of every change to any nftables table of the namespace.
 pub(in crate::service) fn listen() -> io::Result<OwnedFd> {
-    // NFNLGRP_NFTABLES is group 7; the mask counts from bit 0.
-    let fd = socket(Some(netlink::NETFILTER), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, 1 << 6)?;
+    let fd = socket(Some(netlink::NETFILTER), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, NFTABLES_GROUP)?;
     set_socket_recv_buffer_size_force(&fd, 256 * 1024)?;
     Ok(fd)
+}
+
+/// Whether such a socket hears from now on; what it has heard stays. While nobody does, the kernel writes no notifications.
+pub(in crate::service) fn subscribe(fd: &OwnedFd, yes: bool) -> io::Result<()> {
+    // Binding anew to its own port exchanges the groups.
+    let port = SocketAddrNetlink::try_from(rustix::net::getsockname(fd)?)?.pid();
+    rustix::net::bind(fd, &SocketAddrNetlink::new(port, if yes { NFTABLES_GROUP } else { 0 }))?;
+    Ok(())
 }
 
 /// Opens the socket that hears of changes to links, addresses or routes of the namespace.

@@ -67,6 +67,19 @@ pub(super) fn set_of(key: &Key, value: &Value) -> Cow<'static, str> {
     }
 }
 
+/// Where many elements are added to nothing: which come first. What a packet meets later comes sooner, so that no route leads
+/// to nothing, and no address is refused for which a route is still to come.
+pub(super) const fn turn(key: &Key) -> u8 {
+    match key {
+        Key::Slot(..) | Key::StickySlot(..) | Key::Hairpin(_) => 0,
+        Key::Allowed(..) => 1,
+        Key::Guarded(_) => 2,
+        Key::Everywhere(_) | Key::Local(_) => 3,
+        Key::Route(_) => 4,
+        Key::Refusal(_) | Key::ClusterIp(_) | Key::ServiceRange(_) => 5,
+    }
+}
+
 /// Whether the set that holds the element already says all of its value.
 fn value_is_the_set(key: &Key, value: &Value) -> bool {
     match (key, value) {

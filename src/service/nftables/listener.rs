@@ -8,11 +8,29 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::{TABLE, layout};
 use crate::service::data_path::{Doubt, Listener};
 use crate::service::netlink::message::{self, Kind, Received};
+use crate::service::netlink::socket;
+
+/// The socket that notifications come to, also in the hands of who writes: what a large transaction does need not be told.
+#[derive(Debug)]
+pub(super) struct Ears {
+    fd: OwnedFd,
+}
+
+impl Ears {
+    pub(super) fn open() -> io::Result<Self> {
+        Ok(Self { fd: socket::listen()? })
+    }
+
+    /// Whether notifications come from now on.
+    pub(super) fn subscribe(&self, yes: bool) -> io::Result<()> {
+        socket::subscribe(&self.fd, yes)
+    }
+}
 
 /// Hears what others do to our tables.
 #[derive(Debug)]
 pub(super) struct TableListener {
-    pub(super) fd: OwnedFd,
+    pub(super) ears: Arc<Ears>,
     pub(super) own_port: u32,
     /// Netlink ports of the nft processes that load our text.
     pub(super) loaders: Arc<Mutex<VecDeque<u32>>>,
@@ -20,13 +38,13 @@ pub(super) struct TableListener {
 
 impl std::os::fd::AsRawFd for TableListener {
     fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        std::os::fd::AsRawFd::as_raw_fd(&self.fd)
+        std::os::fd::AsRawFd::as_raw_fd(&self.ears.fd)
     }
 }
 
 impl std::os::fd::AsFd for TableListener {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        std::os::fd::AsFd::as_fd(&self.fd)
+        std::os::fd::AsFd::as_fd(&self.ears.fd)
     }
 }
 
@@ -36,7 +54,7 @@ impl Listener for TableListener {
         let mut buffer = vec![0; 32 * 1024];
         let mut heard = Doubt::None;
         loop {
-            match rustix::net::recv(&self.fd, &mut buffer[..], rustix::net::RecvFlags::DONTWAIT) {
+            match rustix::net::recv(&self.ears.fd, &mut buffer[..], rustix::net::RecvFlags::DONTWAIT) {
                 Ok((bytes, _)) => {
                     let loaders = self.loaders.lock().unwrap_or_else(PoisonError::into_inner);
                     let foreign = message::received(&buffer[..bytes])

@@ -13,7 +13,7 @@ use super::data_path::{DataPath, Doubt, Listening};
 use super::diff::{Balance, Elements, Key, Operations, StickyChange, Table, Value, Verdict};
 use super::frontend::{Family, Frontend, Place};
 use super::netlink::message::{self, CREATE, DUMP, Kind, Messages, Received, family_number};
-use super::netlink::socket::{self, Dumped, Socket};
+use super::netlink::socket::{Dumped, Socket};
 use super::owner::ServiceError;
 
 mod beside_ipvs;
@@ -25,7 +25,7 @@ mod loader;
 mod parts;
 mod sticky;
 
-use listener::TableListener;
+use listener::{Ears, TableListener};
 use loader::run_nft;
 use parts::{Part, Refused, parts};
 use sticky::{ClientList, Clients};
@@ -37,6 +37,11 @@ const ELEMENTS: u16 = 3;
 const RULE_CHAIN: u16 = 2;
 /// Clients end on their own while they are moved; more often than this in a row they do not.
 const CLIENT_ATTEMPTS: usize = 5;
+/// So many new elements make one transaction where nothing is there yet. The kernel's hash tables grow after a transaction and
+/// not in it: 200 000 elements at once take three times as long, for each goes through the long lists of a small table.
+const FILL_AT_ONCE: usize = 4_000;
+/// Of larger transactions we do not listen to the echo: its messages would not fit the listener's buffer.
+const HEARD: usize = 500;
 /// A dump that others interrupt this often is given up until the next attempt.
 const DUMP_ATTEMPTS: usize = 20;
 
@@ -97,6 +102,10 @@ pub struct Kernel {
     own_transactions: u32,
     /// The kernel's count before the last reconciliation.
     first_generation: Option<u32>,
+    /// The listener that the owner has.
+    ears: Option<Arc<Ears>>,
+    /// What nobody heard while we did not listen.
+    missed: Doubt,
 }
 
 impl Kernel {
@@ -121,6 +130,8 @@ impl Kernel {
             loaders: Arc::default(),
             own_transactions: 0,
             first_generation: None,
+            ears: None,
+            missed: Doubt::None,
         })
     }
 
@@ -277,8 +288,39 @@ impl Kernel {
     }
 
     /// Writes the operations, and the chains that they need and that are not there, in one transaction. Chains of affinity come
-    /// before it: nobody goes there yet.
+    /// before it: nobody goes there yet. Only very many additions to nothing are several, in an order in which each serves what is whole.
     pub fn apply(&mut self, operations: &Operations) -> Result<(), NftError> {
+        let Operations { delete, add, .. } = operations;
+        let Some(ears) = self.ears.clone().filter(|_| delete.len() + add.len() > HEARD) else {
+            return self.write(operations);
+        };
+        let listen = |groups| ears.subscribe(groups).map_err(NftError::Open);
+        let (before, own) = (self.generation()?, self.own_transactions);
+        listen(false)?;
+        let written = self.write(operations);
+        listen(true)?;
+        let expected = before.wrapping_add(self.own_transactions.wrapping_sub(own));
+        if self.generation()? != expected {
+            self.missed = Doubt::Elements;
+        }
+        written
+    }
+
+    fn write(&mut self, operations: &Operations) -> Result<(), NftError> {
+        let Operations { delete, add, sticky, .. } = operations;
+        if !delete.is_empty() || !sticky.is_empty() || add.len() <= FILL_AT_ONCE {
+            return self.write_at_once(operations);
+        }
+        let mut order: Vec<&(Key, Value)> = add.iter().collect();
+        order.sort_by_key(|(key, _)| elements::turn(key));
+        for part in order.chunks(FILL_AT_ONCE) {
+            let add = part.iter().map(|element| **element).collect();
+            self.write_at_once(&Operations { add, ..Operations::default() })?;
+        }
+        Ok(())
+    }
+
+    fn write_at_once(&mut self, operations: &Operations) -> Result<(), NftError> {
         if operations.is_empty() {
             return Ok(());
         }
@@ -575,10 +617,15 @@ impl DataPath for Kernel {
     /// came in between.
     fn listen(&mut self) -> Result<Option<Listening>, ServiceError> {
         let own_port = self.socket.port().map_err(NftError::Open)?;
-        let fd = socket::listen().map_err(NftError::Open)?;
+        let ears = Arc::new(Ears::open().map_err(NftError::Open)?);
+        self.ears = Some(Arc::clone(&ears));
         let expected = self.first_generation.map(|first| first.wrapping_add(self.own_transactions));
         let missed = if expected == Some(self.generation()?) { Doubt::None } else { Doubt::Elements };
-        Ok(Some((Box::new(TableListener { fd, own_port, loaders: Arc::clone(&self.loaders) }), missed)))
+        Ok(Some((Box::new(TableListener { ears, own_port, loaders: Arc::clone(&self.loaders) }), missed)))
+    }
+
+    fn missed(&mut self) -> Doubt {
+        std::mem::replace(&mut self.missed, Doubt::None)
     }
 
     fn transactions(&self) -> u64 {
