@@ -25,8 +25,9 @@ fn compile_proto() -> Result<(), Box<dyn Error>> {
         .skip_debug([".runtime.v1.AuthConfig"])
         .disable_comments(["."])
         .compile_fds(files)?;
-    // Volume plugins: a client for the agent, and for the tests a server, in a folder of its own.
-    let plugins = protox::compile(["proto/csi.proto", "proto/pluginregistration.proto"], ["proto"])?;
+    // Volume plugins and collectors of spans: a client for the agent, and for the tests a server, in a folder of its own.
+    let plugins = ["proto/csi.proto", "proto/pluginregistration.proto", "proto/otlp.proto"];
+    let plugins = protox::compile(plugins, ["proto"])?;
     let server = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?).join("server");
     std::fs::create_dir_all(&server)?;
     let configure = || tonic_prost_build::configure().build_transport(false).btree_map(".").disable_comments(["."]);

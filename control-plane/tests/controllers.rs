@@ -8,11 +8,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use stoker_control_plane::api::{Cluster, DeleteOptions, ListOptions, PatchType, Propagation, WriteOptions};
 use stoker_control_plane::auth::{Pki, PkiConfig};
-use stoker_control_plane::controllers::{self, Config, ServiceAddresses};
+use stoker_control_plane::controllers::{self, Cidr, Config, ServiceAddresses};
 use stoker_control_plane::scheduler;
 use stoker_control_plane::storage::embedded::Embedded;
 use tokio_util::sync::CancellationToken;
 
+#[path = "controllers/attachments.rs"]
+mod attachments;
 #[path = "controllers/places.rs"]
 mod places;
 #[path = "controllers/ranges.rs"]
@@ -49,15 +51,21 @@ fn pki_config(dir: &Path) -> PkiConfig {
 
 impl Lab {
     async fn start() -> Self {
+        Self::with_ranges("10.96.0.0/12", "10.244.0.0/16").await
+    }
+
+    /// With these ranges of Services and pods.
+    async fn with_ranges(services: &str, pods: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let cluster = Cluster::new(Embedded::open(&dir.path().join("store.redb")).unwrap());
-        let range = "10.96.0.0/12".parse().unwrap();
-        cluster.set_service_allocator(Arc::new(ServiceAddresses::new(range, &[])));
-        controllers::ensure_defaults(&cluster, [192, 0, 2, 7].into(), 6443, range).await.unwrap();
+        let ranges = Cidr::list(services).unwrap();
+        let addresses = Arc::new(ServiceAddresses::new(&ranges, &[]));
+        cluster.set_service_allocator(Arc::<ServiceAddresses>::clone(&addresses));
+        controllers::ensure_defaults(&cluster, [192, 0, 2, 7].into(), 6443, &ranges).await.unwrap();
         let stop = CancellationToken::new();
         let pki = Arc::new(Pki::ensure(&pki_config(dir.path()), stoker_control_plane::clock::now()).unwrap());
         let ca = pki.ca_certificate().to_owned();
-        let config = Config { pki, cluster_cidr: Some("10.244.0.0/16".parse().unwrap()) };
+        let config = Config { pki, cluster_cidrs: Cidr::list(pods).unwrap(), addresses };
         drop(controllers::spawn(&cluster, config, stop.clone()));
         drop(scheduler::spawn(&cluster, stop.clone()));
         let lab = Self { cluster, stop, ca, _dir: dir };

@@ -6,7 +6,11 @@ mod access;
 mod joining;
 #[path = "kubectl/kinds.rs"]
 mod kinds;
+#[path = "kubectl/reviews.rs"]
+mod reviews;
 mod server;
+#[path = "kubectl/verbs.rs"]
+mod verbs;
 #[path = "kubectl/whole.rs"]
 mod whole;
 

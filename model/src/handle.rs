@@ -131,6 +131,9 @@ pub trait StorageApi: Send + Sync + 'static {
     /// Tells the cluster that a CSI driver is there: CSINode, annotation and topology labels of the Node (A9.18).
     async fn put_driver(&self, driver: &CsiDriverInfo) -> Result<(), ApiError>;
 
+    /// The volumes that the Node's status lists: those that it uses, and those that the cluster has attached to it.
+    async fn volumes_of_node(&self) -> Result<NodeVolumes, ApiError>;
+
     /// A claim's volume has grown, also on this node.
     async fn put_claim_capacity(
         &self,
@@ -141,6 +144,15 @@ pub trait StorageApi: Send + Sync + 'static {
 
     /// The driver is gone.
     async fn remove_driver(&self, name: &str) -> Result<(), ApiError>;
+}
+
+/// Attachable volumes in the Node's status, by the cluster's names.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct NodeVolumes {
+    /// `volumesInUse`.
+    pub in_use: BTreeSet<String>,
+    /// `volumesAttached`.
+    pub attached: BTreeSet<String>,
 }
 
 /// What a CSI driver said of itself and of this node.
@@ -205,6 +217,13 @@ pub enum EventSubject {
         /// UID.
         uid: Arc<str>,
     },
+    /// A PersistentVolumeClaim.
+    Claim {
+        /// Namespace and name.
+        claim: NamespacedName,
+        /// UID.
+        uid: Arc<str>,
+    },
 }
 
 /// Publishes events; never blocks, and may drop when the API server is away.
@@ -248,12 +267,21 @@ pub struct NodeSnapshot {
     pub supplemental_groups_policy: bool,
     /// Active pressure conditions: `MemoryPressure`, `DiskPressure`, `PIDPressure`.
     pub pressures: Vec<String>,
-    /// The runtime makes mounts read-only together with what is mounted below them (A9.24).
-    pub recursive_read_only: bool,
+    /// What the runtime's handlers can do, by name; that of pods without a RuntimeClass has none. Empty: the runtime does not say.
+    pub handlers: BTreeMap<String, RuntimeHandler>,
     /// Like `containerd://1.6.20`; empty while it is not known.
     pub runtime_version: String,
     /// The machine goes down: nothing new is admitted (A15.10).
     pub shutting_down: bool,
+}
+
+/// What a handler of the runtime can do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RuntimeHandler {
+    /// It makes mounts read-only together with what is mounted below them (A9.24).
+    pub recursive_read_only: bool,
+    /// It can give a pod users of its own (A11.2).
+    pub user_namespaces: bool,
 }
 
 /// The newest [`NodeSnapshot`].

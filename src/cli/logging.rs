@@ -3,9 +3,12 @@
 use std::io::IsTerminal;
 use std::sync::OnceLock;
 
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer, reload};
+use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
+
+use super::spans::{self, SpanLayer};
 
 /// Changes how much is logged.
 static SETTER: OnceLock<Setter> = OnceLock::new();
@@ -22,11 +25,18 @@ fn directives(verbosity: i64) -> &'static str {
     }
 }
 
-/// Sends logs to standard error. `verbosity` is klog's; `RUST_LOG` overrides it. The journal stamps its lines itself.
-pub(super) fn init(verbosity: i64, json: bool) {
+/// Spans for a collector are in no log.
+fn without_spans(filter: EnvFilter) -> EnvFilter {
+    let off = format!("{}=off", spans::TARGET).parse().expect("a name and a level are a directive");
+    filter.add_directive(off)
+}
+
+/// Sends logs to standard error, and spans to their layer. `verbosity` is klog's; `RUST_LOG` overrides it. The journal stamps its lines
+/// itself.
+pub(super) fn init(verbosity: i64, json: bool, spans: Option<SpanLayer>) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(directives(verbosity)));
     let journal = std::env::var_os("JOURNAL_STREAM").is_some();
-    let (filter, handle) = reload::Layer::new(filter);
+    let (filter, handle) = reload::Layer::new(without_spans(filter));
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let layer = if json {
         layer.json().boxed()
@@ -35,9 +45,13 @@ pub(super) fn init(verbosity: i64, json: bool) {
     } else {
         layer.with_ansi(std::io::stderr().is_terminal()).boxed()
     };
+    let spans = spans.map(|spans| spans.with_filter(filter_fn(|about| about.target() == spans::TARGET)));
+    let layers: Vec<Box<dyn Layer<Registry> + Send + Sync>> =
+        [Some(layer.with_filter(filter).boxed()), spans.map(Layer::boxed)].into_iter().flatten().collect();
     // A second call, as tests make it, changes nothing.
-    if tracing_subscriber::registry().with(filter).with(layer).try_init().is_ok() {
-        let _ = SETTER.set(Box::new(move |filter| handle.reload(filter).map_err(|error| error.to_string())));
+    if tracing_subscriber::registry().with(layers).try_init().is_ok() {
+        let set = move |filter| handle.reload(without_spans(filter)).map_err(|error| error.to_string());
+        let _ = SETTER.set(Box::new(set));
     }
 }
 

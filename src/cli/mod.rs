@@ -12,6 +12,7 @@ mod cluster_dns;
 mod credentials;
 mod images;
 mod join;
+mod kube_proxy;
 mod logging;
 mod network;
 mod preflight;
@@ -21,10 +22,12 @@ mod reservations;
 mod reset;
 mod run;
 mod service;
+mod spans;
 mod standalone;
 mod status;
 mod systemd;
 mod unit;
+mod users;
 mod wiring;
 
 /// Ends the process with this code when it was called in a wrong way, as clap does.
@@ -46,8 +49,12 @@ const CLEANUP_ABOUT: &str =
 
 /// Runs the command that the process was called with.
 pub fn main() -> ExitCode {
-    let arguments = with_pflag_names(std::env::args());
-    let as_kubelet = arguments.first().is_some_and(|program| program.rsplit('/').next() == Some("kubelet"));
+    let mut arguments = with_pflag_names(std::env::args());
+    let program = arguments.first().and_then(|program| program.rsplit('/').next()).unwrap_or_default().to_owned();
+    let as_kubelet = program == "kubelet";
+    if program == "kube-proxy" {
+        arguments.insert(1, program);
+    }
     let matches = match command(as_kubelet).try_get_matches_from(arguments) {
         Ok(matches) => matches,
         Err(error) => error.exit(),
@@ -63,6 +70,7 @@ pub fn main() -> ExitCode {
         "reset" => report(reset::run(matches)),
         "status" => report(status::run(matches)),
         "check" => report(check::run(matches)),
+        "kube-proxy" => report(kube_proxy::run(matches)),
         _ => run(matches, as_kubelet),
     }
 }
@@ -108,6 +116,7 @@ fn command(as_kubelet: bool) -> Command {
         .subcommand(reset::command())
         .subcommand(status::command())
         .subcommand(service::command())
+        .subcommand(kube_proxy::command())
         .subcommand(Command::new("cleanup").about(CLEANUP_ABOUT))
 }
 

@@ -11,10 +11,9 @@ use stoker_model::handle::{EventSink, EventSubject, EventType, PodFeed};
 use stoker_model::service::{NodeFacts, ServiceChange};
 use tokio::sync::{mpsc, watch};
 
-use super::wiring::{WiringError, conntrack_settings, service_config};
+use super::wiring::{Host, WiringError, conntrack_settings, service_config};
 use crate::clock::Clock;
 use crate::config::{ConfigError, KubeProxyConfig, ProxyMode, StokerConfig, load_proxy_config};
-use crate::node::NodeSettings;
 use crate::service::http::{BindError, ProxyState, serve_health, serve_health_checks, serve_metrics};
 use crate::service::{self, Health, Mode, ServiceConfig, ServiceError, ServiceProxy, leftovers};
 use crate::upstream::{self, ApiServer};
@@ -88,7 +87,7 @@ impl ProxySettings {
 pub(super) struct ProxyParts {
     pub(super) settings: ProxySettings,
     pub(super) stoker: StokerConfig,
-    pub(super) node: Arc<NodeSettings>,
+    pub(super) host: Host,
     pub(super) changes: mpsc::Receiver<ServiceChange>,
     pub(super) facts: NodeFacts,
     pub(super) object: watch::Receiver<Option<Node>>,
@@ -108,7 +107,7 @@ pub(super) struct Around {
 /// Starts it. The future that comes back runs as long as it does.
 pub(super) fn start(parts: ProxyParts) -> Result<BoxFuture<'static, ()>, ProxyError> {
     conntrack_settings(&parts.settings.proxy).apply();
-    let config = service_config(&parts.stoker, &parts.settings, &parts.node, &[])?;
+    let config = service_config(&parts.stoker, &parts.settings, &parts.host, &[])?;
     if parts.settings.proxy.detect_local_mode != "NodeCIDR" {
         let ProxyParts { changes, facts, .. } = parts;
         let proxy = service::spawn(changes, facts, config.clone(), parts.clock)?;
@@ -122,10 +121,10 @@ pub(super) fn start(parts: ProxyParts) -> Result<BoxFuture<'static, ()>, ProxyEr
 
 /// With `detectLocalMode: NodeCIDR` nothing can be served before this node has its pod ranges.
 async fn start_with_ranges(parts: ProxyParts) {
-    let ProxyParts { settings, stoker, node, changes, facts, mut object, around, clock } = parts;
+    let ProxyParts { settings, stoker, host, changes, facts, mut object, around, clock } = parts;
     let ranges = pod_ranges(&mut object).await;
     tracing::info!(?ranges, "traffic of these sources is local");
-    let started = service_config(&stoker, &settings, &node, &ranges).map_err(ProxyError::from).and_then(|config| {
+    let started = service_config(&stoker, &settings, &host, &ranges).map_err(ProxyError::from).and_then(|config| {
         let proxy = service::spawn(changes, facts, config.clone(), clock)?;
         Ok((proxy, config))
     });
@@ -351,6 +350,7 @@ mod tests {
 
     #[tokio::test]
     async fn local_sources_wait_for_the_nodes_ranges() {
+        // B1.16: detectLocalMode NodeCIDR; the other ways are tried with traffic.
         let (sender, mut object) = watch::channel(None);
         let waiting = tokio::spawn(async move { pod_ranges(&mut object).await });
         sender.send_replace(Some(node(json!({ "spec": {} }))));

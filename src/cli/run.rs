@@ -19,9 +19,10 @@ use tokio_util::sync::CancellationToken;
 use super::preflight::{PreflightError, check_host, limit_process, lock, prepare_root};
 use super::proxy::{self, Around, ProxyError, ProxyParts, ProxySettings};
 use super::reservations::enforcement;
+use super::spans::{self, Destination, Exporter};
 use super::standalone::{AlwaysAllow, Standalone};
 use super::wiring::{
-    WiringError, cgroup_config, event_pace, eviction_settings, node_settings, pods_config, resources_config,
+    Host, WiringError, cgroup_config, event_pace, eviction_settings, node_settings, pods_config, resources_config,
     server_config, shutdown_settings,
 };
 use super::{cluster_dns, credentials, images, reload, status};
@@ -47,7 +48,7 @@ use crate::volume::Volumes;
 use crate::volume::csi::{Drivers, watch_plugins};
 
 /// Changes of services that may wait for the data path.
-const SERVICE_QUEUE: usize = 1024;
+pub(super) const SERVICE_QUEUE: usize = 1024;
 /// What may still be written after SIGTERM.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -58,6 +59,8 @@ pub(super) enum RunError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Kubeconfig(#[from] KubeconfigError),
+    #[error(transparent)]
+    Spans(#[from] spans::DestinationError),
     #[error(transparent)]
     Preflight(#[from] PreflightError),
     #[error(transparent)]
@@ -110,7 +113,13 @@ pub(super) fn run(flags: Flags, as_kubelet: bool) -> Result<(), RunError> {
     let loaded = load(flags.config.as_deref(), flags.config_dir.as_deref(), &flags.overrides, as_kubelet)?;
     let stoker = load_stoker_config(flags.stoker_config.as_deref())?;
     let verbosity = flags.verbosity.max(loaded.kubelet.logging.verbosity.into());
-    logging::init(verbosity, stoker.log_format == "json" || loaded.kubelet.logging.format == "json");
+    let tracing = &loaded.kubelet.tracing;
+    let is_asked = !tracing.endpoint.is_empty() || tracing.sampling_rate_per_million > 0;
+    let destination = is_asked.then(|| Destination::parse(&tracing.endpoint)).transpose()?;
+    // Validation has seen that it is no negative number.
+    let per_million = tracing.sampling_rate_per_million.try_into().unwrap_or_default();
+    let (layer, ended) = destination.is_some().then(|| spans::layer(per_million)).unzip();
+    logging::init(verbosity, stoker.log_format == "json" || loaded.kubelet.logging.format == "json", layer);
     let (proxy, proxy_warnings) = ProxySettings::load(flags.proxy_config.as_deref(), &stoker)?;
     for warning in flags.warnings.iter().chain(&loaded.warnings).chain(&proxy_warnings) {
         tracing::warn!("{warning}");
@@ -123,6 +132,8 @@ pub(super) fn run(flags: Flags, as_kubelet: bool) -> Result<(), RunError> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = node.name, addresses = ?node.addresses, "starting");
     // The first provider wins; nobody else sets one.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    let exporter =
+        destination.zip(ended).map(|(destination, spans)| Exporter { spans, destination, node: node.name.clone() });
     let decided = Decided {
         flags,
         kubelet: loaded.kubelet,
@@ -134,12 +145,12 @@ pub(super) fn run(flags: Flags, as_kubelet: bool) -> Result<(), RunError> {
         supervised: Arc::default(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let result = runtime.block_on(start(decided));
+    let result = runtime.block_on(start(decided, exporter));
     runtime.shutdown_timeout(LAST_WORDS);
     result
 }
 
-async fn start(decided: Decided) -> Result<(), RunError> {
+async fn start(decided: Decided, exporter: Option<Exporter>) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let stop = CancellationToken::new();
@@ -148,6 +159,7 @@ async fn start(decided: Decided) -> Result<(), RunError> {
     let supervised = decided.supervised.clone();
     let watched = supervised.clone();
     spawn(&mut tasks, "watchdog", systemd::watchdog(move || watched.get().is_none_or(Pods::is_alive)));
+    let exporting = exporter.map(|exporter| tokio::spawn(exporter.run(stop.clone())));
     let reloading = reload::on_hangup(decided.flags.clone(), decided.kubelet.clone(), decided.as_kubelet);
     spawn(&mut tasks, "reload", reloading);
     let work = async {
@@ -175,6 +187,10 @@ async fn start(decided: Decided) -> Result<(), RunError> {
     tracing::info!("stopping; containers and rules stay");
     systemd::tell(&[sd_notify::NotifyState::Stopping]);
     stop.cancel();
+    if let Some(exporting) = exporting {
+        // It limits itself.
+        let _ = exporting.await;
+    }
     result
 }
 
@@ -253,6 +269,9 @@ async fn wire_node(
         Err(error) => tracing::warn!(%error, "stoker status will find nobody"),
     }
 
+    if kubelet.make_iptables_util_chains {
+        spawn(tasks, "chains of iptables", crate::service::kubelet_chains::keep());
+    }
     let (Some(api), Some(node_api)) = (api, node_api) else {
         tracing::warn!("no --kubeconfig: nothing but static pods can run");
         if stoker.pod_network != PodNetwork::None {
@@ -284,6 +303,7 @@ async fn wire_node(
 
     spawn(tasks, "events", event_task(api.clone()).run());
     spawn(tasks, "kernel log", node::watch_oom(events.clone()));
+    spawn(tasks, "pod range", node::pass_pod_cidr(runtime.clone(), node_object.clone()));
     spawn(tasks, "lease", node::renew_lease(node_api.clone(), node.lease_seconds, *clock));
     super::network::spawn(stoker, node, &api, (node_api.clone(), node_object.clone()), tasks).await?;
     let certificate = kubelet.server_tls_bootstrap.then(|| {
@@ -313,7 +333,7 @@ async fn wire_node(
             let parts = ProxyParts {
                 settings: proxy.clone(),
                 stoker: stoker.clone(),
-                node: node.clone(),
+                host: Host { name: node.name.clone(), addresses: node.addresses.clone() },
                 changes: queue,
                 facts: observer.facts,
                 object,
@@ -385,7 +405,7 @@ async fn wire_pods(
         // The runtime pulls it, or pods say what is missing.
         Err(error) => tracing::warn!(%error, "sandbox image not ensured"),
     }
-    let mut volumes = Volumes::new(&flags.root_dir, handles.objects.clone());
+    let mut volumes = Volumes::new(&flags.root_dir, handles.objects.clone()).with_events(handles.events.clone());
     let drivers = Drivers::default();
     if let Some(storage) = handles.storage.clone() {
         volumes = volumes.with_storage(storage, drivers.clone());

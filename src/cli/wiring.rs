@@ -21,7 +21,7 @@ use crate::node::{
     AddressError, MachineError, NodeSettings, Period, ShutdownSettings, choose_addresses, memory_threshold, node_name,
     periods,
 };
-use crate::pod::{PodsConfig, ResizeRules, StaticSources, SysctlError, SysctlRules};
+use crate::pod::{PodsConfig, ResizeRules, StaticSources, SysctlError, SysctlRules, Users, UsersError};
 use crate::resources::{CpuOptions, NotCpus, ReservedCpus, ResourcesConfig, StaticCpus, StaticMemory, TopologyPolicy};
 use crate::server::{ServerConfig, ServingCertificate, TlsRules};
 use crate::service::sysctls::ConntrackSettings;
@@ -53,6 +53,10 @@ pub(super) enum WiringError {
     Threshold(#[from] ThresholdError),
     #[error("evictionSoftGracePeriod: {signal}: {value:?} is no duration: write 90s or 1m30s")]
     SoftGrace { signal: String, value: String },
+    #[error(transparent)]
+    Users(#[from] UsersError),
+    #[error(transparent)]
+    Ids(#[from] super::users::IdsError),
     #[error("{field}: {source}")]
     Range { field: &'static str, source: crate::service::config::NotACidr },
 }
@@ -123,7 +127,13 @@ pub(super) fn pods_config(config: &KubeletConfig, root_dir: &Path) -> Result<Pod
     let address = |text: &String| {
         text.parse().map_err(|_| WiringError::NotAnAddress { field: "clusterDNS", value: text.clone() })
     };
+    // Nothing is the default, too.
+    let per_pod = Some(config.user_namespaces.ids_per_pod).filter(|ids| *ids != 0).unwrap_or(65536);
+    let per_pod = u32::try_from(per_pod).unwrap_or(u32::MAX);
+    let max_pods = u32::try_from(config.max_pods).unwrap_or_default();
+    let users = Users::open(&root_dir.join("pods"), super::users::ids_of_pods(per_pod)?, per_pod, max_pods)?;
     Ok(PodsConfig {
+        users: Some(users),
         root_dir: root_dir.to_path_buf(),
         // Beside the logs, which is upstream's place where the logs are in theirs.
         link_dir: log_dir.parent().unwrap_or(Path::new("/")).join("containers"),
@@ -133,7 +143,8 @@ pub(super) fn pods_config(config: &KubeletConfig, root_dir: &Path) -> Result<Pod
         cluster_dns: config.cluster_dns.iter().map(address).collect::<Result<_, _>>()?,
         cluster_domain: config.cluster_domain.clone(),
         resolv_conf: Some(PathBuf::from(&config.resolv_conf)).filter(|path| !path.as_os_str().is_empty()),
-        sysctls: SysctlRules::new(&config.allowed_unsafe_sysctls)?,
+        sysctls: SysctlRules::new(&config.allowed_unsafe_sysctls)?
+            .on_kernel(&rustix::system::uname().release().to_string_lossy()),
         seccomp_default: config.seccomp_default,
         static_sources: StaticSources {
             path: Some(PathBuf::from(&config.static_pod_path)).filter(|path| !path.as_os_str().is_empty()),
@@ -321,11 +332,19 @@ fn shown(config: &KubeletConfig) -> serde_json::Value {
     shown
 }
 
+/// The node, as far as Services ask.
+#[derive(Clone, Debug)]
+pub(super) struct Host {
+    pub(super) name: String,
+    /// One of each family, primary first.
+    pub(super) addresses: Vec<IpAddr>,
+}
+
 /// Settings of the room `service`. `pod_ranges` are those of this node, for `detectLocalMode: NodeCIDR`.
 pub(super) fn service_config(
     stoker: &StokerConfig,
     settings: &ProxySettings,
-    node: &NodeSettings,
+    node: &Host,
     pod_ranges: &[String],
 ) -> Result<ServiceConfig, WiringError> {
     let ProxySettings { proxy, from_file } = settings;

@@ -180,11 +180,20 @@ pub fn load_proxy_config(path: &Path) -> Result<LoadedProxy, ConfigError> {
             warnings.push(format!("{}: {} has no effect: {reason}", path.display(), field.replace('/', ".")));
         }
     }
+    let loaded = proxy_config_of(path, fields)?;
+    Ok(LoadedProxy { warnings, ..loaded })
+}
+
+/// The configuration of some fields, which `origin` wrote.
+///
+/// # Errors
+/// Names the origin and the field.
+pub fn proxy_config_of(origin: &Path, fields: Value) -> Result<LoadedProxy, ConfigError> {
     let written = serde_json::from_value(fields).map_err(ConfigError::Flag)?;
     let mut proxy = KubeProxyConfig::resolve(written);
     proxy.fill_addresses();
-    proxy.validate().map_err(|invalid| ConfigError::Invalid { origin: path.display().to_string(), invalid })?;
-    Ok(LoadedProxy { proxy, warnings })
+    proxy.validate().map_err(|invalid| ConfigError::Invalid { origin: origin.display().to_string(), invalid })?;
+    Ok(LoadedProxy { proxy, warnings: Vec::new() })
 }
 
 /// kubeadm writes every field, most of them with the value that means the default.

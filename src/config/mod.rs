@@ -25,7 +25,9 @@ mod without_effect;
 pub use credential_providers::{CredentialProvider, ProviderError, load_credential_providers};
 pub use duration::GoDuration;
 pub use flags::{FlagError, Flags, arguments, read_flags, with_pflag_names};
-pub use kube_proxy::{Conntrack, DetectLocal, KubeProxyConfig, LoadedProxy, ProxyMode, load_proxy_config};
+pub use kube_proxy::{
+    Conntrack, DetectLocal, KubeProxyConfig, LoadedProxy, ProxyMode, load_proxy_config, proxy_config_of,
+};
 pub use kubeconfig::{Credentials, KubeconfigError, read_kubeconfig, write_kubeconfig};
 pub use kubelet::KubeletConfig;
 pub use load::{ConfigError, Loaded, load};

@@ -129,6 +129,7 @@ fn defaults() -> Vec<(&'static str, Value)> {
 
 #[test]
 fn an_empty_file_gives_upstreams_defaults() {
+    // Who may ask, how long answers about them hold, and where: A18.16, A18.17, A18.19.
     check(&resolved(""), &defaults());
 }
 

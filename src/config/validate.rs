@@ -218,6 +218,7 @@ fn numbers(config: &KubeletConfig) -> Result<(), Invalid> {
         ("imageGCHighThresholdPercent", config.image_gc_high_threshold_percent, 0, 100),
         ("imageGCLowThresholdPercent", config.image_gc_low_threshold_percent, 0, 100),
         ("maxPods", config.max_pods, 0, i32::MAX),
+        ("tracing.samplingRatePerMillion", config.tracing.sampling_rate_per_million, 0, 1_000_000),
         ("podsPerCore", config.pods_per_core, 0, i32::MAX),
         ("nodeLeaseDurationSeconds", config.node_lease_duration_seconds, 1, i32::MAX),
         ("nodeStatusMaxImages", config.node_status_max_images, -1, i32::MAX),

@@ -26,7 +26,6 @@ const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("showHiddenMetricsForVersion", "no metric is hidden"),
     ("streamingConnectionIdleTimeout", "the runtime ends idle streams; set stream_idle_timeout in its configuration"),
     ("systemCgroups", "processes of the system are left where they are"),
-    ("tracing", "spans are not exported"),
     ("volumePluginDir", "FlexVolume plugins are not run; use CSI"),
 ];
 

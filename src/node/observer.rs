@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ContainerImage, Node, NodeSystemInfo};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use stoker_model::handle::{DeviceFeed, NodeFeed, NodeSnapshot};
+use stoker_model::handle::{DeviceFeed, NodeFeed, NodeSnapshot, RuntimeHandler};
 use stoker_model::quantity::Milli;
 use stoker_model::service::{NodeFacts, NodeTopology};
 use tokio::sync::watch;
@@ -95,8 +95,8 @@ pub fn observe(
         info: None,
         images: Vec::new(),
         images_read: None,
+        handlers: BTreeMap::new(),
         listed: clock.now(),
-        recursive_read_only: false,
         supplemental_groups_policy: false,
         settings,
     };
@@ -190,7 +190,7 @@ struct Eye {
     /// When the runtime listed sandboxes last.
     listed: Now,
     /// The runtime's handler can do it.
-    recursive_read_only: bool,
+    handlers: BTreeMap<String, RuntimeHandler>,
     /// The runtime's status says so.
     supplemental_groups_policy: bool,
 }
@@ -241,7 +241,7 @@ impl Eye {
             network_ready,
             supplemental_groups_policy: self.supplemental_groups_policy,
             pressures: pressures.map(|verdict| verdict.kind.to_owned()).collect(),
-            recursive_read_only: self.recursive_read_only,
+            handlers: self.handlers.clone(),
             shutting_down: *self.going_down.borrow(),
             runtime_version: self.info.as_ref().map(|i| i.container_runtime_version.clone()).unwrap_or_default(),
         }
@@ -259,9 +259,15 @@ impl Eye {
             let text = format!("{}://{}", version.runtime_name, version.runtime_version);
             self.info = Some(system_info(text));
         }
-        let default = answer.runtime_handlers.iter().find(|handler| handler.name.is_empty());
-        self.recursive_read_only =
-            default.and_then(|handler| handler.features.as_ref()).is_some_and(|f| f.recursive_read_only_mounts);
+        let all = answer.runtime_handlers.into_iter().map(|handler| {
+            let features = handler.features.unwrap_or_default();
+            let can = RuntimeHandler {
+                recursive_read_only: features.recursive_read_only_mounts,
+                user_namespaces: features.user_namespaces,
+            };
+            (handler.name, can)
+        });
+        self.handlers = all.collect();
         self.supplemental_groups_policy = answer.features.is_some_and(|features| features.supplemental_groups_policy);
         runtime_health(answer.status.as_ref())
     }

@@ -145,7 +145,7 @@ mod tests {
 
     #[test]
     fn recursive_read_only_follows_upstreams_rules() {
-        // A9.24
+        // A9.15, A9.24
         let ask = |mode: &str, propagation: Option<&str>, read_only: bool| {
             mount(|m| {
                 m.recursive_read_only = Some(mode.into());

@@ -34,6 +34,7 @@ pub fn plan(bytes: &[u8]) {
             attempt: u32::from(number),
             ready: next() % 2 == 0,
             host_network: next() % 2 == 0,
+            handler: String::new(),
             ips: vec!["10.0.0.2".to_owned()],
             created_at: at(number),
         });

@@ -32,6 +32,7 @@ mod slow;
 mod sources;
 mod status;
 mod steps;
+mod users;
 mod worker;
 mod writer;
 
@@ -41,3 +42,4 @@ pub use resize::ResizeRules;
 pub use shared::{PodHandles, PodsConfig};
 pub use slow::SlowStep;
 pub use sources::StaticSources;
+pub use users::{IdRange, Users, UsersError};

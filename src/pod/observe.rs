@@ -84,6 +84,7 @@ impl Observer {
             attempt: status.metadata.as_ref().map_or(0, |m| m.attempt),
             ready,
             host_network: options.is_some_and(|o| o.network() == cri::NamespaceMode::Node),
+            handler: status.runtime_handler,
             ips: ips.filter(|ip| !ip.is_empty()).collect(),
             created_at: time(status.created_at).unwrap_or_default(),
         };

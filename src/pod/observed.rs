@@ -190,9 +190,18 @@ pub(super) struct Sandbox {
     pub(super) attempt: u32,
     pub(super) ready: bool,
     pub(super) host_network: bool,
+    /// The runtime's handler; empty: the runtime's own choice.
+    pub(super) handler: String,
     /// Addresses, primary first; empty in the node's network.
     pub(super) ips: Vec<String>,
     pub(super) created_at: Timestamp,
+}
+
+impl Sandbox {
+    /// It changes no more without an event that tells of it: addresses may come late and in silence.
+    pub(super) fn is_settled(&self) -> bool {
+        !self.ready || self.host_network || !self.ips.is_empty()
+    }
 }
 
 /// What the runtime says of one instance of a container.
@@ -241,6 +250,11 @@ impl Instance {
     /// Ended with exit code 0.
     pub(super) fn succeeded(&self) -> bool {
         self.state == InstanceState::Exited && self.exit_code == 0
+    }
+
+    /// It changes no more without an event that tells of it.
+    pub(super) fn is_settled(&self) -> bool {
+        matches!(self.state, InstanceState::Running | InstanceState::Exited)
     }
 }
 

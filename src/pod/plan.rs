@@ -97,6 +97,32 @@ pub(super) enum Step {
     RemoveEverything,
 }
 
+impl Step {
+    /// Whether the runtime has something else of the pod when the step is done.
+    pub(super) fn changes_runtime(&self) -> bool {
+        match self {
+            Self::MakeCgroup
+            | Self::MountVolumes
+            | Self::ReportNetworkNotReady
+            | Self::FindImage(_)
+            | Self::LookForImage(_)
+            | Self::RunPreStop { .. }
+            | Self::ShortenGrace { .. }
+            | Self::TearDown
+            | Self::Report => false,
+            Self::RunSandbox { .. }
+            | Self::StopSandbox { .. }
+            | Self::CreateContainer { .. }
+            | Self::StartContainer { .. }
+            | Self::StopContainer(_)
+            | Self::Resize { .. }
+            | Self::RemoveContainer { .. }
+            | Self::RemoveSandbox { .. }
+            | Self::RemoveEverything => true,
+        }
+    }
+}
+
 /// See [`Step::StopContainer`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct StopContainer {

@@ -20,6 +20,7 @@ use super::admission::{self, Rules, Verdict};
 use super::commands::Commands;
 use super::garbage;
 use super::observed::{Cause, DesiredPod};
+use super::resize::{Allocation, RESOURCES_FILE};
 use super::shared::{Directory, PodHandles, PodsConfig, Shared};
 use super::slow::SlowStep;
 use super::sources::{self, Mirrors, Reported, Wanted, WantedFeed, full_name, is_static, keep_mirrors};
@@ -344,7 +345,8 @@ impl Supervisor {
                     self.orphans_due = false;
                     for pod in orphans {
                         info!(pod = %PodRef::of(&pod), "no source wants this pod any more; it is cleaned up");
-                        self.start(Arc::new(pod), true, None);
+                        let pod = Arc::new(pod);
+                        self.start(pod.clone(), true, None, pod);
                     }
                 }
                 Err(error) => warn!(%error, "cannot look for what former pods left behind; it is tried again"),
@@ -371,13 +373,15 @@ impl Supervisor {
         fresh.sort_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
         for pod in fresh {
             let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
-            // What runs was admitted before, and what has ended needs no place. A pod whose containers run, or ran, has a directory,
-            // also where its status says Pending: it initializes, or its status was never written (A1.15).
-            let has_directory = self.shared.volumes.dirs(&PodRef::of(pod).uid).root().exists();
-            let decided = matches!(phase, "Running" | "Succeeded" | "Failed")
-                || pod.metadata.deletion_timestamp.is_some()
-                || has_directory;
-            let verdict = if decided { Verdict::Admitted } else { self.judge(pod, &node) };
+            // What has ended needs no place. A pod whose containers run, or ran, has a directory, also where its status says Pending: it
+            // initializes, or its status was never written (A1.15). It is asked for its place again, with what it was given before, once
+            // the Node is known: until then its labels and taints may be missing (A1.18).
+            let root = self.shared.volumes.dirs(&PodRef::of(pod).uid).root().to_owned();
+            let over = matches!(phase, "Succeeded" | "Failed") || pod.metadata.deletion_timestamp.is_some();
+            let ran = phase == "Running" || root.exists();
+            let given = Allocation::load(&root.join(RESOURCES_FILE)).and_then(|kept| kept.applied(pod)).filter(|_| ran);
+            let decided = over || ran && node.uid.is_none();
+            let verdict = if decided { Verdict::Admitted } else { self.judge(given.as_ref().unwrap_or(pod), &node) };
             let rejected = match verdict {
                 Verdict::Admitted => None,
                 Verdict::Rejected(rejection) => {
@@ -393,7 +397,8 @@ impl Supervisor {
                     continue;
                 }
             };
-            self.start(pod.clone(), false, rejected);
+            let shown = given.map_or_else(|| pod.clone(), Arc::new);
+            self.start(pod.clone(), false, rejected, shown);
         }
     }
 
@@ -477,13 +482,14 @@ impl Supervisor {
         .collect()
     }
 
-    fn start(&mut self, pod: Arc<Pod>, gone: bool, rejected: Option<Cause>) {
+    /// `shown`: the pod with the resources that it was given, which counts for others.
+    fn start(&mut self, pod: Arc<Pod>, gone: bool, rejected: Option<Cause>, shown: Arc<Pod>) {
         let uid = PodRef::of(&pod).uid;
         let (desired, receiver) = watch::channel(DesiredPod { pod: pod.clone(), gone, ended: None, released: false });
         let wake = Arc::new(Notify::new());
         let admitted = rejected.is_none() && !gone;
         if !gone {
-            self.shared.directory.put(&uid, pod);
+            self.shared.directory.put(&uid, shown);
         }
         let worker = Worker::new(self.shared.clone(), receiver, wake.clone(), self.stop.child_token(), rejected);
         self.workers.insert(uid, Handle { desired, wake, admitted });

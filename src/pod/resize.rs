@@ -22,6 +22,8 @@ pub(super) use rules::infeasible;
 pub(super) use turns::{Wish, frees, in_turn};
 
 /// The resources that can change while a pod runs.
+/// Where it is kept what a pod was given, in its directory.
+pub(super) const RESOURCES_FILE: &str = "resources";
 const RESIZABLE: [&str; 2] = ["cpu", "memory"];
 
 /// Resources of containers by name.

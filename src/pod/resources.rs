@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn swap_is_off_unless_it_was_asked_for_and_then_a_share() {
-        // A12.12
+        // A12.12, A15.9
         let (asks, asks_all) =
             (container(&[("memory", "1Gi")], &[("memory", "2Gi")]), container(&[("memory", "1Gi")], &[]));
         let same = container(&[("memory", "1Gi")], &[("memory", "1Gi")]);
@@ -234,7 +234,7 @@ mod tests {
 
     #[test]
     fn the_score_follows_the_request() {
-        // A12.8
+        // A10.12, A12.8
         let both: &[_] = &[("cpu", "1"), ("memory", "1Gi")];
         for (c, score) in [
             (container(both, both), -997),

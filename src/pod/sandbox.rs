@@ -19,6 +19,10 @@ pub(super) struct SandboxParts {
     pub(super) cgroup_parent: String,
     /// `<logs>/<namespace>_<name>_<uid>` (A20.1).
     pub(super) log_directory: PathBuf,
+    /// The node's users, or those of the pod alone.
+    pub(super) users: cri::UserNamespace,
+    /// Groups that its volumes call for.
+    pub(super) groups: Vec<i64>,
 }
 
 /// The labels that identify a pod's sandboxes and containers (A1.15).
@@ -55,7 +59,7 @@ pub(super) fn config(pod: &Pod, parts: &SandboxParts) -> cri::PodSandboxConfig {
         annotations: pod.metadata.annotations.clone().unwrap_or_default().into_iter().collect(),
         linux: Some(cri::LinuxPodSandboxConfig {
             cgroup_parent: parts.cgroup_parent.clone(),
-            security_context: Some(security::of_sandbox(spec)),
+            security_context: Some(security::of_sandbox(spec, parts.users.clone(), &parts.groups)),
             sysctls: sysctls.map(|s| (s.name.replace('/', "."), s.value.clone())).collect(),
             ..Default::default()
         }),

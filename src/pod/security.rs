@@ -40,6 +40,8 @@ pub(super) struct NodeSecurity<'a> {
     pub(super) seccomp_default: bool,
     /// Where profiles of type Localhost lie: `<root>/seccomp`.
     pub(super) seccomp_dir: &'a Path,
+    /// Groups that the pod's volumes call for.
+    pub(super) groups_of_volumes: &'a [i64],
     /// Paths that a container does not see on this machine besides the usual ones.
     pub(super) more_masked: &'a [String],
 }
@@ -56,8 +58,13 @@ pub(super) fn thermal_throttles(cpus: &Path) -> Vec<String> {
     all
 }
 
+/// Whether the kernel knows labels of SELinux (A10.7).
+pub(super) fn labels_files() -> bool {
+    Path::new("/sys/fs/selinux/enforce").exists()
+}
+
 /// The namespaces that a pod, or an ephemeral container with its target, lives in (A11.1).
-pub(super) fn namespaces(spec: &PodSpec, target: Option<&str>) -> cri::NamespaceOption {
+pub(super) fn namespaces(spec: &PodSpec, target: Option<&str>, users: cri::UserNamespace) -> cri::NamespaceOption {
     let node_if = |on: Option<bool>, other: cri::NamespaceMode| {
         i32::from(if on.unwrap_or_default() { cri::NamespaceMode::Node } else { other })
     };
@@ -70,6 +77,7 @@ pub(super) fn namespaces(spec: &PodSpec, target: Option<&str>) -> cri::Namespace
         network: node_if(spec.host_network, cri::NamespaceMode::Pod),
         pid: node_if(spec.host_pid, own),
         ipc: node_if(spec.host_ipc, cri::NamespaceMode::Pod),
+        userns_options: Some(users),
         ..Default::default()
     };
     if let Some(target) = target {
@@ -86,16 +94,20 @@ pub(super) fn any_privileged(spec: &PodSpec) -> bool {
 }
 
 /// The security context of a pod's sandbox.
-pub(super) fn of_sandbox(spec: &PodSpec) -> cri::LinuxSandboxSecurityContext {
+pub(super) fn of_sandbox(
+    spec: &PodSpec,
+    users: cri::UserNamespace,
+    of_volumes: &[i64],
+) -> cri::LinuxSandboxSecurityContext {
     let pod = spec.security_context.clone().unwrap_or_default();
     let value = |value: Option<i64>| value.map(|value| cri::Int64Value { value });
     let run_as_user = value(pod.run_as_user);
     cri::LinuxSandboxSecurityContext {
-        namespace_options: Some(namespaces(spec, None)),
+        namespace_options: Some(namespaces(spec, None, users)),
         // The runtime takes a group only together with a user.
         run_as_group: run_as_user.and_then(|_| value(pod.run_as_group)),
         run_as_user,
-        supplemental_groups: groups(&pod),
+        supplemental_groups: groups(&pod, of_volumes),
         privileged: any_privileged(spec),
         seccomp: Some(profile(ProfileType::RuntimeDefault, "")),
         selinux_options: pod.se_linux_options.as_ref().map(selinux),
@@ -111,6 +123,7 @@ pub(super) fn of_container(
     user: &ImageUser,
     node: NodeSecurity<'_>,
     target: Option<&str>,
+    users: cri::UserNamespace,
 ) -> Result<cri::LinuxContainerSecurityContext, String> {
     let spec = pod.spec.clone().unwrap_or_default();
     let of_pod = spec.security_context.clone().unwrap_or_default();
@@ -136,13 +149,13 @@ pub(super) fn of_container(
             ..Default::default()
         }),
         privileged,
-        namespace_options: Some(namespaces(&spec, target)),
+        namespace_options: Some(namespaces(&spec, target, users)),
         selinux_options: own.se_linux_options.as_ref().or(of_pod.se_linux_options.as_ref()).map(selinux),
         run_as_user: uid.map(value),
         run_as_username: if uid.is_none() { user.name.clone() } else { String::new() },
         run_as_group: run_as_group.map(value),
         readonly_rootfs: own.read_only_root_filesystem.unwrap_or_default(),
-        supplemental_groups: groups(&of_pod),
+        supplemental_groups: groups(&of_pod, node.groups_of_volumes),
         supplemental_groups_policy: groups_policy(&of_pod),
         no_new_privs: own.allow_privilege_escalation == Some(false),
         masked_paths: {
@@ -172,9 +185,11 @@ fn verify_non_root(run_as_user: Option<i64>, image: &ImageUser) -> Result<(), St
     }
 }
 
-/// fsGroup, then supplementalGroups (A10.2).
-fn groups(pod: &PodSecurityContext) -> Vec<i64> {
-    pod.fs_group.into_iter().chain(pod.supplemental_groups.iter().flatten().copied()).collect()
+/// fsGroup, then supplementalGroups, then those of its volumes (A10.2).
+fn groups(pod: &PodSecurityContext, of_volumes: &[i64]) -> Vec<i64> {
+    let own = || pod.supplemental_groups.iter().flatten().copied();
+    let more = of_volumes.iter().copied().filter(|group| own().all(|asked| asked != *group));
+    pod.fs_group.into_iter().chain(own()).chain(more).collect()
 }
 
 fn groups_policy(pod: &PodSecurityContext) -> i32 {
@@ -258,139 +273,5 @@ fn selinux(options: &k8s_openapi::api::core::v1::SELinuxOptions) -> cri::SeLinux
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn node() -> NodeSecurity<'static> {
-        NodeSecurity { seccomp_default: false, seccomp_dir: Path::new("/s"), more_masked: &[] }
-    }
-
-    fn pod(context: PodSecurityContext) -> Pod {
-        let spec = PodSpec { security_context: Some(context), ..PodSpec::default() };
-        let mut pod = Pod { spec: Some(spec), ..Pod::default() };
-        pod.metadata.name = Some("p".into());
-        pod.metadata.namespace = Some("n".into());
-        pod.metadata.uid = Some("u".into());
-        pod
-    }
-
-    fn container(context: SecurityContext) -> Container {
-        Container { name: "c".into(), security_context: Some(context), ..Container::default() }
-    }
-
-    #[test]
-    fn the_container_overrides_the_pod() {
-        // A10.1
-        let pod = pod(PodSecurityContext { run_as_user: Some(1), run_as_group: Some(2), ..Default::default() });
-        let container = container(SecurityContext { run_as_user: Some(3), ..Default::default() });
-        let cri = of_container(&pod, &container, &ImageUser::default(), node(), None).unwrap();
-        assert_eq!(cri.run_as_user.unwrap().value, 3);
-        assert_eq!(cri.run_as_group.unwrap().value, 2);
-    }
-
-    #[test]
-    fn without_a_user_it_is_the_image_s() {
-        // A10.1
-        let (pod, container) = (pod(PodSecurityContext::default()), container(SecurityContext::default()));
-        let of = |user: ImageUser| of_container(&pod, &container, &user, node(), None).unwrap();
-        assert_eq!(of(ImageUser { uid: Some(7), name: String::new() }).run_as_user.unwrap().value, 7);
-        let named = of(ImageUser { uid: None, name: "www".into() });
-        assert_eq!((named.run_as_user, named.run_as_username.as_str()), (None, "www"));
-    }
-
-    #[test]
-    fn root_is_refused_where_it_may_not_be() {
-        // A2.16
-        let tail = " (pod: \"p_n(u)\", container: c)";
-        for (user, image, expected) in [
-            (Some(0), ImageUser::default(), Some("container's runAsUser breaks non-root policy")),
-            (Some(5), ImageUser::default(), None),
-            (None, ImageUser::default(), Some("container has runAsNonRoot and image will run as root")),
-            (
-                None,
-                ImageUser { uid: Some(0), ..Default::default() },
-                Some("container has runAsNonRoot and image will run as root"),
-            ),
-            (None, ImageUser { uid: Some(9), ..Default::default() }, None),
-            (
-                None,
-                ImageUser { uid: None, name: "x".into() },
-                Some("container has runAsNonRoot and image has non-numeric user (x), cannot verify user is non-root"),
-            ),
-        ] {
-            let pod = pod(PodSecurityContext { run_as_non_root: Some(true), run_as_user: user, ..Default::default() });
-            let result = of_container(&pod, &container(SecurityContext::default()), &image, node(), None);
-            assert_eq!(result.err(), expected.map(|e| format!("{e}{tail}")), "{user:?} {image:?}");
-        }
-    }
-
-    #[test]
-    fn privileges_are_passed_on() {
-        // A10.4, A10.5, A10.8
-        let pod = pod(PodSecurityContext::default());
-        let of = |context| of_container(&pod, &container(context), &ImageUser::default(), node(), None).unwrap();
-        let plain = of(SecurityContext::default());
-        assert!(
-            !plain.no_new_privs && !plain.readonly_rootfs && plain.masked_paths.contains(&"/proc/kcore".to_owned())
-        );
-        assert_eq!(plain.seccomp.unwrap().profile_type, i32::from(ProfileType::Unconfined));
-        let tight = of(SecurityContext {
-            allow_privilege_escalation: Some(false),
-            read_only_root_filesystem: Some(true),
-            seccomp_profile: Some(SeccompProfile {
-                type_: "Localhost".into(),
-                localhost_profile: Some("a.json".into()),
-            }),
-            proc_mount: Some("Unmasked".into()),
-            ..Default::default()
-        });
-        assert!(tight.no_new_privs && tight.readonly_rootfs && tight.masked_paths.is_empty());
-        assert_eq!(tight.seccomp.unwrap().localhost_ref, "/s/a.json");
-    }
-
-    #[test]
-    fn what_tells_the_heat_is_masked() {
-        // A10.8
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["cpu0/thermal_throttle", "cpu1", "cpu12/thermal_throttle", "cpufreq/thermal_throttle"] {
-            std::fs::create_dir_all(dir.path().join(name)).unwrap();
-        }
-        let found = thermal_throttles(dir.path());
-        let at = |cpu: &str| dir.path().join(cpu).join("thermal_throttle").to_string_lossy().into_owned();
-        assert_eq!(found, [at("cpu0"), at("cpu12")]);
-        let pod = pod(PodSecurityContext::default());
-        let node = NodeSecurity { more_masked: &found, ..node() };
-        let of = |context| of_container(&pod, &container(context), &ImageUser::default(), node, None).unwrap();
-        assert!(of(SecurityContext::default()).masked_paths.contains(&found[0]));
-        let open = of(SecurityContext { proc_mount: Some("Unmasked".into()), ..Default::default() });
-        assert!(open.masked_paths.is_empty() && open.readonly_paths.is_empty());
-    }
-
-    #[test]
-    fn app_armor_comes_from_the_container_the_annotation_or_the_pod() {
-        // A10.6
-        use k8s_openapi::api::core::v1::AppArmorProfile;
-        let profile = |kind: &str, name: Option<&str>| {
-            Some(AppArmorProfile { type_: kind.into(), localhost_profile: name.map(str::to_owned) })
-        };
-        let told = |own: Option<AppArmorProfile>, annotation: Option<&str>, of_pod: Option<AppArmorProfile>| {
-            let mut pod = pod(PodSecurityContext { app_armor_profile: of_pod, ..Default::default() });
-            let key = "container.apparmor.security.beta.kubernetes.io/c".to_owned();
-            pod.metadata.annotations = annotation.map(|text| [(key, text.to_owned())].into());
-            let container = container(SecurityContext { app_armor_profile: own, ..Default::default() });
-            #[expect(deprecated, reason = "the old form is what is looked at")]
-            of_container(&pod, &container, &ImageUser::default(), node(), None).map(|cri| cri.apparmor_profile)
-        };
-        let local = || profile("Localhost", Some("mine"));
-        for (own, annotation, of_pod, expected) in [
-            (None, None, None, ""),
-            (None, None, local(), "localhost/mine"),
-            (None, Some("unconfined"), local(), "unconfined"),
-            (None, Some("localhost/old"), None, "localhost/old"),
-            (profile("RuntimeDefault", None), Some("unconfined"), local(), "runtime/default"),
-        ] {
-            assert_eq!(told(own, annotation, of_pod), Ok(expected.to_owned()));
-        }
-        assert_eq!(told(profile("Localhost", None), None, None), Err("missing localhost apparmor profile name".into()));
-    }
-}
+#[path = "security/tests.rs"]
+mod tests;

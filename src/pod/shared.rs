@@ -18,6 +18,7 @@ use super::observed::Kind;
 use super::resize::{ResizeRules, Wish, frees, in_turn};
 use super::slow::SlowSteps;
 use super::sources::StaticSources;
+use super::users::Users;
 use crate::cgroup::Cgroups;
 use crate::clock::Clock;
 use crate::probe::Prober;
@@ -61,6 +62,8 @@ pub struct PodsConfig {
     pub limited_swap: bool,
     /// The runtime handler of pods without a RuntimeClass; empty: the runtime's own choice.
     pub runtime_handler: String,
+    /// The IDs of pods that have users of their own.
+    pub users: Option<Users>,
 }
 
 impl Default for PodsConfig {
@@ -82,6 +85,7 @@ impl Default for PodsConfig {
             resizes: ResizeRules::default(),
             limited_swap: false,
             runtime_handler: String::new(),
+            users: None,
         }
     }
 }

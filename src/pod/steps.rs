@@ -17,6 +17,7 @@ use k8s_openapi::api::core::v1::{Pod, VolumeProjection};
 use stoker_model::handle::EventType;
 use stoker_model::pod::PodRef;
 use tokio::sync::{Notify, watch};
+use tracing::{Instrument, Span, info_span};
 
 pub(super) use hooks::run_post_start;
 pub(super) use images::{find_image, look_for_image};
@@ -122,6 +123,15 @@ pub(super) struct Hand {
     pub(super) effects: Vec<Effect>,
 }
 
+/// What a collector of spans is told of a step, with kubelet's names.
+pub(super) fn step_span(pod: &PodRef, step: &Step) -> Span {
+    let step = described(step).unwrap_or_else(|| "end pod".to_owned());
+    info_span!(
+        target: "otel", "step", otel.name = step, k8s.pod.uid = %pod.uid, k8s.pod.name = pod.name,
+        k8s.namespace.name = pod.namespace,
+    )
+}
+
 /// Whether the steps after one may run.
 pub(super) enum Outcome {
     Done,
@@ -156,14 +166,17 @@ impl Hand {
                 continue;
             }
             tracing::debug!(pod = %self.reference, ?step, "step");
+            let span = step_span(&self.reference, &step);
             let (mut said, begun) = (described(&step), Clock.now().monotonic);
             let outcome = match steps.peek() {
                 Some(&Step::RunSandbox { attempt, changed }) if step == Step::MountVolumes && self.mounts_surely() => {
                     steps.next();
-                    said = Some("run sandbox, mount volumes".to_owned());
-                    self.mount_beside_sandbox(attempt, changed).await
+                    let both = "run sandbox, mount volumes";
+                    said = Some(both.to_owned());
+                    span.record("otel.name", both);
+                    self.mount_beside_sandbox(attempt, changed).instrument(span).await
                 }
-                _ => self.step(step, &mut made).await,
+                _ => self.step(step, &mut made).instrument(span).await,
             };
             let took = Clock.now().monotonic.saturating_sub(begun);
             self.shared.directory.slow.note(&self.reference, said, took);
@@ -248,8 +261,13 @@ impl Hand {
         }
         let shared = self.shared.clone();
         let (node, now) = (shared.node(), shared.clock.now());
-        let mounted = shared.volumes.mount(&self.pod, &node, now, &self.volumes_changed).await;
-        self.volumes_mounted(mounted)
+        let ends_already = self.ends();
+        let mut desired = self.desired.clone();
+        tokio::select! {
+            mounted = shared.volumes.mount(&self.pod, &node, now, &self.volumes_changed) => self.volumes_mounted(mounted),
+            // What has begun is taken away with the pod.
+            _ = desired.wait_for(|d| d.gone || d.deleted()), if !ends_already => Outcome::Stop,
+        }
     }
 
     /// Whether the pod's volumes are those that nearly every pod has, which nothing can be missing for but the API server: what it
@@ -309,7 +327,9 @@ impl Hand {
         let mut message = String::new();
         for failure in failures {
             message = failure.to_string();
-            self.shared.tell(&self.reference, EventType::Warning, failure.reason(), message.clone());
+            if let Some(reason) = failure.reason() {
+                self.shared.tell(&self.reference, EventType::Warning, reason, message.clone());
+            }
         }
         self.effects.push(Effect::VolumesFailed(message));
         Outcome::Stop

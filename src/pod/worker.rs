@@ -34,7 +34,9 @@ use super::resize::{self, Failed};
 use super::security::ImageUser;
 use super::shared::Shared;
 use super::status::{Facts, differs, status};
-use super::steps::{Effect, Hand, StopRequest, find_image, look_for_image, pull_failure, run_pre_stop, stop_container};
+use super::steps::{
+    Effect, Hand, StopRequest, find_image, look_for_image, pull_failure, run_pre_stop, step_span, stop_container,
+};
 use super::writer::StatusWriter;
 
 /// kubelet's back-off after a sync that failed (A1.5).
@@ -108,8 +110,8 @@ pub(super) struct Worker {
     sandbox: Option<Sandbox>,
     /// What the last plan was made for, as the sources told it.
     planned_for: Option<DesiredPod>,
-    /// What was seen before the first round: nothing was done since.
-    looked: Option<(Vec<Sandbox>, Vec<Instance>)>,
+    /// What the runtime had of the pod, while nothing has happened since that could have changed it.
+    view: Option<(Vec<Sandbox>, Vec<Instance>)>,
     adopted: Adopted,
     gone: bool,
 }
@@ -134,7 +136,8 @@ impl Worker {
             ..Memory::default()
         };
         if let Some(cause) = rejected {
-            memory.stage = Stage::CleaningUp { cause };
+            // A former agent may have admitted it, so that its containers run.
+            memory.stage = Stage::Terminating { deadline: now.monotonic + desired.borrow().spec_grace(), cause };
         }
         let writer = StatusWriter::spawn(shared.api.clone(), reference.clone());
         Self {
@@ -160,7 +163,7 @@ impl Worker {
             repeated: (Vec::new(), 0),
             sandbox: None,
             planned_for: None,
-            looked: None,
+            view: None,
             adopted: Adopted::default(),
             gone: false,
         }
@@ -199,6 +202,7 @@ impl Worker {
                     Wake::Look | Wake::Echo => {}
                     Wake::VolumesChanged => self.volumes_changed(),
                     Wake::Resync => {
+                        self.view = None;
                         self.refresh_volumes();
                         // Should the pod still be there, it is asked again to go.
                         self.memory.reported = false;
@@ -245,7 +249,7 @@ impl Worker {
                     return Wake::Echo;
                 }
             }
-            () = self.wake.notified() => {}
+            () = self.wake.notified() => self.view = None,
             () = self.volumes_changed.notified() => return Wake::VolumesChanged,
             () = until(wake_at.unwrap_or(resync_at).min(resync_at)) => {
                 let is_resync = now + Duration::from_millis(1) >= resync_at || wake_at.is_none_or(|at| at >= resync_at);
@@ -271,6 +275,7 @@ impl Worker {
                 warn!(%error, "a step ended badly");
                 self.hand_busy = false;
                 self.refresh = Refresh::Idle;
+                self.view = None;
             }
         }
     }
@@ -284,7 +289,7 @@ impl Worker {
         };
         self.adopted = Adopted::of(&self.desired.borrow(), &containers);
         let found_ready = sandboxes.iter().any(|s| s.ready);
-        self.looked = Some((sandboxes, containers));
+        self.view = Some((sandboxes, containers));
         if found_ready {
             self.memory.volumes = VolumesState::Mounted;
             self.memory.cgroup_ready = true;
@@ -292,11 +297,11 @@ impl Worker {
         }
     }
 
-    /// Looks, plans, reports and begins what is to be done. When to look again (monotonic).
+    /// Looks where something may have changed, plans, reports and begins what is to be done. When to do so again (monotonic).
     async fn round(&mut self) -> Result<Option<Duration>, crate::runtime::RuntimeError> {
         let (runtime, directory) = (&self.shared.runtime, &self.shared.directory);
-        let (sandboxes, containers) = match self.looked.take() {
-            Some(looked) => looked,
+        let (sandboxes, containers) = match self.view.take() {
+            Some(view) => view,
             None => self.observer.look(runtime, &self.reference.uid, directory).await?,
         };
         let desired = self.desired.borrow_and_update().clone();
@@ -306,7 +311,8 @@ impl Worker {
         let node = self.shared.node();
         let network_ready = node.network_ready;
         let mut memory = std::mem::take(&mut self.memory);
-        memory.recursive_read_only = node.recursive_read_only;
+        let handler = self.sandbox.as_ref().and_then(|sandbox| node.handlers.get(&sandbox.handler));
+        memory.recursive_read_only = handler.is_some_and(|handler| handler.recursive_read_only);
         let mut seen = Observed { sandboxes, containers, network_ready, memory };
         seen.memory.probes = self.probe(&desired, &seen);
         self.finish_resize(&desired, &mut seen);
@@ -320,6 +326,9 @@ impl Worker {
             plan.wake_at = Some(plan.wake_at.map_or(repair_at, |at| at.min(repair_at)));
         }
         self.memory = seen.memory;
+        if seen.sandboxes.iter().all(Sandbox::is_settled) && seen.containers.iter().all(Instance::is_settled) {
+            self.view = Some((seen.sandboxes, seen.containers));
+        }
         self.waiting = plan.waiting.clone();
         Ok(self.begin(&desired, plan))
     }
@@ -421,11 +430,18 @@ impl Worker {
             self.repeated = (Vec::new(), 0);
             return plan.wake_at;
         }
+        if for_hand.iter().any(Step::changes_runtime) {
+            self.view = None;
+        }
         let pause = self.pause_before(&for_hand);
         let hand = self.hand(desired);
         self.hand_busy = true;
+        let span = tracing::info_span!(
+            target: "otel", "syncPod", k8s.pod.uid = %self.reference.uid, k8s.pod.name = self.reference.name,
+            k8s.namespace.name = self.reference.namespace,
+        );
         let work = async move { Report { hand: true, refresh: false, effects: hand.run(for_hand, pause).await } };
-        self.tasks.spawn(work.in_current_span());
+        self.tasks.spawn(work.instrument(span).in_current_span());
         None
     }
 
@@ -476,6 +492,7 @@ impl Worker {
         // That of a volume is the pod's own.
         let container = regular.or_else(init).or_else(ephemeral);
         let (shared, pod) = (self.shared.clone(), desired.pod.clone());
+        let span = step_span(&self.reference, &Step::FindImage(key.clone()));
         let work = async move {
             let effect = match pulls {
                 true => find_image(shared, pod, container, key).await,
@@ -483,7 +500,7 @@ impl Worker {
             };
             Report::of(vec![effect])
         };
-        self.tasks.spawn(work.in_current_span());
+        self.tasks.spawn(work.instrument(span).in_current_span());
     }
 
     fn stop_request(&mut self, desired: &DesiredPod, id: &str, name: &str, deadline: Duration) -> StopRequest {
@@ -569,7 +586,7 @@ impl Worker {
                 self.mount_failures = 0;
             }
             Effect::VolumesFailed(message) => {
-                let delay = MOUNT_RETRY.0.saturating_mul(1 << self.mount_failures.min(10)).min(MOUNT_RETRY.1);
+                let delay = mount_delay(self.mount_failures);
                 self.mount_failures += 1;
                 memory.volumes = VolumesState::Failed { message, retry_at: now.monotonic + delay };
                 self.repeated = (Vec::new(), 0);
@@ -662,6 +679,7 @@ impl Worker {
             Effect::StopEnded { id } => {
                 memory.stops.remove(&id);
                 self.deadlines.remove(&id);
+                self.view = None;
             }
             Effect::TornDown => {
                 self.shared.assignments.release(&self.reference.uid);
@@ -675,5 +693,24 @@ impl Worker {
             Effect::Gone => self.gone = true,
             Effect::Stuck => memory.teardown_retry_at = Some(now.monotonic + TEARDOWN_RETRY),
         }
+    }
+}
+
+/// How long a mount waits after so many failures before it.
+fn mount_delay(failures: u32) -> Duration {
+    MOUNT_RETRY.0.saturating_mul(1 << failures.min(10)).min(MOUNT_RETRY.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_are_tried_ever_more_slowly() {
+        // A9.2
+        let delays: Vec<u64> =
+            (0..11).map(|failures| u64::try_from(mount_delay(failures).as_millis()).unwrap()).collect();
+        assert_eq!(delays, [500, 1000, 2000, 4000, 8000, 16000, 32000, 64000, 122_000, 122_000, 122_000]);
+        assert_eq!(mount_delay(u32::MAX), MOUNT_RETRY.1);
     }
 }

@@ -7,10 +7,13 @@ use stoker_model::metrics;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status, Streaming};
+use tracing::field::Empty;
+use tracing::{Instrument, info_span};
 
 use super::cri;
 use super::cri::image_service_client::ImageServiceClient;
 use super::cri::runtime_service_client::RuntimeServiceClient;
+use super::ending::Ending;
 use super::error::RuntimeError;
 use crate::clock::Clock;
 
@@ -35,6 +38,7 @@ pub struct Runtime {
     channel: Channel,
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
+    ending: Ending,
     timeout: Duration,
 }
 
@@ -62,6 +66,7 @@ impl Runtime {
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MESSAGE_LIMIT_BYTES),
             images: ImageServiceClient::new(channel.clone()).max_decoding_message_size(MESSAGE_LIMIT_BYTES),
             channel,
+            ending: Ending::default(),
             timeout,
         })
     }
@@ -69,6 +74,11 @@ impl Runtime {
     /// The connection, for containerd's own services beside CRI.
     pub(super) fn channel(&self) -> Channel {
         self.channel.clone()
+    }
+
+    /// Whether a call of ours is stopping this container or sandbox.
+    pub(super) fn is_ending(&self, id: &str) -> bool {
+        self.ending.contains(id)
     }
 
     /// Name and version of the runtime.
@@ -102,8 +112,9 @@ impl Runtime {
         Ok(answer.pod_sandbox_id)
     }
 
-    /// Kills what runs in the sandbox and gives its network back. Again is harmless.
+    /// Kills what runs in the sandbox and gives its network back. Again is harmless. Meanwhile no event tells of the sandbox's end.
     pub async fn stop_pod_sandbox(&self, id: &str) -> Result<(), RuntimeError> {
+        let _call = self.ending.begin(id);
         let request = cri::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
         self.call("StopPodSandbox", self.runtime.clone().stop_pod_sandbox(request)).await.map(drop)
     }
@@ -164,7 +175,9 @@ impl Runtime {
     }
 
     /// Sends the stop signal, and KILL after `grace` (whole seconds, rounded up). Returns when it has stopped; again is harmless.
+    /// Meanwhile no event tells of its end.
     pub async fn stop_container(&self, id: &str, grace: Duration) -> Result<(), RuntimeError> {
+        let _call = self.ending.begin(id);
         let seconds = grace.as_secs() + u64::from(grace.subsec_nanos() > 0);
         let request = cri::StopContainerRequest {
             container_id: id.to_owned(),
@@ -316,14 +329,16 @@ impl Runtime {
     ) -> Result<T, RuntimeError> {
         let (kind, begun) = (operation_type(name), Clock.now().monotonic);
         metrics::RUNTIME_OPERATIONS.inc(&[&kind]);
-        let result = match tokio::time::timeout(deadline, call).await {
+        let span = info_span!(target: "otel", "runtime", otel.name = name, otel.kind = "client", rpc.system = "grpc", error = Empty);
+        let result = match tokio::time::timeout(deadline, call).instrument(span.clone()).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(RuntimeError::from_status(name, deadline, status)),
             Err(_) => Err(RuntimeError::TimedOut { call: name, after: deadline }),
         };
         metrics::RUNTIME_OPERATIONS_DURATION.observe(&[&kind], Clock.now().monotonic.saturating_sub(begun));
-        if result.is_err() {
+        if let Err(error) = &result {
             metrics::RUNTIME_OPERATIONS_ERRORS.inc(&[&kind]);
+            span.record("error", error.to_string());
         }
         result
     }

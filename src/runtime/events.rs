@@ -43,7 +43,10 @@ const SETTLE_STEP: Duration = Duration::from_millis(2);
 const SETTLE_LOOKS: u32 = 12;
 
 /// The topics that change what CRI tells, in containerd's filter language.
-const TOPICS: [&str; 4] = ["/tasks/start", "/tasks/exit", "/tasks/oom", "/containers/delete"];
+///
+/// A task is deleted by the CRI plugin when it has taken note of its end, a moment before it shows it: the exit itself comes tens of
+/// milliseconds earlier, and whoever looked then would look in vain.
+const TOPICS: [&str; 4] = ["/tasks/start", "/tasks/delete", "/tasks/oom", "/containers/delete"];
 
 /// Something happened in the runtime.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -157,6 +160,7 @@ impl Listener {
                     self.send(RuntimeEvent::Changed { id, kind }).await;
                 }
                 event = told.next() => match event {
+                    Some(Ok(Some((id, EventKind::Stopped)))) if self.runtime.is_ending(&id) => {}
                     Some(Ok(Some((id, kind)))) if source == Source::Containerd && must_settle(kind) => {
                         settling.push(self.settle(id, kind));
                     }
@@ -262,13 +266,13 @@ fn of_containerd(envelope: &Envelope) -> Option<(String, EventKind)> {
         "containerd.events.ContainerDelete" => {
             (containerd::ContainerDelete::decode(bytes).ok()?.id, EventKind::Deleted)
         }
-        "containerd.events.TaskExit" => {
-            let exit = containerd::TaskExit::decode(bytes).ok()?;
-            // An exec's process ends with its own ID; a container's first process has that of the container.
-            if exit.id != exit.container_id {
+        "containerd.events.TaskDelete" => {
+            let end = containerd::TaskDelete::decode(bytes).ok()?;
+            // An exec has an ID of its own; a container's first process has that of the container, or none.
+            if !end.id.is_empty() && end.id != end.container_id {
                 return None;
             }
-            (exit.container_id, EventKind::Stopped)
+            (end.container_id, EventKind::Stopped)
         }
         _ => return None,
     };
@@ -295,9 +299,11 @@ mod tests {
 
     #[test]
     fn an_exec_that_ends_is_no_end_of_its_container() {
-        let exit = |id: &str| containerd::TaskExit { container_id: "c".into(), id: id.into(), ..Default::default() };
-        assert_eq!(of_containerd(&envelope("TaskExit", &exit("probe"))), None);
-        assert_eq!(of_containerd(&envelope("TaskExit", &exit("c"))), Some(("c".into(), EventKind::Stopped)));
+        let end = |id: &str| containerd::TaskDelete { container_id: "c".into(), id: id.into(), ..Default::default() };
+        assert_eq!(of_containerd(&envelope("TaskDelete", &end("probe"))), None);
+        for id in ["", "c"] {
+            assert_eq!(of_containerd(&envelope("TaskDelete", &end(id))), Some(("c".into(), EventKind::Stopped)));
+        }
     }
 
     #[test]

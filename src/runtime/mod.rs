@@ -6,6 +6,7 @@
 mod client;
 pub mod credentials;
 pub mod cri;
+mod ending;
 mod error;
 pub mod events;
 pub mod gc;

@@ -142,4 +142,25 @@ mod tests {
         let refusal = access.check(&unlucky, &Method::GET, &["proxy"]).await.unwrap_err();
         assert!(matches!(refusal, Refusal::Unknown(_)));
     }
+
+    #[tokio::test]
+    async fn decisions_are_kept_for_their_time() {
+        // A18.17
+        let authorizer = Arc::new(ProxyOnly::default());
+        let access = Access::new(authorizer.clone(), (Duration::from_secs(60), Duration::from_millis(200)));
+        let user = UserInfo { name: "a".into(), groups: vec![] };
+        let asked = || authorizer.0.load(Ordering::SeqCst);
+        for _ in 0..2 {
+            access.check(&user, &Method::GET, &["proxy"]).await.unwrap();
+            access.check(&user, &Method::DELETE, &["proxy"]).await.unwrap_err();
+        }
+        assert_eq!(asked(), 2);
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        access.check(&user, &Method::GET, &["proxy"]).await.unwrap();
+        assert_eq!(asked(), 2, "a permission holds longer");
+        access.check(&user, &Method::DELETE, &["proxy"]).await.unwrap_err();
+        assert_eq!(asked(), 3, "a refusal does not");
+        let verbs = [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE].map(|method| verb(&method));
+        assert_eq!(verbs, ["get", "create", "update", "patch", "delete"]);
+    }
 }

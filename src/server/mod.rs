@@ -7,6 +7,8 @@ mod access;
 mod certificate;
 mod escape;
 mod files;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod health;
 mod identity;
 mod journal;
@@ -62,11 +64,20 @@ const CONNECTIONS: usize = 1024;
 /// For a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// For the head of a request, and so also between two requests (A18.20).
-const IDLE: Duration = Duration::from_secs(90);
+/// And of these, so many of clients without a certificate: who has a token or nothing does not keep the API server out.
+const STRANGERS: usize = CONNECTIONS / 4;
 
-/// From the handshake to the first request: a client that has not said which HTTP it speaks is under no other limit.
-const FIRST_REQUEST: Duration = Duration::from_secs(30);
+/// How long a client may be silent.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// In the head of a request, and so also between two requests (A18.20).
+    idle: Duration,
+    /// From the handshake to the end of the first request's head: a client that has not said which HTTP it speaks is under no other
+    /// limit.
+    first_request: Duration,
+}
+
+const LIMITS: Limits = Limits { idle: Duration::from_secs(90), first_request: Duration::from_secs(30) };
 
 /// A client that is silent for so long is asked whether it lives, so often.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -231,7 +242,7 @@ impl Server {
     /// Serves until `stop` is cancelled.
     pub async fn run(self, stop: CancellationToken) {
         let graceful = GracefulShutdown::new();
-        let room = Arc::new(Semaphore::new(CONNECTIONS));
+        let (room, strangers) = (Arc::new(Semaphore::new(CONNECTIONS)), Arc::new(Semaphore::new(STRANGERS)));
         if let Ok(address) = self.address() {
             info!(%address, "serving the node's API");
         }
@@ -244,6 +255,7 @@ impl Server {
                         warn!("{CONNECTIONS} connections to the node's API are open; refusing one");
                         continue;
                     };
+                    let strangers = strangers.clone();
                     tokio::spawn(async move {
                         let _permit = permit;
                         let stream = match timeout(HANDSHAKE, tls.accept(client)).await {
@@ -252,11 +264,15 @@ impl Server {
                             Err(_) => return debug!("TLS handshake took too long"),
                         };
                         let user = Arc::new(identity::of(stream.get_ref().1));
+                        let is_stranger = user.is_none();
+                        let Ok(_permit) = is_stranger.then(|| strangers.try_acquire_owned()).transpose() else {
+                            return warn!("{STRANGERS} clients without a certificate are connected; refusing one");
+                        };
                         let service = service_fn(move |request| {
                             let (routes, user) = (routes.clone(), user.clone());
                             async move { routes.answer(request, user.as_ref().as_ref()).await }
                         });
-                        converse(stream, service, watcher).await;
+                        converse(stream, service, watcher, LIMITS).await;
                     });
                 }
                 client = accept(self.healthz.as_ref()) => {
@@ -264,7 +280,7 @@ impl Server {
                     let Ok(permit) = room.clone().try_acquire_owned() else { continue };
                     tokio::spawn(async move {
                         let _permit = permit;
-                        converse(client, service_fn(route::healthz_only), watcher).await;
+                        converse(client, service_fn(route::healthz_only), watcher, LIMITS).await;
                     });
                 }
                 client = accept(self.read_only.as_ref()) => {
@@ -276,7 +292,7 @@ impl Server {
                             let routes = routes.clone();
                             async move { routes.answer_anybody(request).await }
                         });
-                        converse(client, service, watcher).await;
+                        converse(client, service, watcher, LIMITS).await;
                     });
                 }
             }
@@ -322,7 +338,7 @@ fn keep_alive(client: &TcpStream) -> rustix::io::Result<()> {
 }
 
 /// HTTP/1.1 or 2 with one client.
-async fn converse<S, H>(stream: S, service: H, watcher: Watcher)
+async fn converse<S, H>(stream: S, service: H, watcher: Watcher, limits: Limits)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     H: Service<Request<Incoming>, Response = Reply, Error = Infallible>,
@@ -338,19 +354,19 @@ where
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(IDLE)
+        .header_read_timeout(limits.idle)
         .max_buf_size(HEAD_LIMIT_BYTES)
         .max_headers(HEADER_LIMIT)
         .http2()
         .timer(TokioTimer::new())
         .max_header_list_size(u32::try_from(HEAD_LIMIT_BYTES).unwrap_or(u32::MAX))
-        .keep_alive_interval(IDLE / 3);
+        .keep_alive_interval(limits.idle / 3);
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::select! {
         result = watcher.watch(connection) => if let Err(error) = result {
             debug!(error, "connection to the node's API ended");
         },
-        () = silence(&asked, FIRST_REQUEST) => debug!("a client of the node's API said nothing"),
+        () = silence(&asked, limits.first_request) => debug!("a client of the node's API said nothing"),
     }
 }
 
@@ -371,5 +387,58 @@ mod tests {
         let limit = Duration::from_millis(20);
         silence(&AtomicBool::new(false), limit).await;
         timeout(limit * 5, silence(&AtomicBool::new(true), limit)).await.expect_err("it has asked");
+    }
+
+    /// What a client gets who sends this, piece by piece with pauses, and how long it is listened to.
+    async fn told(pieces: &[&[u8]], pause: Duration, limits: Limits) -> (String, Duration) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let (here, mut there) = tokio::io::duplex(1 << 20);
+        let graceful = GracefulShutdown::new();
+        let service = service_fn(|_: Request<Incoming>| async {
+            Ok::<_, Infallible>(reply::text(http::StatusCode::OK, "here you are"))
+        });
+        let served = tokio::spawn(converse(here, service, graceful.watcher(), limits));
+        let began = Clock.now().monotonic;
+        for piece in pieces {
+            if there.write_all(piece).await.is_err() {
+                break;
+            }
+            sleep(pause).await;
+        }
+        let mut answer = Vec::new();
+        timeout(Duration::from_secs(20), there.read_to_end(&mut answer)).await.expect("it is left alone").unwrap();
+        served.await.unwrap();
+        (String::from_utf8_lossy(&answer).into_owned(), Clock.now().monotonic - began)
+    }
+
+    #[tokio::test]
+    async fn slow_and_talkative_clients_are_left() {
+        // A18.20
+        let limits = Limits { idle: Duration::from_millis(400), first_request: Duration::from_millis(400) };
+        let short = Duration::from_millis(5);
+        let long = Duration::from_secs(10);
+        let request: &[u8] = b"GET / HTTP/1.1\r\nhost: n\r\n\r\n";
+        // Silence before a request, within its head, and after one.
+        let (answer, took) = told(&[], short, limits).await;
+        assert!(answer.is_empty() && took < long, "{answer} {took:?}");
+        let drops: Vec<&[u8]> = request[..request.len() - 2].chunks(1).collect();
+        let (answer, took) = told(&drops, Duration::from_millis(100), limits).await;
+        assert!(!answer.contains("here you are") && took < long, "{answer} {took:?}");
+        let (answer, took) = told(&[request], short, limits).await;
+        assert!(answer.ends_with("here you are") && took < long && took >= limits.idle, "{answer} {took:?}");
+        // The head of a request is read to a limit, whether it is its path, one header, or many of them.
+        let path = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(2 * HEAD_LIMIT_BYTES));
+        let query = format!("GET /pods?{} HTTP/1.1\r\n\r\n", "a=b&".repeat(HEAD_LIMIT_BYTES));
+        let header = format!("GET / HTTP/1.1\r\na: {}\r\n\r\n", "x".repeat(2 * HEAD_LIMIT_BYTES));
+        let headers = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(2 * HEADER_LIMIT));
+        for head in [path, query, header, headers] {
+            let (answer, _) = told(&[head.as_bytes()], short, limits).await;
+            let refused = ["HTTP/1.1 431", "HTTP/1.1 414", "HTTP/1.1 400"].iter().any(|code| answer.starts_with(code));
+            assert!(refused || answer.is_empty(), "{answer}");
+        }
+        // A body that nobody asked for is not read to its end.
+        let body = b"GET / HTTP/1.1\r\nhost: n\r\ncontent-length: 1000000000000\r\n\r\n";
+        let (answer, took) = told(&[body, &[b'x'; 1 << 16]], short, limits).await;
+        assert!(answer.ends_with("here you are") && took < long, "{answer} {took:?}");
     }
 }

@@ -1,16 +1,22 @@
 //! Answers, in kubelet's own words: plain text where it refuses, for the API server passes them on as the message of a Status.
 
 use std::io;
+use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{Stream, TryStreamExt};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
 use http::header::{ALLOW, CONTENT_TYPE};
 use http::{HeaderValue, Method, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper::body::Frame;
+use tokio::time::sleep;
 
 use crate::runtime::logs::LogStream;
+
+/// An answer may take so long (A18.20).
+const LONGEST: Duration = Duration::from_secs(4 * 3600);
 
 /// The body of every answer.
 pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -47,7 +53,20 @@ pub(super) fn html(page: String) -> Reply {
 
 /// A file, whatever is in it.
 pub(super) fn file(content: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> Reply {
-    with_type(StatusCode::OK, "text/plain; charset=utf-8", StreamBody::new(content.map_ok(Frame::data)).boxed_unsync())
+    let body = StreamBody::new(limited(content, LONGEST).map_ok(Frame::data)).boxed_unsync();
+    with_type(StatusCode::OK, "text/plain; charset=utf-8", body)
+}
+
+/// Content that breaks off after a while, so that the client sees that it is not all.
+fn limited(
+    content: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+    limit: Duration,
+) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    let (mut content, mut end) = (content.boxed(), Box::pin(sleep(limit)));
+    stream::poll_fn(move |context| match end.as_mut().poll(context) {
+        Poll::Ready(()) => Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into()))),
+        Poll::Pending => content.poll_next_unpin(context),
+    })
 }
 
 /// Metrics in the text format of Prometheus.
@@ -57,8 +76,9 @@ pub(super) fn metrics(page: String) -> Reply {
 }
 
 /// A log, as it comes.
-pub(super) fn stream(log: LogStream) -> Reply {
-    with_type(StatusCode::OK, "text/plain", StreamBody::new(log.map_ok(Frame::data)).boxed_unsync())
+pub(super) fn log(log: LogStream) -> Reply {
+    let body = StreamBody::new(limited(log, LONGEST).map_ok(Frame::data)).boxed_unsync();
+    with_type(StatusCode::OK, "text/plain", body)
 }
 
 /// 404 for what is not served at all.
@@ -89,4 +109,20 @@ fn with_type(status: StatusCode, content_type: &'static str, body: Body) -> Repl
     // A browser that got here with a certificate shall not guess what a container's output is.
     headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
     reply
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_without_end_breaks_off() {
+        // A18.20, the part about answers.
+        let endless = stream::iter([Ok(Bytes::from_static(b"a"))]).chain(stream::pending());
+        let seen: Vec<_> = limited(endless, Duration::from_millis(50)).take(2).collect().await;
+        assert_eq!(seen[0].as_ref().unwrap(), "a");
+        assert_eq!(seen[1].as_ref().unwrap_err().kind(), io::ErrorKind::TimedOut);
+        let whole: Vec<_> = limited(stream::iter([Ok(Bytes::new())]), LONGEST).collect().await;
+        assert_eq!(whole.len(), 1);
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::AUTHORIZATION;
 use http::{Method, Request, StatusCode};
@@ -12,11 +13,14 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use stoker_model::handle::{AgentState, PodDirectory, ProbeMetrics, UserInfo};
 use stoker_model::metrics;
+use tokio::time::timeout;
+use tracing::field::Empty;
+use tracing::{Instrument, Span, info_span};
 
 use super::access::{Access, Refusal};
 use super::escape::unescape;
 use super::files;
-use super::health::Check;
+use super::health::{Check, Results};
 use super::journal;
 use super::logs::{LogRequest, choose_container};
 use super::pages;
@@ -33,6 +37,9 @@ use crate::runtime::{Runtime, logs};
 /// A level of logging has fewer digits.
 const LONGEST_NUMBER: usize = 16;
 
+/// And comes sooner.
+const BODY: Duration = Duration::from_secs(10);
+
 /// What is served, and from what.
 pub(super) struct Routes {
     pods: Arc<dyn PodDirectory>,
@@ -45,6 +52,7 @@ pub(super) struct Routes {
     streaming: Streaming,
     config: ServerConfig,
     started: Now,
+    checks: Results,
 }
 
 /// What a path means.
@@ -78,6 +86,7 @@ enum Metrics {
     Resource,
     Cadvisor,
     Probes,
+    Slis,
 }
 
 impl Page {
@@ -95,6 +104,7 @@ impl Page {
             ["metrics", "resource"] => Self::Metrics(Metrics::Resource),
             ["metrics", "cadvisor"] => Self::Metrics(Metrics::Cadvisor),
             ["metrics", "probes"] => Self::Metrics(Metrics::Probes),
+            ["metrics", "slis"] => Self::Metrics(Metrics::Slis),
             ["stats", "summary"] => Self::Summary,
             ["configz"] => Self::Configz,
             ["flagz"] => Self::Flagz,
@@ -130,6 +140,21 @@ impl Page {
         };
         let (namespace, pod, container) = ((*namespace).to_owned(), (*pod).to_owned(), container.to_owned());
         Self::Stream(kind, Target { namespace, pod, uid, container })
+    }
+
+    /// What is there with `enableDebuggingHandlers` only (A18.18).
+    const fn is_for_debugging(&self) -> bool {
+        match self {
+            Self::Healthz(_) | Self::Pods | Self::Metrics(_) | Self::Summary | Self::Unknown => false,
+            Self::Verbosity
+            | Self::RunningPods
+            | Self::Configz
+            | Self::Flagz
+            | Self::Statusz
+            | Self::Logs(_)
+            | Self::ContainerLogs { .. }
+            | Self::Stream(..) => true,
+        }
     }
 
     /// Subresources of `nodes` that allow it, in the order of trying (A18).
@@ -172,6 +197,7 @@ impl Routes {
             streaming,
             config,
             started: Clock.now(),
+            checks: Results::default(),
         }
     }
 
@@ -221,20 +247,31 @@ impl Routes {
             Err(Refusal::Forbidden(text)) => return Ok(reply::text(StatusCode::FORBIDDEN, text)),
             Err(Refusal::Unknown(text)) => return Ok(reply::text(StatusCode::INTERNAL_SERVER_ERROR, text)),
         }
-        Ok(match page {
-            Page::Unknown => reply::no_such_page(),
-            Page::ContainerLogs { .. } | Page::Stream(..) | Page::Logs(_) | Page::Verbosity
-                if !self.config.debugging_handlers =>
-            {
-                reply::text(StatusCode::METHOD_NOT_ALLOWED, "Debug endpoints are disabled.")
+        let span = request_span(&request);
+        let answer = self.serve(page, request).instrument(span.clone()).await;
+        span.record("http.status_code", answer.status().as_u16());
+        Ok(answer)
+    }
+
+    /// Answers a request that may be made.
+    async fn serve(&self, page: Page, request: Request<Incoming>) -> Reply {
+        if !self.config.debugging_handlers {
+            if is_disabled(request.uri().path()) {
+                return reply::text(StatusCode::METHOD_NOT_ALLOWED, "Debug endpoints are disabled.\n");
             }
+            if page.is_for_debugging() {
+                return reply::no_such_page();
+            }
+        }
+        match page {
+            Page::Unknown => reply::no_such_page(),
             Page::Stream(kind, _) if !kind.methods().contains(request.method()) => {
                 reply::method_not_allowed(kind.methods())
             }
             Page::Stream(kind, target) => self.streaming.answer(kind, &target, request).await,
             Page::Verbosity => self.set_verbosity(request).await,
             page => self.read(page, &request).await,
-        })
+        }
     }
 
     /// Answers on the read-only port: only what tells nothing that must be kept, and everybody (A18.19).
@@ -260,7 +297,7 @@ impl Routes {
             _ if request.method() != Method::GET => reply::method_not_allowed(&[Method::GET]),
             Page::Healthz(check) => {
                 let excluded: Vec<&str> = query.values("exclude").collect();
-                check.answer(self.agent.is_alive(), query.first("verbose").is_some(), &excluded)
+                check.answer(self.agent.is_alive(), query.first("verbose").is_some(), &excluded, &self.checks)
             }
             Page::Pods => self.pods(),
             Page::RunningPods => match running::pods(&self.runtime).await {
@@ -271,6 +308,7 @@ impl Routes {
             Page::Metrics(Metrics::Resource) => reply::metrics(self.stats.resource_metrics().await),
             Page::Metrics(Metrics::Cadvisor) => reply::metrics(self.stats.cadvisor_metrics().await),
             Page::Metrics(Metrics::Probes) => reply::metrics(self.probes.probe_metrics()),
+            Page::Metrics(Metrics::Slis) => reply::metrics(self.checks.metrics()),
             Page::Configz => self.document(&json!({ "kubeletconfig": self.config.kubelet_configuration })),
             Page::Flagz => pages::flagz(&self.config.kubelet_configuration, request.headers()),
             Page::Statusz => pages::statusz(self.started, Clock.now(), request.headers()),
@@ -303,8 +341,11 @@ impl Routes {
         if request.method() != Method::PUT {
             return reply::method_not_allowed(&[Method::PUT]);
         }
-        let body = Limited::new(request.into_body(), LONGEST_NUMBER).collect().await.map(|body| body.to_bytes());
-        let text = body.map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned()).unwrap_or_default();
+        let body = Limited::new(request.into_body(), LONGEST_NUMBER).collect();
+        let Ok(body) = timeout(BODY, body).await else {
+            return reply::text(StatusCode::REQUEST_TIMEOUT, "the level of logging did not come");
+        };
+        let text = body.map(|body| String::from_utf8_lossy(&body.to_bytes()).trim().to_owned()).unwrap_or_default();
         let Ok(level) = text.parse::<i64>() else {
             return reply::text(
                 StatusCode::BAD_REQUEST,
@@ -355,10 +396,27 @@ impl Routes {
             Err(refusal) => return reply::text(refusal.status(), refusal.to_string()),
         };
         match logs::open(&self.runtime, &id, request.options).await {
-            Ok(log) => reply::stream(log),
+            Ok(log) => reply::log(log),
             Err(error) => reply::text(StatusCode::BAD_REQUEST, error.to_string()),
         }
     }
+}
+
+/// What a collector of spans is told of a request, by its caller's span if there is one.
+fn request_span(request: &Request<Incoming>) -> Span {
+    let caller = request.headers().get("traceparent").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let path = request.uri().path();
+    info_span!(
+        target: "otel", "request", otel.name = path.split('/').nth(1), otel.kind = "server", otel.caller = caller,
+        http.method = request.method().as_str(), http.target = path, http.status_code = Empty,
+    )
+}
+
+/// Paths of which is said that they are switched off; the others are as if they had never been (A18.18).
+fn is_disabled(path: &str) -> bool {
+    const DISABLED: [&str; 8] =
+        ["/run/", "/exec/", "/attach/", "/portForward/", "/containerLogs/", "/runningpods/", "/debug/pprof/", "/logs/"];
+    DISABLED.iter().any(|prefix| path.starts_with(prefix))
 }
 
 /// `/healthz` for whoever is on this machine (A18.19).
@@ -372,6 +430,24 @@ pub(super) async fn healthz_only(request: Request<Incoming>) -> Result<Reply, In
 /// Who says nothing of himself, where that is allowed.
 fn anonymous_user() -> UserInfo {
     UserInfo { name: "system:anonymous".to_owned(), groups: vec!["system:unauthenticated".to_owned()] }
+}
+
+/// Whatever a path means, the names in it are such as Kubernetes has.
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz(path: &str) {
+    let names = match Page::of(path) {
+        Page::ContainerLogs { namespace, pod, container } => vec![namespace, pod, container],
+        Page::Stream(Kind::PortForward, target) => {
+            [vec![target.namespace, target.pod], target.uid.into_iter().collect()].concat()
+        }
+        Page::Stream(_, target) => {
+            [vec![target.namespace, target.pod, target.container], target.uid.into_iter().collect()].concat()
+        }
+        _ => Vec::new(),
+    };
+    for name in names {
+        assert!(!name.is_empty() && name != ".." && !name.contains(['/', '\0', '%', '\\']), "{name:?}");
+    }
 }
 
 /// Whether it could name a namespace, pod or container: no empty one, no `..`, nothing that a file system or a terminal takes for more.

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 
 use super::config::Mode;
 use super::ipvs::{self, IpvsError};
+use super::kubelet_chains;
 
 /// Beginnings of the names of chains that only kube-proxy makes.
 const CHAINS: &[&str] = &[
@@ -65,10 +66,10 @@ pub enum LeftoverError {
     Ipvs(#[from] IpvsError),
 }
 
-/// Removes what others left and `keep` does not use; nothing there is success.
+/// Removes what others left and `keep` does not use; nothing there is success. With `None` the chains of a kubelet go, too.
 pub fn remove(keep: Option<Mode>) -> Leftovers {
     let mut found = Leftovers::default();
-    remove_iptables(&mut found);
+    remove_iptables(keep.is_none(), &mut found);
     remove_nft_tables(&mut found);
     if keep != Some(Mode::Ipvs) {
         match ipvs::remove_everything() {
@@ -88,10 +89,10 @@ pub fn remove(keep: Option<Mode>) -> Leftovers {
     found
 }
 
-fn remove_iptables(found: &mut Leftovers) {
+fn remove_iptables(all: bool, found: &mut Leftovers) {
     for (save, restore) in IPTABLES {
         let Some(saved) = output(save, &[], found) else { continue };
-        let (text, chains) = without_chains(&saved);
+        let (text, chains) = without_chains(&saved, all);
         if chains == 0 {
             continue;
         }
@@ -103,8 +104,10 @@ fn remove_iptables(found: &mut Leftovers) {
 
 /// What `iptables-restore --noflush` removes kube-proxy's chains with, and how many they are: first the rules of other chains that
 /// jump to them, then their rules, then themselves.
-fn without_chains(saved: &str) -> (String, usize) {
-    let is_ours = |chain: &str| CHAINS.iter().any(|name| chain.starts_with(name));
+fn without_chains(saved: &str, all: bool) -> (String, usize) {
+    let is_ours = |chain: &str| {
+        CHAINS.iter().any(|name| chain.starts_with(name)) || (all && kubelet_chains::CHAINS.contains(&chain))
+    };
     let mut tables: BTreeMap<&str, (BTreeSet<&str>, Vec<String>)> = BTreeMap::new();
     let mut table = "";
     for line in saved.lines() {
@@ -223,7 +226,7 @@ COMMIT
 -A INPUT -j KUBE-FIREWALL
 COMMIT
 ";
-        let (text, chains) = without_chains(saved);
+        let (text, chains) = without_chains(saved, false);
         let expected = "\
 *nat
 :KUBE-SERVICES - [0:0]
@@ -234,7 +237,13 @@ COMMIT
 COMMIT
 ";
         assert_eq!((text.as_str(), chains), (expected, 2));
-        assert_eq!(without_chains("*nat\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n"), (String::new(), 0));
+        assert_eq!(without_chains("*nat\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n", true), (String::new(), 0));
+        let (text, chains) = without_chains(saved, true);
+        assert!(
+            text.contains("*filter\n:KUBE-FIREWALL - [0:0]\n-D INPUT -j KUBE-FIREWALL\n-X KUBE-FIREWALL\n"),
+            "{text}"
+        );
+        assert_eq!(chains, 4, "the node's chains too, where all goes");
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub mod fuzz;
 mod health;
 pub mod http;
 pub mod ipvs;
+pub mod kubelet_chains;
 pub mod leftovers;
 pub mod metrics;
 pub mod model;

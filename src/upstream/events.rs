@@ -178,6 +178,10 @@ impl Entry {
             EventSubject::Service { service, uid } => json!({
                 "apiVersion": "v1", "kind": "Service", "namespace": service.namespace, "name": service.name, "uid": uid,
             }),
+            EventSubject::Claim { claim, uid } => json!({
+                "apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": claim.namespace, "name": claim.name,
+                "uid": uid,
+            }),
         };
         json!({
             "apiVersion": "v1",
@@ -207,7 +211,9 @@ fn place(subject: &EventSubject) -> (&str, Option<&str>) {
     match subject {
         EventSubject::Pod { pod, .. } => (&pod.namespace, Some(&pod.name)),
         EventSubject::Node => ("default", None),
-        EventSubject::Service { service, .. } => (&service.namespace, Some(&service.name)),
+        EventSubject::Service { service: named, .. } | EventSubject::Claim { claim: named, .. } => {
+            (&named.namespace, Some(&named.name))
+        }
     }
 }
 

@@ -40,18 +40,22 @@ impl PodApi for PodWriter {
     }
 
     async fn delete_finished(&self, pod: &PodRef) -> Result<(), ApiError> {
-        let options = json!({
-            "apiVersion": "v1",
-            "kind": "DeleteOptions",
-            "gracePeriodSeconds": 0,
-            "preconditions": { "uid": pod.uid.as_str() },
-        });
-        match self.api.delete(&path(pod), &options).await {
+        match self.api.delete(&path(pod), &at_once(pod)).await {
             // A conflict is a pod of that name with another UID: ours is gone.
             Err(ApiError::NotFound(_) | ApiError::Conflict(_)) => Ok(()),
             other => other,
         }
     }
+}
+
+/// How a pod is deleted that has nothing left to wait for, and no other of its name.
+fn at_once(pod: &PodRef) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "DeleteOptions",
+        "gracePeriodSeconds": 0,
+        "preconditions": { "uid": pod.uid.as_str() },
+    })
 }
 
 #[async_trait]
@@ -113,6 +117,14 @@ mod tests {
     use stoker_model::pod::PodUid;
 
     use super::*;
+
+    #[test]
+    fn only_the_very_pod_is_deleted() {
+        // A1.11, A7.3
+        let pod = PodRef { namespace: "a".into(), name: "b".into(), uid: PodUid::new("u-1") };
+        let options = at_once(&pod);
+        assert_eq!((&options["gracePeriodSeconds"], &options["preconditions"]["uid"]), (&json!(0), &json!("u-1")));
+    }
 
     #[test]
     fn the_patch_names_the_uid_and_what_may_have_gone() {

@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use stoker_model::handle::{ApiError, CsiDriverInfo, StorageApi};
+use stoker_model::handle::{ApiError, CsiDriverInfo, NodeVolumes, StorageApi};
 
 use super::client::{ApiServer, PatchKind, query_value};
 
@@ -130,6 +130,15 @@ impl StorageApi for Storage {
 
     async fn attachment(&self, name: &str) -> Result<Option<VolumeAttachment>, ApiError> {
         self.read(&format!("/apis/storage.k8s.io/v1/volumeattachments/{name}")).await
+    }
+
+    async fn volumes_of_node(&self) -> Result<NodeVolumes, ApiError> {
+        let node: Node = self.api.get(&format!("/api/v1/nodes/{}", query_value(&self.node))).await?;
+        let status = node.status.unwrap_or_default();
+        Ok(NodeVolumes {
+            in_use: status.volumes_in_use.into_iter().flatten().collect(),
+            attached: status.volumes_attached.into_iter().flatten().map(|volume| volume.name).collect(),
+        })
     }
 
     async fn put_driver(&self, driver: &CsiDriverInfo) -> Result<(), ApiError> {

@@ -22,6 +22,18 @@ impl Bound {
         self.volume.metadata.name.as_deref().unwrap_or_default()
     }
 
+    /// No two pods may have it at once.
+    pub(super) fn is_for_one_pod(&self) -> bool {
+        let modes = self.spec().and_then(|s| s.access_modes.as_deref()).unwrap_or_default();
+        matches!(modes, [mode] if mode == "ReadWriteOncePod")
+    }
+
+    /// The group that may use the volume (A10.2).
+    pub(super) fn group(&self) -> Option<i64> {
+        let annotations = self.volume.metadata.annotations.as_ref()?;
+        annotations.get("pv.beta.kubernetes.io/gid")?.parse().ok()
+    }
+
     pub(super) fn spec(&self) -> Option<&PersistentVolumeSpec> {
         self.volume.spec.as_ref()
     }

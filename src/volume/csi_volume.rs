@@ -4,32 +4,33 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{CSIPersistentVolumeSource, CSIVolumeSource, Pod};
 use k8s_openapi::api::storage::v1::CSIDriver;
 use sha2::{Digest, Sha256};
-use stoker_model::handle::{NodeSnapshot, StorageApi};
-use stoker_model::pod::PodRef;
-use stoker_model::quantity::Milli;
+use stoker_model::handle::NodeSnapshot;
+use stoker_model::pod::{PodRef, PodUid};
 
+use super::attach;
 use super::claim::Bound;
-use super::csi::{Attributes, Csi, MountDevice, PodData, Publish, attachment_name, ephemeral_handle, published};
+use super::csi::{Attributes, Csi, MountDevice, PodData, Publish, ephemeral_handle, published};
 use super::error::VolumeError;
+use super::expand::Growth;
 use super::kernel;
 use super::ownership::{self, Access};
 use super::places::Place;
 use super::volumes::{Volumes, fs_group};
 use crate::clock::Now;
 
-/// An attachment is waited for so long before the mount counts as failed, and is tried again.
-const ATTACH_LIMIT: Duration = Duration::from_secs(20);
-const ATTACH_LOOK: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
+/// Why a second pod does not get a volume.
+pub(super) const FOR_ONE_POD: &str =
+    "volume uses the ReadWriteOncePod access mode and is already in use by another pod";
+const MOUNT_DEVICE: &str = "MountVolume.MountDevice failed";
 
 /// What a driver's object says, with upstream's defaults where there is none.
-struct Policy {
-    attach: bool,
-    pod_info: bool,
+pub(super) struct Policy {
+    pub(super) attach: bool,
+    pub(super) pod_info: bool,
     group: String,
     modes: Vec<String>,
     audiences: Vec<(String, Option<i64>)>,
@@ -38,7 +39,7 @@ struct Policy {
 }
 
 impl Policy {
-    fn of(driver: Option<CSIDriver>) -> Self {
+    pub(super) fn of(driver: Option<CSIDriver>) -> Self {
         let spec = driver.map(|driver| driver.spec).unwrap_or_default();
         let requests = spec.token_requests.into_iter().flatten();
         Self {
@@ -54,15 +55,15 @@ impl Policy {
 }
 
 /// One volume of one pod on its way.
-struct Job<'a> {
-    pod: &'a Pod,
-    reference: PodRef,
-    node: &'a NodeSnapshot,
-    now: Now,
-    driver: &'a str,
+pub(super) struct Job<'a> {
+    pub(super) pod: &'a Pod,
+    pub(super) reference: PodRef,
+    pub(super) node: &'a NodeSnapshot,
+    pub(super) now: Now,
+    pub(super) driver: &'a str,
     /// `Persistent` or `Ephemeral`.
-    mode: &'static str,
-    spec_name: &'a str,
+    pub(super) mode: &'static str,
+    pub(super) spec_name: &'a str,
 }
 
 impl Volumes {
@@ -85,8 +86,13 @@ impl Volumes {
         let spec = bound.spec().cloned().unwrap_or_default();
         let target = self.csi_target(&job);
         let read_only = bound.read_only || source.read_only.unwrap_or_default();
-        let unique = format!("kubernetes.io/csi/{}^{}", source.driver, source.volume_handle);
-        let place = Place { path: target.clone(), read_only, attachable: policy.attach.then_some(unique) };
+        let unique = attach::unique_name(&source.driver, &source.volume_handle);
+        let place = Place {
+            path: target.clone(),
+            read_only,
+            attachable: policy.attach.then_some(unique),
+            group: bound.group(),
+        };
         // Before it is used, and until it is gone for sure, the cluster must not detach it.
         let root = self.dirs(&job.reference.uid).root().to_owned();
         self.places.put(&job.reference.uid, &root, volume_name, place.clone())?;
@@ -101,35 +107,39 @@ impl Volumes {
             group: fs_group(pod),
             ..MountDevice::default()
         };
-        if policy.attach {
-            let name = attachment_name(&device.handle, &source.driver, &node.name);
-            device.publish_context = wait_for_attachment(api, &name).await?;
+        let fresh = !kernel::is_mount_point(&target).map_err(VolumeError::file("look at", &target))?;
+        if fresh && bound.is_for_one_pod() && self.is_used_by_other(&job.reference.uid, &source.driver, &device.handle)
+        {
+            return Err(VolumeError::Other(FOR_ONE_POD.to_owned()));
+        }
+        if policy.attach && (fresh || policy.republish) {
+            let attached = attach::until_attached(api, source, &node.name).await;
+            device.publish_context = attached.map_err(VolumeError::step("MountVolume.WaitForAttach failed"))?;
         }
         let gate = self.gate(&source.driver, &source.volume_handle);
         let Ok(_permit) = gate.acquire().await else { return Err(VolumeError::Unsupported) };
         let mut csi = Csi::connect(&self.drivers, &source.driver).await.map_err(|error| match error {
-            VolumeError::Other(text) => VolumeError::Device(format!(
-                "kubernetes.io/csi: attacher.MountDevice failed to create newCsiDriverClient: {text}"
-            )),
+            VolumeError::Other(text) => VolumeError::Step {
+                step: MOUNT_DEVICE,
+                text: format!("kubernetes.io/csi: attacher.MountDevice failed to create newCsiDriverClient: {text}"),
+            },
             other => other,
         })?;
+        if fresh {
+            // Whoever takes the pod away must know of it, though it is only staged, or half so.
+            job.remember(&target, &device.handle)?;
+        }
         let staged = csi.stages();
         if staged && !self.is_staged(&device.staging) {
             self.stage(&mut csi, &job, &device, source).await?;
         }
-        device.secrets = match &source.node_publish_secret_ref {
-            Some(secret) => {
-                let namespace = secret.namespace.as_deref().unwrap_or_default();
-                self.secret_of_driver("NodePublishSecretRef", namespace, secret.name.as_deref()).await?
-            }
-            None => Attributes::new(),
-        };
+        device.secrets = self.publish_secrets(source).await?;
         let publish = Publish { device, staged, target, read_only };
         let fresh = self.publish(&mut csi, &job, &policy, publish.clone()).await?;
         let once = spec.access_modes.iter().flatten().any(|m| m == "ReadWriteOnce" || m == "ReadWriteOncePod");
         let by_default = !publish.device.fs_type.is_empty() && once;
         self.own(&job, &csi, &policy, &publish, by_default, fresh)?;
-        self.expand(api, &mut csi, bound, &publish).await;
+        self.expand(&mut csi, &job.growth(bound, fresh), &publish).await?;
         Ok(place)
     }
 
@@ -170,7 +180,7 @@ impl Volumes {
         };
         let read_only = source.read_only.unwrap_or_default();
         let publish = Publish { device, staged: false, target: self.csi_target(&job), read_only };
-        let place = Place { path: publish.target.clone(), read_only, attachable: None };
+        let place = Place { path: publish.target.clone(), read_only, attachable: None, group: None };
         let fresh = self.publish(&mut csi, &job, &policy, publish.clone()).await?;
         self.own(&job, &csi, &policy, &publish, !publish.device.fs_type.is_empty(), fresh)?;
         let root = self.dirs(&job.reference.uid).root().to_owned();
@@ -217,7 +227,7 @@ impl Volumes {
                 if error.is_finished() {
                     remove_staging(&device.staging)?;
                 }
-                Err(VolumeError::Device(error.to_string()))
+                Err(VolumeError::step(MOUNT_DEVICE)(error))
             }
         }
     }
@@ -245,17 +255,7 @@ impl Volumes {
             place.insert("csi.storage.k8s.io/serviceAccount.tokens".to_owned(), tokens);
         }
         let dir = target.parent().unwrap_or(&target).to_owned();
-        make_dir(&dir)?;
-        let data = PodData {
-            spec_volume: job.spec_name.to_owned(),
-            volume_handle: publish.device.handle.clone(),
-            driver_name: job.driver.to_owned(),
-            node_name: job.node.name.clone(),
-            volume_lifecycle_mode: job.mode.to_owned(),
-            attachment: attachment_name(&publish.device.handle, job.driver, &job.node.name),
-            ..PodData::load(&dir)?.unwrap_or_default()
-        };
-        data.save(&dir)?;
+        job.remember(&target, &publish.device.handle)?;
         if let Err(error) = csi.publish(&publish).await {
             if error.is_finished() && !mounted {
                 remove_published(&dir)?;
@@ -275,12 +275,8 @@ impl Volumes {
         by_default: bool,
         fresh: bool,
     ) -> Result<(), VolumeError> {
-        let applies = match policy.group.as_str() {
-            "None" => false,
-            "File" => true,
-            _ => by_default,
-        };
-        let Some(group) = publish.device.group.filter(|_| applies && fresh && !csi.sets_group()) else { return Ok(()) };
+        let applies = node_sets_group(&policy.group, by_default, csi.sets_group());
+        let Some(group) = publish.device.group.filter(|_| applies && fresh) else { return Ok(()) };
         if publish.read_only {
             // Nothing can be changed there.
             return Ok(());
@@ -290,31 +286,13 @@ impl Volumes {
         ownership::give_to_group(&publish.target, group, Access::ReadWrite, on_mismatch)
     }
 
-    /// Lets a volume grow that the driver has made larger than the claim knows. A failure is no reason to keep the pod waiting.
-    async fn expand(&self, api: &dyn StorageApi, csi: &mut Csi, bound: &Bound, publish: &Publish) {
-        let storage =
-            |list: Option<&BTreeMap<String, _>>| list.and_then(|l| l.get("storage")).map(|q| Milli::of(q).units());
-        let wanted = storage(bound.spec().and_then(|s| s.capacity.as_ref())).unwrap_or_default();
-        let known = storage(bound.claim.status.as_ref().and_then(|s| s.capacity.as_ref())).unwrap_or(wanted);
-        if wanted <= known || !csi.expands() {
-            return;
-        }
-        let result = match csi.expand(publish, wanted).await {
-            Ok(_) => {
-                let namespace = bound.claim.metadata.namespace.as_deref().unwrap_or_default();
-                let name = bound.claim.metadata.name.as_deref().unwrap_or_default();
-                let capacity = bound.spec().and_then(|s| s.capacity.clone()).unwrap_or_default();
-                api.put_claim_capacity(namespace, name, &capacity).await.map_err(VolumeError::from)
-            }
-            Err(error) => Err(error),
-        };
-        match result {
-            Ok(()) => tracing::info!(volume = bound.name(), "volume expanded"),
-            Err(error) => tracing::warn!(volume = bound.name(), %error, "the volume cannot grow; it is tried again"),
-        }
+    pub(super) async fn publish_secrets(&self, source: &CSIPersistentVolumeSource) -> Result<Attributes, VolumeError> {
+        let Some(secret) = &source.node_publish_secret_ref else { return Ok(Attributes::new()) };
+        let namespace = secret.namespace.as_deref().unwrap_or_default();
+        self.secret_of_driver("NodePublishSecretRef", namespace, secret.name.as_deref()).await
     }
 
-    async fn secret_of_driver(
+    pub(super) async fn secret_of_driver(
         &self,
         what: &str,
         namespace: &str,
@@ -374,16 +352,21 @@ impl Volumes {
         remove_staging(&staging)
     }
 
-    /// Whether another pod on this node has the same volume.
+    /// Whether another pod on this node has the same volume; that of the pod itself is gone already.
     fn is_used(&self, data: &PodData) -> bool {
+        self.is_used_by_other(&PodUid::new(""), &data.driver_name, &data.volume_handle)
+    }
+
+    fn is_used_by_other(&self, uid: &PodUid, driver: &str, handle: &str) -> bool {
         let pods = fs::read_dir(&self.pods_dir).into_iter().flatten().flatten();
-        let mut others = pods.flat_map(|pod| published(&pod.path()));
-        others.any(|(_, other)| other.driver_name == data.driver_name && other.volume_handle == data.volume_handle)
+        let others = pods.filter(|pod| pod.file_name() != uid.as_str());
+        let mut all = others.flat_map(|pod| published(&pod.path()));
+        all.any(|(_, other)| other.driver_name == driver && other.volume_handle == handle)
     }
 }
 
 impl Job<'_> {
-    fn check_mode(&self, policy: &Policy) -> Result<(), VolumeError> {
+    pub(super) fn check_mode(&self, policy: &Policy) -> Result<(), VolumeError> {
         if policy.modes.iter().any(|mode| mode == self.mode) {
             return Ok(());
         }
@@ -393,7 +376,22 @@ impl Job<'_> {
         )))
     }
 
-    fn pod_info(&self) -> Attributes {
+    /// Leaves what is needed to take the volume away, beside where it is published.
+    fn remember(&self, target: &Path, handle: &str) -> Result<(), VolumeError> {
+        let dir = target.parent().unwrap_or(target);
+        make_dir(dir)?;
+        let data = PodData {
+            volume_lifecycle_mode: self.mode.to_owned(),
+            ..PodData::of(self.spec_name, self.driver, handle, &self.node.name)
+        };
+        data.save(dir)
+    }
+
+    fn growth<'a>(&'a self, bound: &'a Bound, fresh: bool) -> Growth<'a> {
+        Growth { bound, pod: &self.reference, node: &self.node.name, fresh }
+    }
+
+    pub(super) fn pod_info(&self) -> Attributes {
         let spec = self.pod.spec.as_ref();
         let account = spec.and_then(|s| s.service_account_name.clone()).unwrap_or_default();
         let ephemeral = (self.mode == "Ephemeral").to_string();
@@ -409,29 +407,17 @@ impl Job<'_> {
     }
 }
 
-/// Waits until the controller has attached the volume; what it has to tell the node.
-async fn wait_for_attachment(api: &dyn StorageApi, name: &str) -> Result<Attributes, VolumeError> {
-    let (mut waited, mut delay) = (Duration::ZERO, ATTACH_LOOK.0);
-    loop {
-        let status = api.attachment(name).await?.and_then(|attachment| attachment.status);
-        match status {
-            Some(status) if status.attached => return Ok(status.attachment_metadata.unwrap_or_default()),
-            Some(status) if status.attach_error.is_some() => {
-                let text = status.attach_error.and_then(|e| e.message).unwrap_or_default();
-                return Err(VolumeError::Attach(text));
-            }
-            _ if waited >= ATTACH_LIMIT => {
-                return Err(VolumeError::Attach(format!("volume attachment {name} is not attached yet")));
-            }
-            _ => {}
+/// Whether the node gives the files to the pod's group. `by_default`: it is a file system of one node's.
+fn node_sets_group(policy: &str, by_default: bool, driver_does: bool) -> bool {
+    !driver_does
+        && match policy {
+            "None" => false,
+            "File" => true,
+            _ => by_default,
         }
-        tokio::time::sleep(delay).await;
-        waited += delay;
-        delay = (delay * 2).min(ATTACH_LOOK.1);
-    }
 }
 
-fn make_dir(dir: &Path) -> Result<(), VolumeError> {
+pub(super) fn make_dir(dir: &Path) -> Result<(), VolumeError> {
     fs::DirBuilder::new().recursive(true).mode(0o750).create(dir).map_err(VolumeError::file("make", dir))
 }
 
@@ -452,12 +438,37 @@ fn remove_staging(staging: &Path) -> Result<(), VolumeError> {
 }
 
 /// rmdir: what holds data stays.
-fn remove_empty(dir: &Path) -> Result<(), VolumeError> {
+pub(super) fn remove_empty(dir: &Path) -> Result<(), VolumeError> {
     if kernel::is_mount_point(dir).map_err(VolumeError::file("look at", dir))? {
         kernel::unmount_now(dir).map_err(VolumeError::file("unmount", dir))?;
     }
     match fs::remove_dir(dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(VolumeError::file("remove", dir)(error)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drivers_say_who_sets_the_group() {
+        // A9.16
+        for (policy, by_default, driver_does, node) in [
+            ("ReadWriteOnceWithFSType", true, false, true),
+            ("ReadWriteOnceWithFSType", false, false, false),
+            ("File", false, false, true),
+            ("File", true, true, false),
+            ("None", true, false, false),
+        ] {
+            assert_eq!(node_sets_group(policy, by_default, driver_does), node, "{policy} {by_default} {driver_does}");
+        }
+        let default = Policy::of(None);
+        assert_eq!(
+            (default.attach, default.pod_info, default.group.as_str()),
+            (true, false, "ReadWriteOnceWithFSType")
+        );
+        assert_eq!(default.modes, ["Persistent"]);
     }
 }

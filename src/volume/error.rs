@@ -44,15 +44,17 @@ pub enum VolumeError {
     /// A claim is not what it must be.
     #[error("{0}")]
     Claim(String),
-    /// The volume could not be staged on the node.
-    #[error("{0}")]
-    Device(String),
-    /// The volume cannot be used as a device.
-    #[error("{0}")]
-    Map(String),
-    /// The volume is not attached to the node.
-    #[error("{0}")]
-    Attach(String),
+    /// A step of the way that events name, such as `MountVolume.MountDevice failed`.
+    #[error("{text}")]
+    Step {
+        /// As events begin.
+        step: &'static str,
+        /// Why.
+        text: String,
+    },
+    /// The cluster has not attached the volume yet, which is no failure.
+    #[error("volume {0} is not attached according to the node's status")]
+    NotAttached(String),
     /// A CSI driver refused, or did not answer.
     #[error("{text}")]
     Driver {
@@ -60,6 +62,8 @@ pub enum VolumeError {
         text: String,
         /// The driver has ended the operation: nothing of it goes on.
         finished: bool,
+        /// It cannot be done in the state in which the volume is.
+        refused: bool,
     },
     /// A kind of volume that this agent does not know.
     #[error("no volume plugin matched: volumes of this type are not supported on this node")]
@@ -83,6 +87,13 @@ impl VolumeError {
     /// Nothing of the operation goes on anywhere.
     pub(super) const fn is_finished(&self) -> bool {
         !matches!(self, Self::Driver { finished: false, .. })
+    }
+
+    pub(super) fn step(step: &'static str) -> impl Fn(Self) -> Self {
+        move |error| match error {
+            Self::Step { .. } | Self::NotAttached(_) => error,
+            other => Self::Step { step, text: other.to_string() },
+        }
     }
 
     pub(super) fn file(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {

@@ -58,5 +58,16 @@ mod tests {
         set_up(&path("f"), "File").unwrap();
         assert!(set_up(&path("f"), "DirectoryOrCreate").is_err());
         set_up("/dev/null", "CharDevice").unwrap();
+        assert!(set_up("/dev/null", "BlockDevice").is_err());
+        let _listener = std::os::unix::net::UnixListener::bind(path("s")).unwrap();
+        set_up(&path("s"), "Socket").unwrap();
+        // 7 is the number of loop devices; it needs root to make a file of one.
+        let made = std::process::Command::new("mknod").args([&path("b"), "b", "7", "250"]).status().unwrap();
+        assert!(made.success());
+        set_up(&path("b"), "BlockDevice").unwrap();
+        assert!(set_up(&path("b"), "File").is_err() && set_up(&path("b"), "Tape").is_err());
+        let mode =
+            |name: &str| std::os::unix::fs::PermissionsExt::mode(&fs::metadata(path(name)).unwrap().permissions());
+        assert_eq!((mode("d/e") & 0o7777, mode("f") & 0o7777), (0o755, 0o644));
     }
 }

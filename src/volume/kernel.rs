@@ -13,6 +13,25 @@ pub(super) fn is_mount_point(path: &Path) -> io::Result<bool> {
     Ok(mount_points(&text).any(|place| place == wanted))
 }
 
+/// Whether files of the file system that is mounted at the path can have labels of SELinux. Not over the network: there they are
+/// everybody's.
+pub(super) fn has_labels(path: &Path) -> io::Result<bool> {
+    let Some(path) = without_links(path)? else { return Ok(false) };
+    let text = std::fs::read_to_string("/proc/self/mountinfo")?;
+    Ok(labels_at(&text, &path.to_string_lossy()))
+}
+
+fn labels_at(mountinfo: &str, path: &str) -> bool {
+    mountinfo.lines().any(|line| {
+        let Some((place, file_system)) = line.split_once(" - ") else { return false };
+        let at = place.split(' ').nth(4).map(unescape);
+        let mut words = file_system.split(' ');
+        let is_local = words.next().is_some_and(|kind| !kind.starts_with("nfs"));
+        let labels = words.nth(1).is_some_and(|options| options.split(',').any(|option| option == "seclabel"));
+        at.as_deref() == Some(path) && is_local && labels
+    })
+}
+
 /// The mount points at or below a path, deepest first.
 pub(super) fn mount_points_below(path: &Path) -> io::Result<Vec<String>> {
     let Some(path) = without_links(path)? else { return Ok(Vec::new()) };
@@ -89,6 +108,18 @@ pub(super) fn unmount_now(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn some_file_systems_take_labels() {
+        // A10.7
+        let table = "1 0 8:1 / / rw - ext4 /dev/sda rw,seclabel\n\
+            2 1 8:2 / /data rw,relatime shared:1 - xfs /dev/sdb rw,seclabel,attr2\n\
+            3 1 8:3 / /plain rw - xfs /dev/sdc rw,attr2\n\
+            4 1 0:50 / /far rw - nfs4 server:/x rw,seclabel\n";
+        for (path, labels) in [("/data", true), ("/plain", false), ("/far", false), ("/data/deep", false)] {
+            assert_eq!(labels_at(table, path), labels, "{path}");
+        }
+    }
 
     /// Needs root.
     #[test]

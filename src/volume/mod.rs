@@ -7,11 +7,14 @@
 //! Not here: which container sees which volume (`pod`), and when to try again (`pod::plan`).
 
 mod atomic;
+mod attach;
 mod claim;
 pub mod csi;
+mod csi_block;
 mod csi_volume;
 mod empty_dir;
 mod error;
+mod expand;
 pub mod fields;
 mod host_path;
 mod kernel;

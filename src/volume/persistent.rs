@@ -72,11 +72,11 @@ pub(super) fn mount_local(source: &str, target: &Path, read_only: bool) -> Resul
 /// Whether a local volume is what it must be to be used as a device.
 pub(super) fn check_device(source: &str) -> Result<(), VolumeError> {
     use std::os::unix::fs::FileTypeExt;
-    let found = fs::metadata(source).map_err(|_| VolumeError::Map(format!("path \"{source}\" does not exist")))?;
+    let found = fs::metadata(source).map_err(|_| VolumeError::Other(format!("path \"{source}\" does not exist")))?;
     if found.file_type().is_block_device() {
         return Ok(());
     }
-    Err(VolumeError::Map(format!("path \"{source}\" is no block device")))
+    Err(VolumeError::Other(format!("path \"{source}\" is no block device")))
 }
 
 /// Mounts an NFS export with the system's mount program.

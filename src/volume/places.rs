@@ -22,6 +22,8 @@ pub(super) struct Place {
     pub(super) read_only: bool,
     /// The cluster's name of a volume that is attached to nodes, as in the Node's `volumesInUse`.
     pub(super) attachable: Option<String>,
+    /// Who uses it belongs to this group, too: what the volume's annotation says (A10.2).
+    pub(super) group: Option<i64>,
 }
 
 type Known = BTreeMap<PodUid, BTreeMap<String, Place>>;
@@ -66,6 +68,14 @@ impl Places {
         known.get(pod).and_then(|places| places.get(volume)).cloned()
     }
 
+    /// The groups of a pod's volumes.
+    pub(super) fn groups(&self, pod: &PodUid) -> Vec<i64> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let places = known.get(pod).into_iter().flat_map(BTreeMap::values);
+        let all: BTreeSet<i64> = places.filter_map(|place| place.group).collect();
+        all.into_iter().collect()
+    }
+
     /// Remembers a place; `root` is the pod's directory.
     pub(super) fn put(&self, pod: &PodUid, root: &Path, volume: &str, place: Place) -> Result<(), VolumeError> {
         let changed = self.with(|known| {
@@ -105,10 +115,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (root, uid) = (dir.path().join("u"), PodUid::new("u"));
         fs::create_dir(&root).unwrap();
-        let place = Place { path: "/x".into(), read_only: true, attachable: Some("kubernetes.io/csi/d^h".into()) };
+        let place = Place {
+            path: "/x".into(),
+            read_only: true,
+            attachable: Some("kubernetes.io/csi/d^h".into()),
+            group: Some(7),
+        };
         Places::read(dir.path()).put(&uid, &root, "data", place.clone()).unwrap();
         let places = Places::read(dir.path());
         assert_eq!(places.get(&uid, "data"), Some(place));
+        assert_eq!((places.groups(&uid), places.groups(&PodUid::new("other"))), (vec![7], vec![]));
         assert_eq!(*places.in_use().borrow(), ["kubernetes.io/csi/d^h"]);
         places.forget(&uid);
         assert!(places.in_use().borrow().is_empty());

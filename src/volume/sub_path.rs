@@ -80,6 +80,14 @@ mod tests {
         open(dir.path(), "ok").unwrap();
         open(dir.path(), "new/deep").unwrap();
         assert!(dir.path().join("new/deep").is_dir());
+        // What is made has the mode of the volume, and files are as good as directories.
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
+        fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o2775)).unwrap();
+        open(dir.path(), "made/below").unwrap();
+        assert_eq!((mode(&dir.path().join("made")), mode(&dir.path().join("made/below"))), (0o2775, 0o2775));
+        fs::write(dir.path().join("file"), "").unwrap();
+        open(dir.path(), "file").unwrap();
+        assert!(open(dir.path(), "file/below").is_err() && dir.path().join("file").is_file());
         let target = dir.path().join("t");
         assert!(matches!(bind(dir.path(), "../x", &target), Err(VolumeError::Path(_))));
     }

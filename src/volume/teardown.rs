@@ -34,6 +34,7 @@ impl Volumes {
             }
         }
         errors.extend(self.unmount_csi(&root).await);
+        errors.extend(self.unmap_csi(uid).await);
         if errors.is_empty() {
             self.places.forget(uid);
             errors.extend(remove_empty_dirs(&root).err());

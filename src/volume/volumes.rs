@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_openapi::api::core::v1::{Pod, Volume};
-use stoker_model::handle::{NodeSnapshot, ObjectApi, StorageApi};
+use stoker_model::handle::{EventSink, EventSubject, EventType, NodeSnapshot, ObjectApi, StorageApi};
 use stoker_model::pod::{PodRef, PodUid};
 use tokio::sync::{Notify, Semaphore, watch};
 
@@ -61,11 +61,14 @@ pub struct MountFailure {
 }
 
 impl MountFailure {
-    /// Reason of its event.
-    pub fn reason(&self) -> &'static str {
+    /// Reason of its event; `None`: there is none, for the volume is only waited for.
+    pub fn reason(&self) -> Option<&'static str> {
         match self.error {
-            VolumeError::Map(_) => "FailedMapVolume",
-            _ => "FailedMount",
+            VolumeError::NotAttached(_) => None,
+            VolumeError::Step { step, .. } if step.starts_with("MapVolume.") && step != MAP_AFFINITY => {
+                Some("FailedMapVolume")
+            }
+            _ => Some("FailedMount"),
         }
     }
 }
@@ -78,13 +81,22 @@ impl fmt::Display for MountFailure {
                 f,
                 "Unable to attach or mount volumes: unmounted volumes=[{volume}], unattached volumes=[], failed to process volumes=[{volume}]: {text}"
             ),
-            VolumeError::Device(text) => write!(f, "MountVolume.MountDevice failed for volume \"{named}\" : {text}"),
-            VolumeError::Map(text) => write!(f, "MapVolume.SetUpDevice failed for volume \"{named}\" : {text}"),
-            VolumeError::Attach(text) => write!(f, "MountVolume.WaitForAttach failed for volume \"{named}\" : {text}"),
+            VolumeError::Step { step, text } => write!(f, "{step} for volume \"{named}\" : {text}"),
+            VolumeError::NotAttached(_) => {
+                write!(
+                    f,
+                    "unmounted volumes=[{volume}], unattached volumes=[{volume}], failed to process volumes=[]: {error}"
+                )
+            }
             other => write!(f, "MountVolume.SetUp failed for volume \"{named}\" : {other}"),
         }
     }
 }
+
+/// Steps at which an event names the node's labels.
+const MOUNT_AFFINITY: &str = "MountVolume.NodeAffinity check failed";
+const MAP_AFFINITY: &str = "MapVolume.NodeAffinity check failed";
+pub(super) const SET_UP_DEVICE: &str = "MapVolume.SetUpDevice failed";
 
 /// The pod's group for volumes.
 pub(super) fn fs_group(pod: &Pod) -> Option<u32> {
@@ -101,6 +113,7 @@ pub struct Volumes {
     pub(super) pods_dir: PathBuf,
     pub(super) objects: Arc<dyn ObjectApi>,
     storage: Option<Arc<dyn StorageApi>>,
+    pub(super) sink: Option<Arc<dyn EventSink>>,
     pub(super) drivers: Drivers,
     pub(super) tokens: Arc<Tokens>,
     pub(super) places: Places,
@@ -122,6 +135,7 @@ impl Volumes {
             pods_dir,
             objects,
             storage: None,
+            sink: None,
             drivers: Drivers::default(),
             tokens: Arc::default(),
             gates: Gates::default(),
@@ -134,6 +148,20 @@ impl Volumes {
         self.storage = Some(storage);
         self.drivers = drivers;
         self
+    }
+
+    /// Tells of what it does with volumes.
+    #[must_use]
+    pub fn with_events(mut self, sink: Arc<dyn EventSink>) -> Self {
+        self.sink = Some(sink);
+        self
+    }
+
+    /// Publishes an event about a pod.
+    pub(super) fn tell(&self, pod: &PodRef, kind: EventType, reason: &str, message: String) {
+        if let Some(sink) = &self.sink {
+            sink.publish(EventSubject::Pod { pod: pod.clone(), field_path: None }, kind, reason, message);
+        }
     }
 
     pub(super) fn storage(&self) -> Result<&dyn StorageApi, VolumeError> {
@@ -274,16 +302,22 @@ impl Volumes {
     ) -> Result<(), VolumeError> {
         let uid = PodRef::of(pod).uid;
         let Some(spec) = bound.spec() else { return Err(VolumeError::Unsupported) };
-        persistent::check_node(spec, node)?;
+        let affinity = if bound.is_block() { MAP_AFFINITY } else { MOUNT_AFFINITY };
+        persistent::check_node(spec, node).map_err(VolumeError::step(affinity))?;
+        if let Some(source) = spec.csi.as_ref().filter(|_| bound.is_block()) {
+            return self.map_csi(pod, bound, source, &volume.name, node, now).await;
+        }
         let dirs = self.dirs(&uid);
         let of_plugin = |plugin: &str| dirs.volume(plugin, &bound.name().replace('/', "~"));
-        let at = |path: PathBuf| Place { path, read_only: bound.read_only, attachable: None };
+        let at = |path: PathBuf| Place { path, read_only: bound.read_only, attachable: None, group: bound.group() };
         let place = if bound.is_block() {
             let Some(source) = &spec.local else {
-                let text = "only local volumes can be used as devices on this node";
-                return Err(VolumeError::Map(text.to_owned()));
+                return Err(VolumeError::Step {
+                    step: SET_UP_DEVICE,
+                    text: "only local volumes and those of CSI drivers can be used as devices on this node".to_owned(),
+                });
             };
-            persistent::check_device(&source.path)?;
+            persistent::check_device(&source.path).map_err(VolumeError::step(SET_UP_DEVICE))?;
             at(PathBuf::from(&source.path))
         } else if let Some(source) = &spec.host_path {
             host_path::set_up(&source.path, source.type_.as_deref().unwrap_or_default())?;
@@ -340,6 +374,22 @@ impl Volumes {
             || volume.projected.is_some();
         let of_nfs = volume.nfs.as_ref().and_then(|nfs| nfs.read_only).unwrap_or_default();
         of_content || of_nfs || self.places.get(uid, &volume.name).is_some_and(|place| place.read_only)
+    }
+
+    /// The groups that the pod's processes need for its volumes (A10.2).
+    pub fn groups(&self, uid: &PodUid) -> Vec<i64> {
+        self.places.groups(uid)
+    }
+
+    /// Whether the volume's files may get the label of the pod's processes: they are the pod's, and can have one (A10.7).
+    pub fn relabels(&self, uid: &PodUid, volume: &Volume) -> bool {
+        let of_pod = volume.empty_dir.is_some()
+            || volume.config_map.is_some()
+            || volume.secret.is_some()
+            || volume.downward_api.is_some()
+            || volume.projected.is_some();
+        let place = self.places.get(uid, &volume.name).filter(|place| !place.read_only);
+        of_pod || place.is_some_and(|place| kernel::has_labels(&place.path).unwrap_or_default())
     }
 
     /// A part of a volume, safe from links that lead out of it (A9.13). `index`: the place of the mount in its container.

@@ -11,5 +11,8 @@ mod join;
 mod network;
 mod node;
 mod shutdown;
+mod spans;
 mod stats;
 mod streams;
+mod verbs;
+mod websockets;

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::lab::enclosure::NODE_IP;
+use crate::lab::enclosure::{NODE_IP, NODE_IP6};
 use crate::lab::manifest::{HELLO, pod};
 use crate::lab::{Lab, text};
 
@@ -65,4 +65,117 @@ fn pods_have_addresses_host_ports_and_policies() {
     });
     assert!(!lab.run("nft", &["list", "ruleset"]).out.contains("8090"), "the host port is closed");
     lab.finish();
+}
+
+/// B1.18 B1.3 B1.4: pods, nodes and Services of both families, with our own API server.
+#[test]
+fn both_families_reach_pods_services_and_node_ports() {
+    let lab = Lab::start_dual_stack();
+    let strings =
+        |value: &serde_json::Value| -> Vec<String> { value.as_array().into_iter().flatten().map(text).collect() };
+    assert_eq!(strings(&lab.get("node lab")["spec"]["podCIDRs"]).len(), 2);
+    let node_ips = lab.kubectl("get node lab -o jsonpath={.status.addresses[?(@.type==\"InternalIP\")].address}");
+    assert_eq!(node_ips, format!("{NODE_IP} {NODE_IP6}"));
+    lab.kubectl(&format!("apply -f {}/make/templates/kube-dns.yaml", env!("CARGO_MANIFEST_DIR")));
+    lab.apply(&pod("web").image(HELLO).build());
+    lab.apply(&pod("client").build());
+    for name in ["web", "client"] {
+        lab.eventually("the pod is ready", |lab| lab.ready_pods(name) == 1);
+    }
+    let status = lab.get("pod web")["status"].clone();
+    let ips: Vec<String> = status["podIPs"].as_array().into_iter().flatten().map(|ip| text(&ip["ip"])).collect();
+    assert!(matches!(&ips[..], [v4, v6] if v4.contains('.') && v6.contains(':')), "{ips:?}");
+    for host in [ips[0].clone(), format!("[{}]", ips[1])] {
+        let url = format!("http://{host}:8080/");
+        assert!(fetch(&lab, "client", &url) && lab.curl(&url).success, "{url}");
+    }
+
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
+        "spec": {"type": "NodePort", "ipFamilyPolicy": "RequireDualStack", "selector": {"app": "web"},
+            "ports": [{"port": 80, "targetPort": 8080, "nodePort": 30080}]},
+    });
+    lab.apply(&service);
+    let cluster_ips = strings(&lab.get("service web")["spec"]["clusterIPs"]);
+    assert_eq!(strings(&lab.get("service web")["spec"]["ipFamilies"]), ["IPv4", "IPv6"]);
+    let urls = [
+        format!("http://{}:80/", cluster_ips[0]),
+        format!("http://[{}]:80/", cluster_ips[1]),
+        format!("http://{NODE_IP}:30080/"),
+        format!("http://[{NODE_IP6}]:30080/"),
+    ];
+    for url in &urls {
+        lab.eventually(&format!("{url} answers"), |lab| lab.curl(url).success && fetch(lab, "client", url));
+    }
+    let web = format!("hello from web ({})\n", ips[1]);
+    assert_eq!(lab.curl(&urls[1]).out, web, "each family leads to pods of its own");
+
+    // Down to one family: the other refuses, and the first goes on.
+    lab.kubectl(r#"patch service web -p {"spec":{"ipFamilyPolicy":"SingleStack"}}"#);
+    assert_eq!(strings(&lab.get("service web")["spec"]["clusterIPs"]), cluster_ips[..1]);
+    lab.eventually("the second family ends", |lab| !lab.curl(&urls[1]).success && !lab.curl(&urls[3]).success);
+    assert!(lab.curl(&urls[0]).success && lab.curl(&urls[2]).success);
+    // And the other way round: a Service of the other family alone.
+    let six = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "six"},
+        "spec": {"ipFamilies": ["IPv6"], "selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]},
+    });
+    lab.apply(&six);
+    let ip = text(&lab.get("service six")["spec"]["clusterIP"]);
+    lab.eventually("it answers", |lab| fetch(lab, "client", &format!("http://[{ip}]/")));
+    lab.kubectl("delete service web six");
+    lab.kubectl("delete pod web client --grace-period=1");
+    lab.finish();
+}
+
+/// B2.7, B2.8: the proxy alone, called as kube-proxy is called, with nothing else of ours on the node.
+#[test]
+fn the_proxy_runs_alone_with_the_flags_of_kube_proxy() {
+    let mut lab = Lab::new();
+    lab.start_control_plane();
+    lab.apply(&json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "lab"}}));
+    let status = format!(r#"{{"status":{{"addresses":[{{"type":"InternalIP","address":"{NODE_IP}"}}]}}}}"#);
+    lab.kubectl(&format!("patch node lab --subresource=status --type=merge -p {status}"));
+    let (stoker, dir) = (lab.stoker(), lab.dir().display().to_string());
+    let proxy = |arguments: &str| {
+        let words: Vec<&str> = std::iter::once("kube-proxy").chain(arguments.split_whitespace()).collect();
+        lab.run(&stoker, &words)
+    };
+    assert_eq!(proxy("--version").out, "kube-proxy v1.36.2\n");
+
+    // The flags as a file, which takes the place of the flags.
+    let flags = format!(
+        "--kubeconfig={dir}/control-plane/admin.kubeconfig --proxy-mode=nftables --cluster-cidr=10.244.0.0/16 \
+         --nodeport-addresses=primary --healthz-bind-address=127.0.0.1:10300 --metrics-bind-address=127.0.0.1:10301"
+    );
+    let file = format!("{dir}/kube-proxy.yaml");
+    proxy(&format!("{flags} --write-config-to={file}")).expect_success("kube-proxy --write-config-to");
+    assert!(std::fs::read_to_string(&file).expect("written").contains("clusterCIDR: 10.244.0.0/16"));
+    let sysctl = || lab.run("cat", &["/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait"]).out;
+    lab.run("nft", &["add table ip tracked"]).expect_success("nft");
+    lab.run("nft", &["add chain ip tracked c { type filter hook input priority 0; }"]).expect_success("nft");
+    lab.run("nft", &["add rule ip tracked c ct state new accept"]).expect_success("nft");
+    proxy(&format!("--config={file} --init-only")).expect_success("kube-proxy --init-only");
+    assert_eq!(sysctl().trim(), "3600");
+    let tables = || lab.run("nft", &["list", "tables"]).out;
+    assert!(!tables().contains("stoker"), "nothing more was done: {}", tables());
+
+    let api = "https://10.96.0.1/readyz";
+    let answers = || lab.run("curl", &["-sSk", "--max-time", "3", api]).out == "ok";
+    assert!(!answers());
+    let line = format!(
+        "{stoker} kube-proxy --config={file} --hostname-override=lab --v=2 > {dir}/log/proxy.log 2>&1 & echo $!"
+    );
+    let pid = lab.run("sh", &["-c", &line]).expect_success("kube-proxy");
+    lab.eventually("the Service kubernetes answers", |_| answers());
+    assert_eq!(lab.curl("http://127.0.0.1:10301/proxyMode").out, "nftables");
+    lab.eventually("it is well", |lab| lab.curl("http://127.0.0.1:10300/healthz").success);
+    lab.run("kill", &["-TERM", pid.trim()]).expect_success("kill");
+    lab.eventually("it ends", |lab| !lab.curl("http://127.0.0.1:10300/livez").success);
+    assert!(answers(), "and its rules stay");
+    proxy("--cleanup").expect_success("kube-proxy --cleanup");
+    assert!(!answers() && !tables().contains("stoker"), "{}", tables());
+
+    let wrong = proxy("--cluster-cidr=10.244.0.0");
+    assert!(!wrong.success && wrong.err.contains("clusterCIDR"), "{}", wrong.err);
 }

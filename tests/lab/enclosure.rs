@@ -70,6 +70,9 @@ cat > /dev/null
 /// The node's address in its network.
 pub(crate) const NODE_IP: &str = "198.51.100.2";
 
+/// Its address of the other family, where a test gives it one.
+pub(crate) const NODE_IP6: &str = "fd00:198::2";
+
 /// The namespaces, and the folder for all that stands in files.
 #[derive(Debug)]
 pub(crate) struct Enclosure {

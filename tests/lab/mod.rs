@@ -15,7 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-use enclosure::{Enclosure, NODE_IP};
+use enclosure::{Enclosure, NODE_IP, NODE_IP6};
 use serde_json::Value;
 
 /// The node's name.
@@ -57,6 +57,34 @@ impl Lab {
     #[track_caller]
     pub(crate) fn start() -> Self {
         let mut lab = Self::new();
+        lab.start_containerd();
+        lab.start_control_plane();
+        lab.start_agent();
+        lab.eventually("the node is ready", |lab| lab.node_is_ready());
+        lab
+    }
+
+    /// As [`Lab::start`], with a node, pods and Services of both address families.
+    #[track_caller]
+    pub(crate) fn start_dual_stack() -> Self {
+        let mut lab = Self::new();
+        for command in [
+            format!("ip address add {NODE_IP6}/64 dev node0 nodad"),
+            "ip -6 route add default via fd00:198::1".to_owned(),
+        ] {
+            let words: Vec<&str> = command.split(' ').collect();
+            lab.run(words[0], &words[1..]).expect_success(&command);
+        }
+        for (flag, ranges) in
+            [("--service-cidr", "10.96.0.0/16,fd00:96::/112"), ("--cluster-cidr", "10.244.0.0/16,fd00:244::/56")]
+        {
+            lab.control_plane.command.extend([flag.to_owned(), ranges.to_owned()]);
+        }
+        lab.agent_flag("--node-ip", &format!("{NODE_IP},{NODE_IP6}"));
+        let config = lab.dir().join("stoker.yaml");
+        let text = fs::read_to_string(&config).expect("it was written");
+        fs::write(&config, text.replace(r#"["10.244.0.0/16"]"#, r#"["10.244.0.0/16", "fd00:244::/56"]"#))
+            .expect("the folder is ours");
         lab.start_containerd();
         lab.start_control_plane();
         lab.start_agent();
@@ -276,6 +304,11 @@ impl Lab {
     /// Runs any program inside.
     pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> Outcome {
         Outcome::of(self.enclosure.command(program).args(arguments))
+    }
+
+    /// Where the agent's program is.
+    pub(crate) fn stoker(&self) -> String {
+        binary("stoker").to_string_lossy().into_owned()
     }
 
     /// Runs `ctr`, in the namespace of Kubernetes.

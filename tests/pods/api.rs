@@ -12,8 +12,8 @@ use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use stoker_model::handle::{
-    ApiError, BoundToken, CsiDriverInfo, DesiredPods, EventSink, EventSubject, EventType, MirrorApi, ObjectApi,
-    ObjectName, PodApi, PodFeed, ServiceLinks, StorageApi,
+    ApiError, BoundToken, CsiDriverInfo, DesiredPods, EventSink, EventSubject, EventType, MirrorApi, NodeVolumes,
+    ObjectApi, ObjectName, PodApi, PodFeed, ServiceLinks, StorageApi,
 };
 use stoker_model::pod::{PodRef, PodUid};
 use tokio::sync::{Notify, watch};
@@ -318,6 +318,8 @@ pub struct Storage {
     pub volumes: BTreeMap<String, PersistentVolume>,
     pub drivers: BTreeMap<String, CSIDriver>,
     pub attachments: BTreeMap<String, VolumeAttachment>,
+    /// What the Node's status lists, as used and as attached.
+    pub attached: BTreeSet<String>,
     /// What CSINode holds.
     pub registered: BTreeMap<String, CsiDriverInfo>,
 }
@@ -338,6 +340,10 @@ impl StorageApi for Api {
 
     async fn attachment(&self, name: &str) -> Result<Option<VolumeAttachment>, ApiError> {
         Ok(self.storage(|all| all.attachments.get(name).cloned()))
+    }
+
+    async fn volumes_of_node(&self) -> Result<NodeVolumes, ApiError> {
+        Ok(self.storage(|all| NodeVolumes { in_use: all.attached.clone(), attached: all.attached.clone() }))
     }
 
     async fn put_driver(&self, driver: &CsiDriverInfo) -> Result<(), ApiError> {
@@ -387,6 +393,7 @@ impl EventSink for Api {
         let place = match subject {
             EventSubject::Pod { pod, field_path } => format!("{} {}", pod.name, field_path.unwrap_or_default()),
             EventSubject::Node => "node".to_owned(),
+            EventSubject::Claim { claim, .. } => format!("claim {} ", claim.name),
             other => format!("{other:?}"),
         };
         let annotations: String = annotations.iter().map(|(name, value)| format!("[{name}={value}]")).collect();

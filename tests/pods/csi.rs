@@ -109,6 +109,11 @@ fn run(program: &str, arguments: &[&str]) -> Result<(), Status> {
     if done.status.success() { Ok(()) } else { Err(Status::internal(String::from_utf8_lossy(&done.stderr))) }
 }
 
+fn is_block(capability: Option<&VolumeCapability>) -> bool {
+    let access = capability.and_then(|capability| capability.access_type.as_ref());
+    matches!(access, Some(volume_capability::AccessType::Block(_)))
+}
+
 fn is_mounted(path: &str) -> bool {
     fs::read_to_string("/proc/self/mountinfo").unwrap().lines().any(|line| line.split(' ').nth(4) == Some(path))
 }
@@ -124,7 +129,9 @@ impl Node for Driver {
         if asked.publish_context.get("device").is_none_or(|device| device != "/dev/vdx") {
             return Err(Status::invalid_argument("the volume is not attached"));
         }
-        if !is_mounted(&asked.staging_target_path) {
+        if is_block(asked.volume_capability.as_ref()) {
+            fs::write(Path::new(&asked.staging_target_path).join("device"), "").unwrap();
+        } else if !is_mounted(&asked.staging_target_path) {
             run("mount", &["-t", "tmpfs", "tmpfs", &asked.staging_target_path])?;
             fs::write(Path::new(&asked.staging_target_path).join("data"), "on disk").unwrap();
         }
@@ -140,6 +147,7 @@ impl Node for Driver {
         if is_mounted(&asked.staging_target_path) {
             run("umount", &[&asked.staging_target_path])?;
         }
+        let _ = fs::remove_file(Path::new(&asked.staging_target_path).join("device"));
         Ok(Response::new(NodeUnstageVolumeResponse {}))
     }
 
@@ -149,6 +157,16 @@ impl Node for Driver {
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
         let asked = request.into_inner();
         self.note("publish", &asked.volume_id)?;
+        if is_block(asked.volume_capability.as_ref()) {
+            let staged = Path::new(&asked.staging_target_path).join("device").exists();
+            return match staged && !Path::new(&asked.target_path).exists() {
+                // The file that names the device is the driver's to make. Nothing is behind the number here.
+                true => {
+                    run("mknod", &[&asked.target_path, "b", "7", "250"]).map(|()| Response::new(Default::default()))
+                }
+                false => Err(Status::failed_precondition("not staged, or published already")),
+            };
+        }
         self.contexts.lock().unwrap().push(asked.volume_context);
         self.secrets.lock().unwrap().push(asked.secrets);
         fs::create_dir_all(&asked.target_path).unwrap();
@@ -172,6 +190,7 @@ impl Node for Driver {
             run("umount", &[&asked.target_path])?;
         }
         let _ = fs::remove_dir(&asked.target_path);
+        let _ = fs::remove_file(&asked.target_path);
         Ok(Response::new(NodeUnpublishVolumeResponse {}))
     }
 

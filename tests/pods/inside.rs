@@ -24,7 +24,7 @@ fn volume(name: &str, source: Value) -> Volume {
 
 impl Node {
     /// What a container has written, once it contains a text.
-    async fn log_with(&self, uid: &PodUid, pod: &str, container: &str, text: &str) -> String {
+    pub async fn log_with(&self, uid: &PodUid, pod: &str, container: &str, text: &str) -> String {
         let path = self.path(&format!("pod-logs/default_{pod}_{uid}/{container}/0.log"));
         let mut log = String::new();
         for _ in 0..200 {

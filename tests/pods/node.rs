@@ -17,7 +17,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use stoker::cgroup::{CgroupConfig, Cgroups};
 use stoker::clock::Clock;
 use stoker::node::eviction::{EvictionHandles, EvictionSettings, Pressures, ThresholdFields, evict};
-use stoker::pod::{PodHandles, Pods, PodsConfig, StaticSources};
+use stoker::pod::{IdRange, PodHandles, Pods, PodsConfig, StaticSources, Users};
 use stoker::resources::{Assignments, Machine, ResourcesConfig, serve_pod_resources};
 use stoker::runtime::gc::{ImageCollector, ImagePolicy};
 use stoker::runtime::{Images, NodeCredentials, PullRecords, VerificationPolicy, events};
@@ -30,6 +30,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::Api;
 use crate::lab::{BUSYBOX, Lab, PAUSE};
+
+/// Those of pods with users of their own.
+pub const IDS: IdRange = IdRange { first: 131_072, length: 3 * 65536 };
 
 pub struct Node {
     pub lab: Lab,
@@ -117,6 +120,7 @@ impl Node {
             link_dir: self.path("links"),
             resolv_conf: None,
             static_sources: StaticSources { path: self.static_path.clone(), ..StaticSources::default() },
+            users: Some(Users::open(&self.path("kubelet/pods"), IDS, 65536, 3).unwrap()),
             ..PodsConfig::default()
         };
         let records = PullRecords::new(&self.path("kubelet"), VerificationPolicy::default(), Clock);
@@ -127,7 +131,9 @@ impl Node {
         let plugins = self.path("kubelet/plugins_registry");
         let others = vec![assignments.plugins()];
         tokio::spawn(watch_plugins(plugins, drivers.clone(), Some(api.clone()), others, stop.clone()));
-        let volumes = Volumes::new(&self.path("kubelet"), api.clone()).with_storage(api.clone(), drivers);
+        let volumes = Volumes::new(&self.path("kubelet"), api.clone())
+            .with_storage(api.clone(), drivers)
+            .with_events(api.clone());
         let handles = PodHandles {
             images: Images::new(runtime.clone(), NonZeroUsize::MIN)
                 .with_records(Arc::new(records))

@@ -37,6 +37,78 @@ async fn the_second_restart_waits() {
 }
 
 #[tokio::test]
+async fn a_new_agent_admits_anew_what_has_not_ended() {
+    // A1.18
+    let mut node = Node::start().await;
+    let script = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
+    let asks = |cpu: &str| {
+        let list = [("cpu".to_owned(), Quantity(cpu.to_owned()))];
+        Some(ResourceRequirements { requests: Some(list.into()), ..Default::default() })
+    };
+    let old = node.api.create(pod("old").container("main", script).with(|c| c.resources = asks("500m")).0);
+    let before = node.api.until(&old, "ready", |p| condition(p, "Ready")).await;
+    let young = node.api.create(pod("young").container("main", script).with(|c| c.resources = asks("500m")).0);
+    node.api.until(&young, "ready", |p| condition(p, "Ready")).await;
+    let done = node.api.create(pod("done").restart("Never").container("main", "true").0);
+    node.api.until(&done, "done", |p| phase(p) == "Succeeded").await;
+
+    // What a pod was given counts, not what it asks for meanwhile.
+    node.stop_agent().await;
+    node.change_node(|node| drop(node.allocatable.insert("cpu".into(), Quantity("1".into()))));
+    node.api.change_pod(&old, |pod| pod.spec.as_mut().unwrap().containers[0].resources = asks("900m"));
+    node.start_agent();
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    for uid in [&old, &young] {
+        let pod = node.api.pod(uid).unwrap();
+        assert!(condition(&pod, "Ready") && status(&pod, "main").restart_count == 0, "{pod:?}");
+    }
+
+    // The oldest keeps its place, and nothing is known of a Node that is not there yet.
+    node.stop_agent().await;
+    node.change_node(|node| {
+        node.allocatable.insert("cpu".into(), Quantity("600m".into()));
+        node.uid = None;
+    });
+    node.start_agent();
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(phase(&node.api.pod(&young).unwrap()), "Running");
+    node.stop_agent().await;
+    node.change_node(|node| node.uid = Some("node-1-uid".into()));
+    node.start_agent();
+    let failed = node.api.until(&young, "refused", |p| phase(p) == "Failed").await;
+    let told = failed.status.clone().unwrap();
+    assert_eq!(told.reason.as_deref(), Some("OutOfcpu"));
+    assert_eq!(
+        told.message.as_deref(),
+        Some("Pod was rejected: Node didn't have enough resource: cpu, requested: 500, used: 500, capacity: 600")
+    );
+    let runs = async || {
+        let filter = cri::ContainerFilter {
+            label_selector: [("io.kubernetes.pod.uid".to_owned(), young.to_string())].into(),
+            state: Some(cri::ContainerStateValue { state: cri::ContainerState::ContainerRunning.into() }),
+            ..Default::default()
+        };
+        node.lab.runtime.list_containers(Some(filter)).await.unwrap().len()
+    };
+    for _ in 0..100 {
+        if runs().await == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(runs().await, 0, "a refused pod does not go on");
+    let id = |pod: &k8s_openapi::api::core::v1::Pod| status(pod, "main").container_id;
+    assert_eq!(id(&node.api.pod(&old).unwrap()), id(&before));
+    assert_eq!(phase(&node.api.pod(&done).unwrap()), "Succeeded");
+    for uid in [&old, &young, &done] {
+        node.api.delete(uid, 1);
+        node.api.until_gone(uid).await;
+        node.until_nothing_is_left(uid).await;
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn a_new_agent_adopts_what_runs_and_ends_what_nobody_wants() {
     // A1.2, A1.14, A1.15, A2.23
     let mut node = Node::start().await;
@@ -61,7 +133,7 @@ async fn a_new_agent_adopts_what_runs_and_ends_what_nobody_wants() {
 }
 
 #[tokio::test]
-async fn a_pod_that_initializes_is_not_judged_anew() {
+async fn a_pod_that_initializes_keeps_its_place() {
     // A1.15
     let mut node = Node::start().await;
     let script = "while :; do sleep 0.1; done";
@@ -70,7 +142,7 @@ async fn a_pod_that_initializes_is_not_judged_anew() {
     assert_eq!(phase(&before), "Pending");
     node.stop_agent().await;
     node.change_node(|node| {
-        node.allocatable.insert("pods".into(), Quantity("0".into()));
+        node.allocatable.insert("pods".into(), Quantity("1".into()));
     });
     node.start_agent();
     let refused = node.api.create(pod("late").container("main", script).0);

@@ -1,6 +1,7 @@
 //! What the node refuses, what it makes place for, and what containers are given to run with.
 
 use std::fs;
+use std::os::unix::fs::FileTypeExt;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{
@@ -83,7 +84,7 @@ spec:
 
 #[tokio::test]
 async fn containers_run_as_their_spec_says() {
-    // A8.7, A10.3, A10.4
+    // A8.7, A10.2, A10.3, A10.4, A10.11
     let node = Node::start().await;
     let scratch =
         || Volume { name: "scratch".into(), empty_dir: Some(EmptyDirVolumeSource::default()), ..Volume::default() };
@@ -151,6 +152,32 @@ async fn containers_run_as_their_spec_says() {
         assert!(lines.contains(expected), "{expected}: {lines}");
     }
 
+    // Some capabilities more, or all of them and every device of the node.
+    let standard = ["null", "zero", "full", "random", "urandom", "tty", "console", "ptmx", "core", "fd", "shm"];
+    let devices = fs::read_dir("/dev").unwrap().flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_char_device()));
+    let mut names = devices.map(|e| e.file_name().to_string_lossy().into_owned());
+    let special = names.find(|name| !standard.contains(&name.as_str()) && !name.starts_with("std")).unwrap_or_default();
+    let look = format!("grep -E 'CapEff' /proc/self/status; ls -d /dev/{special} 2>&1; echo looked; sleep 1000");
+    let capable = pod("capable").container("main", &look).with(|c| {
+        let capabilities = Capabilities { add: Some(vec!["NET_ADMIN".into()]), drop: Some(vec!["ALL".into()]) };
+        c.security_context = Some(SecurityContext { capabilities: Some(capabilities), ..SecurityContext::default() });
+    });
+    let mighty = pod("mighty").container("main", &look).with(|c| {
+        c.security_context = Some(SecurityContext { privileged: Some(true), ..SecurityContext::default() });
+    });
+    let mine = fs::read_to_string("/proc/self/status").unwrap();
+    let mine = mine.lines().find(|line| line.starts_with("CapBnd")).unwrap().split_whitespace().nth(1).unwrap();
+    for (name, builder, capabilities, sees) in
+        [("capable", capable, "0000000000001000", false), ("mighty", mighty, mine, true)]
+    {
+        let uid = node.api.create(builder.0);
+        let said = node.log_with(&uid, name, "main", "looked").await;
+        assert!(said.contains(&format!("CapEff:\t{capabilities}\n")), "{name}: {said}");
+        if !special.is_empty() {
+            assert_eq!(!said.contains("No such file"), sees, "{name}: {said}");
+        }
+    }
+
     // What is not there, and what this runtime cannot do, is told in so many words.
     let missing = pod("missing").container("main", "true").volume(scratch(), "/scratch");
     let missing = missing.with(|c| c.env = Some(vec![from_file("COLOUR", "COLOUR", false)]));
@@ -165,7 +192,8 @@ async fn containers_run_as_their_spec_says() {
     assert_eq!(message.as_deref(), Some("couldn't parse env file"));
 
     let own_users = node.api.create(pod("users").container("main", "true").spec(|s| s.host_users = Some(false)).0);
-    let told = "Failed to create pod sandbox: RuntimeClass handler \"\" does not support user namespaces";
+    let told =
+        "Failed to create pod sandbox: can't set `spec.hostUsers: false`, runtime does not support user namespaces";
     for _ in 0..100 {
         if node.api.events().iter().any(|e| e.ends_with(told)) {
             break;

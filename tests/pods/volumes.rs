@@ -75,7 +75,7 @@ fn with_group(builder: Builder, group: i64) -> Builder {
 
 #[tokio::test]
 async fn content_follows_its_objects() {
-    // A9.2, A9.6, A9.7, A9.8, A9.9, A9.10, A9.16
+    // A9.1, A9.2, A9.6, A9.7, A9.8, A9.9, A9.10, A9.16
     let node = Node::start().await;
     node.api.put_config_map("settings", &[("colour", "green"), ("size", "1")]);
     node.api.put_secret("password", &[("word", "sesame")]);
@@ -145,7 +145,7 @@ async fn content_follows_its_objects() {
 
 #[tokio::test]
 async fn directories_are_as_asked_and_go_with_the_pod() {
-    // A9.4, A9.5, A9.13, A9.14, A9.15, A9.16, A9.21, A9.24, A9.25
+    // A9.1, A9.4, A9.5, A9.13, A9.14, A9.15, A9.16, A9.20, A9.21, A9.24, A9.25
     let node = Node::start().await;
     let host = node.path("host");
     fs::create_dir_all(host.join("made")).unwrap();
@@ -188,6 +188,32 @@ async fn directories_are_as_asked_and_go_with_the_pod() {
     fs::write(later.join("late"), "").unwrap();
     assert_eq!(exec(&node, &uid, "ls /slave/in; ls /disk/in").await, "late\n");
 
+    // And what a privileged container mounts is seen on the node, where that was asked for.
+    let both = pod("both").container("main", SLEEP).volume(volume("v", json!({"emptyDir": {}})), "/v").with(|c| {
+        c.security_context = Some(serde_json::from_value(json!({"privileged": true})).unwrap());
+        c.volume_mounts.as_mut().unwrap()[0].mount_propagation = Some("Bidirectional".into());
+    });
+    let both = run(&node, both).await;
+    exec(&node, &both, "mkdir /v/in && mount -t tmpfs in /v/in && touch /v/in/seen").await;
+    let inside = node.path(&format!("kubelet/pods/{both}/volumes/kubernetes.io~empty-dir/v/in"));
+    assert!(inside.join("seen").exists());
+    assert_eq!(exec(&node, &both, "umount /v/in").await, "");
+    assert!(!inside.join("seen").exists());
+    end(&node, &both).await;
+
+    // What lies in memory goes with the containers, though the pod itself stays.
+    let memory = volume("v", json!({"emptyDir": {"medium": "Memory"}}));
+    let done = pod("done").restart("Never").container("main", "echo x > /v/x").volume(memory, "/v");
+    let done = node.api.create(done.0);
+    node.api.until(&done, "done", |p| phase(p) == "Succeeded").await;
+    let mounted = || {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        table.lines().any(|line| line.contains(done.as_str()) && line.contains("empty-dir"))
+    };
+    until("the end of what lay in memory", || !mounted()).await;
+    assert_eq!(phase(&node.api.pod(&done).unwrap()), "Succeeded");
+    end(&node, &done).await;
+
     // What is in an emptyDir survives a restart of its container.
     exec(&node, &uid, "echo kept > /disk/kept; kill -TERM 1").await;
     node.api.until(&uid, "restarted", |p| condition(p, "Ready") && status(p, "main").restart_count == 1).await;
@@ -197,6 +223,24 @@ async fn directories_are_as_asked_and_go_with_the_pod() {
     assert!(dirs.join("volume-subpaths/disk/main/3").is_dir());
     end(&node, &uid).await;
     assert!(host.join("new").is_dir());
+
+    // Without a group of its own everybody may write, and what is made is its maker's.
+    for (medium, user) in [("", 0), ("", 1000), ("Memory", 0), ("Memory", 1000)] {
+        let name = format!("matrix-{}{user}", medium.to_lowercase());
+        let matrix = pod(&name)
+            .container("main", SLEEP)
+            .volume(volume("v", json!({"emptyDir": {"medium": medium}})), "/v")
+            .spec(|spec| {
+                spec.security_context = Some(PodSecurityContext { run_as_user: Some(user), ..Default::default() });
+            });
+        let uid = run(&node, matrix).await;
+        let script = "for m in 644 666 777; do touch /v/$m; chmod $m /v/$m; stat -c %a:%u /v/$m; done; stat -c %a:%u /v; \
+                      umask; : > /v/new; stat -c %a /v/new";
+        let told = exec(&node, &uid, script).await;
+        let directory = if medium == "Memory" { "1777:0" } else { "777:0" };
+        assert_eq!(told, format!("644:{user}\n666:{user}\n777:{user}\n{directory}\n0022\n644\n"), "{name}");
+        end(&node, &uid).await;
+    }
 
     // Whatever is wrong is told, and no other pod notices.
     let refused = |name: &str, source: Value| pod(name).container("main", SLEEP).volume(volume("v", source), "/v");
@@ -231,7 +275,7 @@ async fn directories_are_as_asked_and_go_with_the_pod() {
     node.stop().await;
 }
 
-/// A9.13, A9.14, A9.24: containers that are not made, and why.
+/// A9.13, A9.14, A9.20, A9.24: containers that are not made, and why.
 async fn bad_sub_paths(node: &Node) {
     type Change = fn(&mut k8s_openapi::api::core::v1::VolumeMount);
     let out: Change = |m| m.sub_path = Some("out/passwd".into());
@@ -268,6 +312,41 @@ async fn bad_sub_paths(node: &Node) {
         assert_eq!(message.as_deref(), Some(text), "{name}");
         end(node, &uid).await;
     }
+    // This runtime cannot mount images; one that is not there is told of first.
+    node.change_node(|node| node.runtime_version = "containerd://1.6.20".into());
+    let of_image = |reference: &str| json!({"image": {"reference": reference, "pullPolicy": "Never"}});
+    for (name, reference, reason, text) in [
+        (
+            "image",
+            crate::lab::BUSYBOX,
+            "CreateContainerError",
+            "containerd://1.6.20 cannot mount images: it takes containerd 2.1",
+        ),
+        ("absent", "127.0.0.1:1/none:1", "ErrImageNeverPull", "is not present with pull policy of Never"),
+    ] {
+        let uid = node.api.create(pod(name).container("main", SLEEP).volume(volume("v", of_image(reference)), "/v").0);
+        let waits = format!("waiting {reason}");
+        let told = node.api.until(&uid, name, |p| state(status(p, "main").state.as_ref()) == waits).await;
+        let message = status(&told, "main").state.unwrap().waiting.unwrap().message.unwrap();
+        assert!(message.contains(text), "{message}");
+        end(node, &uid).await;
+    }
+
+    // What was wrong may be made good: the variable comes from an annotation.
+    let mut late = pod("late").container("main", SLEEP).volume(volume("v", json!({"emptyDir": {}})), "/v").with(|c| {
+        let from = json!([{"name": "PART", "valueFrom": {"fieldRef": {"fieldPath": "metadata.annotations['part']"}}}]);
+        c.env.get_or_insert_default().extend(serde_json::from_value::<Vec<_>>(from).unwrap());
+        c.volume_mounts.as_mut().unwrap()[0].sub_path_expr = Some("$(PART)".into());
+    });
+    late.0.metadata.annotations.get_or_insert_default().insert("part".into(), "/absolute".into());
+    let late = node.api.create(late.0);
+    let refused = |p: &Pod| state(status(p, "main").state.as_ref()) == "waiting CreateContainerConfigError";
+    node.api.until(&late, "refused", refused).await;
+    node.api.change_pod(&late, |pod| {
+        pod.metadata.annotations.get_or_insert_default().insert("part".into(), "good".into());
+    });
+    node.api.until(&late, "ready", |p| condition(p, "Ready")).await;
+    end(node, &late).await;
 }
 
 fn persistent(name: &str, spec: Value) -> PersistentVolume {
@@ -302,7 +381,7 @@ fn of_claim(name: &str) -> Volume {
 
 #[tokio::test]
 async fn claims_show_what_they_are_bound_to() {
-    // A9.1, A9.3, A9.17, A9.19, A9.22
+    // A9.1, A9.3, A9.16, A9.17, A9.19, A9.22, A10.2
     let mut node = Node::start().await;
     let (local, host) = (node.path("local"), node.path("host"));
     for dir in [&local, &host] {
@@ -314,7 +393,12 @@ async fn claims_show_what_they_are_bound_to() {
     let one = with_group(pod("one").container("main", SLEEP), 4242)
         .volume(of_claim("local"), "/local")
         .volume(volume("other", json!({"persistentVolumeClaim": {"claimName": "host", "readOnly": true}})), "/host");
+    node.api.storage(|all| {
+        let group = ("pv.beta.kubernetes.io/gid".to_owned(), "7777".to_owned());
+        all.volumes.get_mut("pv-host").unwrap().metadata.annotations = Some([group].into());
+    });
     let one = run(&node, one).await;
+    assert_eq!(exec(&node, &one, "id -G").await, "0 4242 7777\n");
     assert_eq!(exec(&node, &one, "cat /local/precious; touch /local/f; touch /host/f 2>&1").await.lines().count(), 1);
     assert!(local.join("f").exists() && !host.join("f").exists(), "the claim is read-only");
     let found = fs::metadata(local.join("precious")).unwrap();
@@ -339,12 +423,7 @@ async fn claims_show_what_they_are_bound_to() {
     put(&node, "block", json!({"local": {"path": device}, "volumeMode": "Block"}));
     put(&node, "no-block", json!({"local": {"path": local}, "volumeMode": "Block"}));
     put(&node, "no-device", json!({"local": {"path": local}}));
-    let maps = |name: &'static str| {
-        let devices = json!([{"name": "data", "devicePath": "/dev/data"}]);
-        let pod = pod(name).container("main", SLEEP).volume(of_claim(name), "/data");
-        pod.with(|c| (c.volume_mounts, c.volume_devices) = (None, serde_json::from_value(devices).unwrap()))
-    };
-    let block = run(&node, maps("block")).await;
+    let block = run(&node, maps("block", "block")).await;
     assert_eq!(exec(&node, &block, "stat -c '%F %t %T' /dev/data").await.trim(), "block special file 7 fa");
     end(&node, &block).await;
 
@@ -367,12 +446,12 @@ async fn claims_show_what_they_are_bound_to() {
         waiting.push(node.api.create(pod(name).container("main", SLEEP).volume(of_claim(name), "/data").0));
     }
     for name in ["no-block", "no-device"] {
-        waiting.push(node.api.create(maps(name).0));
+        waiting.push(node.api.create(maps(name, name).0));
     }
     let ephemeral = volume("ephemeral", json!({"ephemeral": {"volumeClaimTemplate": {"spec": {}}}}));
     waiting.push(node.api.create(pod("two").container("main", SLEEP).volume(ephemeral, "/data").0));
     for text in [
-        "elsewhere  FailedMount: MountVolume.SetUp failed for volume \"pv-elsewhere\" : no matching NodeSelectorTerms",
+        "elsewhere  FailedMount: MountVolume.NodeAffinity check failed for volume \"pv-elsewhere\" : no matching NodeSelectorTerms",
         "no-block  FailedMapVolume: MapVolume.SetUpDevice failed for volume \"pv-no-block\" : path",
         "no-device  FailedMount: Unable to attach or mount volumes: unmounted volumes=[data], unattached volumes=[], failed to process volumes=[data]: volume data has volumeMode Filesystem, but is specified in volumeDevices",
         "unbound  FailedMount: Unable to attach or mount volumes: unmounted volumes=[data], unattached volumes=[], failed to process volumes=[data]: error processing PVC default/unbound: PVC is not bound",
@@ -430,7 +509,11 @@ async fn a_csi_driver_is_registered_and_called() {
         }));
         all.attachments.insert(name.clone(), attached.unwrap());
     });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!driver.calls().iter().any(|call| call.starts_with("stage")), "the Node does not say so yet");
+    assert!(!node.api.events().iter().any(|event| event.contains("FailedMount")), "waiting is no failure");
     driver.fail_next("stage");
+    node.api.storage(|all| all.attached.insert(format!("kubernetes.io/csi/{NAME}^vol-1")));
     node.api.until(&a, "ready", |p| condition(p, "Ready")).await;
     until_event(
         &node,
@@ -452,6 +535,10 @@ async fn a_csi_driver_is_registered_and_called() {
     let data = node.path(&format!("kubelet/pods/{a}/volumes/kubernetes.io~csi/pv-disk/vol_data.json"));
     let data: Value = serde_json::from_str(&fs::read_to_string(data).unwrap()).unwrap();
     assert_eq!((&data["volumeHandle"], &data["attachmentID"]), (&json!("vol-1"), &json!(name)));
+
+    let hash = sha256("vol-1");
+    assert!(root.join(format!("plugins/kubernetes.io/csi/{NAME}/{hash}/globalmount/data")).exists());
+    assert!(root.join(format!("pods/{a}/volumes/kubernetes.io~csi/pv-disk/mount/data")).exists());
 
     // A second pod shares what is staged; an agent that starts anew knows both; the last one out unstages.
     let b = run(&node, pod("b").container("main", SLEEP).volume(of_claim("disk"), "/disk")).await;
@@ -493,10 +580,166 @@ async fn a_csi_driver_is_registered_and_called() {
     node.stop().await;
 }
 
+/// Tells that a volume is attached.
+fn attach(node: &Node, handle: &str) {
+    let name = attachment_of(handle, "node-1");
+    let attachment = json!({
+        "metadata": {"name": name}, "spec": {"attacher": NAME, "nodeName": "node-1", "source": {}},
+        "status": {"attached": true, "attachmentMetadata": {"device": "/dev/vdx"}},
+    });
+    node.api.storage(|all| {
+        all.attachments.insert(name, serde_json::from_value(attachment).unwrap());
+        all.attached.insert(format!("kubernetes.io/csi/{NAME}^{handle}"));
+    });
+}
+
+/// A pod that uses its claim as a device.
+fn maps(name: &str, claim: &str) -> Builder {
+    let devices = json!([{"name": "data", "devicePath": "/dev/data"}]);
+    let pod = pod(name).container("main", SLEEP).volume(of_claim(claim), "/data");
+    pod.with(|c| (c.volume_mounts, c.volume_devices) = (None, serde_json::from_value(devices).unwrap()))
+}
+
+#[tokio::test]
+async fn devices_of_a_driver_are_mapped_and_volumes_grow() {
+    // A9.1, A9.3, A9.17, A9.18, A9.23, A10.11
+    let mut node = Node::start().await;
+    let root = node.path("kubelet");
+    let driver = Driver::new(&root);
+    let _serving = driver.serve(&root);
+    until("the registration", || driver.calls().contains(&"registered".to_owned())).await;
+    put(&node, "raw", json!({"csi": {"driver": NAME, "volumeHandle": "raw-1"}, "volumeMode": "Block"}));
+    attach(&node, "raw-1");
+    driver.fail_next("publish");
+    let a = run(&node, maps("a", "raw")).await;
+    until_event(
+        &node,
+        "a  FailedMapVolume: MapVolume.MapPodDevice failed for volume \"pv-raw\" : rpc error: code = Internal desc = the disk is on fire",
+    )
+    .await;
+    let all = root.join("plugins/kubernetes.io/csi/volumeDevices");
+    let links = root.join(format!("pods/{a}/volumeDevices/kubernetes.io~csi"));
+    let succeeded = "a  SuccessfulMountVolume: MapVolume.MapPodDevice succeeded for volume \"pv-raw\"";
+    until_event(&node, &format!("{succeeded} globalMapPath \"{}\"", all.join("pv-raw/dev").display())).await;
+    until_event(&node, &format!("{succeeded} volumeMapPath \"{}\"", links.display())).await;
+    let told = "stat -c '%F %t %T' /dev/data";
+    assert_eq!(exec(&node, &a, told).await.trim(), "block special file 7 fa");
+    assert_eq!(fs::read_link(links.join("pv-raw")).unwrap(), all.join(format!("publish/pv-raw/{a}")));
+    let data: Value =
+        serde_json::from_str(&fs::read_to_string(all.join("pv-raw/data/vol_data.json")).unwrap()).unwrap();
+    assert_eq!(
+        (&data["volumeHandle"], &data["attachmentID"]),
+        (&json!("raw-1"), &json!(attachment_of("raw-1", "node-1")))
+    );
+
+    // The next agent knows it; another pod shares what is staged; the last one out unstages.
+    node.stop_agent().await;
+    node.start_agent();
+    until("the second registration", || driver.calls().iter().filter(|call| *call == "registered").count() == 2).await;
+    let b = run(&node, maps("b", "raw")).await;
+    end(&node, &a).await;
+    assert_eq!(exec(&node, &b, told).await.trim(), "block special file 7 fa");
+    assert!(driver.calls().iter().all(|call| !call.starts_with("unstage")));
+    // What nobody wants any more when the next agent comes is taken away by that one.
+    node.stop_agent().await;
+    node.api.remove(&b);
+    node.start_agent();
+    node.until_nothing_is_left(&b).await;
+    let calls: Vec<String> = driver.calls().into_iter().filter(|call| call.ends_with("raw-1")).collect();
+    let expected = ["stage", "publish", "publish", "publish", "unpublish", "unpublish", "unstage"];
+    assert_eq!(calls, expected.map(|call| format!("{call} raw-1")), "the first publish failed");
+    assert!(
+        !all.join("pv-raw").exists() && !all.join("staging/pv-raw").exists() && !all.join("publish/pv-raw").exists()
+    );
+
+    // A volume that the cluster has made larger grows before its pod starts, or while it runs.
+    put(&node, "large", json!({"csi": {"driver": NAME, "volumeHandle": "vol-2"}}));
+    attach(&node, "vol-2");
+    let grow = |size: &str| {
+        let size = k8s_openapi::apimachinery::pkg::api::resource::Quantity(size.to_owned());
+        node.api.storage(|all| {
+            let spec = all.volumes.get_mut("pv-large").unwrap().spec.as_mut().unwrap();
+            spec.capacity = Some([("storage".to_owned(), size)].into());
+        });
+    };
+    grow("2Gi");
+    driver.fail_next("expand");
+    let c = run(&node, pod("c").container("main", SLEEP).volume(of_claim("large"), "/disk")).await;
+    until_event(
+        &node,
+        "c  FailedMount: MountVolume.Setup failed while expanding volume for volume \"pv-large\" : rpc error",
+    )
+    .await;
+    for who in ["c ", "claim large "] {
+        let text = "FileSystemResizeSuccessful: MountVolume.NodeExpandVolume succeeded for volume \"pv-large\" node-1";
+        until_event(&node, &format!("{who} {text}")).await;
+    }
+    let size =
+        |claim: &PersistentVolumeClaim| claim.status.as_ref().unwrap().capacity.as_ref().unwrap()["storage"].0.clone();
+    assert_eq!(node.api.storage(|all| size(&all.claims["large"])), "2Gi");
+    grow("3Gi");
+    driver.fail_next("expand");
+    node.stop_agent().await;
+    node.start_agent();
+    until_event(
+        &node,
+        "c  VolumeResizeFailed: NodeExpandVolume.NodeExpandVolume failed for volume \"pv-large\" : rpc error",
+    )
+    .await;
+    end(&node, &c).await;
+    // Who only reads cannot let it grow.
+    let reads = volume("data", json!({"persistentVolumeClaim": {"claimName": "large", "readOnly": true}}));
+    let d = run(&node, pod("d").container("main", SLEEP).volume(reads, "/disk")).await;
+    until_event(
+        &node,
+        "d  FileSystemResizeFailed: MountVolume.NodeExpandVolume failed for volume \"pv-large\" requested read-only file system",
+    )
+    .await;
+    end(&node, &d).await;
+
+    // One that is for one pod alone is not shown to a second.
+    put(&node, "alone", json!({"csi": {"driver": NAME, "volumeHandle": "vol-4"}, "accessModes": ["ReadWriteOncePod"]}));
+    attach(&node, "vol-4");
+    let first = run(&node, pod("first").container("main", SLEEP).volume(of_claim("alone"), "/disk")).await;
+    let second = node.api.create(pod("second").container("main", SLEEP).volume(of_claim("alone"), "/disk").0);
+    until_event(
+        &node,
+        "second  FailedMount: MountVolume.SetUp failed for volume \"pv-alone\" : volume uses the ReadWriteOncePod access mode and is already in use by another pod",
+    )
+    .await;
+    end(&node, &first).await;
+    node.api.until(&second, "ready", |p| condition(p, "Ready")).await;
+    end(&node, &second).await;
+
+    // A driver that never came keeps no pod from going.
+    put(&node, "nobody", json!({"csi": {"driver": "nobody.example.com", "volumeHandle": "vol-9"}}));
+    let nobody: k8s_openapi::api::storage::v1::CSIDriver =
+        serde_json::from_value(json!({"metadata": {"name": "nobody.example.com"}, "spec": {"attachRequired": false}}))
+            .unwrap();
+    node.api.storage(|all| all.drivers.insert("nobody.example.com".into(), nobody));
+    let f = node.api.create(pod("f").container("main", SLEEP).volume(of_claim("nobody"), "/disk").0);
+    until_event(
+        &node,
+        "f  FailedMount: MountVolume.MountDevice failed for volume \"pv-nobody\" : kubernetes.io/csi: attacher.MountDevice failed to create newCsiDriverClient: driver name nobody.example.com not found in the list of registered CSI drivers",
+    )
+    .await;
+    end(&node, &f).await;
+
+    // A pod that waits for its volume goes at once.
+    put(&node, "detached", json!({"csi": {"driver": NAME, "volumeHandle": "vol-3"}}));
+    let e = node.api.create(pod("e").container("main", SLEEP).volume(of_claim("detached"), "/disk").0);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    tokio::time::timeout(Duration::from_secs(5), end(&node, &e)).await.expect("nobody waits for the volume any more");
+    node.stop().await;
+}
+
 fn attachment_of(handle: &str, node: &str) -> String {
+    format!("csi-{}", sha256(&format!("{handle}{NAME}{node}")))
+}
+
+fn sha256(text: &str) -> String {
     use std::process::{Command, Stdio};
-    let text = format!("{handle}{NAME}{node}");
     let script = format!("printf %s '{text}' | sha256sum");
     let done = Command::new("sh").args(["-c", &script]).stdin(Stdio::null()).output().unwrap();
-    format!("csi-{}", String::from_utf8(done.stdout).unwrap().split(' ').next().unwrap())
+    String::from_utf8(done.stdout).unwrap().split(' ').next().unwrap().to_owned()
 }

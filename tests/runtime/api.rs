@@ -20,6 +20,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
 use stoker::cgroup::{CgroupConfig, Cgroups};
+use stoker::runtime::cri;
 use stoker::server::{Handles, Server, ServerConfig, ServingCertificate, TlsRules};
 use stoker_model::handle::{
     AgentState, ApiError, Authorizer, DiskMeter, DiskUsage, PodDirectory, ProbeMetrics, TokenReviewer, UserInfo,
@@ -120,6 +121,10 @@ impl DiskMeter for NoDisks {
 
 impl Node {
     async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    async fn start_with(change: impl FnOnce(&mut ServerConfig)) -> Self {
         let lab = Lab::with_busybox().await;
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -129,7 +134,7 @@ impl Node {
         write_serving(lab.path());
         let pods = Arc::new(Pods::default());
         let alive = Arc::new(AtomicBool::new(true));
-        let config = ServerConfig {
+        let mut config = ServerConfig {
             address: Ipv4Addr::LOCALHOST.into(),
             port: 0,
             healthz: Some((Ipv4Addr::LOCALHOST, 0).into()),
@@ -153,6 +158,7 @@ impl Node {
             system_logs_dir: Some(lab.path().join("logs")),
             token_ttl: Duration::from_secs(120),
         };
+        change(&mut config);
         let handles = Handles {
             pods: pods.clone(),
             authorizer: Arc::new(Readers),
@@ -227,6 +233,20 @@ impl Node {
         TlsConnector::from(Arc::new(tls)).connect(name, tcp).await.map_err(|error| error.to_string())
     }
 
+    /// The CAs of clients that a handshake names, as they are encoded.
+    async fn advertised(&self) -> Vec<Vec<u8>> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(self.lab.path().join("pki/kubelet.crt")).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let listener = Arc::new(Listener::default());
+        let tls = builder.with_root_certificates(roots).with_client_cert_resolver(listener.clone());
+        let tcp = TcpStream::connect(self.address).await.unwrap();
+        let name = "127.0.0.1".try_into().unwrap();
+        TlsConnector::from(Arc::new(tls)).connect(name, tcp).await.unwrap();
+        listener.0.lock().unwrap().clone()
+    }
+
     /// Status and body of a GET by a reader.
     async fn get(&self, path: &str) -> (StatusCode, String) {
         let reader = Self::certificate(&self.ca, "apiserver", "readers");
@@ -237,6 +257,21 @@ impl Node {
         self.stop.cancel();
         tokio::time::timeout(Duration::from_secs(5), self.served).await.expect("it stops").unwrap();
         self.lab.stop().await;
+    }
+}
+
+/// Hears which CAs a server names, and has no certificate.
+#[derive(Debug, Default)]
+struct Listener(Mutex<Vec<Vec<u8>>>);
+
+impl rustls::client::ResolvesClientCert for Listener {
+    fn resolve(&self, cas: &[&[u8]], _: &[rustls::SignatureScheme]) -> Option<Arc<rustls::sign::CertifiedKey>> {
+        *self.0.lock().unwrap() = cas.iter().map(|ca| ca.to_vec()).collect();
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        true
     }
 }
 
@@ -393,9 +428,57 @@ async fn who_never_finishes_a_request_is_no_trouble_to_others() {
     for _ in 0..50 {
         held.push(TcpStream::connect(node.address).await.unwrap());
     }
+    // Without a certificate there is room for 256, and the others are sent away; who has one always gets in.
+    let mut strangers = Vec::new();
+    for _ in 0..300 {
+        strangers.push(node.connect(None).await.unwrap());
+    }
     assert_eq!(node.get("/healthz").await.0, StatusCode::OK);
+    let mut kept = 0;
+    for stranger in strangers {
+        let answer = exchange(stranger, "GET", "/pods").await;
+        kept += usize::from(answer.is_ok_and(|answer| answer.status() == StatusCode::UNAUTHORIZED));
+    }
+    assert_eq!(kept, 256);
     node.stop().await;
     drop(held);
+}
+
+#[tokio::test]
+async fn what_is_for_debugging_can_be_switched_off() {
+    // A18.18
+    let node = Node::start_with(|config| config.debugging_handlers = false).await;
+    let admin = || Some(Node::certificate(&node.ca, "admin", "admins"));
+    for path in [
+        "/run/ns/p/c?cmd=id",
+        "/exec/ns/p/c?command=id&output=1",
+        "/attach/ns/p/c?output=1",
+        "/portForward/ns/p",
+        "/containerLogs/ns/p/c",
+        "/logs/",
+        "/logs/messages",
+        "/runningpods/",
+        "/debug/pprof/",
+        "/debug/pprof/heap",
+    ] {
+        for method in ["GET", "POST"] {
+            let answer = read(node.request(method, path, admin()).await.unwrap()).await;
+            let expected = (StatusCode::METHOD_NOT_ALLOWED, "Debug endpoints are disabled.\n".to_owned());
+            assert_eq!(answer, expected, "{method} {path}");
+        }
+        // And it tells nothing to whom it would tell nothing otherwise.
+        let nobody = node.request("GET", path, None).await.unwrap();
+        assert_eq!(nobody.status(), StatusCode::UNAUTHORIZED, "{path}");
+    }
+    for path in ["/configz", "/flagz", "/statusz", "/debug/flags/v"] {
+        let answer = node.request("GET", path, admin()).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::NOT_FOUND, "{path}");
+    }
+    for path in ["/pods", "/healthz", "/metrics", "/metrics/resource", "/stats/summary"] {
+        let answer = node.request("GET", path, admin()).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK, "{path}");
+    }
+    node.stop().await;
 }
 
 #[tokio::test]
@@ -405,9 +488,16 @@ async fn what_needs_no_credentials_is_on_the_read_only_port_alone() {
     let open = async |path: &str| {
         read(exchange(TcpStream::connect(node.read_only).await.unwrap(), "GET", path).await.unwrap()).await
     };
-    for path in
-        ["/healthz", "/pods", "/metrics", "/metrics/resource", "/metrics/cadvisor", "/metrics/probes", "/stats/summary"]
-    {
+    for path in [
+        "/healthz",
+        "/pods",
+        "/metrics",
+        "/metrics/resource",
+        "/metrics/cadvisor",
+        "/metrics/probes",
+        "/metrics/slis",
+        "/stats/summary",
+    ] {
         assert_eq!(open(path).await.0, StatusCode::OK, "{path}");
     }
     for path in [
@@ -486,10 +576,48 @@ async fn files_that_change_on_disk_are_served_without_a_restart() {
     let new = Node::certificate(&other, "apiserver", "readers");
     assert_eq!(node.request("GET", "/healthz", Some(new.clone())).await.unwrap().status(), StatusCode::OK);
     assert!(node.request("GET", "/healthz", Some(old)).await.is_err());
+    let cas = node.advertised().await;
+    let names = |ca: &Vec<u8>| ca.windows(7).any(|part| part == b"another");
+    assert!(cas.len() == 1 && cas.iter().all(names), "{cas:?}");
 
     // Half a file changes nothing.
     tokio::time::sleep(Duration::from_millis(1100)).await;
     std::fs::write(node.lab.path().join("ca.crt"), "-----BEGIN CERTIFICATE-----\n").unwrap();
     assert_eq!(node.request("GET", "/healthz", Some(new)).await.unwrap().status(), StatusCode::OK);
     node.stop().await;
+}
+
+#[tokio::test]
+async fn the_address_of_a_stream_holds_once() {
+    // A19.8, but for the minute after which it holds no more.
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let lab = Lab::with_busybox().await;
+    let (_, container, _) = lab.run("p", "sleep 60").await;
+    let ask = async || {
+        let exec = cri::ExecRequest {
+            container_id: container.clone(),
+            cmd: vec!["true".into()],
+            stdout: true,
+            ..Default::default()
+        };
+        lab.runtime.exec(exec).await.unwrap()
+    };
+    let first_line = async |url: &str| {
+        let (host, path) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
+        let mut stream = TcpStream::connect(host).await.unwrap();
+        let upgrade = "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v4.channel.k8s.io\r\n";
+        let request = format!("POST /{path} HTTP/1.1\r\nHost: {host}\r\n{upgrade}\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    let url = ask().await;
+    assert_eq!(url.rsplit('/').next().unwrap().len(), 8, "{url}");
+    assert_eq!(first_line(&url).await, "HTTP/1.1 101");
+    assert_eq!(first_line(&url).await, "HTTP/1.1 404");
+    let other = ask().await;
+    assert_ne!(other, url);
+    assert_eq!(first_line(&other).await, "HTTP/1.1 101");
+    lab.stop().await;
 }

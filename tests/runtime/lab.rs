@@ -48,10 +48,16 @@ sandbox_image = "127.0.0.1:1/stoker/pause:9"
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = "/usr/lib/cni"
 conf_dir = "{0}/cni"
+conf_template = "{0}/cni.template"
 "#,
             path.display()
         );
         fs::write(path.join("config.toml"), config).unwrap();
+        // Used only when somebody tells the range of pod addresses.
+        let ranges = r#"{{range $i, $r := .PodCIDRRanges}}{{if $i}},{{end}}[{"subnet": "{{$r}}"}]{{end}}"#;
+        let plugin = format!(r#"{{"type": "ptp", "ipam": {{"type": "host-local", "ranges": [{ranges}]}}}}"#);
+        let template = format!(r#"{{"cniVersion": "0.4.0", "name": "pods", "plugins": [{plugin}]}}"#);
+        fs::write(path.join("cni.template"), template).unwrap();
         let endpoint = format!("unix://{}/c.sock", path.display());
         let runtime = Runtime::connect(&endpoint, Duration::from_secs(30)).unwrap();
         let mut lab = Self { dir, containerd: None, runtime };

@@ -38,6 +38,7 @@ async fn a_node_without_a_registry_has_its_sandbox_image() {
 
 #[tokio::test]
 async fn pause_reaps_what_is_left_to_it_and_ends_on_term() {
+    // A11.1
     let lab = Lab::with_busybox().await;
     let config = lab.sandbox("shared", NamespaceMode::Pod);
     let sandbox = lab.runtime.run_pod_sandbox(config.clone(), "").await.unwrap();

@@ -126,6 +126,42 @@ async fn a_real_rotation_loses_no_line() {
 }
 
 #[tokio::test]
+async fn the_nodes_range_of_addresses_reaches_the_runtime() {
+    // A11.11
+    let mut lab = Lab::start().await;
+    let (tell, node) = tokio::sync::watch::channel(None);
+    let task = tokio::spawn(stoker::node::pass_pod_cidr(lab.runtime.clone(), node));
+    let of_node = |ranges: &[&str]| k8s_openapi::api::core::v1::Node {
+        spec: Some(k8s_openapi::api::core::v1::NodeSpec {
+            pod_cidr: ranges.first().map(|range| (*range).to_owned()),
+            pod_cidrs: Some(ranges.iter().map(|range| (*range).to_owned()).collect()),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    tell.send_replace(Some(of_node(&[])));
+    lab.kill_containerd();
+    // It is told when it is there again, and both families are.
+    tell.send_replace(Some(of_node(&["10.9.0.0/24", "fd00:9::/64"])));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    lab.start_containerd().await;
+    let written = || {
+        let files = std::fs::read_dir(lab.path().join("cni")).unwrap().flatten();
+        files.map(|file| std::fs::read_to_string(file.path()).unwrap()).collect::<String>()
+    };
+    for _ in 0..400 {
+        if written().contains("fd00:9::/64") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(written().contains("10.9.0.0/24") && written().contains("fd00:9::/64"), "{}", written());
+    drop(tell);
+    task.await.unwrap();
+    lab.stop().await;
+}
+
+#[tokio::test]
 async fn every_call_reaches_a_real_runtime() {
     // A15.12
     let lab = Lab::with_busybox().await;

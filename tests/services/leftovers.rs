@@ -3,11 +3,11 @@
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-use stoker::service::leftovers;
+use stoker::service::{kubelet_chains, leftovers};
 
-use super::lab::Lab;
+use super::lab::{Lab, NODE, eventually};
 
-/// As kube-proxy in mode iptables writes, in short; and what kubelet and a CNI plugin have there.
+/// As kube-proxy in mode iptables and kubelet write, in short; and what a CNI plugin has there.
 const CHAINS: &str = "\
 *nat
 :KUBE-SERVICES - [0:0]
@@ -56,10 +56,10 @@ fn what_kube_proxy_left_is_removed_and_nothing_else() {
     let found = lab.within("node", || leftovers::remove(None)).join().unwrap();
     assert!(found.errors.is_empty(), "{:?}", found.errors);
     let text = found.removed.join("\n");
-    for part in ["6 chains by iptables-nft-restore", "nftables table ip kube-proxy", "nftables table ip6 kube-proxy"] {
+    for part in ["7 chains by iptables-nft-restore", "nftables table ip kube-proxy", "nftables table ip6 kube-proxy"] {
         assert!(text.contains(part), "{part}: {text}");
     }
-    assert_eq!(text.contains("6 chains by iptables-legacy-restore"), legacy, "{text}");
+    assert_eq!(text.contains("7 chains by iptables-legacy-restore"), legacy, "{text}");
 
     let mut saves = vec![lab.run("iptables-nft-save")];
     saves.extend(legacy.then(|| lab.run("iptables-legacy-save")));
@@ -68,7 +68,7 @@ fn what_kube_proxy_left_is_removed_and_nothing_else() {
             !saved.contains("KUBE-SE") && !saved.contains("KUBE-POSTROUTING") && !saved.contains("MASQ"),
             "{saved}"
         );
-        for kept in ["-A POSTROUTING -s 10.1.0.0/16 -j CNI-OTHER", "-A INPUT -j KUBE-FIREWALL"] {
+        for kept in ["-A POSTROUTING -s 10.1.0.0/16 -j CNI-OTHER"] {
             assert!(saved.contains(kept), "{kept}: {saved}");
         }
     }
@@ -77,4 +77,54 @@ fn what_kube_proxy_left_is_removed_and_nothing_else() {
 
     let again = lab.within("node", || leftovers::remove(None)).join().unwrap();
     assert!(again.removed.is_empty() && again.errors.is_empty(), "{again:?}");
+}
+
+/// B2.11: a stranger who sends packets to loopback addresses of the node gets no answer, though the kernel would route them.
+#[test]
+fn the_chains_of_a_kubelet_are_made_and_made_again() {
+    let lab = Lab::with_pods(0);
+    let ensure = || lab.within("node", kubelet_chains::ensure).join().unwrap().unwrap();
+    // As kube-proxy in mode iptables sets it, for node ports on loopback.
+    lab.within("node", || std::fs::write("/proc/sys/net/ipv4/conf/all/route_localnet", "1").unwrap()).join().unwrap();
+    lab.within("client", || std::fs::write("/proc/sys/net/ipv4/conf/all/route_localnet", "1").unwrap()).join().unwrap();
+    lab.run_in("client", "ip route del local 127.0.0.0/8 dev lo table local");
+    lab.run_in("client", "ip route del local 127.0.0.1 dev lo table local");
+    lab.run_in("client", &format!("ip route add 127.0.0.0/8 via {NODE}"));
+    let server = lab.within("node", || std::net::TcpListener::bind("127.0.0.1:7000").unwrap()).join().unwrap();
+    let accepting = std::thread::spawn(move || server.incoming().take(2).count());
+    let connects = |from: &str| {
+        let to = "127.0.0.1:7000".parse().unwrap();
+        let connect = move || std::net::TcpStream::connect_timeout(&to, std::time::Duration::from_millis(500)).is_ok();
+        lab.within(from, connect).join().unwrap()
+    };
+    assert!(connects("client"), "without the chains the kernel lets them in");
+    assert!(ensure(), "they were not there");
+    assert!(!connects("client") && connects("node"));
+    accepting.join().unwrap();
+
+    let saved = lab.run("iptables-save");
+    for line in
+        [":KUBE-IPTABLES-HINT - ", ":KUBE-KUBELET-CANARY - ", "-A INPUT -j KUBE-FIREWALL", "-A OUTPUT -j KUBE-FIREWALL"]
+    {
+        assert!(saved.contains(line), "{line}: {saved}");
+    }
+    let mangle = saved.split("*mangle").nth(1).and_then(|rest| rest.split("COMMIT").next()).unwrap();
+    assert!(mangle.contains("KUBE-IPTABLES-HINT"), "{saved}");
+    let six = lab.run("ip6tables-save");
+    assert!(six.contains("KUBE-IPTABLES-HINT") && !six.contains("KUBE-FIREWALL"), "{six}");
+    for chain in ["KUBE-MARK-MASQ", "KUBE-MARK-DROP", "KUBE-POSTROUTING"] {
+        assert!(!saved.contains(chain), "{chain} is kube-proxy's alone: {saved}");
+    }
+
+    assert!(!ensure(), "all is there");
+    lab.run("iptables -F");
+    lab.run("iptables -X");
+    eventually("what was flushed comes back", || {
+        ensure();
+        lab.run("iptables-save").contains("-A INPUT -j KUBE-FIREWALL")
+    });
+    assert!(!ensure());
+    let removed = lab.within("node", || leftovers::remove(None)).join().unwrap();
+    assert!(removed.errors.is_empty(), "{removed:?}");
+    assert!(!lab.run("iptables-save").contains("KUBE-"), "cleaning up takes them along");
 }

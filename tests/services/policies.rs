@@ -34,24 +34,33 @@ fn sees_both(lab: &Lab, from: &str, to: &str) {
     assert_eq!(all.into_iter().collect::<Vec<_>>(), ["pod1", "pod2"], "{from} to {to}");
 }
 
-/// B1.10: from outside local ones only, with the client's source; pods and the node itself reach all.
+/// B1.10: on every external address, from outside local ones only, with the client's source; pods and the node itself reach
+/// all, and what the node sends is masqueraded.
 #[test]
 fn external_policy_local_keeps_the_source_and_the_node() {
     let lab = Lab::with_pods(3);
-    let spec =
-        json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30080}], "externalTrafficPolicy": "Local"});
+    let spec = json!({"type": "LoadBalancer", "ports": [{"port": 80, "nodePort": 30080}], "externalTrafficPolicy": "Local",
+        "externalIPs": ["203.0.113.9"], "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}]}}});
     let daemon = run(&lab, spec, one_here_one_elsewhere());
-    always_pod1(&lab, "client", NODE_PORT);
-    assert_eq!(lab.connect("client", NODE_PORT).unwrap().source.to_string(), CLIENT);
-    sees_both(&lab, "pod3", NODE_PORT);
-    sees_both(&lab, "node", NODE_PORT);
+    let external = [NODE_PORT, "203.0.113.7:80", "203.0.113.9:80"];
+    for to in external {
+        always_pod1(&lab, "client", to);
+        assert_eq!(lab.connect("client", to).unwrap().source.to_string(), CLIENT, "{to}");
+        sees_both(&lab, "pod3", to);
+        sees_both(&lab, "node", to);
+        let seen = lab.connect("node", to).unwrap();
+        let its_own = format!("10.244.{}.1", &seen.served_by[3..]);
+        assert_eq!(seen.source.to_string(), its_own, "masqueraded: the address on the way to the pod, {to}");
+    }
     sees_both(&lab, "client", VIP);
 
     daemon.apply(endpoints(&[]));
-    let dropped = lab.connect("client", NODE_PORT).map(|c| c.served_by);
-    assert_eq!(dropped.unwrap_err().kind(), ErrorKind::TimedOut);
-    assert_eq!(lab.served_by("pod3", NODE_PORT), "pod2");
-    assert_eq!(lab.served_by("node", NODE_PORT), "pod2");
+    for to in external {
+        let dropped = lab.connect("client", to).map(|c| c.served_by);
+        assert_eq!(dropped.unwrap_err().kind(), ErrorKind::TimedOut, "{to}");
+        assert_eq!(lab.served_by("pod3", to), "pod2");
+        assert_eq!(lab.served_by("node", to), "pod2");
+    }
 }
 
 /// B1.9

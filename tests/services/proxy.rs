@@ -1,6 +1,7 @@
 //! What the proxy tells of itself over HTTP, on real rules.
 
 use serde_json::{Value, json};
+use stoker::service::sysctls::ConntrackSettings;
 
 use super::lab::{Lab, NODE, endpoints, endpoints_on, service};
 
@@ -79,6 +80,39 @@ fn health_and_metrics_follow_the_data_path() {
     daemon.apply(endpoints(&[]));
     let text = metrics("/metrics").2;
     assert!(text.contains("kubeproxy_sync_partial_proxy_rules_duration_seconds_count{ip_family=\"IPv6\"} 1"), "{text}");
+}
+
+/// B2.4: those that a network namespace has for itself; the size of the table is the first namespace's.
+#[test]
+fn connection_tracking_is_set_as_configured() {
+    let lab = Lab::with_pods(0);
+    // Tracking begins with the first rule that needs it.
+    lab.nft_command("add table ip tracked");
+    lab.nft_command("add chain ip tracked c { type filter hook input priority 0 ; }");
+    lab.nft_command("add rule ip tracked c ct state new accept");
+    let read =
+        |name: &'static str| -> u64 { lab.run(&format!("cat /proc/sys/net/netfilter/{name}")).trim().parse().unwrap() };
+    let liberal = read("nf_conntrack_tcp_be_liberal");
+    let seconds = std::time::Duration::from_secs;
+    let settings = ConntrackSettings {
+        max_per_core: 0,
+        min: 0,
+        tcp_established: seconds(24 * 3600),
+        tcp_close_wait: seconds(3600),
+        tcp_be_liberal: false,
+        udp: seconds(0),
+        udp_stream: seconds(177),
+    };
+    let udp = read("nf_conntrack_udp_timeout");
+    lab.within("node", move || settings.apply()).join().unwrap();
+    assert_eq!(read("nf_conntrack_tcp_timeout_established"), 86400);
+    assert_eq!(read("nf_conntrack_tcp_timeout_close_wait"), 3600);
+    assert_eq!(read("nf_conntrack_udp_timeout_stream"), 177);
+    assert_eq!((read("nf_conntrack_udp_timeout"), read("nf_conntrack_tcp_be_liberal")), (udp, liberal), "0 leaves it");
+    let settings = ConntrackSettings { tcp_be_liberal: true, udp: seconds(31), ..settings };
+    lab.within("node", move || settings.apply()).join().unwrap();
+    assert_eq!((read("nf_conntrack_udp_timeout"), read("nf_conntrack_tcp_be_liberal")), (31, 1));
+    assert_eq!(lab.run("cat /proc/sys/net/ipv4/conf/all/route_localnet").trim(), "0", "only mode iptables needs it");
 }
 
 fn complete() -> stoker_model::service::ServiceChange {

@@ -189,9 +189,17 @@ fn nft_lists_all_of_it() {
 fn udp_flows_leave_a_backend_that_is_gone() {
     let lab = Lab::with_pods(3);
     let ports = json!([{"port": 80, "protocol": "UDP", "nodePort": 30080}]);
-    let daemon = web_with(&lab, &[1], json!({"type": "NodePort", "ports": ports}));
+    let status = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}]}});
+    let spec = json!({"type": "LoadBalancer", "ports": ports, "externalIPs": ["203.0.113.9"], "status": status});
+    let daemon = web_with(&lab, &[1], spec);
     let node_port = format!("{NODE}:30080");
-    let sockets = [lab.udp("pod3", VIP), lab.udp("client", VIP), lab.udp("client", &node_port)];
+    let sockets = [
+        lab.udp("pod3", VIP),
+        lab.udp("client", VIP),
+        lab.udp("client", &node_port),
+        lab.udp("client", "203.0.113.7:80"),
+        lab.udp("client", "203.0.113.9:80"),
+    ];
     for socket in &sockets {
         assert_eq!(exchange(socket).unwrap(), "pod1");
     }

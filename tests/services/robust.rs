@@ -173,6 +173,16 @@ fn endpoints_are_chosen_as_their_slices_say() {
     let hinted = json!([endpoint(1, zone("zone-b")), endpoint(2, zone("zone-a"))]);
     daemon.apply([slice("web", "hand-1", &hinted, &a)]);
     assert_eq!(served(80), ["pod2".to_owned()].into(), "the node is in zone-a");
+    let node = |zone: &str, node: &str| json!({"hints": {"forZones": [{"name": zone}], "forNodes": [{"name": node}]}});
+    let closer = json!([endpoint(1, node("zone-b", "node")), endpoint(2, node("zone-a", "other"))]);
+    daemon.apply([slice("web", "hand-1", &closer, &a)]);
+    assert_eq!(served(80), ["pod1".to_owned()].into(), "the hint for the node comes first");
+    let some = json!([endpoint(1, json!({})), endpoint(2, zone("zone-a"))]);
+    daemon.apply([slice("web", "hand-1", &some, &a)]);
+    assert_eq!(served(80), ["pod1".to_owned(), "pod2".to_owned()].into(), "not all have one");
+    let far = json!([endpoint(1, zone("zone-b")), endpoint(2, zone("zone-c"))]);
+    daemon.apply([slice("web", "hand-1", &far, &a)]);
+    assert_eq!(served(80), ["pod1".to_owned(), "pod2".to_owned()].into(), "none fits");
     let going = json!({"conditions": {"ready": false, "serving": true, "terminating": true}});
     let unready = json!({"conditions": {"ready": false}});
     daemon.apply([slice("web", "hand-1", &json!([endpoint(1, going), endpoint(2, unready)]), &a)]);

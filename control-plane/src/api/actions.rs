@@ -147,6 +147,10 @@ fn subject(spec: &Value) -> UserInfo {
 async fn access(server: &Server, kind: &str, spec: &Value, user: UserInfo) -> Result<Value, StatusError> {
     let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
     let wrong = |error: FieldError| Err(StatusError::invalid_kind("authorization.k8s.io", kind, "", &[error]));
+    if user.name.is_empty() && user.groups.is_empty() {
+        let detail = "at least one of user or group must be specified";
+        return wrong(FieldError::invalid("spec.user", "", detail));
+    }
     let attributes = match (resource.is_object(), path.is_object()) {
         (true, true) => {
             let detail = "cannot be specified in combination with resourceAttributes";

@@ -13,6 +13,7 @@ mod codec;
 mod delete;
 pub mod discovery;
 mod escalation;
+mod front_proxy;
 mod hooks;
 mod impersonate;
 mod lookup;

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::discovery;
 use super::openapi::{self, Compressed, gnostic};
+use super::options::decode;
 use super::respond::{self, Answer, Wanted};
 use super::serve::{Asked, Server};
 use crate::resources::status::StatusError;
@@ -165,11 +166,13 @@ async fn health(server: &Server, endpoint: &str, one: Option<&str>, asked: &Aske
     if one.is_some_and(|one| !CHECKS.contains(&one)) {
         return Err(StatusError::no_such_path());
     }
-    let excluded = asked.query.get("exclude");
+    let pairs = asked.raw_query.split('&').filter_map(|pair| pair.split_once('='));
+    let excluded: Vec<String> =
+        pairs.filter(|(key, _)| *key == "exclude").map(|(_, name)| decode(name, true)).collect();
     let mut lines = String::new();
     let mut healthy = true;
     for check in CHECKS.iter().filter(|check| one.is_none_or(|one| one == **check)) {
-        if *check == excluded {
+        if excluded.iter().any(|name| name == check) {
             lines.push_str(&format!("[+]{check} excluded: ok\n"));
             continue;
         }
@@ -181,6 +184,13 @@ async fn health(server: &Server, endpoint: &str, one: Option<&str>, asked: &Aske
         } else {
             format!("[-]{check} failed: reason withheld\n")
         });
+    }
+    let unknown: Vec<&str> = excluded.iter().map(String::as_str).filter(|name| !CHECKS.contains(name)).collect();
+    if !unknown.is_empty() {
+        lines.push_str(&format!(
+            "warn: some health checks cannot be excluded: no matches for {}\n",
+            unknown.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(",")
+        ));
     }
     if !healthy {
         return Ok(respond::text(500, format!("{lines}{endpoint} check failed\n")));

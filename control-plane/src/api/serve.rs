@@ -23,7 +23,7 @@ use super::nodes::NodeClient;
 use super::options::Query;
 use super::respond::{self, Answer};
 use super::route::Route;
-use super::{impersonate, paths, verbs};
+use super::{front_proxy, impersonate, paths, verbs};
 use crate::auth::forbidden_message;
 use crate::auth::identity::{Attributes, Authenticator, Authorizer, Credentials, Decision, TokenIssuer, UserInfo};
 use crate::resources::status::StatusError;
@@ -192,7 +192,8 @@ async fn handle(
     let upgrade = hyper::upgrade::on(&mut request);
     let user = authenticate(server, certificate, request.headers()).await?;
     let user = impersonate::acting(server.authorizer.as_ref(), user, request.headers()).await?;
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    front_proxy::forget(&mut parts.headers);
     let raw_query = parts.uri.query().unwrap_or_default().to_owned();
     let asked = Asked {
         method: parts.method,
@@ -241,7 +242,8 @@ async fn authenticate(
             Some(token.trim())
         }
     };
-    let credentials = Credentials { client_certificate: certificate, bearer_token: bearer };
+    let claimed = front_proxy::claimed(headers);
+    let credentials = Credentials { client_certificate: certificate, bearer_token: bearer, claimed: claimed.as_ref() };
     match server.authenticator.authenticate(credentials).await {
         Ok(user) => Ok(user.unwrap_or_else(UserInfo::anonymous)),
         Err(error) => {

@@ -99,6 +99,8 @@ impl Core {
             dry_run: writer.dry_run || super::options::is_dry_run(&eviction["deleteOptions"]),
             ..super::options::delete_options(&eviction["deleteOptions"])?
         };
+        // The budget and the pod are left alone, whichever of both said so.
+        let writer = &Writer { dry_run: options.dry_run, ..writer.clone() };
         let pod = self.find(info, namespace, name).await?.ok_or_else(|| StatusError::not_found(info, name))?;
         let phase = text(&pod["status"], "phase");
         let free =

@@ -273,7 +273,16 @@ async fn watch(server: &Server, place: &Place, asked: &Asked) -> Result<Answer, 
 /// Reads a body as an object of the place's kind; answers with it and with warnings about its fields.
 pub(super) async fn read_object(info: &ResourceInfo, asked: Asked) -> Result<(Value, Vec<String>), StatusError> {
     let bytes = respond::read_body(asked.body).await?;
-    let decoded = respond::decode_body(&asked.headers, &bytes)?;
+    let mut decoded = respond::decode_body(&asked.headers, &bytes)?;
+    // The path says which kind it is.
+    if let Some(object) = decoded.value.as_object_mut() {
+        for (key, value) in [("apiVersion", info.api_version()), ("kind", info.kind.to_owned())] {
+            let told = object.entry(key).or_insert(Value::Null);
+            if told.is_null() || told == "" {
+                *told = value.into();
+            }
+        }
+    }
     check_kind(info, &decoded.value, &bytes)?;
     let mode = Mode::parse(asked.query.get("fieldValidation"))?;
     let warnings = mode.check(info, &decoded.value, decoded.duplicates)?;

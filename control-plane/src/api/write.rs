@@ -14,7 +14,7 @@ use crate::clock;
 use crate::resources::field::FieldError;
 use crate::resources::status::StatusError;
 use crate::resources::tree::{items, text};
-use crate::resources::{self, ResourceInfo, certificates, pod_changes};
+use crate::resources::{self, ResourceInfo, certificates, pod_changes, service};
 use crate::storage::{Change, Guard, Revision, StoreError, Write};
 
 /// How often a generated name that is taken, or an unconditional update that lost a race, is tried again.
@@ -118,6 +118,7 @@ impl Core {
         } else {
             let key = codec::key(info, namespace, &name);
             note_owner(info, "", None, &mut object, writer);
+            warn(info, "", &object, writer);
             match admission::validate(self, info, "", &object, None, writer).await {
                 Ok(charge) => {
                     let put = self.put(info, key, &name, object, Guard::Absent, writer.dry_run).await;
@@ -220,6 +221,7 @@ impl Core {
             self.remove(info, namespace, name, new, revision, writer.dry_run).await
         } else {
             let key = codec::key(info, namespace, name);
+            warn(info, subresource, &new, writer);
             match admission::validate(self, info, subresource, &new, Some(old), writer).await {
                 Ok(charge) => {
                     let put = self.put(info, key, name, new, Guard::Unchanged(revision), writer.dry_run).await;
@@ -326,7 +328,12 @@ impl Core {
 /// Keeps `managedFields` (C3.12).
 fn note_owner(info: &ResourceInfo, subresource: &str, old: Option<&Value>, new: &mut Value, writer: &Writer) {
     if writer.manager.is_empty() {
-        // An idle control plane, whose own rooms write without a name, never builds the types.
+        // An idle control plane, whose own rooms write without a name, never builds the types. Their caches have no record: what is
+        // stored stays.
+        let record = old.map_or(&Value::Null, |old| &old["metadata"]["managedFields"]);
+        if new["metadata"]["managedFields"].is_null() && !record.is_null() {
+            new["metadata"]["managedFields"] = record.clone();
+        }
         return;
     }
     let types = Types::built_in();
@@ -334,6 +341,13 @@ fn note_owner(info: &ResourceInfo, subresource: &str, old: Option<&Value>, new: 
         let (name, api_version) = (writer.manager.as_str(), info.api_version());
         let manager = Manager { name, api_version: &api_version, subresource, now: clock::now() };
         apply::track_update(old, new, types, root, &manager);
+    }
+}
+
+/// Tells of what is right and may yet not be meant.
+fn warn(info: &ResourceInfo, subresource: &str, object: &Value, writer: &Writer) {
+    if is_service(info) && subresource.is_empty() {
+        service::warnings(object).into_iter().for_each(|warning| writer.warn(warning));
     }
 }
 

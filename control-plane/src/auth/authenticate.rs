@@ -9,7 +9,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::bootstrap_token::{self, BootstrapTokenError, TOKEN_NAMESPACE, TOKEN_PREFIX};
 use super::identity::{Authenticator, Credentials, Unauthenticated, UserInfo};
-use super::pki::{Pki, certificate_der, signed_by};
+use super::pki::{FRONT_PROXY_CLIENT, Pki, certificate_der, signed_by};
 use super::token::{BoundTo, Claims, TokenError, Tokens};
 use super::{Lookup, LookupError};
 use crate::clock;
@@ -55,6 +55,7 @@ enum AuthenticationError {
 #[derive(Clone)]
 pub struct ClusterAuthenticator {
     ca: Arc<[u8]>,
+    front_proxy_ca: Arc<[u8]>,
     tokens: Arc<Tokens>,
     lookup: Arc<dyn Lookup>,
 }
@@ -69,7 +70,8 @@ impl ClusterAuthenticator {
     /// With the cluster's credentials, and stored objects to see whether a token's account still lives.
     pub fn new(pki: &Pki, lookup: Arc<dyn Lookup>) -> Self {
         let ca = certificate_der(pki.ca_certificate()).expect("the PKI parsed this certificate when it was made");
-        Self { ca: ca.into(), tokens: pki.tokens(), lookup }
+        let proxy = certificate_der(pki.front_proxy_ca()).expect("the PKI parsed this certificate, too");
+        Self { ca: ca.into(), front_proxy_ca: proxy.into(), tokens: pki.tokens(), lookup }
     }
 
     /// Who a token stands for, and which of its audiences were asked for (empty: this server's own).
@@ -132,6 +134,15 @@ impl ClusterAuthenticator {
 impl Authenticator for ClusterAuthenticator {
     async fn authenticate(&self, credentials: Credentials<'_>) -> Result<Option<UserInfo>, Unauthenticated> {
         let now = clock::now();
+        if let (Some(der), Some(claimed)) = (credentials.client_certificate, credentials.claimed)
+            && of_certificate(der, &self.front_proxy_ca, now).is_ok_and(|proxy| proxy.name == FRONT_PROXY_CLIENT)
+        {
+            let mut user = claimed.clone();
+            if !user.groups.iter().any(|group| group == AUTHENTICATED) {
+                user.groups.push(AUTHENTICATED.to_owned());
+            }
+            return Ok(Some(user));
+        }
         let user = match (credentials.client_certificate, credentials.bearer_token) {
             (Some(der), _) => of_certificate(der, &self.ca, now),
             (None, Some(token)) => self.of_token(token, &[], now).await.map(|(user, _)| user),

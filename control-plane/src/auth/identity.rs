@@ -39,6 +39,8 @@ pub struct Credentials<'a> {
     pub client_certificate: Option<&'a [u8]>,
     /// `Authorization: Bearer`.
     pub bearer_token: Option<&'a str>,
+    /// In whose name a front proxy says that it asks (C5.17); believed of nobody else.
+    pub claimed: Option<&'a UserInfo>,
 }
 
 impl fmt::Debug for Credentials<'_> {

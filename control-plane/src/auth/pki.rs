@@ -24,6 +24,10 @@ use super::token::{TokenError, Tokens};
 
 /// The name in the CA's certificate, as kubeadm writes it.
 const CA_NAME: &str = "kubernetes";
+/// And that of the CA of front proxies.
+const FRONT_PROXY_CA_NAME: &str = "front-proxy-ca";
+/// The front proxy that is believed who asks (C5.17).
+pub(super) const FRONT_PROXY_CLIENT: &str = "front-proxy-client";
 /// Ten years, as kubeadm gives a CA.
 const CA_DAYS: i64 = 3650;
 /// One year, as kubeadm gives leaf certificates.
@@ -139,6 +143,8 @@ pub struct Pki {
     ca: Issuer<'static, KeyPair>,
     serving: CertifiedPem,
     kubelet_client: CertifiedPem,
+    front_proxy_ca: String,
+    front_proxy_client: CertifiedPem,
     tokens: Arc<Tokens>,
 }
 
@@ -157,12 +163,15 @@ impl Pki {
         for private in [&config.data_dir, &dir] {
             files::private_dir(private).map_err(|source| PkiError::File { path: private.clone(), source })?;
         }
-        let (ca_certificate, ca) = ensure_ca(&dir, now)?;
+        let (ca_certificate, ca) = ensure_ca(&dir, "ca", CA_NAME, now)?;
+        let (front_proxy_ca, proxy_ca) = ensure_ca(&dir, "front-proxy-ca", FRONT_PROXY_CA_NAME, now)?;
+        let leaf = client_leaf(FRONT_PROXY_CLIENT, None);
+        let front_proxy_client = ensure_leaf(&dir, FRONT_PROXY_CLIENT, (&front_proxy_ca, &proxy_ca), now, &leaf)?;
         let tokens = Arc::new(ensure_tokens(&dir, config)?);
         let serving = ensure_leaf(
             &dir,
             "apiserver",
-            &ca,
+            (&ca_certificate, &ca),
             now,
             &Leaf {
                 name: "kube-apiserver",
@@ -174,7 +183,7 @@ impl Pki {
         let kubelet_client = ensure_leaf(
             &dir,
             "apiserver-kubelet-client",
-            &ca,
+            (&ca_certificate, &ca),
             now,
             &Leaf {
                 name: "kube-apiserver-kubelet-client",
@@ -183,7 +192,9 @@ impl Pki {
                 usage: ExtendedKeyUsagePurpose::ClientAuth,
             },
         )?;
-        let pki = Self { config: config.clone(), ca_certificate, ca, serving, kubelet_client, tokens };
+        let config = config.clone();
+        let pki =
+            Self { config, ca_certificate, ca, serving, kubelet_client, front_proxy_ca, front_proxy_client, tokens };
         pki.ensure_kubeconfig(&pki.admin_kubeconfig_path(), "kubernetes-admin", "system:masters", now)?;
         Ok(pki)
     }
@@ -191,6 +202,16 @@ impl Pki {
     /// The CA's certificate, PEM: what clients trust and what client certificates are checked against.
     pub fn ca_certificate(&self) -> &str {
         &self.ca_certificate
+    }
+
+    /// The certificate, PEM, of those who may say in whose name they ask (C5.17).
+    pub fn front_proxy_ca(&self) -> &str {
+        &self.front_proxy_ca
+    }
+
+    /// What a front proxy shows.
+    pub const fn front_proxy_client(&self) -> &CertifiedPem {
+        &self.front_proxy_client
     }
 
     /// What the API server shows its clients.
@@ -277,8 +298,13 @@ fn client_leaf<'a>(name: &'a str, organization: Option<&'a str>) -> Leaf<'a> {
     Leaf { name, organization, alternatives: Vec::new(), usage: ExtendedKeyUsagePurpose::ClientAuth }
 }
 
-fn ensure_ca(dir: &Path, now: Timestamp) -> Result<(String, Issuer<'static, KeyPair>), PkiError> {
-    let (key_path, certificate_path) = (dir.join("ca.key"), dir.join("ca.crt"));
+fn ensure_ca(
+    dir: &Path,
+    stem: &str,
+    name: &str,
+    now: Timestamp,
+) -> Result<(String, Issuer<'static, KeyPair>), PkiError> {
+    let (key_path, certificate_path) = (dir.join(format!("{stem}.key")), dir.join(format!("{stem}.crt")));
     let file = |path: &Path| {
         let path = path.to_owned();
         move |source| PkiError::File { path, source }
@@ -289,7 +315,7 @@ fn ensure_ca(dir: &Path, now: Timestamp) -> Result<(String, Issuer<'static, KeyP
             .map_err(|error| PkiError::Broken { path: key_path.clone(), reason: error.to_string() })?,
         None if stored.is_some() => return Err(PkiError::CaKeyMissing(key_path)),
         None => {
-            let key = new_key(CA_NAME)?;
+            let key = new_key(name)?;
             files::write(&key_path, &key.serialize_pem(), 0o600).map_err(file(&key_path))?;
             key
         }
@@ -300,12 +326,12 @@ fn ensure_ca(dir: &Path, now: Timestamp) -> Result<(String, Issuer<'static, KeyP
             let der = certificate_der(&pem).ok_or_else(|| broken("it is no PEM certificate"))?;
             let (_, parsed) = X509Certificate::from_der(&der).map_err(|_| broken("it is no X.509 certificate"))?;
             if parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
-                return Err(broken("it does not belong to ca.key"));
+                return Err(broken("it does not belong to the key beside it"));
             }
             pem
         }
         None => {
-            let pem = self_signed_ca(&key, now)?;
+            let pem = self_signed_ca(&key, name, now)?;
             files::write(&certificate_path, &pem, 0o644).map_err(file(&certificate_path))?;
             pem
         }
@@ -315,15 +341,15 @@ fn ensure_ca(dir: &Path, now: Timestamp) -> Result<(String, Issuer<'static, KeyP
     Ok((certificate, issuer))
 }
 
-fn self_signed_ca(key: &KeyPair, now: Timestamp) -> Result<String, PkiError> {
+fn self_signed_ca(key: &KeyPair, name: &str, now: Timestamp) -> Result<String, PkiError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, CA_NAME);
+    params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages =
         vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment, KeyUsagePurpose::KeyCertSign];
     set_validity(&mut params, now, CA_DAYS);
-    let certificate = params.self_signed(key).map_err(|source| PkiError::Issue { name: CA_NAME.into(), source })?;
+    let certificate = params.self_signed(key).map_err(|source| PkiError::Issue { name: name.into(), source })?;
     Ok(certificate.pem())
 }
 
@@ -346,7 +372,7 @@ fn ensure_tokens(dir: &Path, config: &PkiConfig) -> Result<Tokens, PkiError> {
 fn ensure_leaf(
     dir: &Path,
     stem: &str,
-    ca: &Issuer<'static, KeyPair>,
+    (ca_pem, ca): (&str, &Issuer<'static, KeyPair>),
     now: Timestamp,
     leaf: &Leaf<'_>,
 ) -> Result<CertifiedPem, PkiError> {
@@ -355,12 +381,11 @@ fn ensure_leaf(
         let path = path.to_owned();
         move |source| PkiError::File { path, source }
     };
-    let ca_pem = files::read(&dir.join("ca.crt")).map_err(file(dir))?.unwrap_or_default();
     let key = files::read(&key_path).map_err(file(&key_path))?;
     let certificate = files::read(&certificate_path).map_err(file(&certificate_path))?;
     if let (Some(key), Some(certificate)) = (key, certificate)
         && belong_together(&certificate, &key)
-        && is_usable(&certificate, leaf, &ca_pem, now)
+        && is_usable(&certificate, leaf, ca_pem, now)
     {
         return Ok(CertifiedPem { certificate, key });
     }
@@ -532,7 +557,7 @@ pub(super) mod tests {
         let now = at("2026-01-01T10:00:00Z");
         Pki::ensure(&config, now).unwrap();
         for (path, _) in snapshot(&config.data_dir) {
-            if path.ends_with("ca.key") {
+            if path.to_string_lossy().ends_with("ca.key") {
                 continue;
             }
             std::fs::remove_file(&path).unwrap();

@@ -22,18 +22,21 @@ pub(super) async fn start(
     pki: &Arc<Pki>,
     stop: &CancellationToken,
 ) -> Result<Vec<JoinHandle<()>>, RunError> {
-    let services: Cidr =
-        options.service_cidr.parse().map_err(|_| RunError::ServiceCidr(options.service_cidr.clone()))?;
-    let pods: Option<Cidr> = match options.cluster_cidr.as_str() {
-        "" => None,
-        range => Some(range.parse().map_err(|_| RunError::ClusterCidr(range.to_owned()))?),
-    };
-    if services.size() < 4 {
-        return Err(RunError::ServiceCidr(options.service_cidr.clone()));
+    let wrong = || RunError::ServiceCidr(options.service_cidr.clone());
+    let services = Cidr::list(&options.service_cidr).map_err(|_| wrong())?;
+    let pods = Cidr::list(&options.cluster_cidr).map_err(|_| RunError::ClusterCidr(options.cluster_cidr.clone()))?;
+    let first = services.first().copied().ok_or_else(wrong)?;
+    if services.iter().any(|range| range.size() < 4) {
+        return Err(wrong());
     }
-    let stored = cluster.objects("", "services").list("", &ListOptions::default()).await?.items;
-    cluster.set_service_allocator(Arc::new(ServiceAddresses::new(services, &stored)));
-    ensure_defaults(cluster, advertise, options.port, services).await?;
+    let stored = async |group: &str, kind: &str| cluster.objects(group, kind).list("", &ListOptions::default()).await;
+    let addresses = Arc::new(ServiceAddresses::new(&services, &stored("", "services").await?.items));
+    addresses.set_ranges(&stored("networking.k8s.io", "servicecidrs").await?.items);
+    for address in &stored("networking.k8s.io", "ipaddresses").await?.items {
+        addresses.note_address(address, true);
+    }
+    cluster.set_service_allocator(Arc::<ServiceAddresses>::clone(&addresses));
+    ensure_defaults(cluster, advertise, options.port, &services).await?;
     ensure_roles(cluster).await?;
     let joining = Joining {
         pki,
@@ -42,9 +45,9 @@ pub(super) async fn start(
         pod_cidr: &options.cluster_cidr,
         domain: &options.cluster_domain,
         // Where kubeadm puts it, and `make up`.
-        dns: services.address(10.min(services.size() - 2)).to_string(),
+        dns: first.address(10.min(first.size() - 2)).to_string(),
     };
     ensure_joining(cluster, &joining).await?;
-    let config = Config { pki: Arc::clone(pki), cluster_cidr: pods };
+    let config = Config { pki: Arc::clone(pki), cluster_cidrs: pods, addresses };
     Ok(vec![controllers::spawn(cluster, config, stop.clone()), scheduler::spawn(cluster, stop.clone())])
 }

@@ -38,10 +38,11 @@ pub struct RunOptions {
     /// The address at which nodes and users reach the API; by default the address of the default route.
     #[arg(long)]
     pub advertise_address: Option<IpAddr>,
-    /// The range of service addresses.
+    /// The range of service addresses; for dual stack two, with a comma between them, the cluster's main family first.
     #[arg(long, default_value = "10.96.0.0/16")]
     pub service_cidr: String,
-    /// The range of pod addresses, of which every node gets a part; empty: nodes get none.
+    /// The range of pod addresses, of which every node gets a part (/24, or /64 of IPv6); for dual stack two, with a comma
+    /// between them; empty: nodes get none.
     #[arg(long, default_value = "10.244.0.0/16")]
     pub cluster_cidr: String,
     /// The cluster's DNS domain.
@@ -73,10 +74,14 @@ pub enum RunError {
         source: std::io::Error,
     },
     /// The service range.
-    #[error("--service-cidr {0:?} is no range of addresses such as 10.96.0.0/16")]
+    #[error(
+        "--service-cidr {0:?} is no range of addresses such as 10.96.0.0/16, nor one of each family with a comma between them"
+    )]
     ServiceCidr(String),
     /// The pod range.
-    #[error("--cluster-cidr {0:?} is no range of addresses such as 10.244.0.0/16")]
+    #[error(
+        "--cluster-cidr {0:?} is no range of addresses such as 10.244.0.0/16, nor one of each family with a comma between them"
+    )]
     ClusterCidr(String),
     /// The address.
     #[error("cannot listen on {address}: is another API server running there?")]
@@ -115,8 +120,8 @@ pub(super) async fn run(options: RunOptions) -> Result<(), RunError> {
     let address = SocketAddr::new(options.bind_address, options.port);
     let listener = TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, source })?;
     let advertise = options.advertise_address.unwrap_or_else(|| default_address(options.bind_address));
-    let services: Cidr =
-        options.service_cidr.parse().map_err(|_| RunError::ServiceCidr(options.service_cidr.clone()))?;
+    let wrong = || RunError::ServiceCidr(options.service_cidr.clone());
+    let services = Cidr::list(&options.service_cidr).map_err(|_| wrong())?.first().copied().ok_or_else(wrong)?;
     let pki = Arc::new(Pki::ensure(
         &PkiConfig {
             data_dir: options.data_dir.clone(),

@@ -45,8 +45,11 @@ fn roots(ca: &str) -> Result<RootCertStore, TlsError> {
 
 /// For the API's listener: HTTP/2 and 1.1, client certificates of our CA if the client has one.
 pub(super) fn server(pki: &Pki) -> Result<Arc<ServerConfig>, TlsError> {
-    let roots = Arc::new(roots(pki.ca_certificate())?);
-    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider()).allow_unauthenticated().build()?;
+    // Who a certificate stands for is looked at with each request.
+    let both = format!("{}\n{}", pki.ca_certificate(), pki.front_proxy_ca());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(&both)?), provider())
+        .allow_unauthenticated()
+        .build()?;
     let (chain, key) = pair(pki.serving())?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?

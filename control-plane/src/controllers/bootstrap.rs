@@ -5,16 +5,16 @@ use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
-use super::service_addresses::Cidr;
+use super::cidr::Cidr;
 use crate::api::{Cluster, PatchType, WriteOptions};
 use crate::resources::status::StatusError;
 
-/// Makes what is missing and puts right what points elsewhere. The Service `kubernetes` has the first address of the service range.
+/// Makes what is missing and puts right what points elsewhere. The Service `kubernetes` has the first address of the first service range.
 pub async fn ensure_defaults(
     cluster: &Cluster,
     advertise_address: IpAddr,
     port: u16,
-    services: Cidr,
+    services: &[Cidr],
 ) -> Result<(), StatusError> {
     for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
@@ -36,10 +36,8 @@ pub async fn ensure_defaults(
             "value": value, "description": description, "preemptionPolicy": "PreemptLowerPriority"});
         ensure(cluster, ("scheduling.k8s.io", "priorityclasses"), "", name, class, None).await?;
     }
-    let range = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
-        "spec": {"cidrs": [services.to_string()]}});
-    ensure(cluster, ("networking.k8s.io", "servicecidrs"), "", "kubernetes", range, None).await?;
-    let service_ip = services.address(1);
+    ensure_range(cluster, services).await?;
+    let Some(service_ip) = services.first().map(|range| range.address(1)) else { return Ok(()) };
     let family = if service_ip.is_ipv4() { "IPv4" } else { "IPv6" };
     let service = json!({
         "apiVersion": "v1", "kind": "Service",
@@ -68,6 +66,26 @@ pub async fn ensure_defaults(
             "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}],
     });
     ensure(cluster, ("", "endpoints"), "default", "kubernetes", endpoints, Some("subsets")).await
+}
+
+/// The cluster's own ranges as an object. A second family may have come since; another change is not possible.
+async fn ensure_range(cluster: &Cluster, services: &[Cidr]) -> Result<(), StatusError> {
+    let kind = ("networking.k8s.io", "servicecidrs");
+    let cidrs: Vec<String> = services.iter().map(ToString::to_string).collect();
+    let range = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": cidrs}});
+    ensure(cluster, kind, "", "kubernetes", range, None).await?;
+    let objects = cluster.objects(kind.0, kind.1);
+    let stored = objects.get("", "kubernetes").await?["spec"]["cidrs"].clone();
+    if stored == json!(cidrs) {
+        return Ok(());
+    }
+    if stored != json!(cidrs[..1]) {
+        tracing::warn!(%stored, ?cidrs, "the ServiceCIDR kubernetes has other ranges: delete it and start again to change them");
+        return Ok(());
+    }
+    let patch = json!({"spec": {"cidrs": cidrs}});
+    objects.patch("", "kubernetes", "", PatchType::Merge, &patch, &WriteOptions::default()).await.map(drop)
 }
 
 /// Creates an object, or, where `follows` names a part of it that depends on the configuration, writes that part.

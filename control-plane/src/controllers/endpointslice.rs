@@ -118,8 +118,7 @@ impl EndpointSlices {
             let node = self.nodes.get("", node)?;
             node["metadata"]["labels"]["topology.kubernetes.io/zone"].as_str().map(str::to_owned)
         };
-        let groups = endpoints_of(&service, &pods, zone_of);
-        for step in plan(&service, &existing, groups) {
+        for step in plan_all(&service, &existing, &pods, zone_of) {
             self.take(key, step).await?;
         }
         Ok(None)
@@ -161,14 +160,19 @@ enum Step {
 }
 
 /// The endpoints of a Service, by the ports that they have: named target ports may differ between pods.
-fn endpoints_of(service: &Value, pods: &[Arc<Value>], zone_of: impl Fn(&str) -> Option<String>) -> Groups {
+fn endpoints_of(
+    service: &Value,
+    family: Family,
+    pods: &[Arc<Value>],
+    zone_of: impl Fn(&str) -> Option<String>,
+) -> Groups {
     let mut groups = Groups::new();
     let Some(selector) = service["spec"]["selector"].as_object() else { return groups };
     for pod in pods {
         let labels = &pod["metadata"]["labels"];
         let selected = selector.iter().all(|(key, value)| labels.get(key) == Some(value));
         let finished = matches!(text(&pod["status"], "phase"), "Succeeded" | "Failed");
-        let address = address_of(service, pod);
+        let address = address_in(family, pod);
         if !selected || finished || address.is_empty() {
             continue;
         }
@@ -182,9 +186,36 @@ fn endpoints_of(service: &Value, pods: &[Arc<Value>], zone_of: impl Fn(&str) -> 
     groups
 }
 
-/// The pod's address of the Service's family.
+/// The pod's address of the Service's first family.
 pub(super) fn address_of(service: &Value, pod: &Value) -> String {
-    let v6 = service["spec"]["ipFamilies"].get(0).is_some_and(|family| family == "IPv6");
+    address_in(families_of(service)[0], pod)
+}
+
+/// An address family, as slices tell theirs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    fn address_type(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+}
+
+/// The Service's families, at least one.
+fn families_of(service: &Value) -> Vec<Family> {
+    let family = |name: &Value| if name == "IPv6" { Family::V6 } else { Family::V4 };
+    let all: Vec<Family> = items(&service["spec"], "ipFamilies").map(family).collect();
+    if all.is_empty() { vec![Family::V4] } else { all }
+}
+
+fn address_in(family: Family, pod: &Value) -> String {
+    let v6 = family == Family::V6;
     let all = items(&pod["status"], "podIPs").map(|ip| text(ip, "ip"));
     let found = all.chain([text(&pod["status"], "podIP")]).find(|ip| !ip.is_empty() && ip.contains(':') == v6);
     found.unwrap_or_default().to_owned()
@@ -263,8 +294,27 @@ fn named_port(pod: &Value, name: &str, protocol: &str) -> Option<i64> {
     found["containerPort"].as_i64()
 }
 
-/// What to write so that the slices show `groups`.
-fn plan(service: &Value, existing: &[Arc<Value>], mut groups: Groups) -> Vec<Step> {
+/// What to write so that each of the Service's families has its slices, and no other has.
+fn plan_all(
+    service: &Value,
+    existing: &[Arc<Value>],
+    pods: &[Arc<Value>],
+    zone_of: impl Fn(&str) -> Option<String>,
+) -> Vec<Step> {
+    let families = families_of(service);
+    let of = |slice: &Value, family: Family| text(slice, "addressType") == family.address_type();
+    let mut steps = Vec::new();
+    for family in &families {
+        let theirs: Vec<Arc<Value>> = existing.iter().filter(|slice| of(slice, *family)).cloned().collect();
+        steps.extend(plan(service, *family, &theirs, endpoints_of(service, *family, pods, &zone_of)));
+    }
+    let left = existing.iter().filter(|slice| !families.iter().any(|family| of(slice, *family)));
+    steps.extend(left.map(|slice| Step::Delete(text(&slice["metadata"], "name").to_owned())));
+    steps
+}
+
+/// What to write so that the slices of one family show `groups`.
+fn plan(service: &Value, family: Family, existing: &[Arc<Value>], mut groups: Groups) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut empty: Vec<&Arc<Value>> = Vec::new();
     let mut kept = 0;
@@ -287,7 +337,7 @@ fn plan(service: &Value, existing: &[Arc<Value>], mut groups: Groups) -> Vec<Ste
             continue;
         }
         kept += 1;
-        let new = slice_for(service, &slice["ports"], endpoints);
+        let new = slice_for(service, family, &slice["ports"], endpoints);
         if !is_same(slice, &new) {
             steps.push(Step::Update(with_identity(new, slice)));
         }
@@ -296,7 +346,7 @@ fn plan(service: &Value, existing: &[Arc<Value>], mut groups: Groups) -> Vec<Ste
         let ports: Value = serde_json::from_str(ports).unwrap_or_default();
         for part in endpoints.chunks(PER_SLICE) {
             kept += 1;
-            let new = slice_for(service, &ports, part.to_vec());
+            let new = slice_for(service, family, &ports, part.to_vec());
             // A slice that ran empty is used again.
             steps.push(match empty.pop() {
                 Some(slice) => Step::Update(with_identity(new, slice)),
@@ -305,7 +355,7 @@ fn plan(service: &Value, existing: &[Arc<Value>], mut groups: Groups) -> Vec<Ste
         }
     }
     if kept == 0 {
-        let new = slice_for(service, &json!([]), Vec::new());
+        let new = slice_for(service, family, &json!([]), Vec::new());
         match empty.pop() {
             Some(slice) if is_same(slice, &new) => {}
             Some(slice) => steps.push(Step::Update(with_identity(new, slice))),
@@ -329,7 +379,7 @@ fn normal_ports(ports: &Value) -> Value {
     normal.collect()
 }
 
-fn slice_for(service: &Value, ports: &Value, endpoints: Vec<Value>) -> Value {
+fn slice_for(service: &Value, family: Family, ports: &Value, endpoints: Vec<Value>) -> Value {
     let name = text(&service["metadata"], "name");
     let mut labels: Map<String, Value> = service["metadata"]["labels"].as_object().cloned().unwrap_or_default();
     labels.insert(stoker_model::names::SERVICE_NAME.to_owned(), json!(name));
@@ -338,7 +388,6 @@ fn slice_for(service: &Value, ports: &Value, endpoints: Vec<Value>) -> Value {
     if text(&service["spec"], "clusterIP") == "None" {
         labels.insert(stoker_model::names::SERVICE_HEADLESS.to_owned(), json!(""));
     }
-    let v6 = service["spec"]["ipFamilies"].get(0).is_some_and(|family| family == "IPv6");
     // A service's name may be as long as a generated base may not.
     let base = name.get(..57).unwrap_or(name);
     json!({
@@ -347,7 +396,7 @@ fn slice_for(service: &Value, ports: &Value, endpoints: Vec<Value>) -> Value {
             "generateName": format!("{base}-"), "namespace": service["metadata"]["namespace"], "labels": labels,
             "ownerReferences": [controller_reference(service)],
         },
-        "addressType": if v6 { "IPv6" } else { "IPv4" },
+        "addressType": family.address_type(),
         "ports": normal_ports(ports), "endpoints": endpoints,
     })
 }
@@ -389,8 +438,8 @@ mod tests {
         }))
     }
 
-    fn of(service: &Value, pods: &[Arc<Value>]) -> Groups {
-        endpoints_of(service, pods, |_| Some("z1".into()))
+    fn plan(service: &Value, existing: &[Arc<Value>], pods: &[Arc<Value>]) -> Vec<Step> {
+        plan_all(service, existing, pods, |_| Some("z1".into()))
     }
 
     fn stored(step: &Step) -> Arc<Value> {
@@ -405,10 +454,10 @@ mod tests {
     #[test]
     fn a_service_without_pods_has_one_empty_slice() {
         let service = service(json!([{"port": 80}]));
-        let steps = plan(&service, &[], of(&service, &[]));
+        let steps = plan(&service, &[], &[]);
         assert_eq!(steps.len(), 1);
         assert_eq!(stored(&steps[0])["endpoints"], json!([]));
-        assert_eq!(plan(&service, &[stored(&steps[0])], of(&service, &[])), []);
+        assert_eq!(plan(&service, &[stored(&steps[0])], &[]), []);
     }
 
     #[test]
@@ -421,7 +470,7 @@ mod tests {
         let mut done = (*pod("done", true, 8080)).clone();
         done["status"]["phase"] = json!("Succeeded");
         let pods = [pod("up", true, 8080), pod("down", false, 8080), Arc::new(leaving), Arc::new(done)];
-        let steps = plan(&service, &[], of(&service, &pods));
+        let steps = plan(&service, &[], &pods);
         let slice = stored(&steps[0]);
         assert_eq!(
             slice["ports"],
@@ -453,7 +502,7 @@ mod tests {
         leaving["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
         let pods = [pod("down", false, 0), Arc::new(leaving)];
         let conditions = |service: &Value| -> Vec<[Value; 3]> {
-            let slice = stored(&plan(service, &[], of(service, &pods))[0]);
+            let slice = stored(&plan(service, &[], &pods)[0]);
             let of = |e: &Value| ["ready", "serving", "terminating"].map(|key| e["conditions"][key].clone());
             items(&slice, "endpoints").map(of).collect()
         };
@@ -468,7 +517,7 @@ mod tests {
     fn a_preference_becomes_hints_of_ready_endpoints() {
         let mut service = service(json!([{"port": 80}]));
         let pods = [pod("up", true, 0), pod("down", false, 0)];
-        let steps = |service: &Value, existing: &[Arc<Value>]| plan(service, existing, of(service, &pods));
+        let steps = |service: &Value, existing: &[Arc<Value>]| plan(service, existing, &pods);
         let hints = |steps: &[Step]| -> Vec<Value> {
             items(&stored(&steps[0]), "endpoints").map(|endpoint| endpoint["hints"].clone()).collect()
         };
@@ -486,28 +535,59 @@ mod tests {
             assert_eq!(hints(&after), [json!(null), expected], "{preference}");
             assert_eq!(steps(&service, &[stored(&after[0])]), [], "a second time there is nothing to do");
         }
-        let without_zones = endpoints_of(&service, &pods, |_| None);
-        let slice = stored(&plan(&service, &[], without_zones)[0]);
+        let slice = stored(&plan_all(&service, &[], &pods, |_| None)[0]);
         assert_eq!(slice["endpoints"][1]["hints"], json!({"forNodes": [{"name": "n1"}]}), "no zone, no hint of one");
+    }
+
+    /// B1.18
+    #[test]
+    fn each_family_has_slices_of_its_own() {
+        let mut service = service(json!([{"port": 80, "targetPort": 8080}]));
+        let mut both = (*pod("both", true, 0)).clone();
+        both["status"]["podIPs"] = json!([{"ip": "10.0.0.4"}, {"ip": "fd00::4"}]);
+        let pods = [Arc::new(both), pod("four", true, 0)];
+        let shown = |steps: &[Step]| -> Vec<(String, String)> {
+            let addresses = |slice: &Value| {
+                let all = items(slice, "endpoints").map(|e| e["addresses"][0].as_str().unwrap().to_owned());
+                all.collect::<Vec<_>>().join(" ")
+            };
+            steps.iter().map(stored).map(|slice| (text(&slice, "addressType").to_owned(), addresses(&slice))).collect()
+        };
+        let pair = |family: &str, addresses: &str| (family.to_owned(), addresses.to_owned());
+        service["spec"]["ipFamilies"] = json!(["IPv6", "IPv4"]);
+        let steps = plan(&service, &[], &pods);
+        assert_eq!(shown(&steps), [pair("IPv6", "fd00::4"), pair("IPv4", "10.0.0.4 10.0.0.4")]);
+        assert_eq!(address_of(&service, &pods[0]), "fd00::4", "Endpoints have the first family");
+        let mut slices: Vec<Arc<Value>> = steps.iter().map(stored).collect();
+        for (slice, name) in slices.iter_mut().zip(["six", "four"]) {
+            Arc::get_mut(slice).unwrap()["metadata"]["name"] = json!(name);
+        }
+        assert_eq!(plan(&service, &slices, &pods), []);
+        service["spec"]["ipFamilies"] = json!(["IPv6"]);
+        assert_eq!(
+            plan(&service, &slices, &pods),
+            [Step::Delete("four".into())],
+            "a family that went takes its slices along"
+        );
     }
 
     #[test]
     fn slices_hold_a_hundred_and_a_change_writes_one() {
         let service = service(json!([{"port": 80, "targetPort": 8080}]));
         let mut pods: Vec<Arc<Value>> = (0..150).map(|n| pod(&format!("pod-{n:03}"), true, 0)).collect();
-        let steps = plan(&service, &[], of(&service, &pods));
+        let steps = plan(&service, &[], &pods);
         let slices: Vec<Arc<Value>> = steps.iter().map(stored).collect();
         let sizes: Vec<usize> = slices.iter().map(|s| items(s, "endpoints").count()).collect();
         assert_eq!(sizes, [100, 50]);
-        assert_eq!(plan(&service, &slices, of(&service, &pods)), []);
+        assert_eq!(plan(&service, &slices, &pods), []);
         pods[120] = pod("pod-120", false, 0);
-        let steps = plan(&service, &slices, of(&service, &pods));
+        let steps = plan(&service, &slices, &pods);
         assert!(
             matches!(steps.as_slice(), [Step::Update(slice)] if slice["metadata"]["name"] == "web-50"),
             "{steps:?}"
         );
         pods.truncate(100);
-        let steps = plan(&service, &slices, of(&service, &pods));
+        let steps = plan(&service, &slices, &pods);
         assert_eq!(steps, [Step::Delete("web-50".into())]);
     }
 
@@ -515,7 +595,7 @@ mod tests {
     fn named_ports_that_differ_make_slices_of_their_own() {
         let service = service(json!([{"port": 80, "targetPort": "http"}]));
         let pods = [pod("a", true, 8080), pod("bb", true, 9090)];
-        let steps = plan(&service, &[], of(&service, &pods));
+        let steps = plan(&service, &[], &pods);
         let ports: Vec<Value> = steps.iter().map(|s| stored(s)["ports"][0]["port"].clone()).collect();
         assert_eq!(ports, [json!(8080), json!(9090)]);
     }

@@ -206,7 +206,9 @@ const WHOLE: &[(&str, &str)] = &[
     ("networking.k8s.io", "servicecidrs"),
     ("policy", "poddisruptionbudgets"),
     ("rbac.authorization.k8s.io", "clusterroles"),
+    ("storage.k8s.io", "csidrivers"),
     ("storage.k8s.io", "storageclasses"),
+    ("storage.k8s.io", "volumeattachments"),
 ];
 
 /// An informer for each kind that is stored, but events.

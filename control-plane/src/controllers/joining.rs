@@ -31,8 +31,7 @@ pub struct Joining<'a> {
 /// Makes what is missing.
 pub async fn ensure_joining(cluster: &Cluster, facts: &Joining<'_>) -> Result<(), StatusError> {
     let info = ("kube-public", "cluster-info", json!({"kubeconfig": discovery(facts)}));
-    let trust =
-        ("kube-system", "extension-apiserver-authentication", json!({"client-ca-file": facts.pki.ca_certificate()}));
+    let trust = ("kube-system", "extension-apiserver-authentication", extension_trust(facts.pki));
     for (namespace, name, data) in [info, trust] {
         let map = config_map(namespace, name, data);
         ensure(cluster, ("", "configmaps"), namespace, name, map, Some("data")).await?;
@@ -52,6 +51,19 @@ pub async fn ensure_joining(cluster: &Cluster, facts: &Joining<'_>) -> Result<()
         ensure(cluster, ("", "configmaps"), "kube-system", name, map, None).await?;
     }
     Ok(())
+}
+
+/// How extension servers know who asks: by which CA clients are signed, and which front proxy is believed (C5.17). Lists are JSON.
+fn extension_trust(pki: &Pki) -> Value {
+    json!({
+        "client-ca-file": pki.ca_certificate(),
+        "requestheader-client-ca-file": pki.front_proxy_ca(),
+        "requestheader-allowed-names": r#"["front-proxy-client"]"#,
+        "requestheader-username-headers": r#"["X-Remote-User"]"#,
+        "requestheader-uid-headers": r#"["X-Remote-Uid"]"#,
+        "requestheader-group-headers": r#"["X-Remote-Group"]"#,
+        "requestheader-extra-headers-prefix": r#"["X-Remote-Extra-"]"#,
+    })
 }
 
 fn config_map(namespace: &str, name: &str, data: Value) -> Value {

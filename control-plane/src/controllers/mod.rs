@@ -4,9 +4,11 @@
 //! Out: writes through the in-process client, events.
 //! Not here: finding nodes for pods (`scheduler`), anything about one object alone (`resources`).
 
+mod attach_detach;
 mod bootstrap;
 mod bootstrap_tokens;
 mod certificates;
+mod cidr;
 mod cron;
 mod cronjob;
 mod daemon_nodes;
@@ -48,9 +50,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use bootstrap::ensure_defaults;
+pub use cidr::{Cidr, CidrError};
 pub use joining::{Joining, ensure_joining};
 pub use rbac::ensure_roles;
-pub use service_addresses::{Cidr, CidrError, ServiceAddresses};
+pub use service_addresses::ServiceAddresses;
 
 use self::informer::Informers;
 use crate::api::Cluster;
@@ -62,8 +65,10 @@ use crate::recorder::Recorder;
 pub struct Config {
     /// The CA, whose certificate goes to every namespace and which signs what nodes ask for.
     pub pki: Arc<Pki>,
-    /// Pod addresses; each node gets a part of it (/24, or /64 of an IPv6 range). `None`: nodes get none.
-    pub cluster_cidr: Option<Cidr>,
+    /// Pod addresses, one range of each family; each node gets a part of each (/24, or /64 of IPv6). Empty: nodes get none.
+    pub cluster_cidrs: Vec<Cidr>,
+    /// Who gives Services their addresses: told of the ranges that there are.
+    pub addresses: Arc<ServiceAddresses>,
 }
 
 /// What every controller is made of.
@@ -98,6 +103,7 @@ const CONTROLLERS: &[Register] = &[
     node_lifecycle::register,
     volume_binder::register,
     volume_claims::register,
+    attach_detach::register,
     certificates::register,
     bootstrap_tokens::register,
     rbac::aggregation::register,

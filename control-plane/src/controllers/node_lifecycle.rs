@@ -10,11 +10,11 @@ use k8s_openapi::api::core::v1::{Taint, Toleration};
 use serde_json::{Value, json};
 
 use super::Context;
+use super::cidr::Cidr;
 use super::deployment_status::condition;
 use super::informer::Informer;
 use super::owner::is_being_deleted;
 use super::queue::{Key, Queue};
-use super::service_addresses::Cidr;
 use crate::api::{DeleteOptions, PatchType, WriteOptions};
 use crate::clock;
 use crate::recorder::Recorder;
@@ -36,8 +36,8 @@ struct Known {
     heartbeats: HashMap<String, Instant>,
     /// Since when pods name a node that does not exist.
     missing: HashMap<String, Instant>,
-    /// Indices of parts of the pod network that nodes have.
-    parts: BTreeSet<u128>,
+    /// Parts of the pod networks that nodes have.
+    parts: BTreeSet<Cidr>,
 }
 
 #[derive(Clone)]
@@ -45,7 +45,7 @@ struct Nodes {
     nodes: Arc<Informer>,
     pods: Arc<Informer>,
     known: Arc<Mutex<Known>>,
-    network: Option<Cidr>,
+    networks: Vec<Cidr>,
     recorder: Recorder,
     evictions: Recorder,
 }
@@ -56,7 +56,7 @@ pub(super) fn register(context: &Context) -> Box<dyn FnOnce(&Context) + Send> {
         nodes: context.informers.of("", "nodes"),
         pods: context.informers.of("", "pods"),
         known: Arc::default(),
-        network: context.config.cluster_cidr,
+        networks: context.config.cluster_cidrs.clone(),
         recorder: context.recorder.of("node-controller"),
         evictions: context.recorder.of("taint-eviction-controller"),
     };
@@ -120,14 +120,12 @@ impl Nodes {
             Some(_) => {}
             None => self.with(|known| {
                 known.heartbeats.remove(name);
-                if let Some(part) = old.and_then(|old| self.part_of(old)) {
+                for part in old.into_iter().flat_map(|old| parts_of(old)) {
                     known.parts.remove(&part);
                 }
             }),
         }
-        if let Some(part) = new.and_then(|new| self.part_of(new)) {
-            self.with(|known| known.parts.insert(part));
-        }
+        self.with(|known| known.parts.extend(new.into_iter().flat_map(|new| parts_of(new))));
         if new.is_some() {
             self.with(|known| known.missing.remove(name));
         }
@@ -135,7 +133,7 @@ impl Nodes {
 
     async fn reconcile(&self, name: &str) -> Result<Option<Duration>, StatusError> {
         let Some(node) = self.nodes.get("", name) else { return self.collect_pods(name).await };
-        self.assign_network(&node).await?;
+        self.assign_networks(&node).await?;
         let silent_for = self.with(|known| known.heartbeats.get(name).map(|at| clock::instant() - *at));
         let left = GRACE.checked_sub(silent_for.unwrap_or_default()).filter(|left| !left.is_zero());
         let node = match left {
@@ -300,39 +298,44 @@ impl Nodes {
         Ok(None)
     }
 
-    fn part_prefix(network: Cidr) -> u32 {
-        if network.is_v4() { 24 } else { 64 }
-    }
-
-    /// The index of the part that a node has.
-    fn part_of(&self, node: &Value) -> Option<u128> {
-        let network = self.network?;
-        let part: Cidr = text(&node["spec"], "podCIDR").parse().ok()?;
-        network.index_of(part)
-    }
-
-    /// Gives a node its part of the pod network. The choice is remembered before it is written, so two nodes never
+    /// Gives a node its part of each pod network. The choice is remembered before it is written, so two nodes never
     /// get the same.
-    async fn assign_network(&self, node: &Value) -> Result<(), StatusError> {
-        let (Some(network), "") = (self.network, text(&node["spec"], "podCIDR")) else { return Ok(()) };
-        let chosen = self.with(|known| {
-            let index = (0..).find(|index| !known.parts.contains(index))?;
-            let part = network.part(Self::part_prefix(network), index)?;
-            known.parts.insert(index);
-            Some((index, part))
-        });
-        let Some((index, part)) = chosen else {
-            let message = format!("the pod network {network} has no part left for this node");
-            self.recorder.warning(node, "CIDRNotAvailable", message);
+    async fn assign_networks(&self, node: &Value) -> Result<(), StatusError> {
+        if self.networks.is_empty() || !text(&node["spec"], "podCIDR").is_empty() {
             return Ok(());
+        }
+        let chosen: Result<Vec<Cidr>, Cidr> = self.with(|known| {
+            let free = |network: &Cidr| {
+                let prefix = if network.is_v4() { 24 } else { 64 };
+                let mut parts = (0..).map_while(|index| network.part(prefix, index));
+                parts.find(|part| !known.parts.contains(part)).ok_or(*network)
+            };
+            let parts: Vec<Cidr> = self.networks.iter().map(free).collect::<Result<_, _>>()?;
+            known.parts.extend(&parts);
+            Ok(parts)
+        });
+        let parts = match chosen {
+            Ok(parts) => parts,
+            Err(network) => {
+                let message = format!("the pod network {network} has no part left for this node");
+                self.recorder.warning(node, "CIDRNotAvailable", message);
+                return Ok(());
+            }
         };
-        let patch = json!({"spec": {"podCIDR": part.to_string(), "podCIDRs": [part.to_string()]}});
+        let texts: Vec<String> = parts.iter().map(ToString::to_string).collect();
+        let patch = json!({"spec": {"podCIDR": texts[0], "podCIDRs": texts}});
         let written = self.patch_node(text(&node["metadata"], "name"), "", PatchType::Merge, &patch).await;
         if written.is_err() {
-            self.with(|known| known.parts.remove(&index));
+            self.with(|known| known.parts.retain(|part| !parts.contains(part)));
         }
         written.map(drop)
     }
+}
+
+/// The parts of the pod networks that a node has.
+fn parts_of(node: &Value) -> Vec<Cidr> {
+    let all = items(&node["spec"], "podCIDRs").filter_map(Value::as_str).chain([text(&node["spec"], "podCIDR")]);
+    all.filter_map(|part| part.parse().ok()).collect()
 }
 
 /// The taints that a node's conditions ask for, beside those of others; `None`: it has them already.

@@ -3,169 +3,146 @@
 //!
 //! Everything handed out stands in memory and is rebuilt from the stored Services at start, before the API serves.
 
-use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
+use super::cidr::Cidr;
 use crate::api::{Allocation, ServiceAllocator};
 use crate::resources::field::FieldError;
+use crate::resources::ip_families;
 use crate::resources::status::StatusError;
 use crate::resources::tree::{items, text};
 
 /// Node ports that may be given to Services.
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
+/// Who made an IPAddress.
+pub(super) const MANAGED_BY: &str = "ipaddress.kubernetes.io/managed-by";
+/// We, for a Service.
+pub(super) const ALLOCATOR: &str = "ipallocator.k8s.io";
 /// Below this node ports are only given to who asks for one: upstream's static band, min(max(16, 2768/32), 128).
 const FIRST_DYNAMIC_PORT: u16 = 30086;
 
-/// A range of addresses such as `10.96.0.0/12`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Cidr {
-    base: u128,
-    prefix: u32,
-    is_v4: bool,
-}
-
-/// Why a text is no range of addresses.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no range of addresses: write one like 10.96.0.0/12")]
-pub struct CidrError(String);
-
-impl std::str::FromStr for Cidr {
-    type Err = CidrError;
-
-    fn from_str(range: &str) -> Result<Self, CidrError> {
-        let error = || CidrError(range.to_owned());
-        let (address, prefix) = range.split_once('/').ok_or_else(error)?;
-        let address: IpAddr = address.parse().map_err(|_| error())?;
-        let prefix: u32 = prefix.parse().map_err(|_| error())?;
-        let (number, bits) = number_of(address);
-        if prefix > bits {
-            return Err(error());
-        }
-        let host_bits = bits - prefix;
-        let base = if host_bits == 128 { 0 } else { number >> host_bits << host_bits };
-        Ok(Self { base, prefix, is_v4: bits == 32 })
-    }
-}
-
-impl std::fmt::Display for Cidr {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.address(0), self.prefix)
-    }
-}
-
-fn number_of(address: IpAddr) -> (u128, u32) {
-    match address {
-        IpAddr::V4(v4) => (u128::from(v4.to_bits()), 32),
-        IpAddr::V6(v6) => (v6.to_bits(), 128),
-    }
-}
-
-impl Cidr {
-    const fn host_bits(self) -> u32 {
-        if self.is_v4 { 32 - self.prefix } else { 128 - self.prefix }
-    }
-
-    /// How many addresses it has, at most 2^64.
-    pub fn size(self) -> u128 {
-        1 << self.host_bits().min(64)
-    }
-
-    /// The address at a place; 1 is the first that can be used.
-    pub fn address(self, offset: u128) -> IpAddr {
-        let number = self.base + offset;
-        if self.is_v4 {
-            IpAddr::V4(Ipv4Addr::from_bits(u32::try_from(number).unwrap_or(u32::MAX)))
-        } else {
-            IpAddr::V6(Ipv6Addr::from_bits(number))
-        }
-    }
-
-    /// The place of an address, unless it is the network's own or the broadcast address.
-    pub(super) fn contains(self, address: IpAddr) -> bool {
-        self.offset(address).is_some()
-    }
-
-    fn offset(self, address: IpAddr) -> Option<u128> {
-        if address.is_ipv4() != self.is_v4 {
-            return None;
-        }
-        let offset = number_of(address).0.checked_sub(self.base)?;
-        (offset > 0 && offset < self.size() - u128::from(self.is_v4)).then_some(offset)
-    }
-
-    /// Where addresses for those who ask for none begin: above min(max(16, size/16), 256).
-    fn first_dynamic(self) -> u128 {
-        if self.size() <= 16 { 1 } else { (self.size() / 16).clamp(16, 256) }
-    }
-
-    /// The parts of that prefix length.
-    pub(super) fn part(self, prefix: u32, index: u128) -> Option<Self> {
-        let bits = if self.is_v4 { 32 } else { 128 };
-        if prefix < self.prefix || prefix > bits || index >> (prefix - self.prefix).min(127) != 0 {
-            return None;
-        }
-        Some(Self { base: self.base + (index << (bits - prefix)), prefix, is_v4: self.is_v4 })
-    }
-
-    /// Which of the parts of its length this one is.
-    pub(super) fn index_of(self, part: Self) -> Option<u128> {
-        let bits = if self.is_v4 { 32 } else { 128 };
-        let inside = part.is_v4 == self.is_v4 && part.prefix >= self.prefix;
-        let index = part.base.checked_sub(self.base)?.checked_shr(bits - part.prefix)?;
-        (inside && self.part(part.prefix, index) == Some(part)).then_some(index)
-    }
-
-    pub(super) const fn is_v4(self) -> bool {
-        self.is_v4
-    }
-}
-
 #[derive(Debug, Default)]
 struct Used {
-    addresses: BTreeSet<u128>,
+    /// Ranges of the cluster's own, one for each of its families; they stay.
+    own: Vec<Cidr>,
+    /// Ranges of ServiceCIDRs that are not on their way out.
+    more: Vec<Cidr>,
+    addresses: BTreeSet<IpAddr>,
+    /// Addresses that IPAddresses of others hold.
+    foreign: BTreeSet<IpAddr>,
     ports: BTreeSet<u16>,
-    /// Where the search goes on, so that what was freed is not given out again at once.
-    next_address: u128,
+    /// Where the search in a range goes on, so that what was freed is not given out again at once.
+    next_address: BTreeMap<Cidr, u128>,
     next_port: u16,
+}
+
+impl Used {
+    fn ranges(&self) -> impl Iterator<Item = Cidr> {
+        self.own.iter().chain(self.more.iter().filter(|range| !self.own.contains(range))).copied()
+    }
+
+    /// The cluster's families, its own first.
+    fn families(&self) -> Vec<&'static str> {
+        self.own.iter().map(|range| family(*range)).collect()
+    }
+
+    fn is_free(&self, address: IpAddr) -> bool {
+        !self.addresses.contains(&address) && !self.foreign.contains(&address)
+    }
+
+    /// A free address of a family; `None`: all its ranges are full.
+    fn take_address(&mut self, wanted: &str) -> Option<IpAddr> {
+        let ranges: Vec<Cidr> = self.ranges().filter(|range| family(*range) == wanted).collect();
+        let (range, offset) = ranges.into_iter().find_map(|range| Some((range, self.free_in(range)?)))?;
+        let (first, last) = (range.first_dynamic(), range.last());
+        self.next_address.insert(range, if offset < last { (offset + 1).max(first) } else { first });
+        let address = range.address(offset);
+        self.addresses.insert(address);
+        Some(address)
+    }
+
+    fn free_in(&self, range: Cidr) -> Option<u128> {
+        let (first, last) = (range.first_dynamic(), range.last());
+        let next = self.next_address.get(&range).copied().unwrap_or(first);
+        (next..=last).chain(first..next).chain(1..first).find(|offset| self.is_free(range.address(*offset)))
+    }
+
+    fn give_back(&mut self, addresses: &[String], ports: &[u16]) {
+        for address in addresses.iter().filter_map(|address| address.parse().ok()) {
+            self.addresses.remove(&address);
+        }
+        for port in ports {
+            self.ports.remove(port);
+        }
+    }
+}
+
+fn family(range: Cidr) -> &'static str {
+    if range.is_v4() { "IPv4" } else { "IPv6" }
+}
+
+/// The ranges of a ServiceCIDR.
+pub(super) fn cidrs_of(range: &Value) -> Vec<Cidr> {
+    items(&range["spec"], "cidrs").filter_map(|cidr| cidr.as_str()?.parse().ok()).collect()
+}
+
+/// Why something is not given.
+enum Refusal {
+    Asked(Vec<FieldError>),
+    Full,
+}
+
+impl From<Vec<FieldError>> for Refusal {
+    fn from(errors: Vec<FieldError>) -> Self {
+        Self::Asked(errors)
+    }
 }
 
 /// Gives Services their addresses and node ports.
 #[derive(Debug)]
 pub struct ServiceAddresses {
-    range: Cidr,
     used: Mutex<Used>,
 }
 
 impl ServiceAddresses {
-    /// All of `range` is free but what these stored Services hold.
-    pub fn new(range: Cidr, stored: &[Value]) -> Self {
-        let mut used = Used { next_address: range.first_dynamic(), next_port: FIRST_DYNAMIC_PORT, ..Used::default() };
+    /// All of `ranges`, one for each family of the cluster, is free but what these stored Services hold.
+    pub fn new(ranges: &[Cidr], stored: &[Value]) -> Self {
+        let mut used = Used { own: ranges.to_vec(), next_port: FIRST_DYNAMIC_PORT, ..Used::default() };
         for service in stored {
-            used.addresses.extend(addresses_of(service).filter_map(|address| range.offset(address)));
+            used.addresses.extend(addresses_of(service));
             used.ports.extend(ports_of(service));
         }
-        Self { range, used: Mutex::new(used) }
+        Self { used: Mutex::new(used) }
+    }
+
+    /// All ServiceCIDRs: addresses come from the ranges of those that stay, too.
+    pub fn set_ranges<'a>(&self, all: impl IntoIterator<Item = &'a Value>) {
+        let staying = all.into_iter().filter(|range| range["metadata"]["deletionTimestamp"].is_null());
+        let ranges = staying.flat_map(cidrs_of).collect();
+        self.with(|used| used.more = ranges);
+    }
+
+    /// An IPAddress as it is, or, where it is gone, as it was: one that somebody else than a Service made is not given away.
+    pub fn note_address(&self, object: &Value, is_there: bool) {
+        let Ok(address) = text(&object["metadata"], "name").parse() else { return };
+        let ours = object["metadata"]["labels"][MANAGED_BY] == ALLOCATOR;
+        self.with(|used| if is_there && !ours { used.foreign.insert(address) } else { used.foreign.remove(&address) });
+    }
+
+    /// Whether a Service holds an address in one range and in none of the others.
+    pub(super) fn is_held_only_in(&self, range: &[Cidr], others: &[Cidr]) -> bool {
+        let inside = |ranges: &[Cidr], address: IpAddr| ranges.iter().any(|range| range.contains(address));
+        self.with(|used| used.addresses.iter().any(|held| inside(range, *held) && !inside(others, *held)))
     }
 
     fn with<R>(&self, act: impl FnOnce(&mut Used) -> R) -> R {
         // Nothing under this lock panics half way through a change.
         act(&mut self.used.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn take_address(&self, used: &mut Used) -> Option<u128> {
-        let last = self.range.size() - u128::from(self.range.is_v4);
-        let first = self.range.first_dynamic();
-        let found = (used.next_address..last)
-            .chain(first..used.next_address)
-            .chain(1..first)
-            .find(|offset| !used.addresses.contains(offset))?;
-        used.addresses.insert(found);
-        used.next_address = if found + 1 < last { (found + 1).max(first) } else { first };
-        Some(found)
     }
 
     fn take_port(used: &mut Used) -> Option<u16> {
@@ -181,81 +158,67 @@ impl ServiceAddresses {
 
     /// Reserves what the new object needs beyond what the old one holds; on an error the caller gives it all back.
     fn reserve(
-        &self,
         used: &mut Used,
         service: &mut Value,
         old: Option<&Value>,
         taken: &mut Allocation,
-    ) -> Result<(), Vec<FieldError>> {
+    ) -> Result<(), Refusal> {
         let held: Vec<IpAddr> = old.into_iter().flat_map(addresses_of).collect();
-        self.reserve_address(used, service, &held, taken)?;
-        let held: BTreeSet<u16> = old.into_iter().flat_map(ports_of).collect();
-        reserve_ports(used, service, old, &held, taken)
-    }
-
-    fn reserve_address(
-        &self,
-        used: &mut Used,
-        service: &mut Value,
-        held: &[IpAddr],
-        taken: &mut Allocation,
-    ) -> Result<(), Vec<FieldError>> {
         let spec = &mut service["spec"];
-        if text(spec, "type") == "ExternalName" {
-            return Ok(());
+        if text(spec, "type") != "ExternalName" {
+            // One that was an ExternalName begins anew.
+            let old = old.map(|old| &old["spec"]).filter(|old| text(old, "type") != "ExternalName");
+            ip_families::settle(spec, old, &used.families())?;
+            reserve_addresses(used, spec, &held, taken)?;
         }
-        if text(spec, "clusterIP").is_empty()
-            && let Some(first) = spec["clusterIPs"].get(0).and_then(Value::as_str)
-        {
-            spec["clusterIP"] = json!(first);
-        }
-        let family = if self.range.is_v4 { "IPv4" } else { "IPv6" };
-        if text(spec, "ipFamilyPolicy").is_empty() {
-            spec["ipFamilyPolicy"] = json!("SingleStack");
-        }
-        if spec["ipFamilies"].as_array().is_none_or(Vec::is_empty) {
-            spec["ipFamilies"] = json!([family]);
-        }
-        let asked = text(spec, "clusterIP").to_owned();
-        if asked == "None" {
-            spec["clusterIPs"] = json!(["None"]);
-            return Ok(());
-        }
-        let failed = |value: &Value, why: String| vec![FieldError::invalid("spec.clusterIPs", value.clone(), why)];
-        let address = if asked.is_empty() {
-            let offset = self.take_address(used);
-            let full = || failed(&json!([]), format!("failed to allocate a serviceIP: range {} is full", self.range));
-            let address = self.range.address(offset.ok_or_else(full)?);
-            taken.addresses.push(address.to_string());
-            address
-        } else {
-            let value = json!([asked]);
-            let not_here = || {
-                let range = self.range;
-                failed(
-                    &value,
-                    format!(
-                        "failed to allocate IP {asked}: the provided IP ({asked}) is not in the valid range. The range of valid IPs is {range}"
-                    ),
-                )
-            };
-            let address: IpAddr = asked.parse().map_err(|_| not_here())?;
-            if !held.contains(&address) {
-                let offset = self.range.offset(address).ok_or_else(not_here)?;
-                if !used.addresses.insert(offset) {
-                    return Err(failed(
-                        &value,
-                        format!("failed to allocate IP {asked}: provided IP is already allocated"),
-                    ));
-                }
-                taken.addresses.push(address.to_string());
-            }
-            address
-        };
-        spec["clusterIP"] = json!(address.to_string());
-        spec["clusterIPs"] = json!([address.to_string()]);
-        Ok(())
+        let held: BTreeSet<u16> = old.into_iter().flat_map(ports_of).collect();
+        reserve_ports(used, service, old, &held, taken).map_err(Refusal::from)
     }
+}
+
+/// One address of each family; those that were asked for, if they are free.
+fn reserve_addresses(
+    used: &mut Used,
+    spec: &mut Value,
+    held: &[IpAddr],
+    taken: &mut Allocation,
+) -> Result<(), Refusal> {
+    if text(spec, "clusterIP") == "None" {
+        return Ok(());
+    }
+    let asked = ip_families::texts(spec, "clusterIPs");
+    let mut given = Vec::new();
+    for (at, family) in ip_families::texts(spec, "ipFamilies").iter().enumerate() {
+        let Some(text) = asked.get(at) else {
+            let address = used.take_address(family).ok_or(Refusal::Full)?;
+            taken.addresses.push(address.to_string());
+            given.push(address.to_string());
+            continue;
+        };
+        let address: Option<IpAddr> = text.parse().ok();
+        if let Some(address) = address.filter(|address| !held.contains(address)) {
+            let failed = |why: String| {
+                let detail = format!("failed to allocate IP {text}: {why}");
+                vec![FieldError::invalid("spec.clusterIPs", json!(asked), detail)]
+            };
+            let range = used.ranges().find(|range| range.covers(address));
+            let range = range.ok_or_else(|| failed("the provided network does not match the current range".into()))?;
+            if !range.contains(address) {
+                let why =
+                    format!("the provided IP ({text}) is not in the valid range. The range of valid IPs is {range}");
+                return Err(failed(why).into());
+            }
+            if !used.is_free(address) {
+                return Err(failed("provided IP is already allocated".into()).into());
+            }
+            used.addresses.insert(address);
+            taken.addresses.push(address.to_string());
+        }
+        given.push(text.clone());
+    }
+    spec["clusterIP"] = json!(given.first());
+    spec["clusterIPs"] = json!(given);
+    Ok(())
 }
 
 fn wants_node_ports(spec: &Value) -> bool {
@@ -380,22 +343,27 @@ impl ServiceAllocator for ServiceAddresses {
         old: Option<&Value>,
         dry_run: bool,
     ) -> Result<Allocation, StatusError> {
-        if let Some(old) = old {
-            keep_address(service, old);
+        if old.is_some_and(|old| text(&service["spec"], "clusterIP") == text(&old["spec"], "clusterIP")) {
+            give_up_address(service);
         }
         let mut taken = Allocation::default();
         let result = self.with(|used| {
-            let result = self.reserve(used, service, old, &mut taken);
+            let result = Self::reserve(used, service, old, &mut taken);
             if result.is_err() || dry_run {
-                give_back(self.range, used, &taken.addresses, &taken.ports);
+                used.give_back(&taken.addresses, &taken.ports);
                 taken.addresses.clear();
                 taken.ports.clear();
             }
             result
         });
-        if let Err(errors) = result {
-            let name = text(&service["metadata"], "name").to_owned();
-            return Err(StatusError::invalid_kind("", "Service", &name, &errors));
+        let name = text(&service["metadata"], "name");
+        match result {
+            Ok(()) => {}
+            Err(Refusal::Asked(errors)) => return Err(StatusError::invalid_kind("", "Service", name, &errors)),
+            Err(Refusal::Full) => {
+                let why = format!("failed to allocate a serviceIP for Service {name:?}: range is full");
+                return Err(StatusError::internal(why));
+            }
         }
         if let (Some(old), false) = (old, dry_run) {
             let (kept, kept_ports): (Vec<_>, Vec<_>) = (addresses_of(service).collect(), ports_of(service).collect());
@@ -412,43 +380,24 @@ impl ServiceAllocator for ServiceAddresses {
         } else {
             (&allocation.addresses, &allocation.ports)
         };
-        self.with(|used| give_back(self.range, used, addresses, ports));
+        self.with(|used| used.give_back(addresses, ports));
     }
 
     async fn release(&self, service: &Value) {
         let addresses: Vec<String> = addresses_of(service).map(|address| address.to_string()).collect();
         let ports: Vec<u16> = ports_of(service).collect();
-        self.with(|used| give_back(self.range, used, &addresses, &ports));
+        self.with(|used| used.give_back(&addresses, &ports));
     }
 }
 
-/// An update that leaves the address out keeps the old one; one that makes it an ExternalName gives it up.
-fn keep_address(service: &mut Value, old: &Value) {
-    let spec = &mut service["spec"];
-    let old = &old["spec"];
-    if text(spec, "type") == "ExternalName" {
-        if text(spec, "clusterIP") == text(old, "clusterIP")
-            && let Some(spec) = spec.as_object_mut()
-        {
-            for key in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-                spec.remove(key);
-            }
+/// What becomes an ExternalName has no address any more.
+fn give_up_address(service: &mut Value) {
+    if service["spec"]["type"] == "ExternalName"
+        && let Some(spec) = service["spec"].as_object_mut()
+    {
+        for key in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+            spec.remove(key);
         }
-        return;
-    }
-    if text(spec, "clusterIP").is_empty() && text(old, "type") != "ExternalName" {
-        for key in ["clusterIP", "clusterIPs"] {
-            spec[key] = old[key].clone();
-        }
-    }
-}
-
-fn give_back(range: Cidr, used: &mut Used, addresses: &[String], ports: &[u16]) {
-    for offset in addresses.iter().filter_map(|address| range.offset(address.parse().ok()?)) {
-        used.addresses.remove(&offset);
-    }
-    for port in ports {
-        used.ports.remove(port);
     }
 }
 
@@ -471,9 +420,10 @@ mod tests {
     }
 
     fn addresses() -> ServiceAddresses {
-        ServiceAddresses::new("10.96.0.0/12".parse().unwrap(), &[])
+        ServiceAddresses::new(&["10.96.0.0/12".parse().unwrap()], &[])
     }
 
+    /// C5.12
     #[tokio::test]
     async fn addresses_come_from_the_upper_band_and_explicit_ones_are_checked() {
         let all = addresses();
@@ -489,7 +439,7 @@ mod tests {
         let outside = create(&all, service(json!({"type": "ClusterIP", "clusterIP": "10.1.0.1"}))).await.unwrap_err();
         assert_eq!(
             outside.message,
-            r#"Service "web" is invalid: spec.clusterIPs: Invalid value: ["10.1.0.1"]: failed to allocate IP 10.1.0.1: the provided IP (10.1.0.1) is not in the valid range. The range of valid IPs is 10.96.0.0/12"#
+            r#"Service "web" is invalid: spec.clusterIPs: Invalid value: ["10.1.0.1"]: failed to allocate IP 10.1.0.1: the provided network does not match the current range"#
         );
         let headless = create(&all, service(json!({"type": "ClusterIP", "clusterIP": "None"}))).await.unwrap();
         assert_eq!(headless["spec"]["clusterIPs"], json!(["None"]));
@@ -497,7 +447,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_small_range_is_used_up_and_refilled() {
-        let all = ServiceAddresses::new("10.0.0.0/29".parse().unwrap(), &[]);
+        let all = ServiceAddresses::new(&["10.0.0.0/29".parse().unwrap()], &[]);
         let mut made = Vec::new();
         for _ in 0..6 {
             made.push(create(&all, service(json!({"type": "ClusterIP"}))).await.unwrap());
@@ -508,6 +458,75 @@ mod tests {
         assert_eq!(again["spec"]["clusterIP"], made[2]["spec"]["clusterIP"]);
     }
 
+    /// C5.12
+    #[tokio::test]
+    async fn a_service_of_both_families_has_an_address_of_each() {
+        let ranges = ["10.96.0.0/12".parse().unwrap(), "fd00:96::/112".parse().unwrap()];
+        let all = ServiceAddresses::new(&ranges, &[]);
+        let ips = |service: &Value| ip_families::texts(&service["spec"], "clusterIPs");
+        let both = service(json!({"type": "ClusterIP", "ipFamilyPolicy": "RequireDualStack"}));
+        let first = create(&all, both.clone()).await.unwrap();
+        assert_eq!(ips(&first), ["10.96.1.0", "fd00:96::100"]);
+        assert_eq!(ips(&create(&all, both).await.unwrap()), ["10.96.1.1", "fd00:96::101"]);
+        let six = service(json!({"type": "ClusterIP", "ipFamilies": ["IPv6"]}));
+        assert_eq!(ips(&create(&all, six).await.unwrap()), ["fd00:96::102"]);
+        let asked = json!({"type": "ClusterIP", "clusterIP": "fd00:96::9", "clusterIPs": ["fd00:96::9"], "ipFamilyPolicy": "PreferDualStack"});
+        assert_eq!(ips(&create(&all, service(asked.clone())).await.unwrap()), ["fd00:96::9", "10.96.1.2"]);
+        let error = create(&all, service(asked)).await.unwrap_err().message;
+        assert!(error.ends_with("failed to allocate IP fd00:96::9: provided IP is already allocated"), "{error}");
+        let edge = json!({"type": "ClusterIP", "clusterIP": "10.96.0.0"});
+        let error = create(&all, service(edge)).await.unwrap_err().message;
+        assert!(
+            error.ends_with(
+                "the provided IP (10.96.0.0) is not in the valid range. The range of valid IPs is 10.96.0.0/12"
+            ),
+            "{error}"
+        );
+
+        // Down and up again: the second address is given back, and another one is given.
+        let mut single = first.clone();
+        single["spec"]["ipFamilyPolicy"] = json!("SingleStack");
+        let allocation = all.allocate(&mut single, Some(&first), false).await.unwrap();
+        assert_eq!(
+            (ips(&single), &allocation.freed_addresses),
+            (vec!["10.96.1.0".into()], &vec!["fd00:96::100".into()])
+        );
+        all.settle(allocation, true).await;
+        let mut wider = single.clone();
+        wider["spec"]["ipFamilyPolicy"] = json!("PreferDualStack");
+        let allocation = all.allocate(&mut wider, Some(&single), false).await.unwrap();
+        assert_eq!(allocation.addresses, ["fd00:96::103"]);
+        assert_eq!(ips(&wider), ["10.96.1.0", "fd00:96::103"]);
+    }
+
+    /// C5.12
+    #[tokio::test]
+    async fn ranges_of_service_cidrs_are_used_until_they_go() {
+        let all = ServiceAddresses::new(&["10.0.0.0/30".parse().unwrap()], &[]);
+        let plain = || service(json!({"type": "ClusterIP"}));
+        for _ in 0..2 {
+            create(&all, plain()).await.unwrap();
+        }
+        let full = create(&all, plain()).await.unwrap_err();
+        assert_eq!(full.code, 500);
+        assert!(full.message.contains("failed to allocate a serviceIP for Service \"web\": range is full"), "{full:?}");
+        let mut more = json!({"metadata": {"name": "more"}, "spec": {"cidrs": ["10.7.0.0/29"]}});
+        all.set_ranges([&more]);
+        let theirs =
+            json!({"metadata": {"name": "10.7.0.1"}, "spec": {"parentRef": {"resource": "gateways", "name": "a"}}});
+        all.note_address(&theirs, true);
+        let made = create(&all, plain()).await.unwrap();
+        assert_eq!(made["spec"]["clusterIP"], "10.7.0.2", "the first is somebody's");
+        assert!(all.is_held_only_in(&cidrs_of(&more), &[]));
+        all.note_address(&theirs, false);
+        let asked = service(json!({"type": "ClusterIP", "clusterIP": "10.7.0.1"}));
+        create(&all, asked).await.unwrap();
+        more["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        all.set_ranges([&more]);
+        assert!(create(&all, plain()).await.is_err(), "no more from a range that goes");
+    }
+
+    /// C5.12
     #[tokio::test]
     async fn node_ports_are_unique_and_in_range() {
         let all = addresses();
@@ -556,6 +575,7 @@ mod tests {
         assert_eq!(external["spec"].get("clusterIP"), None);
     }
 
+    /// C5.12
     #[tokio::test]
     async fn failed_and_dry_runs_leave_nothing_reserved_and_a_restart_remembers() {
         let all = addresses();
@@ -565,7 +585,7 @@ mod tests {
         let dry = all.allocate(&mut node_port(Some(30100)), None, true).await.unwrap();
         all.settle(dry, false).await;
         let stored = create(&all, node_port(Some(30100))).await.unwrap();
-        let again = ServiceAddresses::new("10.96.0.0/12".parse().unwrap(), std::slice::from_ref(&stored));
+        let again = ServiceAddresses::new(&["10.96.0.0/12".parse().unwrap()], std::slice::from_ref(&stored));
         assert!(create(&again, node_port(Some(30100))).await.is_err());
         let local = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "ports": [{"port": 80}]});
         let balanced = create(&again, service(local)).await.unwrap();

@@ -7,10 +7,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::Context;
+use super::cidr::Cidr;
 use super::informer::Informer;
 use super::owner::is_being_deleted;
 use super::queue::{Key, Queue};
-use super::service_addresses::{Cidr, addresses_of};
+use super::service_addresses::{ALLOCATOR, MANAGED_BY, ServiceAddresses, addresses_of, cidrs_of};
 use crate::api::{DeleteOptions, ListOptions, WriteOptions};
 use crate::clock;
 use crate::resources::status::StatusError;
@@ -18,15 +19,14 @@ use crate::resources::tree::{items, text};
 
 const GROUP: &str = "networking.k8s.io";
 const FINALIZER: &str = "networking.k8s.io/service-cidr-finalizer";
-const MANAGED_BY: &str = "ipaddress.kubernetes.io/managed-by";
 const FAMILY: &str = "ipaddress.kubernetes.io/ip-family";
-const ALLOCATOR: &str = "ipallocator.k8s.io";
 
 #[derive(Clone)]
 struct Ranges {
     ranges: Arc<Informer>,
     addresses: Arc<Informer>,
     services: Arc<Informer>,
+    given: Arc<ServiceAddresses>,
 }
 
 /// Registers callbacks and returns what starts the workers.
@@ -35,10 +35,14 @@ pub(super) fn register(context: &Context) -> Box<dyn FnOnce(&Context) + Send> {
         ranges: context.informers.of(GROUP, "servicecidrs"),
         addresses: context.informers.of(GROUP, "ipaddresses"),
         services: context.informers.of("", "services"),
+        given: Arc::clone(&context.config.addresses),
     };
     let (of_ranges, of_addresses) = (Queue::default(), Queue::default());
-    let queue = of_ranges.clone();
+    let (queue, given, all) = (of_ranges.clone(), Arc::clone(&controller.given), Arc::downgrade(&controller.ranges));
     controller.ranges.on_change(move |_, new| {
+        if let Some(all) = all.upgrade() {
+            given.set_ranges(all.list("").iter().map(AsRef::as_ref));
+        }
         if let Some(range) = new {
             queue.add(Key::of(range));
         }
@@ -50,7 +54,11 @@ pub(super) fn register(context: &Context) -> Box<dyn FnOnce(&Context) + Send> {
         }
     });
     let (queue, all, ranges) = (of_addresses.clone(), controller.ranges.clone(), of_ranges.clone());
+    let given = Arc::clone(&controller.given);
     controller.addresses.on_change(move |old, new| {
+        if let Some(address) = new.or(old) {
+            given.note_address(address, new.is_some());
+        }
         if let Some(address) = new.or(old) {
             queue.add(Key::of(address));
         }
@@ -121,10 +129,13 @@ impl Ranges {
 
     /// Whether an address in this range, and in no other that stays, is held. Asked of the store, for one may just have come.
     async fn is_held(&self, range: &Value) -> Result<bool, StatusError> {
-        let own = cidrs(range);
+        let own = cidrs_of(range);
         let others = self.ranges.list("");
         let others: Vec<Cidr> =
-            others.iter().filter(|other| !is_being_deleted(other)).flat_map(|other| cidrs(other)).collect();
+            others.iter().filter(|other| !is_being_deleted(other)).flat_map(|other| cidrs_of(other)).collect();
+        if self.given.is_held_only_in(&own, &others) {
+            return Ok(true);
+        }
         let inside = |ranges: &[Cidr], address: IpAddr| ranges.iter().any(|range| range.contains(address));
         let addresses = self.addresses.objects.list("", &ListOptions::default()).await?.items;
         let mut addresses = addresses.iter().filter_map(|address| text(&address["metadata"], "name").parse().ok());
@@ -166,8 +177,4 @@ impl Ranges {
             _ => Ok(None),
         }
     }
-}
-
-fn cidrs(range: &Value) -> Vec<Cidr> {
-    items(&range["spec"], "cidrs").filter_map(|cidr| cidr.as_str()?.parse().ok()).collect()
 }

@@ -5,9 +5,9 @@ use std::collections::HashSet;
 use serde_json::{Value, json};
 
 use super::field::{Errors, FieldError, Path};
-use super::format;
 use super::selector_rules::labels;
 use super::tree::{child, fill, fill_text, is_set, items, items_mut, text};
+use super::{format, ip_families};
 
 pub(super) fn default_service(service: &mut Value) {
     let spec = child(service, "spec");
@@ -86,17 +86,14 @@ fn drop_dependent(new: &mut Value, old: &Value) {
 /// An update that leaves out what was allocated keeps it (C3.24).
 pub(super) fn keep_allocations(new: &mut Value, old: &Value) {
     drop_dependent(new, old);
+    if let Some(spec) = new.get_mut("spec").filter(|spec| spec.is_object()) {
+        ip_families::link(spec, Some(&old["spec"]));
+    }
     let (kind, was) = (text(&new["spec"], "type").to_owned(), text(&old["spec"], "type").to_owned());
     if kind == "ExternalName" || was == "ExternalName" {
         return;
     }
     let Some(spec) = new.get_mut("spec").filter(|spec| spec.is_object()) else { return };
-    for key in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-        let missing = spec.get(key).is_none_or(|value| value.is_null() || value == "" || value == &json!([]));
-        if missing && !old["spec"][key].is_null() {
-            spec[key] = old["spec"][key].clone();
-        }
-    }
     if kind == "ClusterIP" {
         return;
     }
@@ -109,6 +106,35 @@ pub(super) fn keep_allocations(new: &mut Value, old: &Value) {
             port["nodePort"] = json!(number);
         }
     }
+}
+
+/// What a client is told of a Service that is right, and may not do what they think (B1.5).
+pub(crate) fn warnings(service: &Value) -> Vec<String> {
+    let spec = &service["spec"];
+    let kind = text(spec, "type");
+    let headless = kind == "ClusterIP" && spec["clusterIP"] == "None";
+    let has_external_ips = items(spec, "externalIPs").next().is_some();
+    let mut warnings: Vec<String> = Vec::new();
+    if headless {
+        let ignored = [
+            ("loadBalancerIP", !text(spec, "loadBalancerIP").is_empty()),
+            ("externalIPs", has_external_ips),
+            ("SessionAffinity", spec["sessionAffinity"] == "ClientIP"),
+        ];
+        let ignored = ignored.into_iter().filter(|(_, is_set)| *is_set);
+        warnings.extend(ignored.map(|(field, _)| format!("spec.{field} is ignored for headless services")));
+    } else if has_external_ips && kind == "ExternalName" {
+        warnings.push("spec.externalIPs is ignored when spec.type is \"ExternalName\"".to_owned());
+    } else if has_external_ips {
+        warnings.push("spec.externalIPs is deprecated and may no longer be implemented in some clusters".to_owned());
+    }
+    if kind != "ExternalName" && !text(spec, "externalName").is_empty() {
+        warnings.push("spec.externalName is ignored when spec.type is not \"ExternalName\"".to_owned());
+    }
+    if spec["trafficDistribution"] == "PreferClose" {
+        warnings.push("spec.trafficDistribution: \"PreferClose\" is deprecated; use \"PreferSameZone\"".to_owned());
+    }
+    warnings
 }
 
 pub(super) fn validate(service: &Value) -> Vec<FieldError> {
@@ -138,6 +164,9 @@ pub(super) fn validate(service: &Value) -> Vec<FieldError> {
             }
         }
         _ => {}
+    }
+    if kind != "ExternalName" {
+        errors.0.extend(ip_families::validate(spec));
     }
     validate_ports(spec, &mut errors);
     labels(&spec["selector"], &path.field("selector"), &mut errors);
@@ -278,13 +307,7 @@ fn validate_ports(spec: &Value, errors: &mut Errors) {
 }
 
 pub(super) fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
-    let (kind, was) = (text(&new["spec"], "type"), text(&old["spec"], "type"));
-    let (ip, was_ip) = (text(&new["spec"], "clusterIP"), text(&old["spec"], "clusterIP"));
-    if kind == "ExternalName" || was == "ExternalName" || was_ip.is_empty() || ip == was_ip {
-        return Vec::new();
-    }
-    let detail = "may not change once set";
-    vec![FieldError::invalid("spec.clusterIPs[0]", ip, detail)]
+    ip_families::validate_update(&new["spec"], &old["spec"])
 }
 
 pub(super) fn default_endpoint_slice(slice: &mut Value) {
@@ -367,6 +390,38 @@ mod tests {
     }
 
     #[test]
+    fn what_has_no_future_or_effect_is_told() {
+        // B1.5
+        for (spec, expected) in [
+            (json!({"type": "ClusterIP"}), &[][..]),
+            (
+                json!({"type": "ClusterIP", "externalIPs": ["192.0.2.1"], "trafficDistribution": "PreferClose"}),
+                &[
+                    "spec.externalIPs is deprecated and may no longer be implemented in some clusters",
+                    "spec.trafficDistribution: \"PreferClose\" is deprecated; use \"PreferSameZone\"",
+                ],
+            ),
+            (
+                json!({"type": "ClusterIP", "clusterIP": "None", "externalIPs": ["192.0.2.1"], "sessionAffinity": "ClientIP"}),
+                &[
+                    "spec.externalIPs is ignored for headless services",
+                    "spec.SessionAffinity is ignored for headless services",
+                ],
+            ),
+            (
+                json!({"type": "ExternalName", "externalName": "a.example", "externalIPs": ["192.0.2.1"]}),
+                &["spec.externalIPs is ignored when spec.type is \"ExternalName\""],
+            ),
+            (
+                json!({"type": "NodePort", "externalName": "a.example"}),
+                &["spec.externalName is ignored when spec.type is not \"ExternalName\""],
+            ),
+        ] {
+            assert_eq!(warnings(&json!({ "spec": spec })), expected, "{spec}");
+        }
+    }
+
+    #[test]
     fn what_was_allocated_stays() {
         // C3.24
         let old = json!({"spec": {"type": "NodePort", "clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"],
@@ -383,9 +438,10 @@ mod tests {
         assert_eq!(inside["spec"].get("externalTrafficPolicy"), None);
         let mut moved = old.clone();
         moved["spec"]["clusterIP"] = json!("10.96.0.10");
+        keep_allocations(&mut moved, &old);
         assert_eq!(
             validate_update(&moved, &old)[0].to_string(),
-            "spec.clusterIPs[0]: Invalid value: \"10.96.0.10\": may not change once set"
+            "spec.clusterIPs[0]: Invalid value: [\"10.96.0.10\"]: may not change once set"
         );
     }
 }

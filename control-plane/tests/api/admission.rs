@@ -238,7 +238,7 @@ fn quotas_count_and_refuse() {
 
 #[test]
 fn pods_get_their_account_and_its_token() {
-    // C5.7
+    // C5.7, A9.12
     let plane = ControlPlane::start();
     plane.refused_with(
         &pod("p", "default", json!({"serviceAccountName": "none"})),

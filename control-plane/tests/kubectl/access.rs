@@ -84,3 +84,54 @@ fn default_roles_grant_what_they_should_and_nobody_grants_more_than_they_have() 
         "{refused}"
     );
 }
+
+#[test]
+fn a_front_proxy_is_believed_and_nobody_else() {
+    // C5.17
+    let whole = Whole::start();
+    let trust = whole.object("get configmap extension-apiserver-authentication -n kube-system")["data"].clone();
+    let file = |name: &str| std::fs::read_to_string(whole.path().join("pki").join(name)).unwrap();
+    assert_eq!(trust["client-ca-file"], file("ca.crt"));
+    assert_eq!(trust["requestheader-client-ca-file"], file("front-proxy-ca.crt"));
+    for (key, list) in [
+        ("allowed-names", r#"["front-proxy-client"]"#),
+        ("username-headers", r#"["X-Remote-User"]"#),
+        ("uid-headers", r#"["X-Remote-Uid"]"#),
+        ("group-headers", r#"["X-Remote-Group"]"#),
+        ("extra-headers-prefix", r#"["X-Remote-Extra-"]"#),
+    ] {
+        assert_eq!(trust[format!("requestheader-{key}")], list, "{key}");
+    }
+    // Who may read it: those that the role is bound to.
+    let reader = "auth can-i get configmap/extension-apiserver-authentication -n kube-system --as=system:serviceaccount:default:ext";
+    assert!(!whole.try_kubectl(reader).status.success());
+    whole.kubectl("create rolebinding ext -n kube-system --role=extension-apiserver-authentication-reader --serviceaccount=default:ext");
+    whole.until("the role to hold", || whole.try_kubectl(reader).status.success());
+
+    let path = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
+    let ask = |certificate: &str, headers: &[&str]| -> serde_json::Value {
+        let mut command = std::process::Command::new("curl");
+        command.args(["-sS", "--cacert"]).arg(whole.path().join("pki/ca.crt"));
+        if !certificate.is_empty() {
+            let file = |end: &str| whole.path().join(format!("pki/{certificate}.{end}"));
+            command.arg("--cert").arg(file("crt")).arg("--key").arg(file("key"));
+        }
+        for header in headers {
+            command.args(["-H", header]);
+        }
+        command.args(["-H", "Content-Type: application/json", "-d"]);
+        command.arg(r#"{"apiVersion":"authentication.k8s.io/v1","kind":"SelfSubjectReview"}"#);
+        let output = command.arg(format!("{}{path}", whole.server)).output().unwrap();
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+    };
+    let ann = ["X-Remote-User: ann", "X-Remote-Group: staff", "X-Remote-Uid: u-1", "X-Remote-Extra-Scope: all"];
+    let user = ask("front-proxy-client", &ann)["status"]["userInfo"].clone();
+    assert_eq!((&user["username"], &user["uid"]), (&"ann".into(), &"u-1".into()), "{user}");
+    assert_eq!(user["groups"], serde_json::json!(["staff", "system:authenticated"]));
+    assert_eq!(user["extra"]["scope"], serde_json::json!(["all"]));
+    // The headers of others count for nothing, and the proxy itself is nobody.
+    let own = ask("apiserver-kubelet-client", &ann);
+    assert_eq!(own["status"]["userInfo"]["username"], "kube-apiserver-kubelet-client", "{own}");
+    assert_eq!(ask("", &ann)["code"], 403);
+    assert_eq!(ask("front-proxy-client", &[])["code"], 401);
+}

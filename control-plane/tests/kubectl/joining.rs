@@ -41,6 +41,8 @@ fn conditions(whole: &Whole, name: &str) -> Vec<(String, String, String)> {
     all.iter().map(|c| (part(c, "type"), part(c, "reason"), part(c, "message"))).collect()
 }
 
+/// The group of bootstrap tokens for nodes.
+const NODE_TOKENS: &str = "system:bootstrappers:kubeadm:default-node-token";
 const CLIENT: &[&str] = &["digital signature", "client auth"];
 const NODE_CLIENT: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 
@@ -84,6 +86,46 @@ fn a_node_joins_with_a_token_and_renews_its_certificate_by_itself() {
         assert_eq!(whole.anonymously(path).0, 200, "{path}");
     }
 
+    // Only tokens for signing sign.
+    let silent = whole.program(&["token", "create", "--usages=authentication"]);
+    let silent = silent.split('.').next().unwrap().to_owned();
+
+    // Who may do what for a join, by the names that kubeadm looks for.
+    for (role, namespace) in [
+        ("kubeadm:bootstrap-signer-clusterinfo", "kube-public"),
+        ("kubeadm:nodes-kubeadm-config", "kube-system"),
+        ("kubeadm:kubelet-config", "kube-system"),
+        ("kube-proxy", "kube-system"),
+    ] {
+        whole.kubectl(&format!("get role {role} -n {namespace}"));
+        let binding = whole.object(&format!("get rolebinding {role} -n {namespace}"));
+        assert_eq!(binding["roleRef"]["name"], role);
+        let subject = if namespace == "kube-public" { "system:anonymous" } else { NODE_TOKENS };
+        assert!(binding["subjects"].to_string().contains(&format!("\"{subject}\"")), "{binding}");
+    }
+    for (binding, role, subject) in [
+        ("kubeadm:get-nodes", "kubeadm:get-nodes", NODE_TOKENS),
+        ("kubeadm:kubelet-bootstrap", "system:node-bootstrapper", NODE_TOKENS),
+        (
+            "kubeadm:node-autoapprove-bootstrap",
+            "system:certificates.k8s.io:certificatesigningrequests:nodeclient",
+            NODE_TOKENS,
+        ),
+        (
+            "kubeadm:node-autoapprove-certificate-rotation",
+            "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient",
+            "system:nodes",
+        ),
+        ("kubeadm:cluster-admins", "cluster-admin", "kubeadm:cluster-admins"),
+        ("kubeadm:apiserver-kubelet-client", "system:kubelet-api-admin", "kube-apiserver-kubelet-client"),
+        ("kubeadm:node-proxier", "system:node-proxier", "kube-proxy"),
+    ] {
+        let found = whole.object(&format!("get clusterrolebinding {binding}"));
+        assert_eq!(found["roleRef"]["name"], role, "{binding}");
+        assert!(found["subjects"].to_string().contains(&format!("\"{subject}\"")), "{found}");
+        whole.kubectl(&format!("get clusterrole {role}"));
+    }
+
     // What the token may read, and no more.
     for map in ["kubeadm-config", "kubelet-config", "kube-proxy"] {
         let get = format!("get configmap -n kube-system {map} -o json");
@@ -125,6 +167,11 @@ fn a_node_joins_with_a_token_and_renews_its_certificate_by_itself() {
     succeeded("its node", &whole.kubectl_with(&credentials, &create));
     succeeded("its node", &whole.kubectl_with(&credentials, "get node n1"));
     failed("another's node", &whole.kubectl_with(&credentials, "get node n2"));
+    for map in ["kubeadm-config", "kubelet-config"] {
+        succeeded(map, &whole.kubectl_with(&credentials, &format!("get configmap -n kube-system {map}")));
+    }
+    let info = whole.kubectl("get cm -n kube-public cluster-info -o yaml");
+    assert!(info.contains(&signature) && !info.contains(&format!("jws-kubeconfig-{silent}")), "{info}");
     let (pem, _) = request("system:node:n1", "system:nodes", &[]);
     let file = whole.file("csr.json", &csr("second", NODE_CLIENT, CLIENT, &pem));
     succeeded("the next", &whole.kubectl_with(&credentials, &format!("create -f {}", file.display())));
@@ -139,7 +186,7 @@ fn a_node_joins_with_a_token_and_renews_its_certificate_by_itself() {
 
     // The commands about tokens.
     assert!(whole.program(&["token", "list"]).contains(&token));
-    whole.program(&["token", "delete", id]);
+    whole.program(&["token", "delete", id, &silent]);
     assert!(!whole.program(&["token", "list"]).contains(&token));
     whole
         .until("the signature to go", || !whole.kubectl("get cm -n kube-public cluster-info -o yaml").contains("jws-"));
@@ -151,7 +198,7 @@ fn a_node_joins_with_a_token_and_renews_its_certificate_by_itself() {
 
 #[test]
 fn certificates_are_approved_by_people_and_only_what_a_signer_takes_is_signed() {
-    // C1.13, C4.22, A17.3
+    // C1.13, C4.22, A17.3, D1.14
     let whole = Whole::start();
     let apply = |name: &str, signer: &str, usages: &[&str], pem: &str| {
         let file = whole.file("csr.json", &csr(name, signer, usages, pem));
@@ -189,6 +236,7 @@ fn certificates_are_approved_by_people_and_only_what_a_signer_takes_is_signed() 
     whole.until("ann's certificate", || certificate(&whole, "ann").is_some());
     whole.kubectl(&apply("denied", "kubernetes.io/kube-apiserver-client", CLIENT, &pem));
     whole.kubectl("certificate deny denied");
+    assert_eq!(conditions(&whole, "denied")[0].1, "KubectlDeny");
     assert!(whole.kubectl_fails("certificate approve denied").contains("is already Denied"));
     whole.kubectl(&apply("wrong", "kubernetes.io/kubelet-serving", &serving, &pem));
     whole.kubectl("certificate approve wrong");

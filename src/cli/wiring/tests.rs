@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::config::proxy_config_of;
 
 /// As one file with these fields resolves.
 fn config(fields: &Value) -> KubeletConfig {
@@ -156,4 +157,23 @@ fn shutdown_restarts_and_events_are_configured() {
     let feature = "ExtendWebSocketsToKubelet".to_owned();
     assert!(declared(json!({})).contains(&feature));
     assert!(!declared(json!({"featureGates": {"ExtendWebSocketsToKubelet": false}})).contains(&feature));
+}
+
+/// B1.4: mode nftables serves NodePorts at the node's own addresses, the others at all; unless something is said.
+#[test]
+fn node_ports_are_served_where_the_mode_or_the_operator_says() {
+    let host =
+        Host { name: "n".into(), addresses: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()] };
+    let served = |fields| {
+        let proxy = proxy_config_of("test".as_ref(), fields).expect("it makes sense").proxy;
+        let settings = ProxySettings { proxy, from_file: true };
+        let config = service_config(&StokerConfig::default(), &settings, &host, &[]).expect("it fits");
+        config.node_port_addresses.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let own = ["192.0.2.1/32", "2001:db8::1/128"];
+    assert_eq!(served(json!({"mode": "nftables"})), own);
+    assert_eq!(served(json!({"mode": "iptables", "nodePortAddresses": ["primary"]})), own);
+    assert_eq!(served(json!({"mode": "ipvs"})), [""; 0]);
+    assert_eq!(served(json!({})), [""; 0], "as with iptables, all of them");
+    assert_eq!(served(json!({"mode": "nftables", "nodePortAddresses": ["10.0.0.0/8"]})), ["10.0.0.0/8"]);
 }

@@ -17,7 +17,7 @@ mod model;
 mod ranges;
 mod script;
 
-use model::{Desired, World};
+use model::{Change, Compiled, Desired, World};
 pub(super) use script::TABLE;
 
 /// Changes taken in before the kernel is written.
@@ -30,6 +30,9 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 struct Owner {
     node: String,
     world: World,
+    compiled: Compiled,
+    /// What the compiled policies do not know yet.
+    changes: Vec<Change>,
     policies_listed: bool,
     pods_listed: bool,
     namespaces_listed: bool,
@@ -108,30 +111,43 @@ impl Owner {
     /// Takes in a change; whether it can matter.
     fn take(&mut self, change: PolicyChange) -> bool {
         let world = &mut self.world;
-        match change {
+        let change = match change {
             PolicyChange::Policy(Listed::Present(mut policy)) => {
                 policy.metadata.resource_version.clear();
                 let key = policy.metadata.key();
-                world.policies.insert(key, policy);
-                true
+                world.policies.insert(key.clone(), policy);
+                Some(Change::Policy(key))
             }
-            PolicyChange::Policy(Listed::Gone(key)) => world.policies.remove(&key).is_some(),
+            PolicyChange::Policy(Listed::Gone(key)) => world.policies.remove(&key).map(|_| Change::Policy(key)),
             PolicyChange::Pod(Listed::Present(pod)) => world.put_pod(pod),
-            PolicyChange::Pod(Listed::Gone(key)) => world.pods.remove(&key).is_some(),
+            PolicyChange::Pod(Listed::Gone(key)) => world.remove_pod(&key),
             PolicyChange::Namespace(Listed::Present(namespace)) => {
                 let labels = namespace.metadata.labels;
                 let old = world.namespaces.insert(namespace.metadata.name, labels.clone());
-                old.as_ref() != Some(&labels)
+                (old.as_ref() != Some(&labels)).then_some(Change::Namespace)
             }
-            PolicyChange::Namespace(Listed::Gone(key)) => world.namespaces.remove(&key.name).is_some(),
-            PolicyChange::Policy(Listed::Complete) => !std::mem::replace(&mut self.policies_listed, true),
-            PolicyChange::Pod(Listed::Complete) => !std::mem::replace(&mut self.pods_listed, true),
-            PolicyChange::Namespace(Listed::Complete) => !std::mem::replace(&mut self.namespaces_listed, true),
+            PolicyChange::Namespace(Listed::Gone(key)) => world.namespaces.remove(&key.name).map(|_| Change::Namespace),
+            PolicyChange::Policy(Listed::Complete) => return !std::mem::replace(&mut self.policies_listed, true),
+            PolicyChange::Pod(Listed::Complete) => return !std::mem::replace(&mut self.pods_listed, true),
+            PolicyChange::Namespace(Listed::Complete) => {
+                return !std::mem::replace(&mut self.namespaces_listed, true);
+            }
+        };
+        let matters = change.is_some();
+        // What was never compiled looks at everything when it is.
+        if !self.compiled.is_empty() {
+            self.changes.extend(change);
         }
+        matters
     }
 
     async fn synchronise(&mut self, look: bool) -> Result<(), String> {
-        let (desired, problems) = model::compile(&self.world, &self.node);
+        let mut changes = std::mem::take(&mut self.changes);
+        if self.compiled.is_empty() {
+            changes.extend(self.world.policies.keys().cloned().map(Change::Policy));
+        }
+        self.compiled.refresh(&self.world, &self.node, &changes);
+        let (desired, problems) = self.compiled.desired(&self.world);
         for problem in problems.difference(&self.problems) {
             warn!(problem, "a part of a network policy is not understood and lets nothing pass");
         }
@@ -142,7 +158,7 @@ impl Owner {
             Some(written) => script::difference(written, &desired),
             None => script::whole(&desired),
         };
-        let whole = script::whole(&desired);
+        let whole = if lost { script::whole(&desired) } else { String::new() };
         let known = self.written.take().is_some();
         let result = tokio::task::spawn_blocking(move || {
             // Asking costs little, and only nodes with isolated pods ask.

@@ -1,5 +1,7 @@
 //! What the table of network policies holds, from policies, pods and namespaces; purely.
 //!
+//! A change compiles anew the policies that it concerns, and no others ([`Compiled`]).
+//!
 //! Each pod of this node that a policy isolates is one element of a map, whose verdict leads to a chain for the combination
 //! of policies that select it; that chain asks the chain of each policy in turn and drops what none accepts. Peers and
 //! ports are elements of sets. Chains are named by what they say, so equal ones are one, and a changed one is another.
@@ -39,13 +41,13 @@ pub(super) struct Peer {
 }
 
 impl World {
-    /// Takes in a pod; whether anything about it changed that matters.
-    pub(super) fn put_pod(&mut self, pod: PeerPod) -> bool {
+    /// Takes in a pod; what changed, if it is anything that matters.
+    pub(super) fn put_pod(&mut self, pod: PeerPod) -> Option<Change> {
         let key = NamespacedName { namespace: pod.metadata.namespace, name: pod.metadata.name };
         // Pods that ended have given their addresses back; those with the node's address are no peers.
         let over = matches!(pod.status.phase.as_str(), "Succeeded" | "Failed");
         if over || pod.spec.host_network {
-            return self.pods.remove(&key).is_some();
+            return self.remove_pod(&key);
         }
         let containers = pod.spec.containers.iter().chain(&pod.spec.init_containers);
         let ports = containers.flat_map(|container| &container.ports).filter(|port| !port.name.is_empty());
@@ -60,11 +62,26 @@ impl World {
                 .collect(),
         };
         if self.pods.get(&key) == Some(&peer) {
-            return false;
+            return None;
         }
-        self.pods.insert(key, peer);
-        true
+        let before = self.pods.insert(key.clone(), peer.clone());
+        Some(Change::Pod(key, before.into_iter().chain([peer]).collect()))
     }
+
+    /// Forgets a pod.
+    pub(super) fn remove_pod(&mut self, key: &NamespacedName) -> Option<Change> {
+        self.pods.remove(key).map(|before| Change::Pod(key.clone(), vec![before]))
+    }
+}
+
+/// What changed in the world.
+#[derive(Clone, Debug)]
+pub(super) enum Change {
+    Policy(NamespacedName),
+    /// A pod, as it was and as it is.
+    Pod(NamespacedName, Vec<Peer>),
+    /// The labels of a namespace.
+    Namespace,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -115,8 +132,9 @@ pub(super) struct SetName {
 /// What the table holds beside its fixed part.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Desired {
-    pub(super) sets: BTreeMap<SetName, BTreeSet<String>>,
-    pub(super) chains: BTreeMap<String, Vec<String>>,
+    /// Shared with the state before, where nothing of a set changed.
+    pub(super) sets: BTreeMap<SetName, Arc<BTreeSet<String>>>,
+    pub(super) chains: BTreeMap<String, Arc<Vec<String>>>,
     /// Isolated pods' addresses, and the chains for what comes in.
     pub(super) ingress: BTreeMap<IpAddr, String>,
     /// The same for what goes out.
@@ -129,47 +147,188 @@ enum Direction {
     Out,
 }
 
-/// What the table should hold on a node, and what of the policies is not understood.
-pub(super) fn compile(world: &World, node: &str) -> (Desired, BTreeSet<String>) {
-    let mut compiler = Compiler { world, desired: Desired::default(), problems: BTreeSet::new() };
-    // For each pod, the chains of its policies, with their names.
-    let mut isolated: BTreeMap<(&NamespacedName, bool), BTreeSet<(String, String)>> = BTreeMap::new();
+/// The policies, each with what it makes, so that a change costs what it concerns.
+#[derive(Debug, Default)]
+pub(super) struct Compiled {
+    pieces: BTreeMap<NamespacedName, Piece>,
+}
+
+/// What one policy makes.
+#[derive(Debug, Default)]
+struct Piece {
+    scope: Scope,
+    /// Pods of this node that it isolates, whether on their way out, and by which chain.
+    isolated: Vec<(NamespacedName, bool, String)>,
+    sets: BTreeMap<SetName, Arc<BTreeSet<String>>>,
+    chains: BTreeMap<String, Arc<Vec<String>>>,
+    problems: BTreeSet<String>,
+}
+
+/// Which pods a policy is about.
+#[derive(Debug, Default)]
+struct Scope {
+    selector: Option<Selector>,
+    /// Namespaces (`None`: the policy's own) and pods of its peers.
+    peers: Vec<(Option<Selector>, Selector)>,
+    /// Ports with names of whatever pod.
+    everybody: bool,
+}
+
+impl Compiled {
+    /// Whether there is no policy.
+    pub(super) fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    /// Takes in changes of the world.
+    pub(super) fn refresh(&mut self, world: &World, node: &str, changes: &[Change]) {
+        let mut stale: BTreeSet<&NamespacedName> = BTreeSet::new();
+        for change in changes {
+            match change {
+                Change::Policy(name) => _ = stale.insert(name),
+                Change::Pod(key, versions) => {
+                    let concerned = world.policies.keys().filter(|name| {
+                        self.pieces.get(*name).is_none_or(|piece| piece.concerns(name, key, versions, world, node))
+                    });
+                    stale.extend(concerned);
+                }
+                Change::Namespace => {
+                    let by_namespace = |name: &&NamespacedName| {
+                        self.pieces.get(*name).is_none_or(|piece| piece.scope.peers.iter().any(|(by, _)| by.is_some()))
+                    };
+                    stale.extend(world.policies.keys().filter(by_namespace));
+                }
+            }
+        }
+        let mut made = Vec::new();
+        for name in stale {
+            match world.policies.get(name) {
+                Some(policy) => made.push((name.clone(), Some(piece(world, node, name, policy)))),
+                None => made.push((name.clone(), None)),
+            }
+        }
+        for (name, piece) in made {
+            match piece {
+                Some(mut piece) => {
+                    if let Some(old) = self.pieces.get(&name) {
+                        piece.share(old);
+                    }
+                    self.pieces.insert(name, piece);
+                }
+                None => _ = self.pieces.remove(&name),
+            }
+        }
+    }
+
+    /// What the table should hold, and what of the policies is not understood.
+    pub(super) fn desired(&self, world: &World) -> (Desired, BTreeSet<String>) {
+        let (mut desired, mut problems) = (Desired::default(), BTreeSet::new());
+        // For each pod, the chains of its policies, with their names.
+        let mut isolated: BTreeMap<(&NamespacedName, bool), BTreeSet<(&str, String)>> = BTreeMap::new();
+        for (name, piece) in &self.pieces {
+            let share = |(name, set): (&SetName, &Arc<BTreeSet<String>>)| (name.clone(), Arc::clone(set));
+            desired.sets.extend(piece.sets.iter().map(share));
+            desired.chains.extend(piece.chains.iter().map(|(name, lines)| (name.clone(), Arc::clone(lines))));
+            problems.extend(piece.problems.iter().cloned());
+            for (key, out, chain) in &piece.isolated {
+                isolated.entry((key, *out)).or_default().insert((chain.as_str(), text_of(name)));
+            }
+        }
+        for ((key, out), chains) in isolated {
+            let mut lines: Vec<String> =
+                chains.into_iter().map(|(chain, name)| format!("jump {chain} comment \"{name}\"")).collect();
+            lines.push("drop".to_owned());
+            let chain = chain_name("pod", &lines);
+            desired.chains.insert(chain.clone(), Arc::new(lines));
+            let map = if out { &mut desired.egress } else { &mut desired.ingress };
+            for address in world.pods.get(key).into_iter().flat_map(|peer| &peer.addresses) {
+                map.insert(*address, chain.clone());
+            }
+        }
+        (desired, problems)
+    }
+}
+
+impl Piece {
+    /// Whether a pod, as it was or is, has to do with the policy.
+    fn concerns(
+        &self,
+        name: &NamespacedName,
+        key: &NamespacedName,
+        versions: &[Peer],
+        world: &World,
+        node: &str,
+    ) -> bool {
+        let scope = &self.scope;
+        let selects = |peer: &Peer| {
+            let selector = scope.selector.as_ref();
+            &*peer.node == node
+                && key.namespace == name.namespace
+                && selector.is_some_and(|selector| selector.matches(&peer.labels))
+        };
+        // Peers of a policy that isolates nobody here are in no set.
+        let is_peer = |peer: &Peer| {
+            let nothing = Labels::new();
+            let labels = world.namespaces.get(&key.namespace).unwrap_or(&nothing);
+            let inside = |by: &Option<Selector>| match by {
+                None => key.namespace == name.namespace,
+                Some(selector) => selector.matches(labels),
+            };
+            !self.isolated.is_empty()
+                && (scope.everybody || scope.peers.iter().any(|(by, pods)| inside(by) && pods.matches(&peer.labels)))
+        };
+        versions.iter().any(|peer| selects(peer) || is_peer(peer))
+    }
+
+    /// Keeps the sets of the state before that are the same, so that they need not be compared again.
+    fn share(&mut self, old: &Self) {
+        for (name, set) in &mut self.sets {
+            if let Some(before) = old.sets.get(name).filter(|before| *before == set) {
+                *set = Arc::clone(before);
+            }
+        }
+    }
+}
+
+/// What a policy makes on a node.
+fn piece(world: &World, node: &str, name: &NamespacedName, policy: &Policy) -> Piece {
+    let mut compiler = Compiler { world, piece: Piece::default() };
+    let Some(selector) = compiler.selector(name, policy.spec.pod_selector.as_ref()) else { return compiler.piece };
     let is_local = |peer: &&Peer| &*peer.node == node && !peer.addresses.is_empty();
-    for (name, policy) in &world.policies {
-        let Some(selector) = compiler.selector(name, policy.spec.pod_selector.as_ref()) else { continue };
-        let locals = pods_in(world, &name.namespace).filter(|(_, peer)| is_local(peer));
-        let selected: Vec<_> = locals.filter(|(_, peer)| selector.matches(&peer.labels)).collect();
-        if selected.is_empty() {
-            continue;
-        }
-        let types = policy.spec.policy_types.clone().unwrap_or_default();
-        let has = |kind: &str| types.iter().any(|its| its == kind);
-        let egress =
-            if types.is_empty() { policy.spec.egress.iter().flatten().next().is_some() } else { has("Egress") };
-        if types.is_empty() || has("Ingress") {
-            for (key, peer) in &selected {
-                let chain = compiler.ingress_chain(name, policy, peer);
-                isolated.entry((key, false)).or_default().insert((chain, text_of(name)));
-            }
-        }
-        if egress {
-            let chain = compiler.egress_chain(name, policy);
-            for (key, _) in &selected {
-                isolated.entry((key, true)).or_default().insert((chain.clone(), text_of(name)));
-            }
+    let locals = pods_in(world, &name.namespace).filter(|(_, peer)| is_local(peer));
+    let selected: Vec<_> = locals.filter(|(_, peer)| selector.matches(&peer.labels)).collect();
+    compiler.piece.scope.selector = Some(selector);
+    if selected.is_empty() {
+        return compiler.piece;
+    }
+    let types = policy.spec.policy_types.clone().unwrap_or_default();
+    let has = |kind: &str| types.iter().any(|its| its == kind);
+    let egress = if types.is_empty() { policy.spec.egress.iter().flatten().next().is_some() } else { has("Egress") };
+    if types.is_empty() || has("Ingress") {
+        for (key, peer) in &selected {
+            let chain = compiler.ingress_chain(name, policy, peer);
+            compiler.piece.isolated.push(((*key).clone(), false, chain));
         }
     }
-    for ((key, out), chains) in isolated {
-        let mut lines: Vec<String> =
-            chains.into_iter().map(|(chain, name)| format!("jump {chain} comment \"{name}\"")).collect();
-        lines.push("drop".to_owned());
-        let chain = compiler.chain("pod", lines);
-        let map = if out { &mut compiler.desired.egress } else { &mut compiler.desired.ingress };
-        for address in &world.pods[key].addresses {
-            map.insert(*address, chain.clone());
-        }
+    if egress {
+        let chain = compiler.egress_chain(name, policy);
+        let isolated = selected.iter().map(|(key, _)| ((*key).clone(), true, chain.clone()));
+        compiler.piece.isolated.extend(isolated);
     }
-    (compiler.desired, compiler.problems)
+    compiler.piece
+}
+
+/// Everything at once.
+#[cfg(test)]
+fn compile(world: &World, node: &str) -> (Desired, BTreeSet<String>) {
+    let mut compiled = Compiled::default();
+    let all: Vec<Change> = world.policies.keys().cloned().map(Change::Policy).collect();
+    compiled.refresh(world, node, &all);
+    compiled.desired(world)
+}
+
+fn chain_name(prefix: &str, lines: &[String]) -> String {
+    format!("{prefix}-{}", hash(&lines.join("\n")))
 }
 
 fn text_of(name: &NamespacedName) -> String {
@@ -195,13 +354,12 @@ enum Ports {
 
 struct Compiler<'a> {
     world: &'a World,
-    desired: Desired,
-    problems: BTreeSet<String>,
+    piece: Piece,
 }
 
 impl Compiler<'_> {
     fn problem(&mut self, policy: &NamespacedName, what: impl std::fmt::Display) {
-        self.problems.insert(format!("{}/{}: {what}", policy.namespace, policy.name));
+        self.piece.problems.insert(format!("{}/{}: {what}", policy.namespace, policy.name));
     }
 
     fn selector(&mut self, policy: &NamespacedName, selector: Option<&LabelSelector>) -> Option<Selector> {
@@ -215,8 +373,8 @@ impl Compiler<'_> {
     }
 
     fn chain(&mut self, prefix: &str, lines: Vec<String>) -> String {
-        let name = format!("{prefix}-{}", hash(&lines.join("\n")));
-        self.desired.chains.insert(name.clone(), lines);
+        let name = chain_name(prefix, &lines);
+        self.piece.chains.insert(name.clone(), Arc::new(lines));
         name
     }
 
@@ -322,16 +480,19 @@ impl Compiler<'_> {
         let world = self.world;
         for peer in peers {
             let Some(pods) = self.selector(name, peer.pod_selector.as_ref()) else { continue };
+            let mut by = None;
             let namespaces: Vec<&Arc<str>> = match &peer.namespace_selector {
                 None => vec![&name.namespace],
                 Some(selector) => {
                     let Some(selector) = self.selector(name, Some(selector)) else { continue };
+                    let selector = by.insert(selector);
                     world.namespaces.iter().filter(|(_, its)| selector.matches(its)).map(|(name, _)| name).collect()
                 }
             };
             for namespace in namespaces {
                 found.extend(pods_in(world, namespace).filter(|(_, peer)| pods.matches(&peer.labels)));
             }
+            self.piece.scope.peers.push((by, pods));
         }
         found.into_values().collect()
     }
@@ -343,7 +504,7 @@ impl Compiler<'_> {
             self.peers(name, peers).iter().flat_map(|peer| peer.addresses.iter().copied()).collect();
         for ipv6 in [false, true] {
             let elements = addresses.iter().filter(|ip| ip.is_ipv6() == ipv6).map(ToString::to_string).collect();
-            self.desired.sets.insert(SetName { kind: Kind::Pods, hash: hash.clone(), ipv6 }, elements);
+            self.piece.sets.insert(SetName { kind: Kind::Pods, hash: hash.clone(), ipv6 }, Arc::new(elements));
         }
         format!("pods-{hash}")
     }
@@ -356,6 +517,7 @@ impl Compiler<'_> {
     ) -> String {
         let hash = hash(&format!("{}{named:?}", meaning(name, peers)));
         let world = self.world;
+        self.piece.scope.everybody |= peers.is_empty();
         let pods: Vec<&Peer> = if peers.is_empty() { world.pods.values().collect() } else { self.peers(name, peers) };
         let mut elements = [BTreeSet::new(), BTreeSet::new()];
         for pod in pods {
@@ -370,7 +532,7 @@ impl Compiler<'_> {
             }
         }
         for (ipv6, elements) in [false, true].into_iter().zip(elements) {
-            self.desired.sets.insert(SetName { kind: Kind::Named, hash: hash.clone(), ipv6 }, elements);
+            self.piece.sets.insert(SetName { kind: Kind::Named, hash: hash.clone(), ipv6 }, Arc::new(elements));
         }
         format!("named-{hash}")
     }
@@ -409,7 +571,7 @@ impl Compiler<'_> {
                     let elements: BTreeSet<String> = spans.iter().map(|span| span_text(*span, text)).collect();
                     let hash = hash(&format!("{elements:?}"));
                     matches.push(format!("{family} {field} @blocks-{hash}-{number} "));
-                    self.desired.sets.insert(SetName { kind: Kind::Blocks, hash, ipv6 }, elements);
+                    self.piece.sets.insert(SetName { kind: Kind::Blocks, hash, ipv6 }, Arc::new(elements));
                 }
             }
         }
@@ -425,7 +587,7 @@ impl Compiler<'_> {
         }
         let hash = hash(&format!("{elements:?}"));
         let name = format!("ports-{hash}");
-        self.desired.sets.insert(SetName { kind: Kind::Ports, hash, ipv6: false }, elements);
+        self.piece.sets.insert(SetName { kind: Kind::Ports, hash, ipv6: false }, Arc::new(elements));
         name
     }
 }

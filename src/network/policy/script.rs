@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::model::{Desired, Kind, SetName};
 
@@ -55,12 +56,15 @@ pub(super) fn difference(old: &Desired, new: &Desired) -> String {
     // What is referred to comes before what refers to it, and goes after it.
     for (name, elements) in &new.sets {
         let known = old.sets.get(name);
+        if known.is_some_and(|known| Arc::ptr_eq(known, elements)) {
+            continue;
+        }
         if known.is_none() {
             let _ = writeln!(script, "add set {TABLE} {} {{ {} }}", set_name(name), set_type(name));
         }
         let fresh = elements.iter().filter(|element| known.is_none_or(|known| !known.contains(*element)));
         list(&mut script, "add", &set_name(name), fresh.cloned().collect());
-        let stale = known.into_iter().flatten().filter(|element| !elements.contains(*element));
+        let stale = known.into_iter().flat_map(|known| known.iter()).filter(|element| !elements.contains(*element));
         list(&mut script, "delete", &set_name(name), stale.cloned().collect());
     }
     // A chain of a pod jumps to chains of policies: all are made before any is filled.
@@ -69,7 +73,7 @@ pub(super) fn difference(old: &Desired, new: &Desired) -> String {
         let _ = writeln!(script, "add chain {TABLE} {name}");
     }
     for (name, lines) in &fresh {
-        for line in *lines {
+        for line in lines.iter() {
             let _ = writeln!(script, "add rule {TABLE} {name} {line}");
         }
     }

@@ -24,7 +24,7 @@ fn world(policies: &[Value]) -> World {
         pod("shop", "far", "m", "3", &json!({"app": "web"})),
         pod("bank", "teller", "m", "4", &json!({"app": "teller"})),
     ] {
-        assert!(world.put_pod(pod));
+        assert!(world.put_pod(pod).is_some());
     }
     for (name, team) in [("shop", "red"), ("bank", "blue")] {
         world.namespaces.insert(name.into(), Labels::from([("team".to_owned(), team.to_owned())]));
@@ -44,7 +44,7 @@ fn rules(desired: &Desired, ip: &str, out: bool) -> Option<Vec<String>> {
     let map = if out { &desired.egress } else { &desired.ingress };
     let chain = map.get(&ip.parse::<IpAddr>().expect("an address"))?;
     let mut lines = Vec::new();
-    for line in &desired.chains[chain] {
+    for line in desired.chains[chain].iter() {
         match line.strip_prefix("jump ").and_then(|rest| rest.split(' ').next()) {
             Some(policy) => lines.extend(desired.chains[policy].iter().map(|line| inlined(desired, line))),
             None => lines.push(line.clone()),
@@ -216,9 +216,22 @@ fn a_change_costs_what_changes() {
     let mut world = world(&[policy]);
     let (before, _) = compile(&world, "n");
     assert_eq!(script::difference(&before, &before), "");
-    assert!(world.put_pod(pod("shop", "new", "m", "9", &json!({"app": "web"}))));
-    assert!(!world.put_pod(pod("shop", "new", "m", "9", &json!({"app": "web"}))), "nothing that matters changed");
-    let (after, _) = compile(&world, "n");
+    let mut compiled = Compiled::default();
+    let policies: Vec<Change> = world.policies.keys().cloned().map(Change::Policy).collect();
+    compiled.refresh(&world, "n", &policies);
+    let set_of = |desired: &Desired| desired.sets.values().next().cloned().expect("a set");
+    let same = |one: &Arc<BTreeSet<String>>, other: &Arc<BTreeSet<String>>| Arc::ptr_eq(one, other);
+    let first = set_of(&compiled.desired(&world).0);
+    let stranger = world.put_pod(pod("bank", "new", "m", "8", &json!({"app": "web"}))).expect("it is new");
+    compiled.refresh(&world, "n", &[stranger]);
+    assert!(same(&first, &set_of(&compiled.desired(&world).0)), "a pod that no policy is about costs nothing");
+    let new = world.put_pod(pod("shop", "new", "m", "9", &json!({"app": "web"}))).expect("it is new");
+    let again = world.put_pod(pod("shop", "new", "m", "9", &json!({"app": "web"})));
+    assert!(again.is_none(), "nothing that matters changed");
+    compiled.refresh(&world, "n", &[new]);
+    let (after, _) = compiled.desired(&world);
+    assert!(!same(&first, &set_of(&after)));
+    assert_eq!(after, compile(&world, "n").0);
     let text = script::difference(&before, &after);
     assert_eq!(text.lines().count(), 2, "one element of each family: {text}");
     assert!(text.lines().all(|line| line.starts_with("add element inet stoker-policy pods-")), "{text}");
@@ -228,5 +241,80 @@ fn a_change_costs_what_changes() {
     // A pod that ended is no peer any more: somebody else may have its address.
     let mut ended = pod("shop", "new", "m", "9", &json!({"app": "web"}));
     ended.status.phase = "Succeeded".to_owned();
-    assert!(world.put_pod(ended));
+    assert!(world.put_pod(ended).is_some());
+}
+
+/// One step of the property below: which pod, namespace or policy becomes what.
+#[derive(Clone, Debug)]
+enum Step {
+    Put { namespace: usize, name: u8, node: usize, app: usize },
+    Remove { namespace: usize, name: u8 },
+    Relabel { namespace: usize, team: usize },
+    Policy { name: u8, spec: Option<usize> },
+}
+
+fn steps() -> impl proptest::strategy::Strategy<Value = Vec<Step>> {
+    use proptest::prelude::*;
+    let step = prop_oneof![
+        (0..2_usize, 0..6_u8, 0..2_usize, 0..3_usize).prop_map(|(namespace, name, node, app)| Step::Put {
+            namespace,
+            name,
+            node,
+            app
+        }),
+        (0..2_usize, 0..6_u8).prop_map(|(namespace, name)| Step::Remove { namespace, name }),
+        (0..2_usize, 0..2_usize).prop_map(|(namespace, team)| Step::Relabel { namespace, team }),
+        (0..4_u8, proptest::option::of(0..6_usize)).prop_map(|(name, spec)| Step::Policy { name, spec }),
+    ];
+    proptest::collection::vec(step, 1..30)
+}
+
+proptest::proptest! {
+    /// Whatever happens in whatever order: what is kept up to date is what would be made anew.
+    #[test]
+    fn what_is_kept_is_what_would_be_made(steps in steps()) {
+        let web = json!({"podSelector": {"matchLabels": {"app": "web"}}});
+        let red = json!({"namespaceSelector": {"matchLabels": {"team": "red"}}, "podSelector": {"matchLabels": {"app": "db"}}});
+        let specs = [
+            json!({"podSelector": {}}),
+            json!({"podSelector": {"matchLabels": {"app": "db"}}, "ingress": [{"from": [web.clone()]}]}),
+            json!({"podSelector": {"matchLabels": {"app": "web"}}, "ingress": [{"from": [red.clone()], "ports": [{"port": "web"}]}]}),
+            json!({"podSelector": {}, "egress": [{"to": [red, web], "ports": [{"port": "web"}, {"port": 53, "protocol": "UDP"}]}]}),
+            json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": [{"ports": [{"port": "web"}]}]}),
+            json!({"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}]}),
+        ];
+        let (namespaces, nodes, apps, teams) = (["shop", "bank"], ["n", "m"], ["web", "db", "teller"], ["red", "blue"]);
+        let (mut world, mut compiled) = (World::default(), Compiled::default());
+        for step in steps {
+            let change = match step {
+                Step::Put { namespace, name, node, app } => {
+                    let (namespace, ip) = (namespaces[namespace], (namespace * 10 + usize::from(name) + 1).to_string());
+                    let labels = json!({"app": apps[app]});
+                    world.put_pod(pod(namespace, &format!("p{name}"), nodes[node], &ip, &labels))
+                }
+                Step::Remove { namespace, name } => {
+                    let key = NamespacedName { namespace: namespaces[namespace].into(), name: format!("p{name}").into() };
+                    world.remove_pod(&key)
+                }
+                Step::Relabel { namespace, team } => {
+                    let labels = Labels::from([("team".to_owned(), teams[team].to_owned())]);
+                    world.namespaces.insert(namespaces[namespace].into(), labels);
+                    Some(Change::Namespace)
+                }
+                Step::Policy { name, spec } => {
+                    let key = NamespacedName { namespace: "shop".into(), name: format!("policy-{name}").into() };
+                    match spec {
+                        Some(spec) => {
+                            let policy = json!({"metadata": {"name": &*key.name, "namespace": "shop"}, "spec": specs[spec]});
+                            world.policies.insert(key.clone(), serde_json::from_value(policy).expect("a policy"));
+                        }
+                        None => _ = world.policies.remove(&key),
+                    }
+                    Some(Change::Policy(key))
+                }
+            };
+            compiled.refresh(&world, "n", change.as_slice());
+            proptest::prop_assert_eq!(compiled.desired(&world), compile(&world, "n"));
+        }
+    }
 }

@@ -20,6 +20,17 @@ const SAFE: [&str; 12] = [
     "net.ipv4.tcp_wmem",
 ];
 
+/// The kernels from which on some of them belong to a namespace.
+const SINCE: [(&str, (u32, u32)); 7] = [
+    ("net.ipv4.ip_local_reserved_ports", (3, 16)),
+    ("net.ipv4.tcp_keepalive_time", (4, 5)),
+    ("net.ipv4.tcp_keepalive_intvl", (4, 5)),
+    ("net.ipv4.tcp_keepalive_probes", (4, 5)),
+    ("net.ipv4.tcp_fin_timeout", (4, 6)),
+    ("net.ipv4.tcp_rmem", (4, 15)),
+    ("net.ipv4.tcp_wmem", (4, 15)),
+];
+
 /// The namespace that a setting belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Namespace {
@@ -76,6 +87,19 @@ impl SysctlRules {
             if prefixed { rules.prefixes.push((name, of)) } else { rules.names.push((name, of)) }
         }
         Ok(rules)
+    }
+
+    /// Without those that a kernel, of a release such as `6.1.0-20-amd64`, does not keep in namespaces yet. What the operator allowed stays.
+    #[must_use]
+    pub fn on_kernel(mut self, release: &str) -> Self {
+        let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+        if let (Some(major), Some(minor)) = (numbers.next(), numbers.next()) {
+            let too_new = |name: &str| SINCE.iter().any(|(of, since)| *of == name && (major, minor) < *since);
+            let own = self.names.split_off(SAFE.len().min(self.names.len()));
+            self.names.retain(|(name, _)| !too_new(name));
+            self.names.extend(own);
+        }
+        self
     }
 
     pub(super) fn check(&self, spec: &PodSpec) -> Result<(), Rejection> {
@@ -162,6 +186,17 @@ mod tests {
             ("kernel.msgmax", ""),
             ("kernel.msgmnb", "SysctlForbidden: forbidden sysctl: \"kernel.msgmnb\" not allowlisted"),
             ("vm.swappiness", "SysctlForbidden: forbidden sysctl: \"vm.swappiness\" not allowlisted"),
+            ("net.ipv4.ip_local_port_range", ""),
+            ("net.ipv4.ping_group_range", ""),
+            ("net.ipv4.ip_unprivileged_port_start", ""),
+            ("net.ipv4.ip_local_reserved_ports", ""),
+            ("net.ipv4.tcp_keepalive_time", ""),
+            ("net.ipv4.tcp_fin_timeout", ""),
+            ("net.ipv4.tcp_keepalive_intvl", ""),
+            ("net.ipv4.tcp_keepalive_probes", ""),
+            ("net.ipv4.tcp_rmem", ""),
+            ("net.ipv4.tcp_wmem", ""),
+            ("net.ipv4.tcp_mem", "SysctlForbidden: forbidden sysctl: \"net.ipv4.tcp_mem\" not allowlisted"),
         ] {
             assert_eq!(told(&rules, name, |_| {}), expected, "{name}");
         }
@@ -173,6 +208,22 @@ mod tests {
             told(&rules, "kernel.msgmax", |s| s.host_ipc = Some(true)),
             "SysctlForbidden: forbidden sysctl: \"kernel.msgmax\" not allowed with host IPC enabled"
         );
+    }
+
+    #[test]
+    fn old_kernels_know_fewer() {
+        // A10.9
+        let at = |release: &str, name: &str| {
+            told(&SysctlRules::new(&["net.ipv4.tcp_rmem".to_owned()]).unwrap().on_kernel(release), name, |_| {})
+        };
+        let wmem = "net.ipv4.tcp_wmem";
+        let refused = format!("SysctlForbidden: forbidden sysctl: \"{wmem}\" not allowlisted");
+        for (release, expected) in [("4.14.9", refused.as_str()), ("4.15.0-1-amd64", ""), ("6.1", ""), ("odd", "")] {
+            assert_eq!(at(release, wmem), expected, "{release}");
+        }
+        assert_eq!(at("3.10.0", "net.ipv4.tcp_rmem"), "", "the operator knows better");
+        assert!(at("3.10.0", "net.ipv4.ip_local_reserved_ports").contains("not allowlisted"));
+        assert_eq!(at("3.10.0", "kernel.shm_rmid_forced"), "");
     }
 
     #[test]

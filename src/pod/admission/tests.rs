@@ -140,7 +140,7 @@ fn pressure_keeps_some_away() {
 
 #[test]
 fn what_the_host_cannot_do_is_refused() {
-    // A6.3, A6.4
+    // A6.3, A6.4, A10.6
     use k8s_openapi::api::core::v1::{AppArmorProfile, PodSecurityContext};
     let with = |context: PodSecurityContext| pod(&[], |spec| spec.security_context = Some(context));
     let strict =

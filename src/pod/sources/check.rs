@@ -88,6 +88,17 @@ fn containers(spec: &PodSpec, volumes: &BTreeSet<&str>) -> Result<(), String> {
                 return Err(format!("spec.containers: {name:?} mounts {:?} at no path", mount.name));
             }
         }
+        // Once is enough to run, or to have begun (A5.2).
+        let probes = [("livenessProbe", &container.liveness_probe), ("startupProbe", &container.startup_probe)];
+        for (field, probe) in probes {
+            let asked = probe.as_ref().and_then(|probe| probe.success_threshold).unwrap_or(1);
+            // None is the default, as nothing is.
+            if !matches!(asked, 0 | 1) {
+                return Err(format!(
+                    "spec.containers: {name:?}: {field}.successThreshold: Invalid value: {asked}: must be 1"
+                ));
+            }
+        }
         for port in container.ports.iter().flatten() {
             let valid = |port: i32| (1..=65535).contains(&port);
             if !valid(port.container_port) || port.host_port.is_some_and(|host| host != 0 && !valid(host)) {

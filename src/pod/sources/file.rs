@@ -261,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_path_that_is_not_there_has_no_pods() {
-        // A1.2
+        // A1.2, A7.1
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("later");
         assert!(names(reader(&path).read(false)).is_empty());
@@ -270,6 +270,29 @@ mod tests {
         assert_eq!(names(single.read(false)), ["a-n"]);
         fs::write(&path, "{{{").unwrap();
         assert_eq!(names(single.read(false)), ["a-n"]);
+    }
+
+    #[tokio::test]
+    async fn what_nobody_tells_of_is_found_by_looking() {
+        // A7.1
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("not/there/yet");
+        let (out, mut seen) = watch::channel(None);
+        let task = tokio::spawn(run(path.clone(), "n".into(), Duration::from_millis(50), out));
+        let mut until = async |wanted: &[&str]| {
+            let wait = seen.wait_for(|s: &Statics| s.as_deref().is_some_and(|s| names(Some(s.clone())) == wanted));
+            tokio::time::timeout(Duration::from_secs(10), wait).await.expect("it is seen").unwrap();
+        };
+        until(&[]).await;
+        fs::create_dir_all(&path).unwrap();
+        fs::write(path.join("a"), manifest("a", "i")).unwrap();
+        until(&["a-n"]).await;
+        // Another directory in the place of the first.
+        fs::rename(dir.path().join("not"), dir.path().join("aside")).unwrap();
+        fs::create_dir_all(&path).unwrap();
+        fs::write(path.join("b"), manifest("b", "i")).unwrap();
+        until(&["b-n"]).await;
+        task.abort();
     }
 
     #[tokio::test]

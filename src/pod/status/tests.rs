@@ -532,7 +532,7 @@ fn last_words_of_a_pod_are_bounded() {
 
 #[test]
 fn a_container_tells_its_user_and_mounts() {
-    // A2.18
+    // A2.18, A9.24
     let mut case = pod(&["a"]).spec(|s| {
         let mount = |name: &str, read_only| k8s_openapi::api::core::v1::VolumeMount {
             name: name.into(),
@@ -564,4 +564,23 @@ fn a_container_tells_its_user_and_mounts() {
     let mounts: Vec<_> =
         a.volume_mounts.unwrap().into_iter().map(|m| (m.name, m.read_only, m.recursive_read_only)).collect();
     assert_eq!(mounts, [("v".into(), None, None), ("w".into(), Some(true), Some("Disabled".into()))]);
+
+    // With a runtime that can.
+    for (asked, shown) in [("Enabled", "Enabled"), ("IfPossible", "Enabled"), ("Disabled", "Disabled")] {
+        case.seen.memory.recursive_read_only = true;
+        case = case.spec(|s| {
+            let mounts = s.containers[0].volume_mounts.as_mut().unwrap();
+            mounts[1].recursive_read_only = Some(asked.into());
+        });
+        let facts = Facts {
+            desired: &case.desired,
+            seen: &case.seen,
+            waiting: &case.waiting,
+            node_ips: &[],
+            previous: &case.previous,
+        };
+        let a = status(facts, now(1)).container_statuses.unwrap().remove(0);
+        let mounts: Vec<_> = a.volume_mounts.unwrap().into_iter().map(|m| m.recursive_read_only).collect();
+        assert_eq!(mounts, [None, Some(shown.to_owned())], "{asked}");
+    }
 }

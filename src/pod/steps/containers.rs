@@ -47,7 +47,7 @@ impl Hand {
             volumes: &volumes,
         };
         let environment = sources.environment(&spec).await.map_err(config_error)?;
-        let mounts = self.mounts(&spec, &environment, &pod_ips)?;
+        let mut mounts = self.mounts(&spec, &environment, &pod_ips)?;
         let extras = self.shared.assignments.for_container(&self.pod, &spec).await.map_err(config_error)?;
         let mut linux = self.linux(&spec, &user, target)?;
         if let Some(resources) = &mut linux.resources {
@@ -56,6 +56,14 @@ impl Hand {
             if extras.own_cpus && resources.cpu_quota > 0 {
                 // Nobody else uses them, so nothing has to be kept from this one (A15.2).
                 resources.cpu_quota = -1;
+            }
+        }
+        let options = linux.security_context.as_ref().and_then(|context| context.namespace_options.as_ref());
+        if let Some(users) = options.and_then(|options| options.userns_options.as_ref()) {
+            // What the volumes hold belongs to the same users inside and outside.
+            for mount in &mut mounts {
+                mount.uid_mappings.clone_from(&users.uids);
+                mount.gid_mappings.clone_from(&users.gids);
             }
         }
         let parts = ContainerParts { restart_count, image: image_id, environment, mounts, linux, extras };
@@ -86,12 +94,15 @@ impl Hand {
         let shared = &self.shared;
         let seccomp_dir = shared.config.root_dir.join("seccomp");
         let throttles = security::thermal_throttles(Path::new("/sys/devices/system/cpu"));
+        let groups = shared.volumes.groups(&self.reference.uid);
         let of_node = NodeSecurity {
+            groups_of_volumes: &groups,
             seccomp_default: shared.config.seccomp_default,
             seccomp_dir: &seccomp_dir,
             more_masked: &throttles,
         };
-        let context = security::of_container(&self.pod, spec, user, of_node, target).map_err(config_error)?;
+        let users = self.users().map_err(config_error)?;
+        let context = security::of_container(&self.pod, spec, user, of_node, target, users).map_err(config_error)?;
         let of_pod = self.pod.spec.clone().unwrap_or_default();
         Ok(cri::LinuxContainerConfig {
             resources: Some(resources::of_container(&of_pod, spec, self.node_resources())),

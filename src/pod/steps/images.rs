@@ -8,6 +8,7 @@ use stoker_model::metrics;
 use stoker_model::pod::PodRef;
 
 use super::Effect;
+use super::sandboxes::runtime_handler;
 use crate::pod::observed::{ImageKey, Kind, PullPolicy};
 use crate::pod::shared::Shared;
 use crate::runtime::credentials::{BadConfig, Keyring};
@@ -157,7 +158,8 @@ impl Seeker<'_> {
         };
         self.tell(EventType::Normal, "Pulling", format!("Pulling image \"{image}\""));
         let asked = self.shared.clock.now().monotonic;
-        let runtime_handler = self.shared.config.runtime_handler.clone();
+        // Without its class the pod gets no sandbox, which tells what is wrong.
+        let runtime_handler = runtime_handler(self.shared, self.object).await.unwrap_or_default();
         let pull = Pull { image: image.clone(), runtime_handler, credentials };
         let priority = self.object.spec.as_ref().and_then(|spec| spec.priority).unwrap_or_default();
         match self.shared.images.pull(pull, priority).await {

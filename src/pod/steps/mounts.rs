@@ -10,6 +10,7 @@ use crate::pod::container::{recursive_read_only, termination_message_path};
 use crate::pod::env::Environment;
 use crate::pod::hosts;
 use crate::pod::observed::ImageKey;
+use crate::pod::security;
 use crate::runtime::cri;
 
 /// The reason and the message of a container that cannot be made.
@@ -27,21 +28,42 @@ impl Hand {
         environment: &Environment,
         pod_ips: &[String],
     ) -> Result<Vec<cri::Mount>, Refusal> {
+        let labels = security::labels_files();
         let mut mounts = Vec::new();
         for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
-            mounts.push(self.volume_mount(container, mount, index, environment)?);
+            let mut made = self.volume_mount(container, mount, index, environment)?;
+            // Once for each volume is enough.
+            let first = container.volume_mounts.iter().flatten().position(|m| m.name == mount.name) == Some(index);
+            made.selinux_relabel = labels && first && self.relabels(&mount.name);
+            mounts.push(made);
         }
         let taken = |path: &str| container.volume_mounts.iter().flatten().any(|m| m.mount_path == path);
         if !taken("/etc/hosts") {
             let host_path = self.hosts_file(pod_ips).map_err(config_error)?;
-            mounts.push(cri::Mount { container_path: "/etc/hosts".into(), host_path, ..Default::default() });
+            mounts.push(cri::Mount {
+                container_path: "/etc/hosts".into(),
+                host_path,
+                selinux_relabel: labels,
+                ..Default::default()
+            });
         }
         let last_words = termination_message_path(container);
         if !taken(last_words) {
             let host_path = self.termination_log(&container.name).map_err(config_error)?;
-            mounts.push(cri::Mount { container_path: last_words.to_owned(), host_path, ..Default::default() });
+            mounts.push(cri::Mount {
+                container_path: last_words.to_owned(),
+                host_path,
+                selinux_relabel: labels,
+                ..Default::default()
+            });
         }
         Ok(mounts)
+    }
+
+    /// Whether the files of a volume are to have the pod's label (A10.7).
+    fn relabels(&self, name: &str) -> bool {
+        let volume = self.pod.spec.as_ref().and_then(|s| s.volumes.iter().flatten().find(|v| v.name == name));
+        volume.is_some_and(|volume| self.shared.volumes.relabels(&self.reference.uid, volume))
     }
 
     /// The volumes that a container uses as devices (A9.17).
@@ -87,7 +109,9 @@ impl Hand {
         let uid = &self.reference.uid;
         let read_only = mount.read_only.unwrap_or_default() || volumes.is_read_only(uid, volume);
         let sub_path = sub_path(mount, environment)?;
-        let supported = self.shared.node().recursive_read_only;
+        let node = self.shared.node();
+        let handler = self.sandbox.as_ref().and_then(|sandbox| node.handlers.get(&sandbox.handler));
+        let supported = handler.is_some_and(|handler| handler.recursive_read_only);
         let recursive_read_only = recursive_read_only(mount, supported)
             .map_err(|text| config_error(format!("failed to resolve recursive read-only mode: {text}")))?;
         if let Some(image) = &volume.image {

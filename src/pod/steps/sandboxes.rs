@@ -1,10 +1,10 @@
 //! Makes, stops and removes sandboxes.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
-use stoker_model::handle::{EventSubject, EventType};
+use stoker_model::handle::{EventSubject, EventType, RuntimeHandler};
 use stoker_model::metrics;
 use stoker_model::resources::qos_class;
 
@@ -53,13 +53,14 @@ impl Hand {
             let message = "Pod sandbox changed, it will be killed and re-created.";
             self.shared.tell(&self.reference, EventType::Normal, "SandboxChanged", message);
         }
-        let handler = match runtime_handler(self.shared.clone(), self.pod.clone()).await {
+        let handler = match runtime_handler(&self.shared, &self.pod).await {
             Ok(handler) => handler,
             Err(message) => return Err(self.sandbox_failed(message)),
         };
-        if self.pod.spec.as_ref().and_then(|spec| spec.host_users) == Some(false) {
+        if self.has_own_users()
+            && let Err(message) = supports_users(&self.shared.node().handlers, &handler)
+        {
             // Without its own users the pod would be root on the node, which it must not be.
-            let message = format!("RuntimeClass handler \"{handler}\" does not support user namespaces");
             return Err(self.sandbox_failed(message));
         }
         let config = self.sandbox_config(attempt, true).map_err(|message| self.sandbox_failed(message))?;
@@ -132,8 +133,26 @@ impl Hand {
             dns,
             cgroup_parent: shared.cgroups.pod_parent(qos_class(&spec), self.reference.uid.as_str()),
             log_directory: shared.log_dir(&self.reference),
+            users: self.users()?,
+            groups: shared.volumes.groups(&self.reference.uid),
         };
         Ok(sandbox::config(&self.pod, &parts))
+    }
+
+    fn has_own_users(&self) -> bool {
+        self.pod.spec.as_ref().and_then(|spec| spec.host_users) == Some(false)
+    }
+
+    /// The users of the pod's processes: those of the node, or a range that is the pod's alone (A11.2).
+    pub(super) fn users(&self) -> Result<cri::UserNamespace, String> {
+        if !self.has_own_users() {
+            return Ok(cri::UserNamespace { mode: cri::NamespaceMode::Node.into(), ..Default::default() });
+        }
+        let Some(users) = &self.shared.config.users else {
+            return Err("create user namespace: this node has no IDs for pods".to_owned());
+        };
+        let dirs = self.shared.volumes.dirs(&self.reference.uid);
+        users.of(dirs.root(), &self.reference.uid).map_err(|error| format!("create user namespace: {error}"))
     }
 
     pub(super) async fn stop_sandbox(&mut self, id: &str) -> Outcome {
@@ -162,8 +181,23 @@ impl Hand {
     }
 }
 
+/// Whether the runtime can give a pod users of its own, and upstream's words when not.
+fn supports_users(handlers: &BTreeMap<String, RuntimeHandler>, handler: &str) -> Result<(), String> {
+    let refused = match handler {
+        "" => "can't set `spec.hostUsers: false`, runtime does not support user namespaces".to_owned(),
+        _ => format!(
+            "can't set `spec.hostUsers: false`, RuntimeClass handler \"{handler}\" does not support user namespaces"
+        ),
+    };
+    match handlers.get(handler) {
+        Some(found) if found.user_namespaces => Ok(()),
+        None if !handlers.is_empty() => Err(format!("{refused}: the handler \"{handler}\" is not known")),
+        _ => Err(refused),
+    }
+}
+
 /// What the pod's RuntimeClass calls for (A15.11).
-async fn runtime_handler(shared: Arc<Shared>, pod: Arc<Pod>) -> Result<String, String> {
+pub(super) async fn runtime_handler(shared: &Shared, pod: &Pod) -> Result<String, String> {
     let class = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref()).unwrap_or_default();
     if class.is_empty() {
         return Ok(shared.config.runtime_handler.clone());
@@ -173,5 +207,31 @@ async fn runtime_handler(shared: Arc<Shared>, pod: Arc<Pod>) -> Result<String, S
         Ok(Some(handler)) => Ok(handler),
         Ok(None) => Err(failed(format!("runtimeclass.node.k8s.io \"{class}\" not found"))),
         Err(error) => Err(failed(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_users_take_a_runtime_that_can() {
+        // A11.2
+        let can = |user_namespaces| RuntimeHandler { user_namespaces, ..RuntimeHandler::default() };
+        let handlers = |list: &[(&str, bool)]| -> BTreeMap<String, RuntimeHandler> {
+            list.iter().map(|(name, yes)| ((*name).to_owned(), can(*yes))).collect()
+        };
+        let plain = "can't set `spec.hostUsers: false`, runtime does not support user namespaces";
+        let named = "can't set `spec.hostUsers: false`, RuntimeClass handler \"kata\" does not support user namespaces";
+        for (list, handler, expected) in [
+            (&[][..], "", Err(plain.to_owned())),
+            (&[], "kata", Err(named.to_owned())),
+            (&[("", true), ("kata", false)], "", Ok(())),
+            (&[("", true), ("kata", false)], "kata", Err(named.to_owned())),
+            (&[("", false)], "", Err(plain.to_owned())),
+            (&[("", true)], "kata", Err(format!("{named}: the handler \"kata\" is not known"))),
+        ] {
+            assert_eq!(supports_users(&handlers(list), handler), expected, "{list:?} {handler}");
+        }
     }
 }

@@ -76,6 +76,9 @@ impl Hand {
             problems.push(error.to_string());
         }
         if problems.is_empty() {
+            if let Some(users) = &self.shared.config.users {
+                users.release(&self.reference.uid);
+            }
             self.effects.push(Effect::Gone);
             return Outcome::Done;
         }

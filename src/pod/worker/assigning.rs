@@ -15,7 +15,7 @@ impl Worker {
             }
             desired.pod.clone()
         };
-        let runs = match &self.looked {
+        let runs = match &self.view {
             Some((sandboxes, _)) => sandboxes.iter().any(|sandbox| sandbox.ready),
             // The runtime does not answer: what the API server was told last has to do.
             None => self.previous.phase.as_deref() == Some("Running"),

@@ -64,7 +64,9 @@ impl Worker {
             let now = shared.clock.now();
             let mounted = shared.volumes.mount(&desired.pod, &shared.node(), now, &changed).await;
             for failure in mounted.err().into_iter().flatten() {
-                shared.tell(&pod, EventType::Warning, failure.reason(), failure.to_string());
+                if let Some(reason) = failure.reason() {
+                    shared.tell(&pod, EventType::Warning, reason, failure.to_string());
+                }
             }
             Report { hand: false, refresh: true, effects: Vec::new() }
         };

@@ -11,7 +11,7 @@ use super::Worker;
 use crate::pod::admission::{self, Rules, Verdict};
 use crate::pod::observed::{DesiredPod, InstanceState, Observed, Stage};
 use crate::pod::pods::app_armor_enabled;
-use crate::pod::resize::{self, Allocation, Change, Pending, infeasible};
+use crate::pod::resize::{self, Allocation, Change, Pending, RESOURCES_FILE, infeasible};
 
 impl Worker {
     /// The pod with the resources that it was given. Where it asks for others, it is given them if they are to be had (A15.1).
@@ -116,7 +116,7 @@ impl Worker {
     }
 
     pub(super) fn resources_file(&self) -> std::path::PathBuf {
-        self.shared.volumes.dirs(&self.reference.uid).root().join("resources")
+        self.shared.volumes.dirs(&self.reference.uid).root().join(RESOURCES_FILE)
     }
 
     /// Keeps what the pod was given, and what its containers run with.

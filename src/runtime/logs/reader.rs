@@ -3,7 +3,9 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use super::LogOptions;
 use super::line::{Since, end_of_line, parse};
@@ -16,6 +18,9 @@ const LINE_LIMIT_BYTES: usize = 1 << 20;
 
 /// When looking backwards for the last lines.
 const BACKWARD_BYTES: u64 = 64 << 10;
+
+/// The folder of a pod, that of a container and the file: what of a path pods might have been able to change.
+const OF_PODS: usize = 3;
 
 /// How far a step came.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,7 +52,7 @@ pub(super) struct Reader {
 impl Reader {
     /// Opens the file where the wanted lines begin.
     pub(super) fn open(path: &Path, options: LogOptions) -> io::Result<Self> {
-        let mut file = File::open(path)?;
+        let mut file = open_regular(path)?;
         if let Some(lines) = options.tail_lines {
             let start = start_of_last_lines(&file, lines)?;
             file.seek(SeekFrom::Start(start))?;
@@ -70,7 +75,7 @@ impl Reader {
 
     /// Goes on with the file that is at the same path now.
     pub(super) fn reopen(&mut self, path: &Path) -> io::Result<()> {
-        self.file = File::open(path)?;
+        self.file = open_regular(path)?;
         self.kept.clear();
         self.skipping = false;
         Ok(())
@@ -185,6 +190,27 @@ fn start_of_last_lines(file: &File, lines: u64) -> io::Result<u64> {
     Ok(0)
 }
 
+/// Opens a log. A pod that can write where logs are (a hostPath volume) could put a link to any file of the machine in a log's place:
+/// none is followed, and nothing but a file is read.
+fn open_regular(path: &Path) -> io::Result<File> {
+    let mut above = path;
+    let mut below = PathBuf::new();
+    for _ in 0..OF_PODS {
+        let (Some(parent), Some(name)) = (above.parent(), above.file_name()) else { break };
+        below = if below.as_os_str().is_empty() { name.into() } else { Path::new(name).join(below) };
+        above = parent;
+    }
+    let above = File::open(if above.as_os_str().is_empty() { Path::new(".") } else { above })?;
+    // A pipe without writer must not keep us waiting.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let inside = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let file = File::from(rustix::fs::openat2(&above, &below, flags, Mode::empty(), inside)?);
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the log is no file"));
+    }
+    Ok(file)
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -260,5 +286,33 @@ mod tests {
             assert!(reader.kept.len() <= LINE_LIMIT_BYTES + PIECE_BYTES);
         }
         assert_eq!(out, b"after\n");
+    }
+
+    #[test]
+    fn links_and_pipes_in_the_place_of_a_log_are_not_read() {
+        // A18.7
+        let folder = tempfile::tempdir().unwrap();
+        let logs = folder.path().join("pods/ns_p_uid/c");
+        std::fs::create_dir_all(&logs).unwrap();
+        std::fs::write(folder.path().join("secret"), "secret").unwrap();
+        std::fs::write(logs.join("0.log"), "").unwrap();
+        std::os::unix::fs::symlink(folder.path().join("secret"), logs.join("1.log")).unwrap();
+        std::os::unix::fs::symlink("0.log", logs.join("2.log")).unwrap();
+        std::os::unix::fs::symlink(folder.path(), folder.path().join("pods/ns_p_uid/d")).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            logs.join("3.log"),
+            rustix::fs::FileType::Fifo,
+            Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
+        // The machine's own folders may be links.
+        std::os::unix::fs::symlink(folder.path().join("pods"), folder.path().join("link")).unwrap();
+        assert!(open_regular(&logs.join("0.log")).is_ok());
+        assert!(open_regular(&folder.path().join("link/ns_p_uid/c/0.log")).is_ok());
+        for bad in ["c/1.log", "c/2.log", "c/3.log", "d/secret", "c"] {
+            assert!(open_regular(&folder.path().join("pods/ns_p_uid").join(bad)).is_err(), "{bad}");
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! exec, attach and port-forward: finds the container, asks the runtime for a streaming URL, and connects the client with it (A18.8 to A18.11).
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 mod spdy;
 mod upgrade;
 mod websocket;

@@ -173,13 +173,21 @@ async fn join(streams: Streams, client: Client, runtime: TokioIo<Upgraded>) -> R
             .map(|(channel, ..)| channel)
             .filter(|it| matches!(*it, STDOUT | STDERR | ERROR))
             .collect();
+        let mut is_told = false;
         while !open.is_empty() {
             // Room for the channel's number in front.
             let mut message = Vec::with_capacity(1 + CHUNK_BYTES);
             message.push(0);
-            match reader.next(&mut message, CHUNK_BYTES).await? {
+            let event = match reader.next(&mut message, CHUNK_BYTES).await {
+                Ok(event) => event,
+                // A runtime that closes with input unread resets its connection. Where it has told how it ended, that is all.
+                Err(_) if is_told => break,
+                Err(error) => return Err(error.into()),
+            };
+            match event {
                 Event::Data { stream } => {
                     if let Some(channel) = streams.channel(stream) {
+                        is_told |= channel == ERROR;
                         message[0] = channel;
                         to_client.send(Message::Binary(message.into())).await?;
                     }
@@ -223,7 +231,7 @@ async fn pong(id: u32, to: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<()
 }
 
 /// Passes one message of the client on. What is for no channel of his is left out.
-async fn take(streams: Streams, message: &[u8], to: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<()> {
+pub(super) async fn take(streams: Streams, message: &[u8], to: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<()> {
     let writable = |channel: u8| matches!(channel, STDIN | RESIZE).then(|| streams.stream(channel)).flatten();
     match message {
         [END, channel] => match writable(*channel) {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::node::attachment_name;
 use crate::volume::error::VolumeError;
 
 const FILE: &str = "vol_data.json";
@@ -29,6 +30,19 @@ pub(in crate::volume) struct PodData {
 }
 
 impl PodData {
+    /// Of a persistent volume.
+    pub(in crate::volume) fn of(spec_volume: &str, driver: &str, handle: &str, node: &str) -> Self {
+        Self {
+            spec_volume: spec_volume.to_owned(),
+            volume_handle: handle.to_owned(),
+            driver_name: driver.to_owned(),
+            node_name: node.to_owned(),
+            volume_lifecycle_mode: "Persistent".to_owned(),
+            attachment: attachment_name(handle, driver, node),
+            others: BTreeMap::new(),
+        }
+    }
+
     /// Writes it into a volume's directory, whole or not at all.
     pub(in crate::volume) fn save(&self, dir: &Path) -> Result<(), VolumeError> {
         let text = serde_json::to_vec(self).map_err(|e| VolumeError::Other(format!("{FILE}: {e}")))?;

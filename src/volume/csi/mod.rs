@@ -89,11 +89,12 @@ async fn call<T>(
                     | tonic::Code::ResourceExhausted
                     | tonic::Code::Aborted
             );
-            Err(VolumeError::Driver { text, finished })
+            let refused = status.code() == tonic::Code::FailedPrecondition;
+            Err(VolumeError::Driver { text, finished, refused })
         }
         Err(_) => {
             let text = "rpc error: code = DeadlineExceeded desc = context deadline exceeded".to_owned();
-            Err(VolumeError::Driver { text, finished: false })
+            Err(VolumeError::Driver { text, finished: false, refused: false })
         }
     }
 }

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use super::proto::node_client::NodeClient;
 use super::proto::node_service_capability::{Type as CapabilityType, rpc::Type as Capability};
 use super::proto::volume_capability::access_mode::Mode;
-use super::proto::volume_capability::{AccessMode, AccessType, MountVolume};
+use super::proto::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
 use super::proto::{
     CapacityRange, NodeExpandVolumeRequest, NodeGetCapabilitiesRequest, NodePublishVolumeRequest,
     NodeStageVolumeRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, VolumeCapability,
@@ -33,6 +33,8 @@ pub(in crate::volume) struct MountDevice {
     pub(in crate::volume) access_mode: String,
     /// The pod's group, for drivers that set it themselves.
     pub(in crate::volume) group: Option<u32>,
+    /// It is used as a device, without a file system.
+    pub(in crate::volume) block: bool,
 }
 
 /// How a volume is to be shown to a pod.
@@ -92,10 +94,8 @@ impl Csi {
             "ReadWriteOnce" | "" if fine => Mode::SingleNodeMultiWriter,
             _ => Mode::SingleNodeWriter,
         };
-        VolumeCapability {
-            access_type: Some(AccessType::Mount(mount)),
-            access_mode: Some(AccessMode { mode: mode.into() }),
-        }
+        let access = if device.block { AccessType::Block(BlockVolume {}) } else { AccessType::Mount(mount) };
+        VolumeCapability { access_type: Some(access), access_mode: Some(AccessMode { mode: mode.into() }) }
     }
 
     pub(in crate::volume) async fn stage(&mut self, device: &MountDevice) -> Result<(), VolumeError> {

@@ -129,15 +129,14 @@ pub fn apply(
 pub fn track_update(old: Option<&Value>, new: &mut Value, types: &Types, root: &Type, manager: &Manager<'_>) {
     let empty = json!({});
     let old = old.unwrap_or(&empty);
-    // A client may clear the record, but not write it; what it sends back is what it was given.
-    let cleared = new["metadata"]["managedFields"].as_array().is_some_and(|list| list.iter().all(is_empty));
-    let mut owners = if cleared && !is_empty(&old["metadata"]["managedFields"]) {
-        Owners(Vec::new())
-    } else if new["metadata"]["managedFields"].is_array() {
-        Owners::read(new)
-    } else {
-        Owners::read(old)
-    };
+    // A client may clear the record, by one empty entry, but not write it; what it sends back is what it was given. Who knows
+    // nothing of the record, and sends none, does not lose it.
+    let cleared =
+        matches!(new["metadata"]["managedFields"].as_array().map(Vec::as_slice), Some([entry]) if is_empty(entry));
+    let mut owners = if cleared { Owners(Vec::new()) } else { Owners::read(new) };
+    if owners.0.is_empty() && !cleared {
+        owners = Owners::read(old);
+    }
     let walker = Walker { types };
     let (mut changed, mut removed) = walker.difference(old, new, Parts::Fields(root));
     changed.strip_server_fields();

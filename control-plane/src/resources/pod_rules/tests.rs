@@ -208,6 +208,12 @@ fn mounts() {
 
 #[test]
 fn probes_and_hooks() {
+    // A5.2
+    for probe in ["livenessProbe", "startupProbe"] {
+        let told = format!("{probe}.successThreshold: Invalid value: 3: must be 1");
+        check_container(json!({probe: {"exec": {"command": ["a"]}, "successThreshold": 3}}), &[&told]);
+    }
+    check_container(json!({"readinessProbe": {"exec": {"command": ["a"]}, "successThreshold": 3}}), &[]);
     check_container(json!({"livenessProbe": {}}), &["livenessProbe: Required value: must specify a handler type"]);
     check_container(
         json!({"livenessProbe": {"exec": {"command": ["a"]}, "grpc": {"port": 1}, "successThreshold": 2}}),

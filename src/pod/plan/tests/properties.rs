@@ -31,6 +31,7 @@ fn act(case: &mut Case, plan: &Plan, fails: bool) {
                     attempt: *attempt,
                     ready: true,
                     host_network,
+                    handler: String::new(),
                     ips: vec!["10.0.0.3".into()],
                     created_at: clock.wall,
                 };

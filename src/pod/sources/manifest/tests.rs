@@ -113,6 +113,11 @@ fn what_cannot_run_is_refused_with_its_reason() {
         ),
         (&WEB.replace("containerPort: 80", "containerPort: 70000"), "not between 1 and 65535"),
         (&WEB.replace("hostNetwork: true", "hostNetwork: 5"), "invalid pod"),
+        // A5.2
+        (
+            &WEB.replace("image: web:1", "image: w\n    startupProbe: {exec: {command: [a]}, successThreshold: 2}"),
+            "startupProbe.successThreshold: Invalid value: 2: must be 1",
+        ),
         (&WEB.replace("hostNetwork: true", "volumes: [{name: x}]"), "exactly one source"),
     ] {
         let error = from_file(text).map(|_| ()).unwrap_err().to_string();

@@ -1,0 +1,59 @@
+//! Waits for volumes that the cluster attaches to this node: what it says in the Node's status, and what the driver has to tell of it
+//! (A9.17).
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::CSIPersistentVolumeSource;
+use stoker_model::handle::StorageApi;
+
+use super::csi::{Attributes, attachment_name};
+use super::error::VolumeError;
+
+/// The Node's status is waited for so long before the pod is looked at again, as upstream.
+const LIMIT: Duration = Duration::from_secs(123);
+/// First and longest time between two looks.
+const LOOK: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
+
+/// A volume in lists of a Node's status.
+pub(super) fn unique_name(driver: &str, handle: &str) -> String {
+    format!("kubernetes.io/csi/{driver}^{handle}")
+}
+
+/// Waits until the volume is attached; what the driver tells the node of it. Only what the Node says that it uses is safe from being
+/// detached, so that has to be written first.
+pub(super) async fn until_attached(
+    api: &dyn StorageApi,
+    source: &CSIPersistentVolumeSource,
+    node: &str,
+) -> Result<Attributes, VolumeError> {
+    let (driver, handle) = (&source.driver, &source.volume_handle);
+    let unique = unique_name(driver, handle);
+    let (mut waited, mut delay) = (Duration::ZERO, LOOK.0);
+    loop {
+        let volumes = api.volumes_of_node().await?;
+        if volumes.in_use.contains(&unique) && volumes.attached.contains(&unique) {
+            break;
+        }
+        if waited >= LIMIT {
+            return Err(VolumeError::NotAttached(unique));
+        }
+        tokio::time::sleep(delay).await;
+        waited += delay;
+        delay = (delay * 2).min(LOOK.1);
+    }
+    let name = attachment_name(handle, driver, node);
+    let failed = |text: String| Err(VolumeError::Other(text));
+    let Some(attachment) = api.attachment(&name).await? else {
+        let missing = format!("volumeattachments.storage.k8s.io \"{name}\" not found");
+        return failed(format!("volume {handle} has GET error for volume attachment {name}: {missing}"));
+    };
+    if attachment.metadata.deletion_timestamp.is_some() {
+        return failed("volume attachment is being deleted".to_owned());
+    }
+    let status = attachment.status.unwrap_or_default();
+    match status.attach_error {
+        _ if status.attached => Ok(status.attachment_metadata.unwrap_or_default()),
+        Some(error) => failed(error.message.unwrap_or_default()),
+        None => failed(format!("volume {handle} is not attached for volume attachment {name}")),
+    }
+}
