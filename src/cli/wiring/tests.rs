@@ -162,8 +162,7 @@ fn shutdown_restarts_and_events_are_configured() {
 /// B1.4: mode nftables serves NodePorts at the node's own addresses, the others at all; unless something is said.
 #[test]
 fn node_ports_are_served_where_the_mode_or_the_operator_says() {
-    let host =
-        Host { name: "n".into(), addresses: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()] };
+    let host = Host { name: "n".into(), addresses: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()] };
     let served = |fields| {
         let proxy = proxy_config_of("test".as_ref(), fields).expect("it makes sense").proxy;
         let settings = ProxySettings { proxy, from_file: true };
