@@ -4,6 +4,7 @@
 mod lab;
 
 mod dns;
+mod costs;
 mod enclosure;
 mod faults;
 mod hello;
