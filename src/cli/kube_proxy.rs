@@ -31,6 +31,8 @@ use crate::upstream::{self, ApiServer, ConnectError, NodeApi, ServiceStore};
 
 /// The Node may come later than the proxy; for so long its addresses are waited for.
 const NODE_PATIENCE: u32 = 30;
+/// Events that are sent a second, and at once: as many as kubelet's.
+const EVENT_PACE: (u32, u32) = (50, 100);
 
 /// Flags that stand for a field of the configuration, which `--config` takes the place of.
 const FIELDS: &[(&str, &str, &str)] = &[
@@ -104,7 +106,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), KubeProxyError> {
     let verbosity = matches
         .get_one::<String>("v")
         .map_or(Ok(0), |level| level.parse().map_err(|_| KubeProxyError::Verbosity(level.clone())))?;
-    logging::init(verbosity, false);
+    logging::init(verbosity, false, None);
     if matches.get_flag("cleanup") {
         return cleanup();
     }
@@ -211,7 +213,7 @@ async fn serve(Asked { loaded, name, hostname }: Asked) -> Result<(), KubeProxyE
 }
 
 fn start(loaded: LoadedProxy, host: Host, api: ApiServer, tasks: &mut Tasks) -> Result<(), KubeProxyError> {
-    let (events, event_task) = upstream::event_queue(Clock, host.name.clone());
+    let (events, event_task) = upstream::event_queue(Clock, host.name.clone(), EVENT_PACE);
     let events: Arc<dyn EventSink> = Arc::new(events);
     spawn(tasks, "events", event_task(api.clone()).run());
     let (object, task) = NodeApi::new(api.clone(), host.name.clone()).watch();

@@ -3,8 +3,8 @@
 #[path = "../lab/mod.rs"]
 mod lab;
 
-mod dns;
 mod costs;
+mod dns;
 mod enclosure;
 mod faults;
 mod hello;

@@ -14,7 +14,13 @@ use tracing::{debug, warn};
 use self::otlp::trace_service_client::TraceServiceClient;
 
 /// The messages, and a client of collectors.
-#[allow(clippy::all, unreachable_pub, missing_debug_implementations, reason = "written by tonic's compiler")]
+#[allow(
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    unreachable_pub,
+    missing_debug_implementations,
+    reason = "written by tonic's compiler"
+)]
 pub(in crate::cli) mod otlp {
     tonic::include_proto!("opentelemetry.proto.collector.trace.v1");
 }
