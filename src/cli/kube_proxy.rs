@@ -34,6 +34,8 @@ const EVENT_PACE: (u32, u32) = (50, 100);
 
 /// The Node may come later than the proxy; for so long its addresses are waited for.
 const NODE_PATIENCE: u32 = 30;
+/// Events that are sent a second, and at once: as many as kubelet's.
+const EVENT_PACE: (u32, u32) = (50, 100);
 
 /// Flags that stand for a field of the configuration, which `--config` takes the place of.
 const FIELDS: &[(&str, &str, &str)] = &[

@@ -46,8 +46,7 @@ fn a_node_is_kept_and_tells_what_happens_to_it() {
         .unwrap();
     let service_manager = UnixDatagram::bind(lab.dir().join("notify")).unwrap();
     service_manager.set_nonblocking(true).unwrap();
-    lab.agent_env("NOTIFY_SOCKET", lab.dir().join("notify").to_str().unwrap());
-    lab.agent_env("WATCHDOG_USEC", "2000000");
+    lab.agent_is_watched(&lab.dir().join("notify"), 2_000_000);
     lab.start_containerd();
     lab.start_control_plane();
     lab.start_agent();

@@ -195,9 +195,12 @@ impl Lab {
         }
     }
 
-    /// Starts the agent with this in its environment from now on.
-    pub(crate) fn agent_env(&mut self, name: &str, value: &str) {
-        self.agent.command.splice(0..0, ["env".to_owned(), format!("{name}={value}")]);
+    /// Starts the agent as systemd would that listens at this socket and watches over it, from now on.
+    pub(crate) fn agent_is_watched(&mut self, socket: &Path, microseconds: u64) {
+        let (socket, watched) =
+            (format!("NOTIFY_SOCKET={}", socket.display()), format!("WATCHDOG_USEC={microseconds}"));
+        let shell = ["sh", "-c", "export WATCHDOG_PID=$$; exec \"$0\" \"$@\"", "env"].map(str::to_owned);
+        self.agent.command.splice(0..0, shell.into_iter().chain([socket, watched]));
     }
 
     /// Kills the agent with SIGKILL.
