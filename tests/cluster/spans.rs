@@ -11,7 +11,7 @@ use crate::lab::{Lab, NODE};
 
 /// The collector's side of the protocol.
 #[expect(clippy::allow_attributes_without_reason, reason = "generated code")]
-#[allow(clippy::pedantic, missing_docs, dead_code, unreachable_pub, reason = "generated code")]
+#[allow(clippy::all, missing_docs, dead_code, unreachable_pub, reason = "generated code")]
 mod otlp {
     include!(concat!(env!("OUT_DIR"), "/server/opentelemetry.proto.collector.trace.v1.rs"));
 }
