@@ -34,8 +34,6 @@ const EVENT_PACE: (u32, u32) = (50, 100);
 
 /// The Node may come later than the proxy; for so long its addresses are waited for.
 const NODE_PATIENCE: u32 = 30;
-/// Events that are sent a second, and at once: as many as kubelet's.
-const EVENT_PACE: (u32, u32) = (50, 100);
 
 /// Flags that stand for a field of the configuration, which `--config` takes the place of.
 const FIELDS: &[(&str, &str, &str)] = &[
@@ -214,9 +212,6 @@ async fn serve(Asked { loaded, name, hostname }: Asked) -> Result<(), KubeProxyE
     tracing::info!("stopping; rules stay");
     result
 }
-
-/// kubelet's defaults for events: so many a second, and so many at once.
-const EVENT_PACE: (u32, u32) = (50, 100);
 
 fn start(loaded: LoadedProxy, host: Host, api: ApiServer, tasks: &mut Tasks) -> Result<(), KubeProxyError> {
     let (events, event_task) = upstream::event_queue(Clock, host.name.clone(), EVENT_PACE);

@@ -11,14 +11,7 @@ use crate::lab::{Lab, NODE};
 
 /// The collector's side of the protocol.
 #[expect(clippy::allow_attributes_without_reason, reason = "generated code")]
-#[allow(
-    clippy::pedantic,
-    clippy::enum_variant_names,
-    missing_docs,
-    dead_code,
-    unreachable_pub,
-    reason = "generated code"
-)]
+#[allow(clippy::all, missing_docs, dead_code, unreachable_pub, reason = "generated code")]
 mod otlp {
     include!(concat!(env!("OUT_DIR"), "/server/opentelemetry.proto.collector.trace.v1.rs"));
 }
@@ -26,7 +19,7 @@ mod otlp {
 use otlp::any_value::Value;
 use otlp::trace_service_server::{TraceService, TraceServiceServer};
 
-struct Collector(mpsc::Sender<otlp::ResourceSpans>);
+struct Collector(mpsc::SyncSender<otlp::ResourceSpans>);
 
 #[tonic::async_trait]
 impl TraceService for Collector {
@@ -58,7 +51,7 @@ fn a_collector_gets_the_spans_of_pods_and_of_the_nodes_api() {
     let config = fs::read_to_string(&path).expect("the lab wrote it");
     let tracing = "tracing:\n  endpoint: 127.0.0.1:4317\n  samplingRatePerMillion: 1000000\n";
     fs::write(&path, format!("{config}{tracing}")).expect("the folder is ours");
-    let (sender, spans) = mpsc::channel();
+    let (sender, spans) = mpsc::sync_channel(1024);
     let bind = || {
         lab.enter_network();
         std::net::TcpListener::bind("127.0.0.1:4317").expect("the port is free")

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{Pod, Volume};
 use serde_json::json;
 use stoker::node::eviction::{Pressure, ThresholdFields};
 use stoker::runtime::{ImageSource, import};
+use stoker_model::handle::Eviction;
 use stoker_model::pod::PodUid;
 
 use crate::node::{Builder, Node, condition, phase, pod};
