@@ -187,7 +187,7 @@ fn kinds_have_their_short_names_and_categories() {
         let lines = listed.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
         let mut of_name = lines.filter(|words| words[0] == name);
         let words =
-            of_name.find(|words| words.iter().any(|word| *word == group)).unwrap_or_else(|| panic!("no {name}"));
+            of_name.find(|words| words.contains(&group)).unwrap_or_else(|| panic!("no {name}"));
         if words[1] == group { String::new() } else { words[1].to_owned() }
     };
     for (name, group, expected) in [
