@@ -84,6 +84,7 @@ pub(super) fn command() -> Command {
     let text = |name: &'static str, help: &'static str| Arg::new(name).long(name).value_name("VALUE").help(help);
     let flag = |name: &'static str, help: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
     Command::new("kube-proxy")
+        .display_name("Kubernetes")
         .version("v1.36.2")
         .about("Serve Services beside another kubelet, called as kube-proxy is called")
         .arg(text("config", "KubeProxyConfiguration v1alpha1 file; flags for its fields are ignored with it"))

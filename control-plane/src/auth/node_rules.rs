@@ -44,8 +44,14 @@ pub(super) async fn decide(node: &str, asked: &Attributes, lookup: &dyn Lookup) 
     }
     let reading = ["get", "list", "watch"].contains(&asked.verb.as_str());
     match (asked.group.as_str(), asked.resource.as_str(), asked.subresource.as_str()) {
-        ("", "secrets" | "configmaps" | "persistentvolumeclaims", "") if reading => {
-            referenced(node, asked, lookup).await
+        ("", "secrets", "") if reading => match referenced(node, asked, lookup).await? {
+            Decision::NoOpinion(_) if asked.verb == "get" => of_driver(node, asked, lookup).await,
+            decision => Ok(decision),
+        },
+        ("", "configmaps" | "persistentvolumeclaims", "") if reading => referenced(node, asked, lookup).await,
+        ("", "persistentvolumes", "") if asked.verb == "get" => {
+            let volume = lookup.get("", "persistentvolumes", None, &asked.name).await?.unwrap_or_default();
+            claimed(node, &volume, lookup).await
         }
         ("", "serviceaccounts", "") if asked.verb == "get" => referenced(node, asked, lookup).await,
         ("", "serviceaccounts", "token") if asked.verb == "create" => referenced(node, asked, lookup).await,
@@ -130,6 +136,32 @@ async fn referenced(node: &str, asked: &Attributes, lookup: &dyn Lookup) -> Resu
     let found =
         pods.iter().filter(is_its).flat_map(references).any(|(kind, its)| kind == asked.resource && its == name);
     Ok(if found { Decision::Allow(String::new()) } else { Decision::NoOpinion(no_relationship(node)) })
+}
+
+/// Whether the PersistentVolume is bound to a claim that a pod bound to the node refers to.
+async fn claimed(node: &str, volume: &Value, lookup: &dyn Lookup) -> Result<Decision, LookupError> {
+    let of_claim = |field: &str| volume["spec"]["claimRef"][field].as_str().unwrap_or_default().to_owned();
+    let claim = Attributes {
+        resource: "persistentvolumeclaims".to_owned(),
+        namespace: of_claim("namespace"),
+        name: of_claim("name"),
+        ..Attributes::default()
+    };
+    referenced(node, &claim, lookup).await
+}
+
+/// Whether the Secret is what a CSI driver needs on the node for a volume of one of its pods.
+async fn of_driver(node: &str, asked: &Attributes, lookup: &dyn Lookup) -> Result<Decision, LookupError> {
+    let is_it = |reference: &Value| reference["name"] == asked.name && reference["namespace"] == asked.namespace;
+    for volume in lookup.list("", "persistentvolumes", None).await? {
+        let csi = &volume["spec"]["csi"];
+        let names_it =
+            ["nodeStageSecretRef", "nodePublishSecretRef", "nodeExpandSecretRef"].iter().any(|r| is_it(&csi[*r]));
+        if names_it && let Decision::Allow(reason) = claimed(node, &volume, lookup).await? {
+            return Ok(Decision::Allow(reason));
+        }
+    }
+    Ok(Decision::NoOpinion(no_relationship(node)))
 }
 
 fn no_relationship(node: &str) -> String {
@@ -218,10 +250,18 @@ mod tests {
                 },
             })
         };
+        let volume = |name: &str, namespace: &str| {
+            let secret = json!({"name": format!("key-of-{name}"), "namespace": "storage"});
+            json!({"metadata": {"name": name}, "spec": {
+                "claimRef": {"namespace": namespace, "name": "disk"}, "csi": {"nodePublishSecretRef": secret}
+            }})
+        };
         let attachment = |name: &str, node: &str| json!({"metadata": {"name": name}, "spec": {"nodeName": node}});
         Stored(vec![
             ("pods", pod("mine", "n1", "mine-secret")),
             ("pods", pod("other", "n2", "other-secret")),
+            ("persistentvolumes", volume("mine", "shop")),
+            ("persistentvolumes", volume("other", "bank")),
             ("volumeattachments", attachment("to-mine", "n1")),
             ("volumeattachments", attachment("to-other", "n2")),
         ])
@@ -259,6 +299,11 @@ mod tests {
             check("get", resource, "shop", name, "", true);
             check("get", resource, "bank", name, "", false);
         }
+        for (name, allowed) in [("mine", true), ("other", false), ("absent", false)] {
+            check("get", "persistentvolumes", "", name, "", allowed);
+            check("get", "secrets", "storage", &format!("key-of-{name}"), "", allowed);
+        }
+        check("list", "persistentvolumes", "", "", "", false);
         check("get", "secrets", "shop", "other-secret", "", false);
         check("get", "volumeattachments.storage.k8s.io", "", "to-mine", "", true);
         check("get", "volumeattachments.storage.k8s.io", "", "to-other", "", false);

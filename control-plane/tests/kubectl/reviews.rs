@@ -186,8 +186,7 @@ fn kinds_have_their_short_names_and_categories() {
     let short = |name: &str, group: &str| -> String {
         let lines = listed.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
         let mut of_name = lines.filter(|words| words[0] == name);
-        let words =
-            of_name.find(|words| words.contains(&group)).unwrap_or_else(|| panic!("no {name}"));
+        let words = of_name.find(|words| words.contains(&group)).unwrap_or_else(|| panic!("no {name}"));
         if words[1] == group { String::new() } else { words[1].to_owned() }
     };
     for (name, group, expected) in [
