@@ -13,7 +13,7 @@ use tracing::{Instrument, info_span};
 use super::cri;
 use super::cri::image_service_client::ImageServiceClient;
 use super::cri::runtime_service_client::RuntimeServiceClient;
-use super::ending::Ending;
+use super::ending::{Awaited, Ending};
 use super::error::RuntimeError;
 use crate::clock::Clock;
 
@@ -76,7 +76,12 @@ impl Runtime {
         self.channel.clone()
     }
 
-    /// Whether a call of ours is stopping this container or sandbox.
+    /// For who stops a container or sandbox and looks when the call has returned: while the answer lives, no event tells of its end.
+    pub(crate) fn without_events_of(&self, id: &str) -> Awaited {
+        self.ending.begin(id)
+    }
+
+    /// Whether somebody waits for the end of this container or sandbox, and looks then.
     pub(super) fn is_ending(&self, id: &str) -> bool {
         self.ending.contains(id)
     }
@@ -112,9 +117,8 @@ impl Runtime {
         Ok(answer.pod_sandbox_id)
     }
 
-    /// Kills what runs in the sandbox and gives its network back. Again is harmless. Meanwhile no event tells of the sandbox's end.
+    /// Kills what runs in the sandbox and gives its network back. Again is harmless.
     pub async fn stop_pod_sandbox(&self, id: &str) -> Result<(), RuntimeError> {
-        let _call = self.ending.begin(id);
         let request = cri::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
         self.call("StopPodSandbox", self.runtime.clone().stop_pod_sandbox(request)).await.map(drop)
     }
@@ -175,9 +179,7 @@ impl Runtime {
     }
 
     /// Sends the stop signal, and KILL after `grace` (whole seconds, rounded up). Returns when it has stopped; again is harmless.
-    /// Meanwhile no event tells of its end.
     pub async fn stop_container(&self, id: &str, grace: Duration) -> Result<(), RuntimeError> {
-        let _call = self.ending.begin(id);
         let seconds = grace.as_secs() + u64::from(grace.subsec_nanos() > 0);
         let request = cri::StopContainerRequest {
             container_id: id.to_owned(),

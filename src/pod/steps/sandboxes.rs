@@ -156,6 +156,8 @@ impl Hand {
     }
 
     pub(super) async fn stop_sandbox(&mut self, id: &str) -> Outcome {
+        // The worker looks when this has returned.
+        let _awaited = self.shared.runtime.without_events_of(id);
         match self.shared.runtime.stop_pod_sandbox(id).await {
             Ok(()) => Outcome::Done,
             Err(error) if error.is_not_found() => Outcome::Done,

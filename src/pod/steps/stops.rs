@@ -91,6 +91,8 @@ pub(in crate::pod) async fn stop_container(mut request: StopRequest) -> Effect {
             () = request.deadline_passed() => {}
         }
     }
+    // The worker looks when this has returned.
+    let _awaited = request.shared.runtime.without_events_of(&request.id);
     let grace = request.remaining().max(MINIMUM_GRACE);
     let first = tokio::spawn({
         let (runtime, id) = (request.shared.runtime.clone(), request.id.clone());

@@ -61,6 +61,7 @@ impl Hand {
             Ok(sandboxes) => {
                 for sandbox in sandboxes {
                     // A sandbox takes its containers with it, and needs to be stopped for its network to be given back.
+                    let _awaited = self.shared.runtime.without_events_of(&sandbox.id);
                     let stopped = self.shared.runtime.stop_pod_sandbox(&sandbox.id).await;
                     let removed = self.shared.runtime.remove_pod_sandbox(&sandbox.id).await;
                     let failed = [stopped, removed].into_iter().filter_map(Result::err).filter(|e| !e.is_not_found());
