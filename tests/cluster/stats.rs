@@ -43,6 +43,22 @@ const OF_CONTAINERS: [&str; 31] = [
     "container_ulimits_soft",
 ];
 
+/// A volume of this node, bound to a claim.
+fn claim(lab: &Lab, disk: &Path) {
+    let node = json!({"required": {"nodeSelectorTerms": [{"matchExpressions": [
+        {"key": "kubernetes.io/hostname", "operator": "In", "values": ["lab"]}
+    ]}]}});
+    let capacity = json!({"storage": "8Mi"});
+    lab.apply(&json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "disk"}, "spec": {
+        "capacity": capacity, "accessModes": ["ReadWriteOnce"], "storageClassName": "none",
+        "local": {"path": disk}, "nodeAffinity": node
+    }}));
+    lab.apply(&json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "disk"}, "spec": {
+        "resources": {"requests": capacity}, "accessModes": ["ReadWriteOnce"], "storageClassName": "none",
+        "volumeName": "disk"
+    }}));
+}
+
 /// Seconds since the epoch.
 fn seconds_now(lab: &Lab) -> i64 {
     lab.run("date", &["+%s"]).expect_success("date").trim().parse().unwrap()
@@ -51,15 +67,22 @@ fn seconds_now(lab: &Lab) -> i64 {
 #[test]
 fn use_is_told_in_the_words_of_kubelet_and_cadvisor() {
     let lab = Lab::start();
+    let disk = lab.dir().join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    lab.run("mount", &["-t", "tmpfs", "-o", "size=8m", "tmpfs", disk.to_str().unwrap()]).expect_success("mount");
+    claim(&lab, &disk);
     // A fifth of a core, a hundred lines, and a file in its own layer and in each of its volumes.
-    let script =
-        "for to in /written /scratch/a; do head -c 3000000 /dev/zero > $to; done; seq 100; while true; do :; done";
+    let script = "for to in /written /data/a /scratch/a; do head -c 3000000 /dev/zero > $to; done; seq 100; while true; do :; done";
     let mut busy = pod("busy")
         .script(script)
         .container("resources", json!({"limits": {"cpu": "200m", "memory": "64Mi"}}))
-        .container("volumeMounts", json!([{"name": "scratch", "mountPath": "/scratch"}]))
+        .container(
+            "volumeMounts",
+            json!([{"name": "data", "mountPath": "/data"}, {"name": "scratch", "mountPath": "/scratch"}]),
+        )
         .build();
-    busy["spec"]["volumes"] = json!([{"name": "scratch", "emptyDir": {}}]);
+    busy["spec"]["volumes"] =
+        json!([{"name": "data", "persistentVolumeClaim": {"claimName": "disk"}}, {"name": "scratch", "emptyDir": {}}]);
     lab.apply(&busy);
     lab.eventually("it is ready", |lab| lab.ready_pods("busy") == 1);
     let raw = |path: &str| lab.kubectl(&format!("get --raw /api/v1/nodes/lab/proxy/{path}"));
@@ -102,6 +125,8 @@ fn use_is_told_in_the_words_of_kubelet_and_cadvisor() {
 
     let busy = now["pods"].as_array().unwrap().iter().find(|pod| pod["podRef"]["name"] == "busy").unwrap();
     let volume = |name: &str| busy["volume"].as_array().unwrap().iter().find(|it| it["name"] == name).unwrap().clone();
+    assert_eq!(volume("data")["pvcRef"], json!({"name": "disk", "namespace": "default"}));
+    assert_eq!(volume("data")["capacityBytes"], 8 << 20);
     assert!(volume("scratch")["usedBytes"].as_u64().is_some_and(|bytes| (3_000_000..4_000_000).contains(&bytes)));
     assert!(busy["ephemeral-storage"]["usedBytes"].as_u64().is_some_and(|bytes| bytes > 6_000_000), "{busy}");
     let system: Vec<String> = node["systemContainers"].as_array().unwrap().iter().map(|it| text(&it["name"])).collect();
@@ -210,6 +235,11 @@ fn use_is_told_in_the_words_of_kubelet_and_cadvisor() {
     }
     // What was asked of the runtime, the API server and this API is counted.
     let own = raw("metrics");
+    for name in ["capacity_bytes", "available_bytes", "used_bytes", "inodes", "inodes_free", "inodes_used"] {
+        let name = format!("kubelet_volume_stats_{name}");
+        let labels = "namespace=\"default\",persistentvolumeclaim=\"disk\"";
+        assert!(lines(&own, &name).iter().any(|(has, number, _)| has == labels && *number > 0.0), "{name} {own}");
+    }
     for (name, labels) in [
         ("kubelet_runtime_operations_total", "operation_type=\"run_podsandbox\""),
         ("kubelet_runtime_operations_duration_seconds_count", "operation_type=\"create_container\""),
