@@ -128,9 +128,10 @@ fn a_node_is_kept_and_tells_what_happens_to_it() {
     assert_eq!(text(&ready(&node(&lab))["message"]), "kubelet is posting ready status");
     lab.eventually("that is noticed, too", |lab| restarts(lab) == "2");
 
-    lab.kubectl(&format!("cordon {NODE}"));
-    lab.eventually("that is told", |lab| events(lab).iter().any(|(reason, _)| reason == "NodeNotSchedulable"));
-    lab.kubectl(&format!("uncordon {NODE}"));
+    for (verb, reason) in [("cordon", "NodeNotSchedulable"), ("uncordon", "NodeSchedulable")] {
+        lab.kubectl(&format!("{verb} {NODE}"));
+        lab.eventually("that is told", |lab| events(lab).iter().any(|(told, _)| told == reason));
+    }
     // The machine was started anew.
     lab.kill_agent();
     let patch = r#"{"status":{"nodeInfo":{"bootID":"another"}}}"#;
