@@ -5,6 +5,7 @@
 //! dropped half way: it has a task of its own, and reports back.
 
 mod assigning;
+mod effects;
 mod probing;
 mod refresh;
 mod resizing;
@@ -24,29 +25,18 @@ use tracing::{Instrument, debug, warn};
 use refresh::{PodFields, Refresh};
 
 use super::adopted::Adopted;
-use super::backoff::{Backoff, backoffs, lengthened};
+use super::backoff::{backoffs, lengthened};
 use super::observe::Observer;
-use super::observed::{
-    DesiredPod, Failure, ImageState, Instance, Kind, Memory, Observed, Sandbox, Stage, Stop, VolumesState,
-};
+use super::observed::{DesiredPod, ImageState, Instance, Kind, Memory, Observed, Sandbox, Stage, Stop, VolumesState};
 use super::plan::{Plan, Step, StopContainer, Waiting, plan, pod_text};
-use super::resize::{self, Failed};
 use super::security::ImageUser;
 use super::shared::Shared;
 use super::status::{Facts, differs, status};
-use super::steps::{
-    Effect, Hand, StopRequest, find_image, look_for_image, pull_failure, run_pre_stop, step_span, stop_container,
-};
+use super::steps::{Effect, Hand, StopRequest, find_image, look_for_image, run_pre_stop, step_span, stop_container};
 use super::writer::StatusWriter;
 
-/// kubelet's back-off after a sync that failed (A1.5).
-const CONTAINER_RETRY: Duration = Duration::from_secs(10);
-/// First and longest delay between mounts that fail (A9.2).
-const MOUNT_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(122));
 /// First and longest delay while the runtime is away.
 const RUNTIME_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
-/// A teardown that failed is tried again after this.
-const TEARDOWN_RETRY: Duration = Duration::from_secs(1);
 /// What the API server has of the status is compared with what was reported at most so often (A2.10).
 const REPAIR_INTERVAL: Duration = Duration::from_secs(10);
 /// The same plan again right after its steps succeeded means that they changed nothing: then it waits, doubling.
@@ -565,152 +555,5 @@ impl Worker {
         if let Some(stop) = self.memory.stops.get_mut(id) {
             stop.deadline = deadline;
         }
-    }
-
-    /// Takes over what a step did.
-    fn remember(&mut self, effect: Effect) {
-        let now = self.shared.clock.now();
-        let container_retry = lengthened(CONTAINER_RETRY, &self.reference.uid);
-        let memory = &mut self.memory;
-        match effect {
-            Effect::CgroupReady => {
-                memory.cgroup_ready = true;
-                let allocation = &mut memory.resize.allocation;
-                if allocation.actuated_pod != allocation.allocated_pod {
-                    allocation.actuated_pod.clone_from(&allocation.allocated_pod);
-                    self.keep_resources();
-                }
-            }
-            Effect::VolumesMounted => {
-                memory.volumes = VolumesState::Mounted;
-                self.mount_failures = 0;
-            }
-            Effect::VolumesFailed(message) => {
-                let delay = mount_delay(self.mount_failures);
-                self.mount_failures += 1;
-                memory.volumes = VolumesState::Failed { message, retry_at: now.monotonic + delay };
-                self.repeated = (Vec::new(), 0);
-            }
-            Effect::SandboxMade => memory.sandbox_failure = None,
-            Effect::SandboxFailed { reason, message, retry } => {
-                let retry_at = now.monotonic + lengthened(retry, &self.reference.uid);
-                memory.sandbox_failure = Some(Failure { reason: reason.to_owned(), message, retry_at });
-            }
-            Effect::ImageFound { key, id, uid, username } => {
-                memory.images.insert(key, ImageState::Ready { id, uid, username });
-            }
-            Effect::ImageAbsent { key } => {
-                memory.images.remove(&key);
-            }
-            Effect::ImageMissing { key, reason, message, pulled } => {
-                let last = match memory.images.get(&key) {
-                    Some(ImageState::Pulling { last }) => last.as_ref(),
-                    _ => None,
-                };
-                let failure = pull_failure(last, reason, message, pulled, now);
-                memory.images.insert(key, ImageState::Failed(failure));
-            }
-            Effect::Created { name, image, ended } => {
-                // The next instance asks for its image anew: its policy may be Always.
-                memory.images.remove(&image);
-                memory.recreate.remove(&name);
-                memory.hook_failed.remove(&name);
-                if let Some(ended) = ended {
-                    let longest = self.shared.config.longest_backoff;
-                    let grown = Backoff::grown(memory.restarts.get(&name), ended, now.wall, longest);
-                    memory.restarts.insert(name.clone(), grown);
-                }
-                let allocation = &mut memory.resize.allocation;
-                let given = allocation.allocated.get(&name).cloned().unwrap_or_default();
-                // What the container has not itself, the pod as a whole may have.
-                let counts = given.requests.is_some() || given.limits.is_some() || allocation.allocated_pod.is_some();
-                if counts && allocation.actuated.get(&name) != Some(&given) {
-                    allocation.actuated.insert(name, given);
-                    self.keep_resources();
-                }
-            }
-            Effect::Resized { name } => {
-                let allocation = &mut memory.resize.allocation;
-                let given = allocation.allocated.get(&name).cloned().unwrap_or_default();
-                allocation.actuated.insert(name, given);
-                memory.resize.error = None;
-                self.keep_resources();
-            }
-            Effect::PodResized => {
-                let allocation = &mut memory.resize.allocation;
-                allocation.actuated_pod.clone_from(&allocation.allocated_pod);
-                memory.resize.error = None;
-                self.keep_resources();
-            }
-            Effect::ResizeFailed { message } => {
-                let told = memory.resize.error.as_ref().is_some_and(|failed| failed.message == message);
-                let retry_at = now.monotonic + container_retry;
-                memory.resize.error = Some(Failed { message: message.clone(), retry_at });
-                let generation = memory.resize.generation;
-                if !told {
-                    let spec = self.desired.borrow().pod.spec.clone().unwrap_or_default();
-                    let text = resize::text("error", &spec, generation, &message);
-                    self.shared.tell(&self.reference, EventType::Warning, "ResizeError", text);
-                }
-            }
-            Effect::Started { name, id } => {
-                memory.failures.remove(&name);
-                self.run_post_start(name, id);
-            }
-            Effect::ContainerFailed { name, reason, message } => {
-                // The next attempt looks for the image anew: that it is gone may be what is the matter.
-                if let Some((_, container)) = self.desired.borrow().container(&name) {
-                    memory.images.remove(&super::observed::ImageKey::of(&container));
-                }
-                let retry_at = now.monotonic + container_retry;
-                memory.failures.insert(name, Failure { reason: reason.to_owned(), message, retry_at });
-            }
-            Effect::HookEnded { name, id, failed } => {
-                if memory.post_start.get(&name).is_some_and(|of| *of == id) {
-                    memory.post_start.remove(&name);
-                    if let Some(message) = failed {
-                        let retry_at = now.monotonic + container_retry;
-                        let failure = Failure { reason: "PostStartHookError".into(), message, retry_at };
-                        memory.failures.insert(name.clone(), failure);
-                        memory.hook_failed.insert(name);
-                    }
-                }
-            }
-            Effect::StopEnded { id } => {
-                memory.stops.remove(&id);
-                self.deadlines.remove(&id);
-                self.view = None;
-            }
-            Effect::TornDown => {
-                self.shared.assignments.release(&self.reference.uid);
-                memory.torn_down = true;
-                memory.teardown_retry_at = None;
-            }
-            Effect::Reported => {
-                memory.reported = true;
-                memory.teardown_retry_at = None;
-            }
-            Effect::Gone => self.gone = true,
-            Effect::Stuck => memory.teardown_retry_at = Some(now.monotonic + TEARDOWN_RETRY),
-        }
-    }
-}
-
-/// How long a mount waits after so many failures before it.
-fn mount_delay(failures: u32) -> Duration {
-    MOUNT_RETRY.0.saturating_mul(1 << failures.min(10)).min(MOUNT_RETRY.1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mounts_are_tried_ever_more_slowly() {
-        // A9.2
-        let delays: Vec<u64> =
-            (0..11).map(|failures| u64::try_from(mount_delay(failures).as_millis()).unwrap()).collect();
-        assert_eq!(delays, [500, 1000, 2000, 4000, 8000, 16000, 32000, 64000, 122_000, 122_000, 122_000]);
-        assert_eq!(mount_delay(u32::MAX), MOUNT_RETRY.1);
     }
 }

@@ -29,7 +29,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::Request;
@@ -243,6 +243,7 @@ impl Server {
     pub async fn run(self, stop: CancellationToken) {
         let graceful = GracefulShutdown::new();
         let (room, strangers) = (Arc::new(Semaphore::new(CONNECTIONS)), Arc::new(Semaphore::new(STRANGERS)));
+        let refusals = Arc::new(Refusals::default());
         if let Ok(address) = self.address() {
             info!(%address, "serving the node's API");
         }
@@ -252,10 +253,10 @@ impl Server {
                 client = accept(Some(&self.api)) => {
                     let (tls, routes, watcher) = (self.tls.acceptor(Clock.now()), self.routes.clone(), graceful.watcher());
                     let Ok(permit) = room.clone().try_acquire_owned() else {
-                        warn!("{CONNECTIONS} connections to the node's API are open; refusing one");
+                        refusals.tell(format_args!("{CONNECTIONS} connections to the node's API are open"));
                         continue;
                     };
-                    let strangers = strangers.clone();
+                    let (strangers, refusals) = (strangers.clone(), refusals.clone());
                     tokio::spawn(async move {
                         let _permit = permit;
                         let stream = match timeout(HANDSHAKE, tls.accept(client)).await {
@@ -266,7 +267,8 @@ impl Server {
                         let user = Arc::new(identity::of(stream.get_ref().1));
                         let is_stranger = user.is_none();
                         let Ok(_permit) = is_stranger.then(|| strangers.try_acquire_owned()).transpose() else {
-                            return warn!("{STRANGERS} clients without a certificate are connected; refusing one");
+                            let why = format_args!("{STRANGERS} clients without a certificate are connected");
+                            return refusals.tell(why);
                         };
                         let service = service_fn(move |request| {
                             let (routes, user) = (routes.clone(), user.clone());
@@ -300,6 +302,21 @@ impl Server {
         self.streams.cancel();
         if timeout(DRAIN, graceful.shutdown()).await.is_err() {
             debug!("connections to the node's API are still open; leaving them");
+        }
+    }
+}
+
+/// The minute of the last warning: whoever floods the listener must not flood the log.
+#[derive(Default)]
+struct Refusals(AtomicU64);
+
+impl Refusals {
+    fn tell(&self, why: fmt::Arguments<'_>) {
+        let minute = Clock.now().monotonic.as_secs() / 60 + 1;
+        if self.0.swap(minute, Ordering::Relaxed) == minute {
+            debug!("{why}; refusing one");
+        } else {
+            warn!("{why}; refusing one, and more in this minute without a word");
         }
     }
 }

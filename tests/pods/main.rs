@@ -5,6 +5,7 @@
 mod api;
 mod csi;
 mod devices;
+mod drivers;
 mod faults;
 mod gadgets;
 mod inside;
