@@ -13,7 +13,7 @@ use crate::auth::identity::UserInfo;
 use crate::clock;
 use crate::resources::field::FieldError;
 use crate::resources::status::StatusError;
-use crate::resources::tree::{items, text};
+use crate::resources::tree::{drop_nulls, items, text};
 use crate::resources::{self, ResourceInfo, certificates, pod_changes, service};
 use crate::storage::{Change, Guard, Revision, StoreError, Write};
 
@@ -256,6 +256,10 @@ impl Core {
         guard: Guard,
         dry_run: bool,
     ) -> Result<Value, StatusError> {
+        // The data of a revision is whatever its controller wants to find again.
+        if info.plural != "controllerrevisions" {
+            drop_nulls(&mut object);
+        }
         if dry_run {
             if guard == Guard::Absent && self.store.get(&key).await.map_err(store_error)?.0.is_some() {
                 return Err(StatusError::already_exists(info, name));

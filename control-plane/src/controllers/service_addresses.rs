@@ -15,7 +15,7 @@ use crate::api::{Allocation, ServiceAllocator};
 use crate::resources::field::FieldError;
 use crate::resources::ip_families;
 use crate::resources::status::StatusError;
-use crate::resources::tree::{items, text};
+use crate::resources::tree::{items, items_mut, text};
 
 /// Node ports that may be given to Services.
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
@@ -246,7 +246,7 @@ fn reserve_ports(
     let wants_health = wants_health_port(spec);
     let mut own = BTreeSet::new();
     let old_ports: Vec<&Value> = old.into_iter().flat_map(|old| items(&old["spec"], "ports")).collect();
-    for (index, port) in spec["ports"].as_array_mut().into_iter().flatten().enumerate() {
+    for (index, port) in items_mut(spec, "ports").enumerate() {
         let asked = port["nodePort"].as_u64().filter(|asked| *asked != 0);
         if !has_ports {
             // A Service that stopped being a NodePort sends its old ports along; who asks for others is refused by
@@ -573,6 +573,14 @@ mod tests {
         let allocation = all.allocate(&mut external, Some(&plain), false).await.unwrap();
         assert_eq!(allocation.freed_addresses, [text(&plain["spec"], "clusterIP")]);
         assert_eq!(external["spec"].get("clusterIP"), None);
+    }
+
+    /// B1.1: readers of lists need not know `null`.
+    #[tokio::test]
+    async fn a_name_of_somewhere_else_gets_no_field_that_it_had_not() {
+        let bare = json!({"type": "ExternalName", "externalName": "example.com"});
+        let stored = create(&addresses(), service(bare.clone())).await.unwrap();
+        assert_eq!(stored["spec"], bare);
     }
 
     /// C5.12

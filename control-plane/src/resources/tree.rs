@@ -27,6 +27,18 @@ pub fn items_mut<'a>(object: &'a mut Value, key: &str) -> impl Iterator<Item = &
     object.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten()
 }
 
+/// Takes away fields that are `null`, at every depth: to the API they are not there.
+pub fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, value| !value.is_null());
+            fields.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(list) => list.iter_mut().for_each(drop_nulls),
+        _ => {}
+    }
+}
+
 /// The elements of the list at `key`; none if there is no list.
 pub fn items<'a>(object: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
     object.get(key).and_then(Value::as_array).into_iter().flatten()

@@ -5,6 +5,9 @@ use k8s_openapi::api::core::v1::{Container, ContainerState, Pod, PodCondition, P
 use super::*;
 use crate::pod::observed::{Instance, InstanceState, ProbeVerdict, Sandbox, VolumesState};
 
+#[path = "tests/conditions.rs"]
+mod conditions;
+
 fn at(second: i64) -> jiff::Timestamp {
     jiff::Timestamp::from_second(1_700_000_000 + second).unwrap()
 }
@@ -169,11 +172,26 @@ fn a_terminal_phase_stays() {
     case.previous.reason = Some("Evicted".into());
     phase_is("A2.2", &case, "Failed");
     assert_eq!(case.status().reason.as_deref(), Some("Evicted"));
+    for (code, phase) in [(0, "Succeeded"), (3, "Failed")] {
+        let mut case = pod(&["a"]).policy("Never").init("i", None).exited("i", 0).exited("a", code);
+        case.previous = case.status();
+        let before = (case.previous.container_statuses.clone(), case.previous.init_container_statuses.clone());
+        // The runtime forgets all of it.
+        case.seen.containers.clear();
+        case.seen.sandboxes.clear();
+        let after = case.status();
+        assert_eq!(after.phase.as_deref(), Some(phase));
+        let ends = |list: Option<Vec<ContainerStatus>>| -> Vec<String> {
+            list.unwrap().iter().map(|c| state(c.state.as_ref())).collect()
+        };
+        let after = (ends(after.container_statuses), ends(after.init_container_statuses));
+        assert_eq!(after, (ends(before.0), ends(before.1)), "nothing waits again");
+    }
 }
 
 #[test]
 fn a_killed_pod_fails_with_reason_and_message() {
-    // A2.3
+    // A2.3, A2.4, A2.19
     let cause =
         Cause::Killed { reason: "DeadlineExceeded".into(), message: "late".into(), disruption: false, grace: None };
     let running = pod(&["a"]).runs("a").ending(cause.clone()).status();
@@ -181,6 +199,23 @@ fn a_killed_pod_fails_with_reason_and_message() {
     let status = pod(&["a"]).exited("a", 0).ended(cause).status();
     let parts = (status.phase.as_deref(), status.reason.as_deref(), status.message.as_deref());
     assert_eq!(parts, (Some("Failed"), Some("DeadlineExceeded"), Some("late")));
+    assert!(status.conditions.unwrap().iter().all(|c| c.type_ != "DisruptionTarget"), "its own time was over");
+    for (reason, message, told) in [
+        ("Evicted", "The node was low", "The node was low"),
+        (
+            "Terminated",
+            "Pod was terminated in response to imminent node shutdown.",
+            "Pod was terminated in response to imminent node shutdown.",
+        ),
+        ("Preempting", "Preempted", "Pod was preempted by Kubelet to accommodate a critical pod."),
+    ] {
+        let cause = Cause::Killed { reason: reason.into(), message: message.into(), disruption: true, grace: None };
+        let case = pod(&["a"]).exited("a", 0).ended(cause);
+        let status = case.status();
+        let parts = (status.phase.as_deref(), status.reason.as_deref(), status.message.as_deref());
+        assert_eq!(parts, (Some("Failed"), Some(reason), Some(message)));
+        condition_is("A2.19", &case, "DisruptionTarget", &format!("True TerminationByKubelet {told}"));
+    }
 }
 
 #[test]
@@ -192,69 +227,6 @@ fn a_pod_deleted_before_it_ran_has_failed() {
     assert_eq!(state(status.state.as_ref()), "137 ContainerStatusUnknown");
     phase_is("A1.20", &pod(&["a"]).exited("a", 0).ended(Cause::Deleted), "Succeeded");
     phase_is("A1.20", &pod(&["a"]).exited("a", 2).ended(Cause::Deleted), "Failed");
-}
-
-#[test]
-fn readiness_is_told_with_its_reasons() {
-    // A2.6
-    condition_is("A2.6", &pod(&["a"]).runs("a"), "ContainersReady", "True");
-    let unready = "False ContainersNotReady containers with unready status: [a b]";
-    condition_is("A2.6", &pod(&["a", "b"]), "ContainersReady", unready);
-    condition_is("A2.6", &pod(&["a", "b"]), "Ready", unready);
-    let done = pod(&["a"]).policy("Never").exited("a", 0);
-    condition_is("A2.6", &done, "Ready", "False PodCompleted");
-    let failed = pod(&["a"]).policy("Never").exited("a", 1);
-    condition_is("A2.6", &failed, "ContainersReady", "False PodFailed");
-}
-
-#[test]
-fn initialization_is_told_with_its_reasons() {
-    // A2.5
-    let two = || pod(&["a"]).init("i", None).init("s", Some("Always"));
-    let message = "False ContainersNotInitialized containers with incomplete status: [i s]";
-    condition_is("A2.5", &two(), "Initialized", message);
-    let half = two().exited("i", 0);
-    condition_is("A2.5", &half, "Initialized", "False ContainersNotInitialized containers with incomplete status: [s]");
-    condition_is("A2.5", &half.runs("s"), "Initialized", "True");
-    condition_is("A2.5", &two().runs("a"), "Initialized", "True");
-    condition_is("A2.5", &pod(&["a"]).policy("Never").exited("a", 0), "Initialized", "True PodCompleted");
-}
-
-#[test]
-fn readiness_gates_count() {
-    // A2.7
-    let gated = || {
-        pod(&["a"]).runs("a").spec(|s| {
-            s.readiness_gates = Some(vec![PodReadinessGate { condition_type: "x/y".into() }]);
-        })
-    };
-    let missing = "False ReadinessGatesNotReady corresponding condition of pod readiness gate \"x/y\" does not exist.";
-    condition_is("A2.7", &gated(), "Ready", missing);
-    let set = |status: &str| {
-        let mut case = gated();
-        let gate = PodCondition { type_: "x/y".into(), status: status.into(), ..PodCondition::default() };
-        let status = PodStatus { conditions: Some(vec![gate]), ..PodStatus::default() };
-        std::sync::Arc::make_mut(&mut case.desired.pod).status = Some(status);
-        case
-    };
-    let closed = "False ReadinessGatesNotReady the status of pod readiness gate \"x/y\" is not \"True\", but False";
-    condition_is("A2.7", &set("False"), "Ready", closed);
-    condition_is("A2.7", &set("True"), "Ready", "True");
-}
-
-#[test]
-fn conditions_of_others_are_not_reported() {
-    // A2.8: what a patch does not name stays.
-    let mut case = pod(&["a"]).runs("a");
-    let of = |kind: &str| PodCondition { type_: kind.into(), status: "True".into(), ..PodCondition::default() };
-    let status = PodStatus { conditions: Some(vec![of("x/y"), of("DisruptionTarget")]), ..PodStatus::default() };
-    std::sync::Arc::make_mut(&mut case.desired.pod).status = Some(status.clone());
-    case.previous = status;
-    let reported: Vec<String> = case.status().conditions.into_iter().flatten().map(|c| c.type_).collect();
-    assert_eq!(
-        reported,
-        ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"].map(String::from)
-    );
 }
 
 #[test]
@@ -273,28 +245,6 @@ fn the_pod_as_a_whole_tells_its_resources() {
     allocation.actuated.insert("a".into(), Default::default());
     assert_eq!(shown(&case), (resources("2").requests, Some(resources("1500m"))));
     assert_eq!(shown(&pod(&["a"])), (None, None));
-}
-
-#[test]
-fn transition_times_change_with_the_status_only() {
-    // A2.9
-    let mut case = pod(&["a"]);
-    case.previous = case.status_at(10);
-    let same = condition(&case.status_at(20), "Ready");
-    assert_eq!(same.last_transition_time, Some(Time(at(10))));
-    let flipped = condition(&case.runs("a").status_at(30), "Ready");
-    assert_eq!(flipped.last_transition_time, Some(Time(at(30))));
-}
-
-#[test]
-fn a_missing_volume_keeps_containers_from_starting() {
-    // A2.20
-    let mut case = pod(&["a"]);
-    condition_is("A2.20", &case, "PodReadyToStartContainers", "True");
-    let retry_at = std::time::Duration::ZERO;
-    case.seen.memory.volumes = VolumesState::Failed { message: String::new(), retry_at };
-    condition_is("A2.20", &case, "PodReadyToStartContainers", "False");
-    condition_is("A2.20", &case, "Initialized", "True");
 }
 
 #[test]
@@ -321,6 +271,35 @@ fn container_states_are_told() {
     let mut probed = pod(&["a"]).runs("a");
     probed.seen.memory.probes.insert("a".into(), ProbeVerdict { started: true, ready: false, dead: false });
     assert_eq!((of(&probed, "a").started, of(&probed, "a").ready), (Some(true), false));
+    probed.seen.memory.probes.insert("a".into(), ProbeVerdict { started: false, ready: true, dead: false });
+    assert_eq!(
+        (of(&probed, "a").started, of(&probed, "a").ready),
+        (Some(false), false),
+        "not before its startup probe"
+    );
+
+    // What each state carries.
+    let said = of(&pod(&["a"]).waits("a", "ErrImagePull"), "a").state.unwrap().waiting.unwrap();
+    assert_eq!((said.reason.as_deref(), said.message.as_deref()), (Some("ErrImagePull"), Some("m")));
+    let mut case = pod(&["a"]).exited("a", 3).runs("a");
+    let begun = of(&case, "a").state.unwrap().running.unwrap().started_at;
+    assert_eq!(begun, Some(Time(at(1))));
+    case.seen.containers[1].message = "bye".into();
+    case.seen.containers[1].reason = "OOMKilled".into();
+    case.seen.containers[0].image_ref = "sha256:1".into();
+    let shown = of(&case, "a");
+    assert_eq!(shown.image_id, "sha256:1");
+    let end = shown.last_state.unwrap().terminated.unwrap();
+    let texts = (end.reason.as_deref(), end.message.as_deref(), end.container_id.as_deref());
+    assert_eq!(texts, (Some("OOMKilled"), Some("bye"), Some("containerd://a0")));
+    assert_eq!((end.exit_code, end.started_at, end.finished_at), (3, Some(Time(at(1))), Some(Time(at(2)))));
+
+    // What was counted once is not forgotten with the containers.
+    case.previous = case.status();
+    case.previous.container_statuses.as_mut().unwrap()[0].restart_count = 7;
+    assert_eq!(of(&case, "a").restart_count, 7);
+    case.seen.containers.clear();
+    assert_eq!(of(&case, "a").restart_count, 8, "the one that ran is lost");
 }
 
 #[test]
@@ -352,17 +331,62 @@ fn addresses_are_told_and_stay() {
     assert_eq!(case.status().pod_ip.as_deref(), Some("10.0.0.2"));
     let host = pod(&["a"]).spec(|s| s.host_network = Some(true)).status();
     assert_eq!(host.pod_ip.as_deref(), Some("192.0.2.7"));
+    assert_eq!(host.pod_ips.unwrap(), [PodIP { ip: "192.0.2.7".into() }]);
+
+    // Both families: the node's first one is first, and each at most once.
+    let mut dual = pod(&["a"]).runs("a");
+    dual.seen.sandboxes[0].ips = vec!["fd00::2".into(), "10.0.0.2".into()];
+    for (node, pod_ips) in [
+        (["192.0.2.7", "2001:db8::7"], ["10.0.0.2", "fd00::2"]),
+        (["2001:db8::7", "192.0.2.7"], ["fd00::2", "10.0.0.2"]),
+    ] {
+        let node_ips = node.map(|ip| ip.parse().unwrap());
+        let Case { desired, seen, waiting, previous } = &dual;
+        let status = super::status(Facts { desired, seen, waiting, node_ips: &node_ips, previous }, now(10));
+        let shown: Vec<String> = status.pod_ips.unwrap().into_iter().map(|ip| ip.ip).collect();
+        assert_eq!((status.pod_ip.as_deref(), &shown[..]), (Some(pod_ips[0]), &pod_ips.map(String::from)[..]));
+        let hosts: Vec<String> = status.host_ips.unwrap().into_iter().map(|ip| ip.ip).collect();
+        assert_eq!((status.host_ip.as_deref(), &hosts[..]), (Some(node[0]), &node.map(String::from)[..]));
+    }
+
+    // A pod that ends, and one that has ended.
+    for case in [pod(&["a"]).runs("a").ending(Cause::Deleted), pod(&["a"]).policy("Never").exited("a", 1)] {
+        let before = case.status();
+        let mut gone = Case { previous: before.clone(), ..case };
+        gone.seen.sandboxes.clear();
+        let after = gone.status();
+        assert_eq!((after.pod_ips, after.host_ips), (before.pod_ips, before.host_ips));
+        assert_eq!(after.start_time, before.start_time);
+    }
 }
 
 #[test]
 fn the_class_is_told() {
     // A2.12
+    use k8s_openapi::api::core::v1::ResourceRequirements;
+    use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
     assert_eq!(pod(&["a"]).status().qos_class.as_deref(), Some("BestEffort"));
+    let of = |cpu: &str, memory: &str| {
+        Some([("cpu".to_owned(), Quantity(cpu.into())), ("memory".to_owned(), Quantity(memory.into()))].into())
+    };
+    for (requests, limits, class) in [
+        (of("100m", "1Mi"), None, "Burstable"),
+        (of("100m", "1Mi"), of("100m", "2Mi"), "Burstable"),
+        (None, of("100m", "2Mi"), "Guaranteed"),
+        (of("100m", "2Mi"), of("100m", "2Mi"), "Guaranteed"),
+    ] {
+        let resources = ResourceRequirements { requests, limits, claims: None };
+        let mut case = pod(&["a"]).runs("a").spec(|s| s.containers[0].resources = Some(resources));
+        assert_eq!(case.status().qos_class.as_deref(), Some(class));
+        case.previous = case.status();
+        case = case.exited("a", 0).ended(Cause::Deleted);
+        assert_eq!(case.status().qos_class.as_deref(), Some(class), "to the end");
+    }
 }
 
 #[test]
 fn a_rejected_pod_has_failed() {
-    // A6.1
+    // A2.3, A6.1
     let cause = Cause::Rejected { reason: "OutOfcpu".into(), message: "Pod was rejected: no".into() };
     let status = pod(&["a"]).ended(cause).status();
     let parts = (status.phase.as_deref(), status.reason.as_deref(), status.container_statuses);
@@ -392,92 +416,6 @@ fn what_others_wrote_over_the_status_is_noticed() {
     let main = ContainerStatus { name: "main".into(), ready: true, ..ContainerStatus::default() };
     let with_main = PodStatus { container_statuses: Some(vec![main]), ..with("True") };
     assert!(super::differs(Some(&with("True")), &with_main), "a report that did not arrive");
-}
-
-#[test]
-fn a_pod_that_starts_over_says_so() {
-    // A3.12
-    use k8s_openapi::api::core::v1::{ContainerRestartRule, ContainerRestartRuleOnExitCodes};
-    let codes = ContainerRestartRuleOnExitCodes { operator: "In".into(), values: Some(vec![42]) };
-    let rule = ContainerRestartRule { action: "RestartAllContainers".into(), exit_codes: Some(codes) };
-    let mut case = pod(&["a"]).init("i", None).spec(|s| {
-        s.containers[0].restart_policy = Some("Never".into());
-        s.containers[0].restart_policy_rules = Some(vec![rule]);
-    });
-    let instance = |name: &str, state, exit_code| Instance {
-        id: name.into(),
-        name: name.into(),
-        sandbox_id: "s".into(),
-        state,
-        exit_code,
-        ..Instance::default()
-    };
-    let conditions = |status: &PodStatus, kind: &str| {
-        let found = status.conditions.iter().flatten().find(|c| c.type_ == kind).cloned();
-        found.map(|c| (c.status, c.reason.unwrap_or_default(), c.message.unwrap_or_default()))
-    };
-    let report = |case: &Case| {
-        let facts = Facts {
-            desired: &case.desired,
-            seen: &case.seen,
-            waiting: &case.waiting,
-            node_ips: &[],
-            previous: &case.previous,
-        };
-        status(facts, now(10))
-    };
-    case.seen.containers = vec![instance("a", InstanceState::Exited, 42), instance("i", InstanceState::Exited, 0)];
-    case.seen.memory.restarting_all = true;
-    let first = report(&case);
-    let started =
-        ("True".into(), "RestartAllContainersStarted".into(), "container exited with restart policy rule".into());
-    assert_eq!(conditions(&first, "AllContainersRestarting"), Some(started));
-    assert_eq!(first.phase.as_deref(), Some("Running"));
-    // Everything is gone, and starts over.
-    case.previous = first;
-    case.seen.containers.clear();
-    case.seen.memory.restarting_all = false;
-    for _ in 0..2 {
-        let second = report(&case);
-        let a = &second.container_statuses.as_ref().unwrap()[0];
-        let last = a.last_state.as_ref().and_then(|s| s.terminated.clone()).unwrap();
-        assert_eq!((last.exit_code, last.reason.as_deref()), (137, Some("RestartingAllContainers")));
-        assert_eq!(last.message.as_deref(), Some("The container is removed because RestartAllContainers in place"));
-        assert_eq!((a.restart_count, second.phase.as_deref()), (1, Some("Running")));
-        assert_eq!(conditions(&second, "AllContainersRestarting").unwrap().0, "False");
-        assert_eq!(conditions(&second, "Initialized").unwrap().0, "True");
-        case.previous = second;
-    }
-    let none = pod(&["a"]);
-    assert_eq!(conditions(&report(&none), "AllContainersRestarting"), None);
-}
-
-#[test]
-fn a_resize_is_told_in_conditions() {
-    // A15.1
-    use crate::pod::resize::{Failed, Pending};
-    let mut case = pod(&["a"]);
-    let find = |case: &Case, kind: &str| {
-        let facts = Facts {
-            desired: &case.desired,
-            seen: &case.seen,
-            waiting: &case.waiting,
-            node_ips: &[],
-            previous: &case.previous,
-        };
-        let conditions = status(facts, now(10)).conditions.unwrap();
-        let found = conditions.into_iter().find(|c| c.type_ == kind);
-        found.map(|c| (c.status, c.reason, c.message, c.observed_generation))
-    };
-    assert_eq!((find(&case, "PodResizePending"), find(&case, "PodResizeInProgress")), (None, None));
-    let resize = &mut case.seen.memory.resize;
-    resize.pending = Some(Pending { reason: "Deferred", message: "full".into(), generation: Some(4) });
-    (resize.under_way, resize.generation) = (true, Some(3));
-    let text = |text: &str| Some(text.to_owned());
-    assert_eq!(find(&case, "PodResizePending"), Some(("True".into(), text("Deferred"), text("full"), Some(4))));
-    assert_eq!(find(&case, "PodResizeInProgress"), Some(("True".into(), None, None, Some(3))));
-    case.seen.memory.resize.error = Some(Failed { message: "no".into(), retry_at: Default::default() });
-    assert_eq!(find(&case, "PodResizeInProgress"), Some(("True".into(), text("Error"), text("no"), Some(3))));
 }
 
 #[test]
