@@ -228,5 +228,12 @@ mod tests {
         assert_eq!(pod_requests(&pod)["cpu"], Milli::from_milli(450));
         let pod = PodSpec { overhead: list(&[("cpu", "50m")]), ..pod };
         assert_eq!(pod_requests(&pod)["cpu"], Milli::from_milli(500));
+        // What runs in the end may be more than what any init container needs, with the sidecars or without.
+        let mut busy = PodSpec { overhead: None, ..pod };
+        busy.containers.push(container(&[("cpu", "100m"), ("memory", "1Mi")], &[]));
+        assert_eq!(pod_requests(&busy)["cpu"], Milli::from_milli(500));
+        busy.init_containers.as_mut().expect("made above").remove(1);
+        assert_eq!(pod_requests(&busy)["cpu"], Milli::from_milli(400));
+        assert_eq!(pod_requests(&busy)["memory"], Milli::from_milli(1_048_576_000));
     }
 }

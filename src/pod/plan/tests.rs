@@ -242,7 +242,19 @@ fn init_containers_run_one_at_a_time() {
     check("A3.1", two().runs("i"), "");
     check("A3.1", two().exited("i", 0), "create-j-0 start-j");
     check("A3.1", two().exited("i", 0).exited("j", 0), "create-a-0 start-a");
-    check("A3.1", two().exited("i", 1), "create-i-1 start-i");
+    for policy in ["Always", "OnFailure"] {
+        let failed = || two().policy(policy).exited("i", 1);
+        check("A3.1", failed(), "create-i-1 start-i");
+        let again = failed().memory(|m| {
+            m.restarts.insert("i".into(), Backoff::grown(None, at(100), at(100), LONGEST));
+        });
+        let plan = check("A3.1", again.clone(), "");
+        assert_eq!(
+            (plan.waiting["i"].reason.as_str(), plan.wake_at),
+            ("CrashLoopBackOff", Some(Duration::from_secs(110)))
+        );
+        check("A3.1", again.at(110), "create-i-1 start-i");
+    }
     check("A3.1", two().policy("Never").exited("i", 1).seen(|s| s.sandboxes[0].ready = false), "tear-down");
 }
 
@@ -251,6 +263,10 @@ fn a_removed_init_container_is_not_run_again() {
     // A3.2
     check("A3.2", pod(&["a"]).init("i").init("j").runs("j"), "");
     check("A3.2", pod(&["a"]).init("i").runs("a"), "");
+    check("A3.2", pod(&["a"]).init("i").exited("i", 0).runs("a"), "");
+    // Nor when what came after it has ended, and starts again.
+    check("A3.2", pod(&["a"]).init("i").exited("a", 1), "create-a-1 start-a");
+    check("A3.2", pod(&["a"]).init("i").sidecar("s").exited("s", 1).runs("a"), "create-s-1 start-s");
 }
 
 /// The only stop of a plan: message, seconds of grace, whether the container is made anew whatever its policy says.
@@ -471,6 +487,10 @@ fn sidecars_do_not_keep_a_pod_from_completing() {
     let done = pod(&["a"]).sidecar("s").policy("Never").exited("a", 0).runs("s");
     let plan = check("A3.5", done, "stop-s");
     assert_eq!(plan.stage.cause(), Some(&Cause::Completed));
+    let failed = pod(&["a"]).sidecar("s").policy("OnFailure").exited("a", 1).runs("s");
+    check("A3.5", failed, "create-a-1 start-a");
+    let one_left = pod(&["a", "b"]).sidecar("s").policy("Never").exited("a", 1).runs("b").runs("s");
+    check("A3.5", one_left, "");
 }
 
 #[test]
@@ -525,6 +545,20 @@ fn a_new_image_makes_a_new_container() {
         s.init_containers.as_mut().unwrap()[0].image = Some("img:2".into());
     });
     check("A3.13", init, "");
+    for policy in ["Always", "OnFailure", "Never"] {
+        check("A3.13", changed(pod(&["a"]).policy(policy).runs("a")), "stop-a");
+        check("A3.13", changed(pod(&["a"]).policy(policy).runs("a").deleted(30)), "stop-a");
+    }
+    let ending = changed(pod(&["a"]).runs("a").deleted(30)).plan();
+    let Step::StopContainer(stop) = &ending.steps[0] else { panic!("a stop") };
+    assert!(!stop.recreate && !stop.message.contains("definition"), "it ends, whatever its image: {}", stop.message);
+    check("A3.13", changed(pod(&["a"]).exited("a", 0).deleted(30)), "stop-sandbox-s0");
+    let other = |case: Case| case.spec(|s| s.init_containers.as_mut().unwrap()[0].image = Some("img:2".into()));
+    let plan = check("A3.13", other(pod(&["a"]).policy("Never").sidecar("s").runs("s").runs("a")), "stop-s");
+    let Step::StopContainer(stop) = &plan.steps[0] else { panic!("a stop") };
+    assert_eq!(stop.message, "Init container s definition changed");
+    check("A3.13", other(pod(&["a"]).init("i").exited("i", 0).runs("a")), "");
+    check("A3.13", other(pod(&["a"]).init("i").exited("i", 0)), "create-a-0 start-a");
 }
 
 #[test]
@@ -597,5 +631,11 @@ fn restarts_are_counted_on_after_the_runtime_has_forgotten() {
     let case = pod(&["a"]).edit(|pod| {
         pod.status = Some(PodStatus { container_statuses: Some(vec![status]), ..PodStatus::default() });
     });
-    check("A3.15", case, "create-a-5 start-a");
+    check("A3.15", case.clone(), "create-a-5 start-a");
+    let no_sandbox = |s: &mut Observed| s.sandboxes.clear();
+    for policy in ["Always", "OnFailure"] {
+        check("A3.15", case.clone().policy(policy).seen(no_sandbox), "sandbox-0");
+        check("A3.15", case.clone().policy(policy).init("i").init("j"), "create-i-0 start-i");
+        check("A3.15", case.clone().policy(policy).init("i").init("j").exited("i", 0), "create-j-0 start-j");
+    }
 }

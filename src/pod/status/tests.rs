@@ -143,7 +143,7 @@ fn state(state: Option<&ContainerState>) -> String {
 
 #[test]
 fn the_phase_follows_the_containers() {
-    // A2.1
+    // A2.1, A3.1, A3.5
     for (case, expected) in [
         (pod(&["a"]), "Pending"),
         (pod(&["a", "b"]).runs("a"), "Pending"),
@@ -159,6 +159,8 @@ fn the_phase_follows_the_containers() {
         (pod(&["a"]).policy("Never").init("i", None).exited("i", 1), "Failed"),
         (pod(&["a"]).init("i", Some("Always")).runs("i"), "Pending"),
         (pod(&["a"]).policy("Never").init("i", Some("Always")).runs("i").exited("a", 0), "Succeeded"),
+        (pod(&["a"]).policy("Never").init("i", Some("Always")).exited("i", 1).exited("a", 0), "Succeeded"),
+        (pod(&["a"]).policy("Never").init("i", Some("Always")).exited("i", 0).exited("a", 1), "Failed"),
     ] {
         phase_is("A2.1", &case, expected);
     }

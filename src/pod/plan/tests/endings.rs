@@ -8,7 +8,14 @@ fn the_deadline_ends_a_pod() {
     let limited = |limit| pod(&["a"]).runs("a").spec(|s| s.active_deadline_seconds = Some(limit));
     assert_eq!(check("A3.11", limited(101), "").wake_at, Some(Duration::from_secs(101)));
     let plan = check("A3.11", limited(100), "stop-a");
-    assert!(matches!(plan.stage.cause(), Some(Cause::Killed { reason, .. }) if reason == "DeadlineExceeded"));
+    let Some(Cause::Killed { reason, message, .. }) = plan.stage.cause() else { panic!("{plan:?}") };
+    let told = "Pod was active on the node longer than the specified deadline";
+    assert_eq!((reason.as_str(), message.as_str()), ("DeadlineExceeded", told));
+    // It counts from the pod's own start, and one that is set or lowered while it runs counts at once.
+    check("A3.11", limited(100).memory(|m| m.started_at = Some(at(1))), "");
+    check("A3.11", limited(1000), "");
+    check("A3.11", limited(1000).spec(|s| s.active_deadline_seconds = Some(50)), "stop-a");
+    check("A3.11", pod(&["a"]).runs("a"), "");
 }
 
 #[test]
