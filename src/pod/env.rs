@@ -222,24 +222,5 @@ impl EnvSources<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn variables_are_expanded() {
-        // A8.2
-        let environment = Environment(vec![("A".into(), "1".into()), ("B".into(), "$(A)".into())]);
-        for (text, expected) in [
-            ("x $(A) y", "x 1 y"),
-            ("$$(A)", "$(A)"),
-            ("$$$(A)", "$1"),
-            ("$(MISSING)", "$(MISSING)"),
-            ("$(B)", "$(A)"),
-            ("$A $ $(A", "$A $ $(A"),
-            ("100$", "100$"),
-            ("$()", "$()"),
-        ] {
-            assert_eq!(environment.expand(text), expected, "{text}");
-        }
-    }
-}
+#[path = "env/tests.rs"]
+mod tests;
