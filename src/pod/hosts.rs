@@ -14,6 +14,8 @@ const LONGEST_FQDN: usize = 64;
 pub(super) struct Names {
     /// What `hostname` prints.
     pub(super) hostname: String,
+    /// The name without the domain that the cluster gives it; dots of its own stay.
+    pub(super) short: String,
     /// Name and domain, where it has one.
     pub(super) fqdn: Option<String>,
 }
@@ -23,7 +25,7 @@ pub(super) fn names(pod: &Pod, cluster_domain: &str) -> Result<Names, String> {
     let spec = pod.spec.as_ref();
     let given = spec.and_then(|s| s.hostname.as_deref()).filter(|h| !h.is_empty());
     if let Some(name) = spec.and_then(|s| s.hostname_override.as_deref()).filter(|h| !h.is_empty()) {
-        return Ok(Names { hostname: cut(name), fqdn: None });
+        return Ok(Names { hostname: cut(name), short: cut(name), fqdn: None });
     }
     let short = cut(given.unwrap_or(pod.metadata.name.as_deref().unwrap_or_default()));
     let subdomain = spec.and_then(|s| s.subdomain.as_deref()).filter(|s| !s.is_empty());
@@ -37,9 +39,9 @@ pub(super) fn names(pod: &Pod, cluster_domain: &str) -> Result<Names, String> {
                     fqdn.len()
                 ));
             }
-            Ok(Names { hostname: fqdn.clone(), fqdn: Some(fqdn.clone()) })
+            Ok(Names { hostname: fqdn.clone(), short, fqdn: Some(fqdn.clone()) })
         }
-        _ => Ok(Names { hostname: short, fqdn }),
+        _ => Ok(Names { hostname: short.clone(), short, fqdn }),
     }
 }
 
@@ -49,7 +51,8 @@ fn cut(name: &str) -> String {
 }
 
 /// The file of a pod with its own network.
-pub(super) fn pod_file(pod_ips: &[String], names: &Names, short: &str, aliases: &[HostAlias]) -> String {
+pub(super) fn pod_file(pod_ips: &[String], names: &Names, aliases: &[HostAlias]) -> String {
+    let Names { short, fqdn, .. } = names;
     let mut text = String::from("# Kubernetes-managed hosts file.\n");
     for line in [
         "127.0.0.1\tlocalhost",
@@ -63,7 +66,7 @@ pub(super) fn pod_file(pod_ips: &[String], names: &Names, short: &str, aliases: 
         text.push('\n');
     }
     for ip in pod_ips {
-        let _ = match &names.fqdn {
+        let _ = match fqdn {
             Some(fqdn) => writeln!(text, "{ip}\t{fqdn}\t{short}"),
             None => writeln!(text, "{ip}\t{short}"),
         };
@@ -109,23 +112,29 @@ mod tests {
     fn names_come_from_the_spec() {
         // A11.8
         let plain = names(&pod("web", PodSpec::default()), "cluster.local").unwrap();
-        assert_eq!(plain, Names { hostname: "web".into(), fqdn: None });
+        assert_eq!(plain, Names { hostname: "web".into(), short: "web".into(), fqdn: None });
         let long = names(&pod(&format!("{}-.x", "a".repeat(61)), PodSpec::default()), "c").unwrap();
         assert_eq!(long.hostname, "a".repeat(61));
         let sub = PodSpec { hostname: Some("h".into()), subdomain: Some("sub".into()), ..PodSpec::default() };
         let with_sub = names(&pod("web", sub.clone()), "cluster.local").unwrap();
-        assert_eq!(with_sub, Names { hostname: "h".into(), fqdn: Some("h.sub.ns.svc.cluster.local".into()) });
-        let fqdn = PodSpec { set_hostname_as_fqdn: Some(true), ..sub };
-        assert_eq!(names(&pod("web", fqdn.clone()), "c").unwrap().hostname, "h.sub.ns.svc.c");
+        let fqdn = Some("h.sub.ns.svc.cluster.local".into());
+        assert_eq!(with_sub, Names { hostname: "h".into(), short: "h".into(), fqdn });
+        let fqdn = PodSpec { set_hostname_as_fqdn: Some(true), ..sub.clone() };
+        let whole = names(&pod("web", fqdn.clone()), "c").unwrap();
+        assert_eq!((whole.hostname.as_str(), whole.short.as_str()), ("h.sub.ns.svc.c", "h"));
+        let other = PodSpec { hostname_override: Some("over.example.host".into()), ..sub };
+        let other = names(&pod("web", other), "c").unwrap();
+        assert_eq!((other.hostname.as_str(), &other.fqdn), ("over.example.host", &None));
+        assert!(pod_file(&["10.0.0.7".into()], &other, &[]).ends_with("\n10.0.0.7\tover.example.host\n"));
         assert!(names(&pod("web", fqdn), &"d".repeat(60)).unwrap_err().contains("64 characters is the max"));
     }
 
     #[test]
     fn the_file_lists_addresses_and_aliases() {
         // A11.3
-        let names = Names { hostname: "h".into(), fqdn: Some("h.sub.ns.svc.c".into()) };
+        let names = Names { hostname: "h".into(), short: "h".into(), fqdn: Some("h.sub.ns.svc.c".into()) };
         let alias = HostAlias { ip: "1.2.3.4".into(), hostnames: Some(vec!["a".into(), "b".into()]) };
-        let text = pod_file(&["10.0.0.7".into()], &names, "h", std::slice::from_ref(&alias));
+        let text = pod_file(&["10.0.0.7".into()], &names, std::slice::from_ref(&alias));
         assert!(text.starts_with("# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n"));
         assert!(text.ends_with("10.0.0.7\th.sub.ns.svc.c\th\n\n# Entries added by HostAliases.\n1.2.3.4\ta\tb\n"));
         let text = node_file("127.0.0.1 localhost\n", &[]);

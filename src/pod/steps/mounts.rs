@@ -180,8 +180,7 @@ impl Hand {
         let text = if spec.and_then(|s| s.host_network).unwrap_or_default() {
             hosts::node_file(&std::fs::read_to_string("/etc/hosts").unwrap_or_default(), aliases)
         } else {
-            let short = names.hostname.split('.').next().unwrap_or_default();
-            hosts::pod_file(pod_ips, &names, short, aliases)
+            hosts::pod_file(pod_ips, &names, aliases)
         };
         let path = self.shared.volumes.dirs(&self.reference.uid).hosts_file();
         std::fs::write(&path, text)?;
