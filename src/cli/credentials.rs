@@ -26,7 +26,7 @@ pub(super) async fn connect(
     let store = CertificateStore::client(&flags.cert_dir);
     let valid = |config: &kube::Config| match pair(config) {
         Pair::None => true,
-        Pair::Read(shown, _) => shown.holds(Clock.now().wall),
+        Pair::Read { shown, .. } => shown.holds(Clock.now().wall),
         Pair::Unreadable(_) => false,
     };
     let credentials =
@@ -48,15 +48,19 @@ pub(super) async fn connect(
                 tracing::warn!(reason, "the client certificate of the kubeconfig cannot be read");
                 (config, stored(&store), false)
             }
-            Pair::Read(shown, files) if !rotate => {
+            Pair::Read { shown, files, .. } if !rotate => {
                 let Some((certificate, key)) = files else { return Ok(Some(ApiServer::new(&config)?)) };
                 let (source, identity) = Identity::new(Some(*shown));
                 spawn(tasks, "certificate files", follow_files(certificate, key, source));
                 return Ok(Some(ApiServer::with_identity(&config, identity)?));
             }
-            Pair::Read(shown, _) => {
+            Pair::Read { shown, pem: (chain, key), .. } => {
                 let kept = stored(&store);
                 let borrowed = kept.is_none();
+                // kubeadm init looks for it there before any API server could sign another, and lets the kubeconfig name it.
+                if borrowed && let Err(error) = store.save(&chain, &key, Clock.now().wall) {
+                    tracing::warn!(%error, "the client certificate of the kubeconfig is not kept");
+                }
                 let (source, identity) = Identity::new(Some(kept.unwrap_or(*shown)));
                 let api = ApiServer::with_identity(&config, identity.clone())?;
                 let keeper = ClientKeeper {
@@ -98,8 +102,13 @@ pub(super) async fn connect(
 enum Pair {
     /// It has none: a token, or nothing.
     None,
-    /// The certificate, and the files that it came from.
-    Read(Box<Shown>, Option<(PathBuf, PathBuf)>),
+    Read {
+        shown: Box<Shown>,
+        /// The files that it came from.
+        files: Option<(PathBuf, PathBuf)>,
+        /// Certificates and key.
+        pem: (String, String),
+    },
     Unreadable(String),
 }
 
@@ -117,9 +126,12 @@ fn pair(config: &kube::Config) -> Pair {
         (None, Some(path)) => read(path.as_ref()),
         (None, None) => Err("it has a client certificate and no key".to_owned()),
     };
-    let shown = certificate.and_then(|certificate| Shown::from_pem(&certificate, &key?));
-    match shown {
-        Ok(shown) => Pair::Read(Box::new(shown), files),
+    let read = certificate.and_then(|certificate| {
+        let key = key?;
+        Ok((Box::new(Shown::from_pem(&certificate, &key)?), (certificate, key)))
+    });
+    match read {
+        Ok((shown, pem)) => Pair::Read { shown, files, pem },
         Err(reason) => Pair::Unreadable(reason),
     }
 }

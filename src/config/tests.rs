@@ -164,6 +164,7 @@ logging:
 memorySwap: {}
 nodeStatusReportFrequency: 0s
 nodeStatusUpdateFrequency: 0s
+resolvConf: /run/systemd/resolve/resolv.conf
 rotateCertificates: true
 runtimeRequestTimeout: 0s
 shutdownGracePeriod: 0s
@@ -176,10 +177,19 @@ volumeStatsAggPeriod: 0s
     let loaded = file(kubeadm).expect("valid");
     assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
     let config = serde_json::to_value(loaded.kubelet).expect("JSON");
-    let written = ["cgroupDriver", "rotateCertificates"];
+    let written = ["cgroupDriver", "resolvConf", "rotateCertificates"];
     let expected: Vec<_> = defaults().into_iter().filter(|(path, _)| !written.contains(path)).collect();
     check(&config, &expected);
-    check(&config, &[("staticPodPath", json!("/etc/kubernetes/manifests")), ("cgroupDriver", json!("systemd"))]);
+    check(
+        &config,
+        &[
+            ("staticPodPath", json!("/etc/kubernetes/manifests")),
+            ("cgroupDriver", json!("systemd")),
+            ("resolvConf", json!("/run/systemd/resolve/resolv.conf")),
+            ("rotateCertificates", json!(true)),
+            ("clusterDNS", json!(["10.96.0.10"])),
+        ],
+    );
 }
 
 #[test]

@@ -21,6 +21,8 @@ use super::connect;
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 /// An answer that is larger is refused: no object is, since etcd takes 1.5 MiB, and a page of a list holds 500.
 const LARGEST_ERROR: usize = 4096;
+/// By this audit logs and `managedFields` tell who asked; kubelet's name, as for everything that looks for a node agent.
+const USER_AGENT: &str = concat!("kubelet/v1.36.2 (linux) stoker/", env!("CARGO_PKG_VERSION"));
 
 /// Why no connection can even be tried.
 #[derive(Debug, thiserror::Error)]
@@ -206,6 +208,7 @@ fn request(
         None => Vec::new(),
     };
     let mut request = Request::builder().method(method.clone()).uri(path).header("accept", "application/json");
+    request = request.header("user-agent", USER_AGENT);
     if !body.is_empty() {
         request = request.header("content-type", content_type);
     }

@@ -101,13 +101,13 @@ pub(super) async fn run<T: Watchable, P: AsRef<str>>(api: &ApiServer, watched: &
     let path = watched.path.as_ref();
     let mut backoff = Backoff::new(Duration::from_millis(800), Duration::from_secs(30));
     let mut watcher = Watcher { api, watched, version: None, streamed_lists: true, progress: false };
-    let mut told = false;
+    let mut trouble = Trouble::default();
     loop {
         watcher.progress = false;
         let end = watcher.round(sink).await;
         if watcher.progress {
             backoff.reset();
-            told = false;
+            trouble = Trouble::default();
         }
         match end {
             End::Unwanted => return,
@@ -124,13 +124,25 @@ pub(super) async fn run<T: Watchable, P: AsRef<str>>(api: &ApiServer, watched: &
                 watcher.streamed_lists = false;
                 continue;
             }
-            End::Lost(reason) if told => tracing::debug!(path, reason, "watch still interrupted"),
-            End::Lost(reason) => {
+            End::Lost(reason) if trouble.is_news(&reason) => {
                 tracing::warn!(path, reason, "watch interrupted: trying again until it works");
-                told = true;
             }
+            End::Lost(reason) => tracing::debug!(path, reason, "watch still interrupted"),
         }
         tokio::time::sleep(backoff.wait()).await;
+    }
+}
+
+/// What was told last about a watch that does not work.
+#[derive(Default)]
+struct Trouble(Option<String>);
+
+impl Trouble {
+    /// Whoever was not reached may refuse later, and only somebody who reads that can help.
+    fn is_news(&mut self, reason: &str) -> bool {
+        let news = self.0.as_deref() != Some(reason);
+        self.0 = Some(reason.to_owned());
+        news
     }
 }
 
@@ -384,6 +396,13 @@ mod tests {
     #[serde(rename_all = "camelCase")]
     struct ThingMeta {
         resource_version: String,
+    }
+
+    #[test]
+    fn trouble_is_told_once_and_other_trouble_again() {
+        let mut trouble = Trouble::default();
+        let told = ["refused", "refused", "forbidden", "forbidden", "refused"].map(|reason| trouble.is_news(reason));
+        assert_eq!(told, [true, false, true, false, true]);
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use crate::lab::enclosure::NODE_IP;
@@ -124,6 +126,11 @@ fn a_machine_joins_with_a_token_and_leaves_without_a_trace() {
     lab.eventually("a pod runs", |lab| lab.ready_pods("web") == 1);
     lab.eventually("its log is read", |lab| lab.try_kubectl("logs web").out == "hello\n");
 
+    let managed = lab.kubectl(&format!("get node {NODE} -o json --show-managed-fields"));
+    let managed: Value = serde_json::from_str(&managed).expect("JSON");
+    let managers = managed["metadata"]["managedFields"].as_array().expect("a list");
+    assert!(managers.iter().any(|entry| entry["manager"] == "kubelet"), "{managers:?}");
+
     // A16.9: the Node is known by the second renewal.
     let lease = || lab.get(&format!("lease {NODE} -n kube-node-lease"));
     lab.eventually("the lease has an owner", |_| !lease()["metadata"]["ownerReferences"].is_null());
@@ -215,15 +222,27 @@ fn a_machine_joins_with_a_token_and_leaves_without_a_trace() {
 
 #[test]
 fn a_certificate_is_replaced_under_a_running_node() {
-    // A17.2: the one that the kubeconfig brings is not the agent's own, so it is replaced at once.
     let mut lab = Lab::new();
     lab.start_containerd();
     lab.start_control_plane();
+    lab.kill_control_plane();
     lab.agent_flag("--rotate-certificates", "");
     lab.start_agent();
-    lab.eventually("the node is ready", Lab::node_is_ready);
+    // C6.5, D1.39: kubeadm init lets the kubeconfig name the agent's file, which must be there before anybody can sign another.
     let current = lab.dir().join("kubelet/pki/kubelet-client-current.pem");
-    lab.eventually("there is a new certificate", |_| current.exists());
+    lab.eventually("the certificate of the kubeconfig is kept", |_| current.exists());
+    let config = lab.dir().join(format!("control-plane/node-{NODE}.kubeconfig"));
+    let config = config.to_str().expect("UTF-8");
+    let words = ["config", "view", "--raw", "-o", "jsonpath={.users[0].user.client-certificate-data}"];
+    let brought =
+        lab.run("kubectl", &[&["--kubeconfig", config], &words[..]].concat()).expect_success("kubectl config");
+    let brought = STANDARD.decode(brought).expect("base64");
+    let first = fs::read_to_string(&current).expect("it exists");
+    assert!(first.starts_with(str::from_utf8(&brought).expect("PEM").trim_end()) && first.contains("PRIVATE KEY"));
+    // A17.2: it is not the agent's own, so it is replaced at once.
+    lab.start_control_plane();
+    lab.eventually("the node is ready", Lab::node_is_ready);
+    lab.eventually("there is a new certificate", |_| fs::read_to_string(&current).is_ok_and(|text| text != first));
     let requests = lab.get("csr");
     assert_eq!(requests["items"][0]["spec"]["username"], format!("system:node:{NODE}"));
     let log = fs::read_to_string(lab.dir().join("log/agent.log")).expect("a log");

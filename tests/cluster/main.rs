@@ -9,6 +9,7 @@ mod enclosure;
 mod faults;
 mod hello;
 mod join;
+mod kubeadm;
 mod network;
 mod node;
 mod shutdown;

@@ -195,6 +195,11 @@ impl Lab {
         }
     }
 
+    /// Starts this in the agent's place from now on.
+    pub(crate) fn agent_is(&mut self, command: Vec<String>) {
+        self.agent.command = command;
+    }
+
     /// Starts the agent as systemd would that listens at this socket and watches over it, from now on.
     pub(crate) fn agent_is_watched(&mut self, socket: &Path, microseconds: u64) {
         let (socket, watched) =

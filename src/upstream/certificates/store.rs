@@ -19,7 +19,7 @@ pub struct CertificateStore {
 /// A file cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write {path}: {source}; is --cert-dir writable?")]
-pub(super) struct StoreError {
+pub struct StoreError {
     path: PathBuf,
     source: io::Error,
 }
@@ -46,7 +46,10 @@ impl CertificateStore {
     }
 
     /// Keeps a new one, from now on the current. At no moment is there none.
-    pub(super) fn save(&self, chain: &str, key: &str, now: Timestamp) -> Result<PathBuf, StoreError> {
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn save(&self, chain: &str, key: &str, now: Timestamp) -> Result<PathBuf, StoreError> {
         let time = now.to_zoned(TimeZone::system()).strftime("%Y-%m-%d-%H-%M-%S").to_string();
         let path = self.directory.join(format!("{}-{time}.pem", self.name));
         self.make_directory()?;
