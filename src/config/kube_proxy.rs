@@ -27,7 +27,7 @@ settings! {
         "kubeconfig" kubeconfig: String = zero;
         "acceptContentTypes" accept_content_types: String = zero;
         "contentType" content_type: String = zero("application/vnd.kubernetes.protobuf");
-        "qps" qps: f64 = nil(5.0);
+        "qps" qps: f64 = zero(5.0);
         "burst" burst: i32 = zero(10);
     }
 }

@@ -36,11 +36,12 @@ fn two_proxies_take_turns() {
     eventually("it serves", || lab.answers_at_once("client", VIP));
     let mut open = lab.connect("client", VIP).unwrap();
 
-    // As the other one has it: the kernel translates addresses of open connections as long as anybody has such chains.
+    // As the other one has it: the kernel follows open connections as long as anybody has such chains and rules.
     lab.nft_command("add table ip kube-proxy");
     for (hook, priority) in [("prerouting", "-100"), ("output", "-100"), ("postrouting", "100")] {
         lab.nft_command(&format!("add chain ip kube-proxy {hook} {{ type nat hook {hook} priority {priority} ; }}"));
     }
+    lab.nft_command("add rule ip kube-proxy postrouting ct state established counter");
     daemon.turn.send_replace(Turn::Theirs);
     eventually("its rules are gone", || !lab.nft().contains("stoker"));
     endpoints(&[2]).into_iter().for_each(|change| daemon.tell(change));
