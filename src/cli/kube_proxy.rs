@@ -16,6 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use super::logging;
+use super::preflight::kill_late;
 use super::proxy::{self, Around, ProxyError, ProxyParts, ProxySettings};
 use super::run::{SERVICE_QUEUE, Tasks, spawn};
 use super::wiring::{Host, conntrack_settings};
@@ -27,7 +28,7 @@ use crate::config::{
 use crate::node::{AddressError, MachineError, choose_addresses, node_name};
 use crate::service::leftovers::{self, LeftoverError};
 use crate::service::{self, Mode, ServiceConfig, ServiceError};
-use crate::upstream::{self, ApiServer, ConnectError, NodeApi, ServiceStore};
+use crate::upstream::{self, ApiServer, ConnectError, NodeApi, ServiceReaders, ServiceStore};
 
 /// Events in a second, and at once: what kubelet allows itself by default.
 const EVENT_PACE: (u32, u32) = (50, 100);
@@ -123,6 +124,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), KubeProxyError> {
         conntrack_settings(&asked.loaded.proxy).apply();
         return Ok(());
     }
+    kill_late(asked.loaded.proxy.oom_score_adj);
     // The first provider wins; nobody else sets one.
     let _ = rustls::crypto::ring::default_provider().install_default();
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(asked))
@@ -136,8 +138,9 @@ fn asked(matches: &ArgMatches) -> Result<Asked, KubeProxyError> {
             let mut loaded = load_proxy_config(Path::new(path))?;
             let ignored = FIELDS.iter().filter(|(name, ..)| value(name).is_some());
             loaded.warnings.extend(ignored.map(|(name, ..)| format!("--{name} has no effect: {path} decides it")));
-            // Here the file's own connection is the one in use.
-            loaded.warnings.retain(|warning| !warning.contains("clientConnection.kubeconfig"));
+            // Here the file's own connection is the one in use, and the process is the proxy's alone.
+            let counts = ["clientConnection.kubeconfig has", "oomScoreAdj has"];
+            loaded.warnings.retain(|warning| !counts.iter().any(|field| warning.contains(field)));
             loaded
         }
         None => proxy_config_of("flags".as_ref(), fields)?,
@@ -236,7 +239,8 @@ fn start(loaded: LoadedProxy, host: Host, api: ApiServer, tasks: &mut Tasks) -> 
         clock: Clock,
     };
     spawn(tasks, "service data path", proxy::start(parts)?);
-    spawn(tasks, "service watch", upstream::watch_services(api, ServiceStore::default(), changes, false));
+    let watch = upstream::watch_services(api, ServiceStore::default(), changes, ServiceReaders::DataPath);
+    spawn(tasks, "service watch", watch);
     Ok(())
 }
 

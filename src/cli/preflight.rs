@@ -98,12 +98,17 @@ fn protect_kernel_defaults(proc: &Path) -> Result<(), PreflightError> {
     Ok(())
 }
 
+/// Makes the kernel kill this process as late as the operator wants.
+pub(super) fn kill_late(oom_score_adj: i32) {
+    if let Err(error) = fs::write("/proc/self/oom_score_adj", oom_score_adj.to_string()) {
+        tracing::warn!(%error, oom_score_adj, "oomScoreAdj cannot be set");
+    }
+}
+
 /// Makes the kernel kill this process as late, and open as many files, as the operator wants (A22.1f, A22.1j). A wish: where it may
 /// not be, the agent works all the same.
 pub(super) fn limit_process(config: &KubeletConfig) {
-    if let Err(error) = fs::write("/proc/self/oom_score_adj", config.oom_score_adj.to_string()) {
-        tracing::warn!(%error, oom_score_adj = config.oom_score_adj, "oomScoreAdj cannot be set");
-    }
+    kill_late(config.oom_score_adj);
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let files = u64::try_from(config.max_open_files).ok();
     let now = getrlimit(Resource::Nofile);

@@ -1,8 +1,9 @@
 //! Starts what kube-proxy would be: the service data path, its health and metrics, and the clean-up after other modes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -15,14 +16,20 @@ use super::wiring::{Host, WiringError, conntrack_settings, service_config};
 use crate::clock::Clock;
 use crate::config::{ConfigError, KubeProxyConfig, ProxyMode, StokerConfig, load_proxy_config};
 use crate::service::http::{BindError, ProxyState, serve_health, serve_health_checks, serve_metrics};
-use crate::service::{self, Health, Mode, ServiceConfig, ServiceError, ServiceProxy, leftovers};
+use crate::service::metrics::Metrics;
+use crate::service::{self, Health, Mode, ServiceConfig, ServiceError, ServiceProxy, Turn, leftovers};
 use crate::upstream::{self, ApiServer};
 
 /// By this the cluster autoscaler takes a node out of load balancers before it deletes it.
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
-const KUBE_PROXY_RUNS: &str = "kube-proxy runs on this node beside the agent, which does its work already: keep its DaemonSet \
-    kube-system/kube-proxy off this node (kubeadm: --skip-phases=addon/kube-proxy), or set serviceProxy.mode: none";
+const KUBE_PROXY_RUNS: &str = "kube-proxy runs on this node, so the agent leaves Services to it and has removed its own rules: to have \
+    the agent serve them, keep the DaemonSet kube-system/kube-proxy off this node (kubeadm: --skip-phases=addon/kube-proxy); to keep \
+    kube-proxy, set serviceProxy.mode: none";
+
+/// A kube-proxy that has just started needs so long to write its rules; connections need some rules of address translation in the kernel
+/// at every moment.
+const SETTLED: Duration = Duration::from_secs(10);
 
 /// How services are served, as decided by files.
 #[derive(Clone, Debug)]
@@ -68,8 +75,7 @@ impl ProxySettings {
         }
         match loaded.proxy.proxy_mode() {
             ProxyMode::InsteadOfIptables => warnings.push(format!(
-                "{}: mode {:?} asks for iptables; services are served by nftables rules instead, on the same addresses \
-                 but for node ports at 127.0.0.1",
+                "{}: mode {:?} asks for iptables; services are served by nftables rules instead, on the same addresses",
                 path.display(),
                 loaded.proxy.mode
             )),
@@ -170,30 +176,44 @@ async fn serve(
         eligible,
         families: config.families.clone(),
         sync_period: config.sync_period,
-        metrics: proxy.metrics,
+        metrics: Arc::clone(&proxy.metrics),
         mode,
+        debugging: settings.enable_profiling.then_some(super::logging::set_verbosity as _),
         configz: serde_json::json!({ "kubeproxy.config.k8s.io": settings }).to_string().into(),
         started: clock.now(),
         clock,
     };
     let hard = settings.bind_address_hard_fail;
-    let addresses: Vec<_> = config.node_port_addresses.iter().filter(|range| range.is_single()).collect();
-    let addresses = if addresses.len() == config.node_port_addresses.len() {
-        addresses.into_iter().map(|range| range.first()).collect()
-    } else {
-        Vec::new()
+    // Before the lists are complete nothing is written, so that this comes in time.
+    proxy.turn.send_replace(Turn::Unknown);
+    let mut turn = proxy.turn.subscribe();
+    let serving = async {
+        while turn.wait_for(|turn| *turn == Turn::Ours).await.is_ok() {
+            let checks =
+                serve_health_checks(proxy.health_checks.clone(), config.node_port_addresses.clone(), state.clone());
+            let leftovers = remove_leftovers(proxy.health.clone(), kept, pods.clone(), &state.metrics);
+            tokio::select! {
+                error = serve_health_in_time(settings.healthz_address(), hard, &state) => return Some(error),
+                error = serve_metrics_in_time(settings.metrics_address(), hard, &state) => return Some(error),
+                () = checks => {}
+                () = leftovers => {}
+                // The ports are another's then, too.
+                _ = turn.wait_for(|turn| *turn != Turn::Ours) => {}
+            }
+        }
+        None
     };
     tokio::select! {
         ended = proxy.task => if let Err(error) = ended {
             tracing::error!(%error, "the service data path died");
         },
-        error = serve_health_in_time(settings.healthz_address(), hard, &state) => tracing::error!(%error, "ending"),
-        error = serve_metrics_in_time(settings.metrics_address(), hard, &state) => tracing::error!(%error, "ending"),
-        () = serve_health_checks(proxy.health_checks, addresses, state.clone()) => {}
+        ended = serving => if let Some(error) = ended {
+            tracing::error!(%error, "ending");
+        },
+        () = take_turns(pods.clone(), &proxy.turn, &events, SETTLED) => {}
         () = watch_ranges(api, proxy.service_ranges) => {}
         () = super::service::tell_problems(proxy.problems, events.clone()) => {}
         () = watch_eligibility(object, publish) => {}
-        () = remove_leftovers(proxy.health, kept, pods, events) => {}
     }
 }
 
@@ -240,20 +260,37 @@ fn is_kube_proxy(pod: &Pod) -> bool {
         && !matches!(ended, Some("Succeeded" | "Failed"))
 }
 
-/// Waits until no kube-proxy runs here. While one does, its rules are not removed, since it would write them again and again; ours
-/// serve the same addresses, and the operator is told (B2.6).
-async fn without_kube_proxy(mut pods: PodFeed, events: Arc<dyn EventSink>) {
-    let mut told = false;
+/// Whether it is at work.
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// Two proxies are never at work here: while kubeadm's kube-proxy is ready on this node, the services are left to it, and the operator
+/// is told (B2.6).
+async fn take_turns(mut pods: PodFeed, turn: &watch::Sender<Turn>, events: &Arc<dyn EventSink>, settled: Duration) {
+    let mut waited = false;
     loop {
-        let runs = pods.borrow_and_update().as_ref().map(|pods| pods.values().any(|pod| is_kube_proxy(pod)));
-        match runs {
-            Some(false) => return,
-            Some(true) if !told => {
-                told = true;
-                tracing::warn!("{KUBE_PROXY_RUNS}");
-                events.publish(EventSubject::Node, EventType::Warning, "TwoServiceProxies", KUBE_PROXY_RUNS.to_owned());
-            }
-            Some(true) | None => {}
+        let serves = |pods: &Arc<_>| {
+            let pods: &BTreeMap<_, Arc<Pod>> = pods;
+            pods.values().any(|pod| is_kube_proxy(pod) && is_ready(pod))
+        };
+        let theirs = pods.borrow_and_update().as_ref().map(serves);
+        let now = match theirs {
+            None => Turn::Unknown,
+            Some(false) => Turn::Ours,
+            Some(true) => Turn::Theirs,
+        };
+        if now == Turn::Theirs && *turn.borrow() == Turn::Ours && !waited && !settled.is_zero() {
+            tokio::time::sleep(settled).await;
+            waited = true;
+            continue;
+        }
+        waited = false;
+        let changed = turn.send_if_modified(|before| std::mem::replace(before, now) != now);
+        if changed && now == Turn::Theirs {
+            tracing::warn!("{KUBE_PROXY_RUNS}");
+            events.publish(EventSubject::Node, EventType::Warning, "TwoServiceProxies", KUBE_PROXY_RUNS.to_owned());
         }
         if pods.changed().await.is_err() {
             return std::future::pending().await;
@@ -261,18 +298,29 @@ async fn without_kube_proxy(mut pods: PodFeed, events: Arc<dyn EventSink>) {
     }
 }
 
+/// Waits until no pod of kube-proxy is here, be it ready or not: it would write its rules again and again (B2.6).
+async fn without_kube_proxy(mut pods: PodFeed) {
+    let gone = |pods: &Option<Arc<BTreeMap<_, Arc<Pod>>>>| {
+        pods.as_ref().is_some_and(|pods| !pods.values().any(|pod| is_kube_proxy(pod)))
+    };
+    if pods.wait_for(gone).await.is_err() {
+        std::future::pending().await
+    }
+}
+
 /// Once our rules are there, those of other modes go: connections find their way at every moment.
-async fn remove_leftovers(mut health: watch::Receiver<Health>, kept: Mode, pods: PodFeed, events: Arc<dyn EventSink>) {
+async fn remove_leftovers(mut health: watch::Receiver<Health>, kept: Mode, pods: PodFeed, metrics: &Metrics) {
     if health.wait_for(|health| health.last_updated.is_some()).await.is_err() {
         return std::future::pending().await;
     }
-    without_kube_proxy(pods, events).await;
+    without_kube_proxy(pods).await;
     match tokio::task::spawn_blocking(move || leftovers::remove(Some(kept))).await {
         Ok(found) => {
             if !found.removed.is_empty() {
                 tracing::info!(removed = ?found.removed, "rules of another proxy are gone");
             }
             for error in found.errors {
+                metrics.cleanup_failed();
                 tracing::warn!(%error, "rules of another proxy may be in the way");
             }
         }
@@ -283,8 +331,6 @@ async fn remove_leftovers(mut health: watch::Receiver<Health>, kept: Mode, pods:
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use serde_json::json;
     use stoker_model::pod::PodUid;
 
@@ -316,26 +362,41 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn rules_of_a_kube_proxy_that_runs_here_are_left_until_it_is_gone() {
+    async fn a_kube_proxy_that_is_ready_here_has_its_turn() {
         // B2.6
-        let pod = |namespace: &str, app: &str, phase: &str| -> Arc<Pod> {
-            let pod =
-                json!({"metadata": {"namespace": namespace, "labels": {"k8s-app": app}}, "status": {"phase": phase}});
+        let pod = |namespace: &str, app: &str, phase: &str, ready: &str| -> Arc<Pod> {
+            let pod = json!({
+                "metadata": {"namespace": namespace, "labels": {"k8s-app": app}},
+                "status": {"phase": phase, "conditions": [{"type": "Ready", "status": ready}]},
+            });
             Arc::new(serde_json::from_value(pod).expect("a pod"))
         };
-        assert!(!is_kube_proxy(&pod("default", "kube-proxy", "Running")));
-        assert!(!is_kube_proxy(&pod("kube-system", "kube-dns", "Running")));
-        assert!(!is_kube_proxy(&pod("kube-system", "kube-proxy", "Failed")));
         let heard = Arc::new(Heard::default());
+        let events: Arc<dyn EventSink> = heard.clone();
         let (publish, pods) = watch::channel(None);
-        let mut waiting = std::pin::pin!(without_kube_proxy(pods, heard.clone()));
-        assert!(waiting.as_mut().now_or_never().is_none(), "nobody knows the pods yet");
-        let one = std::collections::BTreeMap::from([(PodUid::new("uid"), pod("kube-system", "kube-proxy", "Running"))]);
-        publish.send_replace(Some(Arc::new(one)));
-        assert!(waiting.as_mut().now_or_never().is_none());
-        assert_eq!(*heard.0.lock().unwrap(), ["TwoServiceProxies"]);
-        publish.send_replace(Some(Arc::default()));
-        assert!(waiting.as_mut().now_or_never().is_some());
+        let (turn, turns) = watch::channel(Turn::Unknown);
+        let mut leftovers = std::pin::pin!(without_kube_proxy(pods.clone()));
+        let mut taking = std::pin::pin!(take_turns(pods, &turn, &events, Duration::ZERO));
+        let mut now = |pods: Option<Arc<Pod>>| {
+            let one = pods.map(|pod| (PodUid::new("uid"), pod)).into_iter().collect::<BTreeMap<_, _>>();
+            publish.send_replace(Some(Arc::new(one)));
+            assert!(taking.as_mut().now_or_never().is_none());
+            *turns.borrow()
+        };
+        assert_eq!(*turns.borrow(), Turn::Unknown, "nobody knows the pods yet");
+        let proxy = |phase, ready| Some(pod("kube-system", "kube-proxy", phase, ready));
+        assert_eq!(now(Some(pod("default", "kube-proxy", "Running", "True"))), Turn::Ours);
+        assert_eq!(now(Some(pod("kube-system", "kube-dns", "Running", "True"))), Turn::Ours);
+        assert_eq!(now(proxy("Pending", "False")), Turn::Ours, "it serves nothing yet");
+        assert!(leftovers.as_mut().now_or_never().is_none(), "but its rules are left alone");
+        assert_eq!(now(proxy("Running", "True")), Turn::Theirs);
+        assert_eq!(now(proxy("Running", "True")), Turn::Theirs);
+        assert_eq!(*heard.0.lock().unwrap(), ["TwoServiceProxies"], "told once");
+        assert_eq!(now(proxy("Running", "False")), Turn::Ours, "somebody has to");
+        assert_eq!(now(proxy("Running", "True")), Turn::Theirs);
+        assert_eq!(now(proxy("Failed", "False")), Turn::Ours);
+        assert!(leftovers.as_mut().now_or_never().is_some());
+        assert_eq!(now(None), Turn::Ours);
     }
 
     #[test]
@@ -346,6 +407,22 @@ mod tests {
         assert!(is_eligible(&node(taint("node.kubernetes.io/unschedulable"))));
         assert!(!is_eligible(&node(taint(TO_BE_DELETED))));
         assert!(!is_eligible(&node(json!({ "metadata": { "deletionTimestamp": "2026-01-01T00:00:00Z" } }))));
+
+        // What the health port is told, as the Node comes, is marked and goes.
+        let (object, watched) = watch::channel(None);
+        let (publish, eligible) = watch::channel(true);
+        let mut watching = std::pin::pin!(watch_eligibility(watched, publish));
+        for (now, expected) in [
+            (None, false),
+            (Some(node(json!({}))), true),
+            (Some(node(taint(TO_BE_DELETED))), false),
+            (Some(node(json!({}))), true),
+            (None, false),
+        ] {
+            object.send_replace(now);
+            assert!(watching.as_mut().now_or_never().is_none());
+            assert_eq!(*eligible.borrow(), expected, "{:?}", object.borrow());
+        }
     }
 
     #[tokio::test]

@@ -41,8 +41,8 @@ use crate::runtime::logs::rotate_logs;
 use crate::runtime::{Runtime, RuntimeError, events as runtime_events, pause};
 use crate::server;
 use crate::upstream::{
-    self, AccessReviews, Backoff, CertificateStore, ConnectError, NodeApi, Objects, PodWriter, ServiceStore,
-    ServingKeeper, Storage,
+    self, AccessReviews, Backoff, CertificateStore, ConnectError, NodeApi, Objects, PodWriter, ServiceReaders,
+    ServiceStore, ServingKeeper, Storage,
 };
 use crate::volume::Volumes;
 use crate::volume::csi::{Drivers, watch_plugins};
@@ -344,7 +344,8 @@ async fn wire_node(
         }
         ServiceMode::None => spawn(tasks, "service drain", drain(queue)),
     }
-    spawn(tasks, "service watch", upstream::watch_services(api.clone(), store.clone(), changes, answers_dns));
+    let readers = if answers_dns { ServiceReaders::Dns } else { ServiceReaders::Pods };
+    spawn(tasks, "service watch", upstream::watch_services(api.clone(), store.clone(), changes, readers));
 
     let authorizer: Arc<dyn Authorizer> = if kubelet.authorization.mode == "AlwaysAllow" {
         Arc::new(AlwaysAllow)

@@ -377,6 +377,12 @@ pub(super) fn service_config(
         true => node.addresses.iter().map(|address| Cidr::from(*address)).collect(),
         false => of("nodePortAddresses", written)?,
     };
+    // As upstream's iptables mode decides it.
+    let loopback = IpAddr::from([127, 0, 0, 0]);
+    let mut v4 = node_port_addresses.iter().filter(|range: &&Cidr| range.first().is_ipv4()).peekable();
+    let names_loopback = v4.peek().is_none() || v4.any(|range| range.contains(loopback) || range.first().is_loopback());
+    let localhost_node_ports =
+        proxy.proxy_mode() == ProxyMode::InsteadOfIptables && proxy.iptables.localhost_node_ports && names_loopback;
     let (bit, masquerade_all, sync_period) = proxy.of_mode();
     let scheduler = if proxy.ipvs.scheduler.is_empty() { "rr" } else { &proxy.ipvs.scheduler };
     Ok(ServiceConfig {
@@ -393,6 +399,7 @@ pub(super) fn service_config(
         masquerade_all: masquerade_all || (!from_file && ours.masquerade_all),
         masquerade_bit: u8::try_from(bit).unwrap_or_default(),
         node_port_addresses,
+        localhost_node_ports,
         sync_period: sync_period.0,
         ..ServiceConfig::default()
     })

@@ -27,7 +27,7 @@ settings! {
         "kubeconfig" kubeconfig: String = zero;
         "acceptContentTypes" accept_content_types: String = zero;
         "contentType" content_type: String = zero("application/vnd.kubernetes.protobuf");
-        "qps" qps: f64 = nil(5.0);
+        "qps" qps: f64 = zero(5.0);
         "burst" burst: i32 = zero(10);
     }
 }
@@ -112,7 +112,7 @@ settings! {
         "ipvs" ipvs: Ipvs = nested;
         "nftables" nftables: Nftables = nested;
         "winkernel" winkernel: Winkernel = nested;
-        "detectLocalMode" detect_local_mode: String = zero;
+        "detectLocalMode" detect_local_mode: String = zero("ClusterCIDR");
         "detectLocal" detect_local: DetectLocal = nested;
         "clusterCIDR" cluster_cidr: String = zero;
         "nodePortAddresses" node_port_addresses: Strings = zero;
@@ -155,7 +155,6 @@ const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("logging/format", "set it in KubeletConfiguration or StokerConfiguration"),
     ("logging/verbosity", "set it with --v"),
     ("logging/vmodule", "set --v"),
-    ("enableProfiling", "there are no profiles to serve"),
     ("showHiddenMetricsForVersion", "no metric is hidden"),
     ("iptables/minSyncPeriod", "every change is written at once"),
     ("ipvs/minSyncPeriod", "every change is written at once"),
@@ -320,7 +319,7 @@ impl KubeProxyConfig {
             }
         }
         cidrs("ipvs.excludeCIDRs", self.ipvs.exclude_cidrs.iter().map(String::as_str))?;
-        if self.detect_local_mode.is_empty() || self.detect_local_mode == "ClusterCIDR" {
+        if self.detect_local_mode == "ClusterCIDR" {
             cidrs("clusterCIDR", self.cluster_cidr.split(',').filter(|text| !text.is_empty()))?;
         }
         if self.node_port_addresses.iter().any(|text| text == "primary") {

@@ -39,6 +39,7 @@ zero! {
     bool: |b| !b;
     i32: |n| *n == 0;
     i64: |n| *n == 0;
+    f64: |n| *n == 0.0;
     String: String::is_empty;
     GoDuration: |d| d.0.is_zero();
 }

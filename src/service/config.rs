@@ -183,6 +183,8 @@ pub struct ServiceConfig {
     pub masquerade_bit: u8,
     /// Local addresses that accept NodePorts; empty: all but loopback.
     pub node_port_addresses: Vec<Cidr>,
+    /// IPv4's loopback addresses among them accept NodePorts too, for programs of this machine. Needs `route_localnet`, which is set.
+    pub localhost_node_ports: bool,
     /// Ranges that service IPs come from, beside those of ServiceCIDR objects: traffic to an unallocated one is dropped.
     pub service_cidrs: Vec<Cidr>,
     /// Queued updates older than twice this make the proxy unhealthy (B2.1).
@@ -201,6 +203,7 @@ impl Default for ServiceConfig {
             masquerade_all: false,
             masquerade_bit: 14,
             node_port_addresses: Vec::new(),
+            localhost_node_ports: false,
             service_cidrs: Vec::new(),
             sync_period: Duration::from_secs(30),
             nft: "nft".into(),

@@ -29,7 +29,6 @@ type Serving<'a> = HashMap<Frontend, &'a [(Protocol, Backend)]>;
 #[derive(Debug)]
 pub(super) struct Conntrack {
     socket: Socket,
-    families: Vec<Family>,
 }
 
 /// What deleting a flow takes: the kernel's own bytes.
@@ -48,24 +47,21 @@ struct Tuple {
 
 impl Conntrack {
     /// Connects to the kernel of the calling thread's network namespace.
-    pub(super) fn open(families: &[Family]) -> io::Result<Self> {
-        Ok(Self { socket: Socket::open()?, families: families.to_vec() })
+    pub(super) fn open() -> io::Result<Self> {
+        Ok(Self { socket: Socket::open()? })
     }
 
-    /// Deletes the flows to these frontends that are answered by nobody of theirs; `local` are the node's own
+    /// Deletes one family's flows to these frontends that are answered by nobody of theirs; `local` are the node's own
     /// addresses, which NodePorts are reached at. Returns how many these were.
-    pub(super) fn forget_stale(&mut self, serving: &Serving<'_>, local: &[IpAddr]) -> io::Result<usize> {
+    pub(super) fn forget_stale(
+        &mut self,
+        family: Family,
+        serving: &Serving<'_>,
+        local: &[IpAddr],
+    ) -> io::Result<usize> {
         if serving.is_empty() {
             return Ok(0);
         }
-        let mut deleted = 0;
-        for family in self.families.clone() {
-            deleted += self.forget_in(family, serving, local)?;
-        }
-        Ok(deleted)
-    }
-
-    fn forget_in(&mut self, family: Family, serving: &Serving<'_>, local: &[IpAddr]) -> io::Result<usize> {
         let number = family_number(family);
         let mut request = self.socket.messages();
         request.raw(GET, REQUEST | DUMP, number, 0, |_| {});

@@ -1,7 +1,7 @@
 //! What the data path counts, under kube-proxy's names (B2.3).
 //!
 //! Only what is really measured is registered: a metric that stands still at zero would be worse than none. So there is
-//! nothing about iptables, and no failed clean-up, of which our layout has none.
+//! nothing about iptables, whose mode is served by nftables. What our layout could fail to clean up is what other modes left.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
@@ -78,9 +78,12 @@ pub struct Metrics {
     services_pending: Gauge,
     healthz: Labelled<Labels, Counter>,
     livez: Labelled<Labels, Counter>,
-    flows: Counter,
-    flow_search: Histogram,
+    flows: Labelled<Labels, Counter>,
+    flow_search: Histograms,
     failures: Labelled<Labels, Counter>,
+    cleanup_failures: Labelled<Labels, Counter>,
+    /// Answers of `/healthz` on the port of metrics, for `/metrics/slis`.
+    pings: Counter,
     noted: Mutex<Noted>,
 }
 
@@ -117,9 +120,11 @@ impl Metrics {
             services_pending: Gauge::default(),
             healthz: Labelled::default(),
             livez: Labelled::default(),
-            flows: Counter::default(),
-            flow_search: Buckets::Write.new_metric(),
+            flows: Labelled::default(),
+            flow_search: histograms(Buckets::Write),
             failures: Labelled::default(),
+            cleanup_failures: Labelled::default(),
+            pings: Counter::default(),
             noted: Mutex::default(),
             registry: Registry::default(),
         };
@@ -161,6 +166,11 @@ impl Metrics {
             m.flow_search.clone(),
         );
         r.register("sync_proxy_rules_nftables_sync_failures", "Failed writes of service rules", m.failures.clone());
+        r.register(
+            "sync_proxy_rules_nftables_cleanup_failures",
+            "Failed removals of what another proxy left",
+            m.cleanup_failures.clone(),
+        );
         Self { registry, ..metrics }
     }
 
@@ -244,9 +254,37 @@ impl Metrics {
     }
 
     /// A search for stale flows is over.
-    pub(super) fn searched(&self, deleted: usize, took: Duration) {
-        self.flows.inc_by(u64::try_from(deleted).unwrap_or(u64::MAX));
-        self.flow_search.observe(took.as_secs_f64());
+    pub(super) fn searched(&self, family: Family, deleted: usize, took: Duration) {
+        self.flows.get_or_create(&of(family)).inc_by(u64::try_from(deleted).unwrap_or(u64::MAX));
+        self.flow_search.get_or_create(&of(family)).observe(took.as_secs_f64());
+    }
+
+    /// What another proxy left could not be removed.
+    pub fn cleanup_failed(&self) {
+        for family in &self.families {
+            self.cleanup_failures.get_or_create(&of(*family)).inc();
+        }
+    }
+
+    /// `/healthz` on the port of metrics was answered.
+    pub(super) fn pinged(&self) {
+        self.pings.inc();
+    }
+
+    /// The health checks by name, of which there is one, that cannot fail.
+    pub(super) fn health_checks(&self) -> String {
+        let count = self.pings.get();
+        if count == 0 {
+            return String::new();
+        }
+        format!(
+            "# HELP kubernetes_healthcheck [STABLE] This metric records the result of a single healthcheck.\n\
+             # TYPE kubernetes_healthcheck gauge\n\
+             kubernetes_healthcheck{{name=\"ping\",type=\"healthz\"}} 1\n\
+             # HELP kubernetes_healthchecks_total [STABLE] This metric records the results of all healthcheck.\n\
+             # TYPE kubernetes_healthchecks_total counter\n\
+             kubernetes_healthchecks_total{{name=\"ping\",status=\"success\",type=\"healthz\"}} {count}\n"
+        )
     }
 
     /// `/healthz` or `/livez` was answered.
@@ -265,9 +303,10 @@ impl Metrics {
         // Writing to a string does not fail.
         let _ = encode(&mut text, &self.registry);
         text.lines().filter(|line| *line != "# EOF").fold(String::new(), |mut text, line| {
-            // OpenMetrics gives a counter's type without the suffix that its samples have.
+            // OpenMetrics gives a counter's type without the suffix that its samples have, and a bound as `1.0`, which Go writes `1`.
             match line.strip_prefix("# TYPE ").and_then(|rest| rest.strip_suffix(" counter")) {
                 Some(name) => text.push_str(&format!("# TYPE {name}_total counter")),
+                None if line.contains("_bucket{le=") => text.push_str(&line.replacen(".0\"", "\"", 1)),
                 None => text.push_str(line),
             }
             text.push('\n');
@@ -335,8 +374,9 @@ mod tests {
         metrics.compiled(&name("b"), &routes(local, true));
         metrics.written(Extent::Full, Duration::from_millis(3), now.plus(Duration::from_secs(3)));
         metrics.written(Extent::Partial, Duration::from_millis(3), now);
-        metrics.searched(2, Duration::from_millis(1));
+        metrics.searched(Family::Ipv4, 2, Duration::from_millis(1));
         metrics.failed();
+        metrics.cleanup_failed();
         metrics.answered(true, true);
         metrics.answered(false, false);
         let text = metrics.text();
@@ -353,13 +393,19 @@ mod tests {
             "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv4\",traffic_policy=\"internal\"} 1",
             "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv4\",traffic_policy=\"external\"} 1",
             "kubeproxy_network_programming_duration_seconds_sum{ip_family=\"IPv4\"} 2.0",
-            "kubeproxy_network_programming_duration_seconds_bucket{le=\"300.0\",ip_family=\"IPv4\"} 1",
+            "kubeproxy_network_programming_duration_seconds_bucket{le=\"300\",ip_family=\"IPv4\"} 1",
             "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 2",
             "kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 1",
             "kubeproxy_sync_partial_proxy_rules_duration_seconds_bucket{le=\"16.384\",ip_family=\"IPv4\"} 1",
             "kubeproxy_proxy_livez_total{code=\"200\"} 1",
             "kubeproxy_proxy_healthz_total{code=\"503\"} 1",
-            "kubeproxy_conntrack_reconciler_deleted_entries_total 2",
+            "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv4\"} 2",
+            "kubeproxy_conntrack_reconciler_sync_duration_seconds_count{ip_family=\"IPv4\"} 1",
+            "kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total{ip_family=\"IPv4\"} 1",
+            "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv4\"} ",
+            "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family=\"IPv4\"} ",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_total 1",
+            "kubeproxy_sync_proxy_rules_service_changes_pending 0",
             "kubeproxy_sync_proxy_rules_service_changes_total 1",
             "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0",
             "kubeproxy_sync_proxy_rules_nftables_sync_failures_total{ip_family=\"IPv4\"} 1",
@@ -370,6 +416,50 @@ mod tests {
         }
         metrics.compiled(&name("a"), &ServiceRoutes::default());
         assert!(metrics.text().contains("traffic_policy=\"internal\"} 0"));
+    }
+
+    #[test]
+    fn buckets_and_triggers_are_upstreams() {
+        // B2.3
+        let now = Clock.now();
+        let metrics = Metrics::new(vec![Family::Ipv4, Family::Ipv6], now);
+        let change = |family: &str, at: Now| {
+            let object = serde_json::json!({
+                "metadata": { "annotations": { TRIGGER: at.wall.to_string() } }, "addressType": family,
+            });
+            ServiceChange::Slice(Arc::new(serde_json::from_value(object).unwrap()))
+        };
+        let later = |seconds| now.plus(Duration::from_secs(seconds));
+        metrics.changed(&change("IPv4", now), later(1));
+        metrics.changed(&change("IPv6", later(2)), later(3));
+        metrics.written(Extent::Partial, Duration::from_millis(3), later(4));
+        metrics.searched(Family::Ipv6, 0, Duration::from_millis(1));
+        let text = metrics.text();
+        let programming = "kubeproxy_network_programming_duration_seconds";
+        assert!(!text.contains(&format!("{programming}_count{{ip_family=\"IPv4\"}}")), "of before its start:\n{text}");
+        assert!(text.contains(&format!("{programming}_sum{{ip_family=\"IPv6\"}} 2.0")), "{text}");
+        let bounds = |name: &str| -> Vec<String> {
+            let family = "\",ip_family=\"IPv6\"}";
+            let lines = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix("_bucket{le=\""));
+            lines.filter_map(|rest| Some(rest.split_once(family)?.0.to_owned())).collect()
+        };
+        let seconds = (1..60).chain((60..=115).step_by(5)).chain((120..=300).step_by(30)).map(|s: i32| s.to_string());
+        let expected: Vec<String> =
+            ["0.25", "0.5"].map(str::to_owned).into_iter().chain(seconds).chain(["+Inf".to_owned()]).collect();
+        assert_eq!(bounds(programming), expected);
+        let doubled = [
+            "0.001", "0.002", "0.004", "0.008", "0.016", "0.032", "0.064", "0.128", "0.256", "0.512", "1.024", "2.048",
+            "4.096", "8.192", "16.384", "+Inf",
+        ];
+        for name in ["sync_proxy_rules", "sync_partial_proxy_rules", "conntrack_reconciler_sync"] {
+            assert_eq!(bounds(&format!("kubeproxy_{name}_duration_seconds")), doubled, "{name}");
+        }
+        metrics.written(Extent::Full, Duration::from_millis(3), later(4));
+        assert!(
+            metrics
+                .text()
+                .contains("kubeproxy_sync_full_proxy_rules_duration_seconds_bucket{le=\"8.192\",ip_family=\"IPv6\"} 1")
+        );
     }
 
     fn sample_values(text: &str) -> HashMap<String, f64> {

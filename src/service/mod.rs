@@ -34,4 +34,6 @@ pub mod sysctls;
 mod properties;
 
 pub use config::{Cidr, IpvsConfig, LocalTraffic, Mode, ServiceConfig};
-pub use owner::{Health, HealthCheck, HealthChecks, Problems, ServiceError, ServiceProxy, Troubled, cleanup, spawn};
+pub use owner::{
+    Health, HealthCheck, HealthChecks, Problems, ServiceError, ServiceProxy, Troubled, Turn, cleanup, spawn,
+};

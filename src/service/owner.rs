@@ -20,7 +20,7 @@ use super::config::{Cidr, Mode, ServiceConfig};
 use super::conntrack::Conntrack;
 use super::data_path::{DataPath, Doubt, Listener, Listening};
 use super::diff::{Batch, Operations, Table};
-use super::frontend::{Problem, ServiceRoutes};
+use super::frontend::{Family, Problem, ServiceRoutes};
 use super::ipvs::{IpvsError, IpvsPath};
 use super::metrics::{Extent, Metrics};
 use super::model::Model;
@@ -67,6 +67,18 @@ pub struct HealthCheck {
     pub local_endpoints: usize,
 }
 
+/// Who serves the Services of this node (B2.6).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Turn {
+    /// We do.
+    #[default]
+    Ours,
+    /// Nobody knows yet: nothing is written, and what is there stays.
+    Unknown,
+    /// Another proxy does: our rules go.
+    Theirs,
+}
+
 /// What went wrong between us and the kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
@@ -87,6 +99,8 @@ pub struct ServiceProxy {
     pub health_checks: watch::Receiver<HealthChecks>,
     /// Newest wins: `spec.cidrs` of all ServiceCIDRs, to be told by who watches them (B1.1, B1.13).
     pub service_ranges: watch::Sender<Arc<BTreeSet<String>>>,
+    /// Newest wins: whether the data path may work, to be told by who knows of other proxies.
+    pub turn: watch::Sender<Turn>,
     /// Newest wins: what of which Service could not be done.
     pub problems: watch::Receiver<Problems>,
     /// What is counted.
@@ -104,10 +118,11 @@ pub fn spawn(
     clock: Clock,
 ) -> Result<ServiceProxy, ServiceError> {
     let path = open(&config, clock)?;
-    let conntrack = Conntrack::open(&config.families).map_err(NftError::Open)?;
+    let conntrack = Conntrack::open().map_err(NftError::Open)?;
     let (sender, health) = watch::channel(Health::default());
     let (checks, health_checks) = watch::channel(HealthChecks::default());
     let (service_ranges, ranges) = watch::channel(Arc::default());
+    let (turn, turns) = watch::channel(Turn::default());
     let (trouble, problems) = watch::channel(Problems::default());
     let metrics = Arc::new(Metrics::new(config.families.clone(), clock.now()));
     let model = Model::new(Arc::clone(&node.borrow()));
@@ -121,6 +136,7 @@ pub fn spawn(
             table: Table::default(),
             local: Vec::new(),
             problems: Vec::new(),
+            families: config.families.clone(),
             metrics: Arc::clone(&metrics),
             clock,
         }),
@@ -131,6 +147,8 @@ pub fn spawn(
         new_ranges: Some(config.service_cidrs.iter().copied().collect()),
         configured_ranges: config.service_cidrs,
         service_ranges: ranges,
+        turn: turns,
+        away: false,
         sync_period: config.sync_period,
         clock,
         health: sender,
@@ -139,7 +157,7 @@ pub fn spawn(
         metrics: Arc::clone(&metrics),
     };
     let task = tokio::spawn(owner.run().instrument(tracing::info_span!("service")));
-    Ok(ServiceProxy { health, health_checks, service_ranges, problems, metrics, task })
+    Ok(ServiceProxy { health, health_checks, service_ranges, turn, problems, metrics, task })
 }
 
 /// The data path that the operator chose.
@@ -184,6 +202,7 @@ struct Programmer {
     local: Vec<IpAddr>,
     /// Of the Services that the last write concerned.
     problems: Vec<(NamespacedName, Vec<Problem>)>,
+    families: Vec<Family>,
     metrics: Arc<Metrics>,
     clock: Clock,
 }
@@ -206,6 +225,9 @@ struct Owner {
     configured_ranges: Vec<Cidr>,
     /// Ranges of cluster IPs that are to be written.
     new_ranges: Option<BTreeSet<Cidr>>,
+    turn: watch::Receiver<Turn>,
+    /// Our rules are gone, since another proxy serves.
+    away: bool,
     sync_period: Duration,
     clock: Clock,
     health: watch::Sender<Health>,
@@ -220,6 +242,7 @@ enum Wake {
     Node,
     Ranges,
     Kernel,
+    Turn,
     Time,
     Stop,
 }
@@ -236,10 +259,51 @@ impl Owner {
                 }
                 Wake::Ranges => self.take_ranges(),
                 Wake::Kernel => self.hear(),
-                Wake::Time => {}
+                Wake::Turn | Wake::Time => {}
             }
-            if self.model.is_complete() {
-                self.synchronise().await;
+            let turn = *self.turn.borrow_and_update();
+            match turn {
+                _ if !self.model.is_complete() => {}
+                Turn::Ours => {
+                    self.away = false;
+                    self.synchronise().await;
+                }
+                Turn::Theirs if !self.away => self.stand_down().await,
+                Turn::Theirs | Turn::Unknown => {}
+            }
+        }
+    }
+
+    /// Removes our rules: another proxy has its own. What is wanted is kept up to date, and written when it is our turn again.
+    async fn stand_down(&mut self) {
+        let Some(mut programmer) = self.programmer.take() else { return };
+        self.listener = None;
+        let removed = tokio::task::spawn_blocking(move || {
+            let result = programmer.path.remove();
+            (programmer, result)
+        })
+        .await;
+        let (programmer, result) = match removed {
+            Ok(removed) => removed,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        };
+        self.programmer = Some(programmer);
+        self.doubt = Doubt::Rules;
+        self.tend = None;
+        self.health.send_modify(|health| *health = Health { transactions: health.transactions, ..Health::default() });
+        self.checks.send_replace(HealthChecks::default());
+        match result {
+            Ok(()) => {
+                info!("another proxy serves this node: our rules are gone");
+                self.away = true;
+                self.retry = None;
+            }
+            Err(error) => {
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    "our rules stay beside those of another proxy; trying again"
+                );
+                self.retry = Some(self.sync_period.max(FIRST_RETRY));
             }
         }
     }
@@ -264,6 +328,7 @@ impl Owner {
             change = self.changes.recv() => change.map_or(Wake::Stop, Wake::Change),
             Ok(()) = self.node.changed() => Wake::Node,
             Ok(()) = self.service_ranges.changed() => Wake::Ranges,
+            Ok(()) = self.turn.changed() => Wake::Turn,
             () = heard => Wake::Kernel,
             () = time => Wake::Time,
         }
@@ -515,14 +580,17 @@ impl Programmer {
 
     /// Failing here costs some clients a wait for the kernel's own time-out, no more, so the next change tries again.
     fn forget_stale_flows(&mut self) {
-        let begun = self.clock.now();
-        let forgotten = self.conntrack.forget_stale(&self.table.flow_frontends(), &self.local);
-        let took = self.clock.now().monotonic.saturating_sub(begun.monotonic);
-        self.metrics.searched(*forgotten.as_ref().unwrap_or(&0), took);
-        match forgotten {
-            Ok(0) => {}
-            Ok(flows) => debug!(flows, "stale flows deleted"),
-            Err(error) => warn!(error = &error as &dyn std::error::Error, "stale flows may remain"),
+        let serving = self.table.flow_frontends();
+        for family in &self.families {
+            let begun = self.clock.now();
+            let forgotten = self.conntrack.forget_stale(*family, &serving, &self.local);
+            let took = self.clock.now().monotonic.saturating_sub(begun.monotonic);
+            self.metrics.searched(*family, *forgotten.as_ref().unwrap_or(&0), took);
+            match forgotten {
+                Ok(0) => {}
+                Ok(flows) => debug!(flows, "stale flows deleted"),
+                Err(error) => warn!(error = &error as &dyn std::error::Error, "stale flows may remain"),
+            }
         }
     }
 }

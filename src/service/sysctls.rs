@@ -1,4 +1,4 @@
-//! The kernel's settings of connection tracking (B2.4).
+//! The kernel's settings of connection tracking (B2.4), and the one that NodePorts on loopback need (B1.4).
 
 use std::path::Path;
 use std::time::Duration;
@@ -67,6 +67,11 @@ impl ConntrackSettings {
     }
 }
 
+/// Lets packets from loopback addresses leave this machine and their answers return.
+pub(super) fn let_loopback_leave() {
+    set(Path::new("/proc/sys/net/ipv4/conf/all/route_localnet"), 1, |now| now == 1);
+}
+
 fn set(path: &Path, value: u64, good: impl Fn(u64) -> bool) {
     let now = std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok());
     if now.is_some_and(good) {
@@ -74,7 +79,7 @@ fn set(path: &Path, value: u64, good: impl Fn(u64) -> bool) {
     }
     match std::fs::write(path, value.to_string()) {
         Ok(()) => debug!(?path, ?now, value, "set"),
-        Err(error) => warn!(%error, ?path, ?now, value, "a setting of connection tracking stays as it is"),
+        Err(error) => warn!(%error, ?path, ?now, value, "a setting of the kernel stays as it is"),
     }
 }
 

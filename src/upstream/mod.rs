@@ -18,6 +18,8 @@ mod objects;
 mod pace;
 mod pod_api;
 mod pods;
+#[cfg(test)]
+mod selectors;
 mod service_ranges;
 mod services;
 mod storage;
@@ -40,5 +42,5 @@ pub use objects::Objects;
 pub use pod_api::PodWriter;
 pub use pods::watch_pods;
 pub use service_ranges::watch_service_ranges;
-pub use services::{ServiceStore, fetch_service, fetch_topology, watch_services};
+pub use services::{ServiceReaders, ServiceStore, fetch_service, fetch_topology, watch_services};
 pub use storage::Storage;

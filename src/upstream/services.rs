@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use k8s_openapi::api::core::v1::Node;
 use stoker_model::handle::{ApiError, ServiceLinks};
-use stoker_model::names::{SERVICE_HEADLESS, SERVICE_NAME};
+use stoker_model::names::{SERVICE_HEADLESS, SERVICE_NAME, SERVICE_PROXY_NAME};
 use stoker_model::service::{EndpointSlice, NamespacedName, NodeTopology, Service, ServiceChange, SlimMeta};
 use tokio::sync::mpsc;
 
@@ -18,14 +18,27 @@ use super::watch::{Change, Sink, Watchable, Watched, run};
 /// What `kubectl apply` leaves; as large as the object itself, and nobody on the node reads it.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
+/// Who reads the Services: the server sends no more than they need.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ServiceReaders {
+    /// The data path alone: what kube-proxy asks for.
+    DataPath,
+    /// Environment variables of pods too, which also tell of Services that another proxy serves; the data path leaves those out.
+    Pods,
+    /// Cluster DNS too, which also answers for Services without a cluster IP.
+    Dns,
+}
+
 /// Watches Services and EndpointSlices (B1.1) and sends what changes; ends when the receiver is gone.
-///
-/// Services with the label of another proxy come too, since environment variables need them: the data path leaves
-/// them out. Services without a cluster IP and their slices come when somebody needs `headless` ones.
-pub async fn watch_services(api: ApiServer, store: ServiceStore, changes: mpsc::Sender<ServiceChange>, headless: bool) {
-    let unless_headless = |text: &str| if headless { String::new() } else { text.to_owned() };
-    let services =
-        Watched { path: "/api/v1/services", fields: unless_headless("spec.clusterIP!=None"), labels: String::new() };
+pub async fn watch_services(
+    api: ApiServer,
+    store: ServiceStore,
+    changes: mpsc::Sender<ServiceChange>,
+    readers: ServiceReaders,
+) {
+    let unless_headless = |text: &str| if readers == ServiceReaders::Dns { String::new() } else { text.to_owned() };
+    let ours = if readers == ServiceReaders::DataPath { format!("!{SERVICE_PROXY_NAME}") } else { String::new() };
+    let services = Watched { path: "/api/v1/services", fields: unless_headless("spec.clusterIP!=None"), labels: ours };
     let slices = Watched {
         path: "/apis/discovery.k8s.io/v1/endpointslices",
         fields: String::new(),

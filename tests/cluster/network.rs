@@ -1,6 +1,6 @@
 //! The pod network of our own in a whole cluster: addresses, host ports, policies, and an agent that is killed.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::lab::enclosure::{NODE_IP, NODE_IP6};
 use crate::lab::manifest::{HELLO, pod};
@@ -59,6 +59,20 @@ fn pods_have_addresses_host_ports_and_policies() {
     lab.eventually("nothing is isolated any more", |lab| {
         !lab.run("nft", &["list", "table", "inet", "stoker-policy"]).out.contains(&ip)
     });
+
+    // B2.6: the kube-proxy of kubeadm's DaemonSet has the Services to itself while it is there.
+    let ours = |lab: &Lab| lab.run("nft", &["list", "tables"]).out.lines().any(|table| table == "table ip stoker");
+    assert!(ours(&lab));
+    let mut proxy = pod("kube-proxy").image(HELLO).build();
+    proxy["metadata"]["namespace"] = json!("kube-system");
+    proxy["metadata"]["labels"]["k8s-app"] = json!("kube-proxy");
+    lab.apply(&proxy);
+    lab.eventually("our rules are gone", |lab| !ours(lab));
+    lab.eventually("the operator is told", |lab| lab.kubectl("get events -A").contains("TwoServiceProxies"));
+    assert!(!lab.curl("http://127.0.0.1:10256/livez").success, "the port is kube-proxy's");
+    lab.kubectl("delete pod kube-proxy -n kube-system --grace-period=1");
+    lab.eventually("our rules are back", |lab| ours(lab) && lab.curl("http://127.0.0.1:10256/livez").success);
+
     lab.kubectl("delete pod web --grace-period=1");
     lab.eventually("the lease is given back", |lab| {
         lab.dir().join("network/leases").join(&ip).symlink_metadata().is_err()
@@ -128,7 +142,8 @@ fn both_families_reach_pods_services_and_node_ports() {
     lab.finish();
 }
 
-/// B2.7, B2.8: the proxy alone, called as kube-proxy is called, with nothing else of ours on the node.
+/// B2.7, B2.8: the proxy alone, called as kube-proxy is called, with nothing else of ours on the node; B2.6: as the ServiceAccount and
+/// with the files that kubeadm gives to kube-proxy.
 #[test]
 fn the_proxy_runs_alone_with_the_flags_of_kube_proxy() {
     let mut lab = Lab::new();
@@ -137,6 +152,39 @@ fn the_proxy_runs_alone_with_the_flags_of_kube_proxy() {
     let status = format!(r#"{{"status":{{"addresses":[{{"type":"InternalIP","address":"{NODE_IP}"}}]}}}}"#);
     lab.kubectl(&format!("patch node lab --subresource=status --type=merge -p {status}"));
     let (stoker, dir) = (lab.stoker(), lab.dir().display().to_string());
+    lab.kubectl("create serviceaccount kube-proxy -n kube-system");
+    std::fs::write(lab.dir().join("token"), lab.kubectl("create token kube-proxy -n kube-system")).expect("written");
+    let mut kubeconfig: Value =
+        serde_json::from_str(&lab.kubectl("config view --raw -o json")).expect("kubectl shows its configuration");
+    kubeconfig["users"][0]["user"] = json!({"tokenFile": format!("{dir}/token")});
+    std::fs::write(lab.dir().join("kubeconfig.conf"), kubeconfig.to_string()).expect("written");
+
+    // B1.1: what the watches of a proxy ask for, this server can tell apart.
+    for (name, extra) in [
+        ("plain", json!({"spec": {"ports": [{"port": 80}]}})),
+        ("headless", json!({"spec": {"clusterIP": "None", "selector": {"app": "none"}, "ports": [{"port": 80}]}})),
+        (
+            "theirs",
+            json!({"metadata": {"name": "theirs", "labels": {"service.kubernetes.io/service-proxy-name": "other"}}, "spec": {"ports": [{"port": 80}]}}),
+        ),
+    ] {
+        let mut service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}});
+        extra.as_object().expect("fields").iter().for_each(|(field, value)| service[field] = value.clone());
+        lab.apply(&service);
+    }
+    let names = |path: &str| {
+        let list: Value = serde_json::from_str(&lab.kubectl(&format!("get --raw {path}"))).expect("a list");
+        list["items"].as_array().into_iter().flatten().map(|item| text(&item["metadata"]["name"])).collect::<Vec<_>>()
+    };
+    let selected = names(
+        "/api/v1/services?fieldSelector=spec.clusterIP%21%3DNone&labelSelector=%21service.kubernetes.io/service-proxy-name",
+    );
+    assert_eq!(selected, ["kubernetes", "plain"]);
+    let slices = |selector: &str| names(&format!("/apis/discovery.k8s.io/v1/endpointslices{selector}"));
+    lab.eventually("it has a slice", |_| slices("").iter().any(|name| name.starts_with("headless")));
+    let selected = slices("?labelSelector=%21service.kubernetes.io/headless");
+    assert!(!selected.is_empty() && !selected.iter().any(|name| name.starts_with("headless")), "{selected:?}");
+
     let proxy = |arguments: &str| {
         let words: Vec<&str> = std::iter::once("kube-proxy").chain(arguments.split_whitespace()).collect();
         lab.run(&stoker, &words)
@@ -145,12 +193,17 @@ fn the_proxy_runs_alone_with_the_flags_of_kube_proxy() {
 
     // The flags as a file, which takes the place of the flags.
     let flags = format!(
-        "--kubeconfig={dir}/control-plane/admin.kubeconfig --proxy-mode=nftables --cluster-cidr=10.244.0.0/16 \
+        "--kubeconfig={dir}/kubeconfig.conf --proxy-mode=nftables --cluster-cidr=10.244.0.0/16 \
          --nodeport-addresses=primary --healthz-bind-address=127.0.0.1:10300 --metrics-bind-address=127.0.0.1:10301"
     );
     let file = format!("{dir}/kube-proxy.yaml");
     proxy(&format!("{flags} --write-config-to={file}")).expect_success("kube-proxy --write-config-to");
-    assert!(std::fs::read_to_string(&file).expect("written").contains("clusterCIDR: 10.244.0.0/16"));
+    let written = std::fs::read_to_string(&file).expect("written");
+    assert!(written.contains("clusterCIDR: 10.244.0.0/16"));
+    let changed = written
+        .replace("oomScoreAdj: -999", "oomScoreAdj: 500")
+        .replace("enableProfiling: false", "enableProfiling: true");
+    std::fs::write(&file, &changed).expect("written");
     let sysctl = || lab.run("cat", &["/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait"]).out;
     lab.run("nft", &["add table ip tracked"]).expect_success("nft");
     lab.run("nft", &["add chain ip tracked c { type filter hook input priority 0; }"]).expect_success("nft");
@@ -170,6 +223,15 @@ fn the_proxy_runs_alone_with_the_flags_of_kube_proxy() {
     lab.eventually("the Service kubernetes answers", |_| answers());
     assert_eq!(lab.curl("http://127.0.0.1:10301/proxyMode").out, "nftables");
     lab.eventually("it is well", |lab| lab.curl("http://127.0.0.1:10300/healthz").success);
+    // B2.5, B2.2
+    assert_eq!(lab.run("cat", &[&format!("/proc/{}/oom_score_adj", pid.trim())]).out.trim(), "500");
+    let put = lab.run("curl", &["-sS", "-X", "PUT", "-d", "5", "http://127.0.0.1:10301/debug/flags/v"]).out;
+    assert_eq!(put, "successfully set klog.logging.verbosity to 5\n");
+    let hard = format!("{dir}/hard.yaml");
+    std::fs::write(&hard, changed.replace("bindAddressHardFail: false", "bindAddressHardFail: true")).expect("written");
+    let ended = proxy(&format!("--config={hard} --hostname-override=lab"));
+    assert!(!ended.success && ended.err.contains("cannot listen on 127.0.0.1:1030"), "{}", ended.err);
+    assert!(answers(), "what the other one wrote is untouched");
     lab.run("kill", &["-TERM", pid.trim()]).expect_success("kill");
     lab.eventually("it ends", |lab| !lab.curl("http://127.0.0.1:10300/livez").success);
     assert!(answers(), "and its rules stay");

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use stoker::clock::Clock;
 use stoker::service::http::{self, ProxyState};
-use stoker::service::{Cidr, Health, LocalTraffic, Problems, ServiceConfig};
+use stoker::service::{Cidr, Health, LocalTraffic, Problems, ServiceConfig, Turn};
 use stoker_model::service::{EndpointSlice, NodeTopology, Service, ServiceChange};
 use tokio::sync::{mpsc, watch};
 
@@ -247,9 +247,10 @@ impl Lab {
                 let (_keep, facts) = watch::channel(Arc::new(topology));
                 let families = config.families.clone();
                 let sync_period = config.sync_period;
+                let node_port_addresses = config.node_port_addresses.clone();
                 let proxy = stoker::service::spawn(receiver, facts, config, Clock).unwrap();
                 let (eligible, is_eligible) = watch::channel(true);
-                answer.send((proxy.health.clone(), proxy.problems, proxy.service_ranges, eligible)).unwrap();
+                answer.send((proxy.health.clone(), proxy.problems, proxy.service_ranges, eligible, proxy.turn)).unwrap();
                 let state = ProxyState {
                     health: proxy.health,
                     eligible: is_eligible,
@@ -258,6 +259,7 @@ impl Lab {
                     metrics: proxy.metrics,
                     mode: "nftables",
                     configz: r#"{"kubeproxy.config.k8s.io":{"mode":"nftables"}}"#.into(),
+                    debugging: Some(|level| if level < 10 { Ok(()) } else { Err("too much".to_owned()) }),
                     started: Clock.now(),
                     clock: Clock,
                 };
@@ -265,19 +267,28 @@ impl Lab {
                     ended = proxy.task => ended.unwrap(),
                     Err(error) = http::serve_health("0.0.0.0:10256".parse().unwrap(), true, state.clone()) => panic!("{error}"),
                     Err(error) = http::serve_metrics("127.0.0.1:10249".parse().unwrap(), true, state.clone()) => panic!("{error}"),
-                    () = http::serve_health_checks(proxy.health_checks, Vec::new(), state.clone()) => {}
+                    () = http::serve_health_checks(proxy.health_checks, node_port_addresses, state.clone()) => {}
                 }
             });
         });
-        let (health, problems, ranges, eligible) = started.recv().unwrap();
-        Daemon { changes: Some(changes), health, problems, ranges, eligible, thread: Some(thread) }
+        let (health, problems, ranges, eligible, turn) = started.recv().unwrap();
+        Daemon { changes: Some(changes), health, problems, ranges, eligible, turn, thread: Some(thread) }
     }
 
     /// GETs a page within a namespace: the status, the head in lower case and the body.
     #[track_caller]
     pub(crate) fn get(&self, from: &str, to: &str, path: &str) -> (u16, String, String) {
+        self.ask(from, to, "GET", path, "")
+    }
+
+    /// As [`Self::get`], with another method and a body.
+    #[track_caller]
+    pub(crate) fn ask(&self, from: &str, to: &str, method: &str, path: &str, body: &str) -> (u16, String, String) {
         let to: SocketAddr = to.parse().unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n");
+        let length = body.len();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: node\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+        );
         let asked = move || -> std::io::Result<String> {
             // The port may be opened a moment after the rules are written.
             let connect = || TcpStream::connect_timeout(&to, packet_patience());
@@ -385,6 +396,8 @@ pub(crate) struct Daemon {
     health: watch::Receiver<Health>,
     /// Whether this node should get traffic.
     pub(crate) eligible: watch::Sender<bool>,
+    /// Whether the data path may work.
+    pub(crate) turn: watch::Sender<Turn>,
     problems: watch::Receiver<Problems>,
     ranges: watch::Sender<Arc<BTreeSet<String>>>,
     thread: Option<JoinHandle<()>>,

@@ -69,6 +69,39 @@ fn a_node_port_is_reached_from_outside_and_masqueraded() {
     assert_eq!(loopback.unwrap_err().kind(), ErrorKind::ConnectionRefused, "not on loopback");
 }
 
+/// B1.4: with localhostNodePorts, and then strangers do not reach what listens on loopback.
+#[test]
+fn node_ports_answer_on_loopback_where_that_is_wanted() {
+    let lab = Lab::with_pods(1);
+    // A client that sends packets to another machine's loopback has to want it.
+    lab.run_in("client", "ip addr del 127.0.0.1/8 dev lo");
+    lab.run_in("client", &format!("ip route add 127.0.0.0/8 via {NODE}"));
+    for name in ["node", "client"] {
+        lab.run_in(name, "sysctl -qw net.ipv4.conf.all.route_localnet=1");
+    }
+    let _listener = lab.within("node", || std::net::TcpListener::bind("127.0.0.1:4000").unwrap()).join().unwrap();
+    let reach = |from: &str| {
+        let connect = || {
+            let to = "127.0.0.1:4000".parse().unwrap();
+            std::net::TcpStream::connect_timeout(&to, std::time::Duration::from_millis(300)).is_ok()
+        };
+        lab.within(from, connect).join().unwrap()
+    };
+    assert!(reach("client"), "what the setting alone does");
+    lab.run("sysctl -qw net.ipv4.conf.all.route_localnet=0");
+
+    let daemon = lab.start_with(stoker::service::ServiceConfig { localhost_node_ports: true, ..Default::default() });
+    let spec = json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30080}]});
+    daemon.apply([service(spec)].into_iter().chain(endpoints(&[1])).chain([Complete]));
+    assert_eq!(lab.run("cat /proc/sys/net/ipv4/conf/all/route_localnet").trim(), "1");
+    let connection = lab.connect("node", "127.0.0.1:30080").unwrap();
+    assert_eq!((connection.served_by.as_str(), connection.source.to_string().as_str()), ("pod1", "10.244.1.1"));
+    assert_eq!(lab.served_by("client", &format!("{NODE}:30080")), "pod1", "and elsewhere as ever");
+    let v6 = lab.connect("node", "[::1]:30080").map(|c| c.served_by);
+    assert_eq!(v6.unwrap_err().kind(), ErrorKind::ConnectionRefused, "never in IPv6");
+    assert!(reach("node") && !reach("client"), "strangers do not reach loopback");
+}
+
 /// B1.16: pods keep their source address towards a cluster IP, others do not.
 #[test]
 fn only_traffic_from_outside_is_masqueraded() {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
+use stoker::service::Turn;
 use stoker_model::service::NamespacedName;
 use stoker_model::service::ServiceChange::{Complete, Restarting, ServiceGone};
 
@@ -20,6 +21,39 @@ fn nothing_is_written_before_the_lists_are_complete() {
     assert!(!daemon.has_written() && lab.nft().is_empty());
     daemon.apply([Complete]);
     assert_eq!(lab.served_by("client", VIP), "pod1");
+}
+
+/// B2.6: while another proxy serves, no rule of ours is there; then all that changed meanwhile is, and what others do is repaired.
+#[test]
+fn two_proxies_take_turns() {
+    let lab = Lab::with_pods(2);
+    let daemon = lab.start();
+    daemon.turn.send_replace(Turn::Unknown);
+    [service(json!({}))].into_iter().chain(endpoints(&[1])).chain([Complete]).for_each(|change| daemon.tell(change));
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(!daemon.has_written() && lab.nft().is_empty(), "nobody knows of other proxies yet");
+    daemon.turn.send_replace(Turn::Ours);
+    eventually("it serves", || lab.answers_at_once("client", VIP));
+    let mut open = lab.connect("client", VIP).unwrap();
+
+    // As the other one has it: the kernel follows open connections as long as anybody has such chains and rules.
+    lab.nft_command("add table ip kube-proxy");
+    for (hook, priority) in [("prerouting", "-100"), ("output", "-100"), ("postrouting", "100")] {
+        lab.nft_command(&format!("add chain ip kube-proxy {hook} {{ type nat hook {hook} priority {priority} ; }}"));
+    }
+    lab.nft_command("add rule ip kube-proxy postrouting ct state established counter");
+    daemon.turn.send_replace(Turn::Theirs);
+    eventually("its rules are gone", || !lab.nft().contains("stoker"));
+    endpoints(&[2]).into_iter().for_each(|change| daemon.tell(change));
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(!lab.nft().contains("stoker"), "{}", lab.nft());
+    assert!(open.still_answers(), "connections go on");
+
+    daemon.turn.send_replace(Turn::Ours);
+    eventually("it serves again", || lab.answers_at_once("client", VIP));
+    assert_eq!(lab.served_by("client", VIP), "pod2");
+    lab.nft_command("delete table ip stoker");
+    eventually("and looks after its rules", || lab.answers_at_once("client", VIP));
 }
 
 /// B2.8: nothing is removed when the daemon stops, and a restart with the same cluster writes nothing.

@@ -175,4 +175,85 @@ fn node_ports_are_served_where_the_mode_or_the_operator_says() {
     assert_eq!(served(json!({"mode": "ipvs"})), [""; 0]);
     assert_eq!(served(json!({})), [""; 0], "as with iptables, all of them");
     assert_eq!(served(json!({"mode": "nftables", "nodePortAddresses": ["10.0.0.0/8"]})), ["10.0.0.0/8"]);
+
+    // B1.4: on loopback only in mode iptables, unless that is turned off or no range names it.
+    let on_loopback = |fields| {
+        let proxy = proxy_config_of("test".as_ref(), fields).expect("it makes sense").proxy;
+        let settings = ProxySettings { proxy, from_file: true };
+        service_config(&StokerConfig::default(), &settings, &host, &[]).expect("it fits").localhost_node_ports
+    };
+    for (fields, expected) in [
+        (json!({}), true),
+        (json!({"mode": "iptables"}), true),
+        (json!({"mode": "iptables", "iptables": {"localhostNodePorts": false}}), false),
+        (json!({"mode": "iptables", "nodePortAddresses": ["192.0.2.0/24"]}), false),
+        (json!({"mode": "iptables", "nodePortAddresses": ["127.0.0.0/8", "192.0.2.0/24"]}), true),
+        (json!({"mode": "iptables", "nodePortAddresses": ["2001:db8::/64"]}), true),
+        (json!({"mode": "nftables"}), false),
+        (json!({"mode": "ipvs"}), false),
+    ] {
+        assert_eq!(on_loopback(fields.clone()), expected, "{fields}");
+    }
+}
+
+#[test]
+fn the_proxys_file_reaches_the_data_path() {
+    // B2.5
+    let host = Host { name: "n".into(), addresses: vec!["192.0.2.1".parse().unwrap()] };
+    let of = |fields| {
+        let proxy = proxy_config_of("test".as_ref(), fields).expect("it makes sense").proxy;
+        let settings = ProxySettings { proxy, from_file: true };
+        let conntrack = conntrack_settings(&settings.proxy);
+        service_config(&StokerConfig::default(), &settings, &host, &["10.5.0.0/24".to_owned()])
+            .map(|config| (config, conntrack))
+    };
+    let (plain, conntrack) = of(json!({})).expect("it fits");
+    assert_eq!((plain.mode, plain.ipvs), (Mode::Nftables, IpvsConfig::default()), "with scheduler rr");
+    assert_eq!((plain.masquerade_bit, plain.masquerade_all, plain.sync_period), (14, false, seconds(30)));
+    assert_eq!(plain.local_traffic, LocalTraffic::Unknown);
+    assert_eq!((conntrack.max_per_core, conntrack.min, conntrack.tcp_be_liberal), (32 * 1024, 128 * 1024, false));
+    assert_eq!((conntrack.tcp_established, conntrack.tcp_close_wait), (seconds(86400), seconds(3600)));
+    assert_eq!((conntrack.udp, conntrack.udp_stream), (seconds(0), seconds(0)));
+
+    let (set, conntrack) = of(json!({
+        "mode": "ipvs", "hostnameOverride": "n", "clusterCIDR": "10.244.0.0/16,fd00::/56",
+        "iptables": {"masqueradeBit": 3, "masqueradeAll": true},
+        "ipvs": {"syncPeriod": "7s", "scheduler": "sh", "strictARP": true, "excludeCIDRs": ["10.9.0.0/16"],
+            "tcpTimeout": "4s", "tcpFinTimeout": "5s", "udpTimeout": "6s"},
+        "conntrack": {"maxPerCore": 1, "min": 2, "tcpEstablishedTimeout": "3s", "tcpCloseWaitTimeout": "4s",
+            "tcpBeLiberal": true, "udpTimeout": "5s", "udpStreamTimeout": "6s"},
+    }))
+    .expect("it fits");
+    let ipvs = IpvsConfig {
+        scheduler: "sh".into(),
+        exclude_cidrs: vec!["10.9.0.0/16".parse().unwrap()],
+        strict_arp: true,
+        tcp_timeout: seconds(4),
+        tcp_fin_timeout: seconds(5),
+        udp_timeout: seconds(6),
+    };
+    assert_eq!((set.mode, set.ipvs), (Mode::Ipvs, ipvs));
+    assert_eq!((set.masquerade_bit, set.masquerade_all, set.sync_period), (3, true, seconds(7)));
+    let sources = ["10.244.0.0/16", "fd00::/56"].map(|range| range.parse().unwrap()).to_vec();
+    assert_eq!(set.local_traffic, LocalTraffic::Sources(sources));
+    let expected = ConntrackSettings {
+        max_per_core: 1,
+        min: 2,
+        tcp_established: seconds(3),
+        tcp_close_wait: seconds(4),
+        tcp_be_liberal: true,
+        udp: seconds(5),
+        udp_stream: seconds(6),
+    };
+    assert_eq!(conntrack, expected);
+    for (mode, detect, expected) in [
+        ("NodeCIDR", json!({}), LocalTraffic::Sources(vec!["10.5.0.0/24".parse().unwrap()])),
+        ("BridgeInterface", json!({"bridgeInterface": "br0"}), LocalTraffic::Bridge("br0".into())),
+        ("InterfaceNamePrefix", json!({"interfaceNamePrefix": "veth"}), LocalTraffic::InterfacePrefix("veth".into())),
+    ] {
+        let (config, _) = of(json!({"detectLocalMode": mode, "detectLocal": detect})).expect("it fits");
+        assert_eq!(config.local_traffic, expected, "{mode}");
+    }
+    let other = of(json!({"hostnameOverride": "other"})).expect_err("of another node").to_string();
+    assert!(other.contains("other") && other.contains('n'), "{other}");
 }

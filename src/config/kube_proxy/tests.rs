@@ -110,6 +110,19 @@ fn the_file_of_kubeadm_is_taken_as_it_is() {
         ("/conntrack/udpTimeout", json!("0s")),
         ("/configSyncPeriod", json!("15m0s")),
         ("/oomScoreAdj", json!(-999)),
+        ("/conntrack/udpStreamTimeout", json!("0s")),
+        ("/conntrack/tcpBeLiberal", json!(false)),
+        ("/ipvs/tcpTimeout", json!("0s")),
+        ("/ipvs/tcpFinTimeout", json!("0s")),
+        ("/ipvs/udpTimeout", json!("0s")),
+        ("/detectLocalMode", json!("ClusterCIDR")),
+        ("/hostnameOverride", json!("")),
+        ("/showHiddenMetricsForVersion", json!("")),
+        ("/enableProfiling", json!(false)),
+        ("/bindAddressHardFail", json!(false)),
+        ("/portRange", json!("")),
+        ("/clientConnection/qps", json!(5.0)),
+        ("/clientConnection/kubeconfig", json!("/var/lib/kube-proxy/kubeconfig.conf")),
         ("/clientConnection/burst", json!(10)),
         ("/clusterCIDR", json!("10.244.0.0/16")),
     ] {
@@ -119,9 +132,24 @@ fn the_file_of_kubeadm_is_taken_as_it_is() {
 
 #[test]
 fn what_has_no_effect_is_named() {
-    let loaded = file("oomScoreAdj: -5\nnftables:\n  minSyncPeriod: 5s\nfeatureGates:\n  A: true\nmode: nftables\n");
+    // B2.5
+    let loaded = file(
+        "oomScoreAdj: -5\nnftables:\n  minSyncPeriod: 5s\nfeatureGates:\n  A: true\nmode: nftables\nportRange: 1-2\n\
+         winkernel:\n  networkName: a\nconfigSyncPeriod: 1m\nshowHiddenMetricsForVersion: '1.35'\n\
+         clientConnection:\n  qps: 7\n  burst: 8\n",
+    );
     let warnings = loaded.expect("accepted").warnings.join("\n");
-    for field in ["oomScoreAdj", "nftables.minSyncPeriod", "featureGates"] {
+    for field in [
+        "oomScoreAdj",
+        "nftables.minSyncPeriod",
+        "featureGates",
+        "portRange",
+        "winkernel",
+        "configSyncPeriod",
+        "showHiddenMetricsForVersion",
+        "clientConnection.qps",
+        "clientConnection.burst",
+    ] {
         assert!(warnings.contains(&format!("{field} has no effect")), "{warnings}");
     }
 }
@@ -170,6 +198,12 @@ fn mistakes_name_the_field_and_the_file() {
 
 #[test]
 fn each_mode_has_its_own_settings() {
+    // B2.5
+    let modes =
+        [("", ProxyMode::InsteadOfIptables), ("iptables", ProxyMode::InsteadOfIptables), ("ipvs", ProxyMode::Ipvs)];
+    for (mode, expected) in modes.into_iter().chain([("nftables", ProxyMode::Nftables)]) {
+        assert_eq!(file(&format!("mode: '{mode}'\n")).expect("accepted").proxy.proxy_mode(), expected, "{mode}");
+    }
     let proxy = file(
         "mode: ipvs\niptables:\n  masqueradeBit: 3\n  masqueradeAll: true\nnftables:\n  masqueradeBit: 5\nipvs:\n  syncPeriod: 7s\n",
     )
@@ -182,6 +216,7 @@ fn each_mode_has_its_own_settings() {
 
 #[test]
 fn addresses_follow_the_family_and_get_a_port() {
+    // B2.5
     let proxy = file("bindAddress: '::'\nmetricsBindAddress: 0.0.0.0\n").expect("accepted").proxy;
     assert_eq!(proxy.healthz_address(), "[::]:10256".parse().ok());
     assert_eq!(proxy.metrics_address(), "0.0.0.0:10249".parse().ok());

@@ -157,6 +157,17 @@ impl Links {
     }
 }
 
+/// All addresses of this machine but link-local ones, in the network namespace of the calling thread.
+pub(in crate::service) fn own_addresses() -> io::Result<BTreeSet<IpAddr>> {
+    let mut socket = Socket::open_route()?;
+    let mut request = socket.messages();
+    request.framed(GET_ADDRESS, REQUEST | DUMP, &[0; 8], |_| {});
+    let mut addresses = BTreeSet::new();
+    socket.dump(&request, |answer| addresses.extend(read_address(answer.body()).map(|held| held.address)))?;
+    addresses.retain(|address| !is_link_local(*address));
+    Ok(addresses)
+}
+
 fn is_there(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::AlreadyExists
 }

@@ -21,6 +21,7 @@ use std::time::Duration;
 use tracing::{debug, info, warn};
 
 use self::links::Links;
+pub(super) use self::links::own_addresses;
 use self::listener::AddressListener;
 use self::message::ServerKey;
 use self::plan::{Server, Step};
@@ -324,18 +325,8 @@ impl IpvsPath {
         let mut steps = Vec::new();
         for key in servers {
             let there = self.ipvs.destinations(&key)?;
-            let mut gone = Vec::new();
-            for (_, backend) in self.draining.iter().filter(|(of, _)| *of == key) {
-                match there.iter().find(|destination| destination.backend == *backend) {
-                    Some(destination) if destination.connections > 0 => {}
-                    Some(_) => {
-                        steps.push(Step::DeleteBackend(key, *backend));
-                        gone.push(*backend);
-                    }
-                    None => gone.push(*backend),
-                }
-            }
-            for backend in gone {
+            let counts: BTreeMap<Backend, u32> = there.iter().map(|one| (one.backend, one.connections)).collect();
+            for backend in plan::drained(key, &self.waiting(key), &counts, &mut steps) {
                 self.draining.remove(&(key, backend));
                 if let Some(server) = self.held.get_mut(&key) {
                     server.backends.remove(&backend);

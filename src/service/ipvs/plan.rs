@@ -107,6 +107,22 @@ pub(super) fn steps(key: ServerKey, held: Option<&Server>, wanted: Option<&Serve
     }
 }
 
+/// Those of the waiting backends that wait no more: no connection, active or not, leads to them, or somebody removed them. Appends
+/// what removes them (B1.28).
+pub(super) fn drained(
+    key: ServerKey,
+    waiting: &[Backend],
+    connections: &BTreeMap<Backend, u32>,
+    steps: &mut Vec<Step>,
+) -> Vec<Backend> {
+    let mut ended = waiting.to_vec();
+    ended.retain(|backend| connections.get(backend).is_none_or(|count| *count == 0));
+    steps.extend(
+        ended.iter().filter(|one| connections.contains_key(one)).map(|backend| Step::DeleteBackend(key, *backend)),
+    );
+    ended
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,6 +163,25 @@ mod tests {
         assert_eq!((sticky.flags, sticky.timeout), (PERSISTENT, 300));
         let set = [Step::Set(tcp, sticky)];
         assert_eq!(changes(Protocol::Tcp, Some(&two), Some(&balance(&[1, 2], Some(300)))), set);
+    }
+
+    #[test]
+    fn a_backend_goes_with_its_last_connection() {
+        // B1.28: TCP by weight 0, looked at each minute; what UDP loses is gone at once.
+        assert_eq!(super::super::DRAIN_CHECK, std::time::Duration::from_secs(60));
+        let (two, one) = (balance(&[1, 2], None), balance(&[2], None));
+        let (tcp, udp) = (key(Protocol::Tcp), key(Protocol::Udp));
+        assert_eq!(changes(Protocol::Tcp, Some(&two), Some(&one)), [Step::Drain(tcp, backend(1))]);
+        assert_eq!(changes(Protocol::Udp, Some(&two), Some(&one)), [Step::DeleteBackend(udp, backend(1))]);
+        let ended = |counts: &[(u8, u32)]| {
+            let counts = counts.iter().map(|(last, count)| (backend(*last), *count)).collect();
+            let mut all = Vec::new();
+            (drained(tcp, &[backend(1), backend(3)], &counts, &mut all), all)
+        };
+        assert_eq!(ended(&[(1, 1), (2, 0), (3, 7)]), (Vec::new(), Vec::new()), "both still have connections");
+        let third = Step::DeleteBackend(tcp, backend(3));
+        assert_eq!(ended(&[(1, 1), (2, 0), (3, 0)]), (vec![backend(3)], vec![third.clone()]));
+        assert_eq!(ended(&[(3, 0)]), (vec![backend(1), backend(3)], vec![third]), "somebody else removed the first");
     }
 
     #[test]

@@ -63,6 +63,7 @@ fn served(routes: &ServiceRoutes, frontend: usize) -> (Vec<u8>, Vec<u8>) {
 /// B1.6
 #[test]
 fn some_services_have_no_routes() {
+    // B1.1: also where somebody else needs those that a proxy does not ask for.
     let ready = [slice(json!([at(1, "here", json!({}))]))];
     for spec in [
         json!({"clusterIP": "None", "clusterIPs": ["None"]}),

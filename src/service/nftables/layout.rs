@@ -194,13 +194,15 @@ pub(super) fn text(family: Family, config: &ServiceConfig, stamp: &str) -> Strin
     refused_here.extend(refused);
     chain("refused-here", &refused_here);
     for (hook, target) in [("input", "refused-here"), ("forward", "unused"), ("output", "unused")] {
-        chain(
-            &format!("filter-{hook}"),
-            &[
-                format!("type filter hook {hook} priority filter; policy accept;"),
-                format!("ct state new jump {target}"),
-            ],
-        );
+        let mut rules = vec![format!("type filter hook {hook} priority filter; policy accept;")];
+        if hook == "input" && family == Family::Ipv4 && config.localhost_node_ports {
+            // What route_localnet would let neighbours reach: programs that listen on loopback.
+            rules.push(format!(
+                "ip saddr != {loopback} ip daddr {loopback} ct state != {{ established, related }} ct status and dnat == 0x0 drop"
+            ));
+        }
+        rules.push(format!("ct state new jump {target}"));
+        chain(&format!("filter-{hook}"), &rules);
     }
     t.push_str("}\n");
     t
@@ -254,8 +256,11 @@ pub(super) fn node_port_match(family: Family, config: &ServiceConfig, loopback: 
     let header = words(family).header;
     let ranges: Vec<String> =
         config.node_port_addresses.iter().filter(|range| range.family() == family).map(Cidr::to_string).collect();
-    // Loopback never: its packets may not leave, so upstream's nftables mode has no NodePorts there either.
-    let any = format!("fib daddr type local {header} daddr != {loopback}");
+    // Loopback only where it is asked for: its packets may not leave, so upstream's nftables mode has no NodePorts there either.
+    let any = match family == Family::Ipv4 && config.localhost_node_ports {
+        true => "fib daddr type local".to_owned(),
+        false => format!("fib daddr type local {header} daddr != {loopback}"),
+    };
     if ranges.is_empty() || config.node_port_addresses.iter().any(|r| r.family() == family && r.is_everything()) {
         any
     } else {

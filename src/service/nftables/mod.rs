@@ -597,7 +597,12 @@ impl Kernel {
     fn begin_reconciling(&mut self, doubt: Doubt) -> Result<(), NftError> {
         self.first_generation = Some(self.generation()?);
         self.own_transactions = 0;
-        self.prepare(doubt == Doubt::Rules)
+        self.prepare(doubt == Doubt::Rules)?;
+        // After the rules that keep strangers off loopback.
+        if self.config.localhost_node_ports {
+            crate::service::sysctls::let_loopback_leave();
+        }
+        Ok(())
     }
 }
 
