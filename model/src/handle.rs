@@ -89,6 +89,11 @@ pub trait ObjectApi: Send + Sync + 'static {
         Err(ApiError::NotFound("runtimeclasses are not to be had here".to_owned()))
     }
 
+    /// The labels of a Node as they are at this moment, which its watch may not have told yet (A6.2).
+    async fn node_labels(&self, _node: &str) -> Result<BTreeMap<String, String>, ApiError> {
+        Err(ApiError::NotFound("nodes are not to be had here".to_owned()))
+    }
+
     /// The PEM texts of the ClusterTrustBundles that a projection chooses.
     async fn trust_bundles(&self, _choice: &TrustBundles) -> Result<Vec<String>, ApiError> {
         Err(ApiError::NotFound("clustertrustbundles are not to be had here".to_owned()))

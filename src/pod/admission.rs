@@ -49,6 +49,9 @@ impl Rejection {
     }
 }
 
+/// The reason for which a pod is refused whose node selector or affinity the node does not match.
+pub(super) const NODE_AFFINITY: &str = "NodeAffinity";
+
 /// What the node is short of.
 #[derive(Clone, PartialEq, Debug)]
 struct Shortage {
@@ -232,7 +235,7 @@ fn node_affinity(spec: &PodSpec, node: &NodeSnapshot) -> Result<(), Rejection> {
     if selected && matches {
         return Ok(());
     }
-    Err(Rejection::predicate("NodeAffinity", "node(s) didn't match Pod's node affinity/selector"))
+    Err(Rejection::predicate(NODE_AFFINITY, "node(s) didn't match Pod's node affinity/selector"))
 }
 
 /// An empty term matches nothing.

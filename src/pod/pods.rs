@@ -35,6 +35,8 @@ use crate::runtime::events::RuntimeEvent;
 const ORPHANS_RETRY: Duration = Duration::from_secs(5);
 /// Everything else waits while the runtime is asked for them.
 const ORPHANS_LIMIT: Duration = Duration::from_secs(10);
+/// So long the API server may take to tell this node's labels; other pods wait meanwhile.
+const LABELS_LIMIT: Duration = Duration::from_secs(5);
 /// So often what pods left behind is looked for (A14.9).
 const GARBAGE_EVERY: Duration = Duration::from_secs(60);
 /// So often the supervisor shows that it lives, when it has nothing else to do.
@@ -335,7 +337,7 @@ impl Supervisor {
                 None => false,
             });
         }
-        self.start_wanted(&wanted);
+        self.start_wanted(&wanted).await;
         self.weigh_burstable();
         if self.orphans_due && wanted.complete {
             let searched = tokio::time::timeout(ORPHANS_LIMIT, self.orphans(&wanted)).await;
@@ -355,7 +357,7 @@ impl Supervisor {
     }
 
     /// Starts workers for new pods, the oldest first (A1.18).
-    fn start_wanted(&mut self, wanted: &Wanted) {
+    async fn start_wanted(&mut self, wanted: &Wanted) {
         let node = self.shared.node();
         if node.allocatable.is_empty() {
             // Nothing can be decided about pods before the node knows itself.
@@ -381,7 +383,10 @@ impl Supervisor {
             let ran = phase == "Running" || root.exists();
             let given = Allocation::load(&root.join(RESOURCES_FILE)).and_then(|kept| kept.applied(pod)).filter(|_| ran);
             let decided = over || ran && node.uid.is_none();
-            let verdict = if decided { Verdict::Admitted } else { self.judge(given.as_ref().unwrap_or(pod), &node) };
+            let verdict = match decided {
+                true => Verdict::Admitted,
+                false => self.judge_with_fresh_labels(given.as_ref().unwrap_or(pod), &node).await,
+            };
             let rejected = match verdict {
                 Verdict::Admitted => None,
                 Verdict::Rejected(rejection) => {
@@ -407,6 +412,19 @@ impl Supervisor {
             self.workers.iter().filter(|(_, h)| h.desired.borrow().ended.is_some()).map(|(u, _)| u.clone()).collect();
         let rules = Rules { sysctls: &self.shared.config.sysctls, app_armor: app_armor_enabled() };
         admission::admit(pod, &self.admitted(), &leaving, &self.shared.countable(node), rules)
+    }
+
+    /// A label may have come right before the pod that asks for it: a pod is refused for want of one only after a look at the Node as it
+    /// is now (A6.2).
+    async fn judge_with_fresh_labels(&self, pod: &Pod, node: &NodeSnapshot) -> Verdict {
+        let verdict = self.judge(pod, node);
+        if !matches!(&verdict, Verdict::Rejected(rejection) if rejection.reason == admission::NODE_AFFINITY) {
+            return verdict;
+        }
+        match tokio::time::timeout(LABELS_LIMIT, self.shared.objects.node_labels(&node.name)).await {
+            Ok(Ok(labels)) if labels != node.labels => self.judge(pod, &NodeSnapshot { labels, ..node.clone() }),
+            _ => verdict,
+        }
     }
 
     /// Ends pods in favour of a critical one (A6.6).

@@ -156,3 +156,78 @@ impl Attempts {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::Duration;
+
+    use k8s_openapi::api::core::v1::{Container, ExecAction, Probe};
+    use stoker_model::handle::EventType;
+    use stoker_model::pod::PodRef;
+
+    use super::*;
+    use crate::probe::{Ended, ExecError, Target};
+
+    /// Fails so often, and then does well.
+    struct Flaky {
+        failures: u32,
+        made: AtomicU32,
+    }
+
+    #[async_trait::async_trait]
+    impl Exec for Flaky {
+        async fn exec(&self, _: &str, _: Vec<String>, _: Duration) -> Result<Ended, ExecError> {
+            match self.made.fetch_add(1, Ordering::SeqCst) < self.failures {
+                true => Err(ExecError::Failed("the runtime is away".into())),
+                false => Ok(Ended::default()),
+            }
+        }
+    }
+
+    #[derive(Default)]
+    struct Heard(Mutex<Vec<String>>);
+
+    impl EventSink for Heard {
+        fn publish(&self, _: EventSubject, _: EventType, reason: &str, message: String) {
+            self.0.lock().unwrap().push(format!("{reason}: {message}"));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_says_nothing_is_asked_three_times_in_a_row() {
+        // A5.3
+        let unknown = "Unhealthy: Readiness probe errored and resulted in unknown state: the runtime is away";
+        for (failures, attempts, ready, events) in [(2, 3, true, &[][..]), (9, 3, false, &[unknown][..])] {
+            let runner = Arc::new(Flaky { failures, made: AtomicU32::new(0) });
+            let heard = Arc::new(Heard::default());
+            let prober = Prober::spawn(runner.clone(), heard.clone(), CancellationToken::new());
+            let exec = ExecAction { command: Some(vec!["true".into()]) };
+            let probe = Probe { exec: Some(exec), period_seconds: Some(3600), ..Probe::default() };
+            let container = Container { name: "c".into(), readiness_probe: Some(probe), ..Container::default() };
+            let pod = PodRef { namespace: "n".into(), name: "p".into(), uid: PodUid::new("u") };
+            let wake = Arc::new(Notify::new());
+            let keep = || {
+                let target = Target {
+                    id: "1",
+                    spec: &container,
+                    field_path: "spec.containers{c}",
+                    running_since: Clock.now().wall,
+                    reported: None,
+                };
+                prober.keep(View { pod: &pod, address: "", ending: false, containers: &[target] }, &wake)["c"].ready
+            };
+            assert!(!keep());
+            let deadline = Clock.now().monotonic + Duration::from_secs(10);
+            while (runner.made.load(Ordering::SeqCst) < attempts
+                || keep() != ready
+                || heard.0.lock().unwrap().len() < events.len())
+                && Clock.now().monotonic < deadline
+            {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            assert_eq!((runner.made.load(Ordering::SeqCst), keep()), (attempts, ready));
+            assert_eq!(*heard.0.lock().unwrap(), events);
+        }
+    }
+}

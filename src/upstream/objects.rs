@@ -4,13 +4,13 @@
 //! serves all who ask meanwhile: a burst of pods that mount the same ConfigMap asks once. Absence is not kept, since a pod that
 //! waits for an object wants to know at once.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use k8s_openapi::api::authentication::v1::TokenRequest;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde::Deserialize;
@@ -85,6 +85,11 @@ impl ObjectApi for Objects {
             Err(ApiError::NotFound(_)) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    async fn node_labels(&self, node: &str) -> Result<BTreeMap<String, String>, ApiError> {
+        let node: Node = self.api.get(&format!("/api/v1/nodes/{node}")).await?;
+        Ok(node.metadata.labels.unwrap_or_default())
     }
 
     async fn service_account_token(

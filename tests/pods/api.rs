@@ -33,6 +33,8 @@ struct Inner {
     secrets: Mutex<BTreeMap<String, Arc<Secret>>>,
     /// Handlers of RuntimeClasses.
     runtime_classes: Mutex<BTreeMap<String, String>>,
+    /// The Node's labels, where they are newer than what its watch has told.
+    node_labels: Mutex<Option<BTreeMap<String, String>>>,
     /// Who wants to know of which object.
     followers: Mutex<BTreeMap<PodUid, Follower>>,
     /// What persistent volumes are made of.
@@ -49,6 +51,7 @@ impl Api {
             config_maps: Mutex::default(),
             secrets: Mutex::default(),
             runtime_classes: Mutex::default(),
+            node_labels: Mutex::default(),
             followers: Mutex::default(),
             storage: Mutex::default(),
             events: Mutex::default(),
@@ -62,6 +65,11 @@ impl Api {
 
     pub fn put_runtime_class(&self, name: &str, handler: &str) {
         self.0.runtime_classes.lock().unwrap().insert(name.into(), handler.into());
+    }
+
+    pub fn put_node_label(&self, key: &str, value: &str) {
+        let mut labels = self.0.node_labels.lock().unwrap();
+        labels.get_or_insert_default().insert(key.into(), value.into());
     }
 
     fn edit<T>(&self, change: impl FnOnce(&mut DesiredPods) -> T) -> T {
@@ -287,6 +295,11 @@ impl MirrorApi for Api {
 impl ObjectApi for Api {
     async fn runtime_handler(&self, class: &str) -> Result<Option<String>, ApiError> {
         Ok(self.0.runtime_classes.lock().unwrap().get(class).cloned())
+    }
+
+    async fn node_labels(&self, _: &str) -> Result<BTreeMap<String, String>, ApiError> {
+        let labels = self.0.node_labels.lock().unwrap().clone();
+        labels.ok_or_else(|| ApiError::NotFound("nobody answers".into()))
     }
 
     async fn config_map(&self, _: &str, name: &str) -> Result<Option<Arc<ConfigMap>>, ApiError> {

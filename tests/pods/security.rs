@@ -15,7 +15,7 @@ use crate::node::{Node, condition, phase, pod, state, status};
 
 #[tokio::test]
 async fn a_critical_pod_gets_its_place_and_others_are_refused_with_their_reason() {
-    // A6.6, A6.8, A7.6
+    // A6.2, A6.6, A6.8, A7.6
     let mut node = Node::start().await;
     let manifests = node.path("manifests");
     fs::create_dir(&manifests).unwrap();
@@ -79,6 +79,18 @@ spec:
     assert_eq!(of_pod.reason.as_deref(), Some("SysctlForbidden"));
     assert_eq!(of_pod.message, Some(format!("Pod was rejected: {text}")));
     assert!(node.api.events().contains(&format!("forbidden  SysctlForbidden: {text}")));
+
+    // A label that the watch of the Node has not told yet; and one that nobody has.
+    let selects = |name: &str, zone: &str| {
+        let selector = [("zone".to_owned(), zone.to_owned())].into();
+        pod(name).container("main", script).spec(|spec| spec.node_selector = Some(selector))
+    };
+    node.api.put_node_label("zone", "a");
+    let fits = node.api.create(selects("fits", "a").0);
+    node.api.until(&fits, "ready", |p| condition(p, "Ready")).await;
+    let other = node.api.create(selects("other", "b").0);
+    let refused = node.api.until(&other, "refused", |p| phase(p) == "Failed").await;
+    assert_eq!(refused.status.as_ref().unwrap().reason.as_deref(), Some("NodeAffinity"));
     node.stop().await;
 }
 

@@ -56,6 +56,49 @@ fn what_does_not_fit_is_rejected() {
     let small = || pod(&[], |_| {});
     let text = "OutOfpods: Node didn't have enough resource: pods, requested: 1, used: 3, capacity: 3";
     check("A6.1", &small(), &[small(), small(), small()], &node(), text);
+    let more = [("cpu", "2"), ("pods", "3"), ("ephemeral-storage", "1Gi"), ("example.com/gpu", "1")];
+    let more = NodeSnapshot { allocatable: amounts(&more), ..node() };
+    let text = "OutOfephemeral-storage: Node didn't have enough resource: ephemeral-storage, requested: 2147483648, used: 0, \
+                capacity: 1073741824";
+    check("A6.1", &pod(&[("ephemeral-storage", "2Gi")], |_| {}), &[], &more, text);
+    let gpus = |count: &str| pod(&[("example.com/gpu", count)], |_| {});
+    let text =
+        "OutOfexample.com/gpu: Node didn't have enough resource: example.com/gpu, requested: 1, used: 1, capacity: 1";
+    check("A6.1", &gpus("1"), &[gpus("1")], &more, text);
+}
+
+#[test]
+fn the_first_check_that_fails_is_told() {
+    // A6.1, A6.2
+    let taint = Taint { key: "k".into(), effect: "NoExecute".into(), ..Taint::default() };
+    let node = NodeSnapshot { taints: vec![taint], ..node() };
+    let port = ContainerPort { container_port: 1, host_port: Some(80), ..ContainerPort::default() };
+    let busy = |s: &mut PodSpec| s.containers[0].ports = Some(vec![port.clone()]);
+    let others = [pod(&[("cpu", "1")], busy)];
+    let wrong = |right: usize| {
+        pod(&[("cpu", if right > 0 { "1" } else { "2" })], |s| {
+            s.node_selector = (right < 2).then(|| [("zone".to_owned(), "b".to_owned())].into());
+            s.node_name = (right < 3).then(|| "n2".to_owned());
+            if right < 4 {
+                busy(s);
+            }
+            let toleration = Toleration { operator: Some("Exists".into()), ..Toleration::default() };
+            s.tolerations = (right > 4).then(|| vec![toleration]);
+        })
+    };
+    let reason = |right: usize| {
+        let (others, sysctls) = (others.iter().cloned().map(Arc::new).collect::<Vec<_>>(), SysctlRules::default());
+        match admit(&wrong(right), &others, &[], &node, Rules { sysctls: &sysctls, app_armor: false }) {
+            Verdict::Rejected(rejection) => rejection.reason,
+            _ => "none".into(),
+        }
+    };
+    let told: Vec<String> = (0..6).map(reason).collect();
+    assert_eq!(told, ["OutOfcpu", "NodeAffinity", "NodeName", "NodePorts", "TaintToleration", "none"]);
+    // Nobody scheduled a static pod, so that taints are not for it.
+    let mut of_file = wrong(4);
+    of_file.metadata.annotations = Some([("kubernetes.io/config.source".to_owned(), "file".to_owned())].into());
+    check("A6.2", &of_file, &others, &node, "");
 }
 
 #[test]
@@ -136,6 +179,20 @@ fn pressure_keeps_some_away() {
     let text = "Evicted: The node had condition: [DiskPressure]. ";
     check("A6.5", &pod(&[("cpu", "1m")], |_| {}), &[], &under("DiskPressure"), text);
     check("A6.5", &pod(&[], |s| s.priority = Some(CRITICAL)), &[], &under("DiskPressure"), "");
+    let text = "Evicted: The node had condition: [PIDPressure]. ";
+    check("A6.5", &pod(&[("cpu", "1m")], |_| {}), &[], &under("PIDPressure"), text);
+    let tolerates = |key: &str| {
+        let toleration = Toleration { key: Some(key.into()), operator: Some("Exists".into()), ..Toleration::default() };
+        pod(&[], |s| s.tolerations = Some(vec![toleration]))
+    };
+    check("A6.5", &tolerates("node.kubernetes.io/memory-pressure"), &[], &under("MemoryPressure"), "");
+    let text = "Evicted: The node had condition: [DiskPressure]. ";
+    check("A6.5", &tolerates("node.kubernetes.io/disk-pressure"), &[], &under("DiskPressure"), text);
+    for pressure in ["MemoryPressure", "DiskPressure", "PIDPressure"] {
+        let mut of_file = pod(&[], |_| {});
+        of_file.metadata.annotations = Some([("kubernetes.io/config.source".to_owned(), "file".to_owned())].into());
+        check("A6.5", &of_file, &[], &under(pressure), "");
+    }
 }
 
 #[test]

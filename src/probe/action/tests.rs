@@ -279,6 +279,7 @@ fn ports_have_names_or_numbers() {
 
 #[tokio::test]
 async fn a_name_may_stand_for_this_machine() {
+    // A5.8
     let (port, mut asked) = server(|_| status(200, "")).await;
     assert_eq!(get(HTTPGetAction { host: Some("localhost".into()), ..http(port, "/") }).await, Outcome::Success);
     assert!(asked.recv().await.unwrap().to_lowercase().contains(&format!("host: localhost:{port}")));
