@@ -308,6 +308,12 @@ fn some_defaults_follow_other_fields() {
         &resolved("evictionHard: {memory.available: 1Gi}\n"),
         &[("evictionHard", json!({ "memory.available": "1Gi" }))],
     );
+    let defaults = json!({
+        "memory.available": "100Mi", "nodefs.available": "10%", "nodefs.inodesFree": "5%", "imagefs.available": "15%",
+        "imagefs.inodesFree": "5%",
+    });
+    check(&resolved(""), &[("evictionHard", defaults.clone())]);
+    check(&resolved("mergeDefaultEvictionSettings: true\n"), &[("evictionHard", defaults)]);
     let merged = resolved("mergeDefaultEvictionSettings: true\nevictionHard: {memory.available: 1Gi}\n");
     check(&merged, &[("evictionHard/memory.available", json!("1Gi")), ("evictionHard/nodefs.available", json!("10%"))]);
 }

@@ -1,6 +1,11 @@
 //! The addresses of the node (A16.5).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::mpsc;
+use std::time::Duration;
+
+/// So long DNS may take to say what the host's own name stands for. Static pods and the health port wait for it.
+const LOOKUP_LIMIT: Duration = Duration::from_secs(3);
 
 /// Why `--node-ip` cannot be used.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -28,7 +33,15 @@ pub fn choose_addresses(node_ip: Option<&str>, hostname: &str) -> Result<Vec<IpA
         return Ok(fixed);
     }
     let six_first = wanted.first().is_some_and(IpAddr::is_ipv6);
-    let mut found: Vec<IpAddr> = resolve(hostname).into_iter().chain(routed()).collect();
+    let name = hostname.to_owned();
+    let named = within(LOOKUP_LIMIT, move || resolve(&name)).unwrap_or_else(|| {
+        tracing::warn!(
+            hostname,
+            "nobody says in time which address the host's name stands for: the one towards the default route is used"
+        );
+        Vec::new()
+    });
+    let mut found: Vec<IpAddr> = named.into_iter().chain(routed()).collect();
     found.sort_by_key(|ip| ip.is_ipv6() != six_first);
     let primary = found.first().copied();
     // A machine without any network still runs pods for itself.
@@ -59,6 +72,13 @@ fn usable(ip: IpAddr) -> bool {
     !(ip.is_loopback() || ip.is_multicast() || ip.is_unspecified() || link_local)
 }
 
+/// What `ask` answers, if it does so in time. It goes on by itself where it is late.
+fn within<T: Send + 'static>(limit: Duration, ask: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (tell, told) = mpsc::sync_channel(1);
+    std::thread::spawn(move || tell.send(ask()));
+    told.recv_timeout(limit).ok()
+}
+
 /// What the host's own name stands for, if that is an address of this machine.
 fn resolve(hostname: &str) -> Vec<IpAddr> {
     use std::net::ToSocketAddrs;
@@ -80,6 +100,14 @@ fn routed() -> Vec<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_does_not_answer_is_not_waited_for() {
+        let (ask, asked) = mpsc::sync_channel::<()>(0);
+        assert_eq!(within(Duration::from_millis(20), move || asked.recv().is_ok()), None, "DNS is gone");
+        drop(ask);
+        assert_eq!(within(Duration::from_secs(60), || 7), Some(7));
+    }
 
     #[test]
     fn node_ip_is_one_address_of_each_family() {

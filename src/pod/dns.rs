@@ -196,7 +196,7 @@ mod tests {
 
     #[test]
     fn limits_are_told() {
-        // A11.6
+        // A11.5, A11.6
         let custom = PodDNSConfig {
             nameservers: Some((1..=4).map(|n| format!("1.1.1.{n}")).collect()),
             searches: Some((1..=40).map(|n| format!("s{n}")).collect()),
@@ -206,7 +206,26 @@ mod tests {
         let (dns, problems) =
             config(&spec, "ns", ClusterDns { servers: &[], domain: "", of_node: Some(""), node_ips: &[] });
         assert_eq!((dns.servers.len(), dns.searches.len(), problems.len()), (3, 32, 2));
-        assert!(matches!(&problems[1], Problem::Limits(text) if text.starts_with("Search Line limits were exceeded")));
+        let Problem::Limits(servers) = &problems[0] else { panic!("{problems:?}") };
+        assert_eq!(
+            servers,
+            "Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: 1.1.1.1 1.1.1.2 1.1.1.3"
+        );
+        let Problem::Limits(searches) = &problems[1] else { panic!("{problems:?}") };
+        let begin =
+            "Search Line limits were exceeded, some search paths have been omitted, the applied search line is: s1 s2 ";
+        assert!(searches.starts_with(begin) && searches.ends_with(" s32"), "{searches}");
+
+        // What is too long for itself, and what is too long together, the cluster's own names included.
+        let long = |n: usize, length: usize| format!("{}{n:02}", "x".repeat(length - 2));
+        let asks = |searches: Vec<String>| {
+            let custom = PodDNSConfig { searches: Some(searches), ..PodDNSConfig::default() };
+            of(&PodSpec { dns_config: Some(custom), ..PodSpec::default() }).searches
+        };
+        let own = ["ns.svc.cluster.local", "svc.cluster.local", "cluster.local", "corp.example"].map(String::from);
+        assert_eq!(asks(vec![long(1, 254), long(2, 253)]), [&own[..], &[long(2, 253)]].concat());
+        let many = asks((0..20).map(|n| long(n, 200)).collect());
+        assert_eq!((many.len(), many.join(" ").len()), (own.len() + 9, 65 + 9 * 201));
     }
 
     #[test]

@@ -137,6 +137,15 @@ mod tests {
         let text = pod_file(&["10.0.0.7".into()], &names, std::slice::from_ref(&alias));
         assert!(text.starts_with("# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n"));
         assert!(text.ends_with("10.0.0.7\th.sub.ns.svc.c\th\n\n# Entries added by HostAliases.\n1.2.3.4\ta\tb\n"));
+        let plain = Names { hostname: "h".into(), short: "h".into(), fqdn: None };
+        assert_eq!(
+            pod_file(&["10.0.0.7".into(), "fd00::7".into()], &plain, &[]),
+            "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\n\
+             fe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n10.0.0.7\th\nfd00::7\th\n"
+        );
+        let text = node_file("127.0.0.1 localhost\n", std::slice::from_ref(&alias));
+        let aliases = "\n# Entries added by HostAliases.\n1.2.3.4\ta\tb\n";
+        assert_eq!(text, format!("# Kubernetes-managed hosts file (host network).\n127.0.0.1 localhost\n{aliases}"));
         let text = node_file("127.0.0.1 localhost\n", &[]);
         assert_eq!(text, "# Kubernetes-managed hosts file (host network).\n127.0.0.1 localhost\n");
     }

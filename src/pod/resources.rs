@@ -251,6 +251,15 @@ mod tests {
         };
         assert_eq!(oom_score_adj(&with_more, &with_more.containers[0], 4 << 30), 500);
         assert_eq!(oom_score_adj(&with_more, &with_more.containers[1], 4 << 30), 750);
+        // A sidecar lives at least as long as the least of those that it serves.
+        let sidecar =
+            |request: &[(&str, &str)]| Container { restart_policy: Some("Always".into()), ..container(request, &[]) };
+        for (own, score) in [(&[][..], 750), (&[("memory", "512Mi")], 750), (&[("memory", "3Gi")], 250)] {
+            let regular = [container(&[("memory", "2Gi")], &[]), container(&[("memory", "1Gi")], &[])];
+            let with_sidecar = PodSpec { init_containers: Some(vec![sidecar(own)]), ..spec(&regular) };
+            let sidecar = &with_sidecar.init_containers.as_ref().unwrap()[0];
+            assert_eq!(oom_score_adj(&with_sidecar, sidecar, 4 << 30), score, "{own:?}");
+        }
         let class = Some(NODE_CRITICAL.to_owned());
         let critical = PodSpec { priority_class_name: class, ..spec(&[container(&[], &[])]) };
         assert_eq!(oom_score_adj(&critical, &critical.containers[0], 4 << 30), -997);

@@ -173,6 +173,31 @@ async fn an_end_that_was_interrupted_is_finished() {
 }
 
 #[tokio::test]
+async fn a_sandbox_that_died_is_replaced_with_everything_in_it() {
+    // A1.17, A3.2
+    let node = Node::start().await;
+    let long = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
+    let uid = node.api.create(pod("lost").init("first", "true").container("main", long).0);
+    node.api.until(&uid, "ready", |p| condition(p, "Ready")).await;
+    let sandboxes = node.lab.runtime.list_pod_sandbox(None).await.unwrap();
+    assert_eq!(sandboxes.len(), 1);
+    node.lab.runtime.stop_pod_sandbox(&sandboxes[0].id).await.unwrap();
+    let again = |p: &k8s_openapi::api::core::v1::Pod| condition(p, "Ready") && status(p, "main").restart_count == 1;
+    let after = node.api.until(&uid, "ready in another sandbox", again).await;
+    assert_eq!(status(&after, "first").restart_count, 1, "it begins as the first one did");
+    let sandboxes = node.lab.runtime.list_pod_sandbox(None).await.unwrap();
+    let ready = sandboxes.iter().filter(|s| s.state() == cri::PodSandboxState::SandboxReady);
+    let attempts: Vec<u32> = ready.map(|s| s.metadata.as_ref().unwrap().attempt).collect();
+    assert_eq!(attempts, [1]);
+    let told = "lost  SandboxChanged: Pod sandbox changed, it will be killed and re-created.".to_owned();
+    assert!(node.api.events().contains(&told), "{:#?}", node.api.events());
+    node.api.delete(&uid, 2);
+    node.api.until_gone(&uid).await;
+    node.until_nothing_is_left(&uid).await;
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn what_others_wrote_over_the_status_is_put_right() {
     // A2.10
     let node = Node::start().await;

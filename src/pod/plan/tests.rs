@@ -540,7 +540,13 @@ fn a_new_image_makes_a_new_container() {
     assert_eq!(stop.message, "Container a definition changed, will be restarted");
     assert!(stop.recreate);
     let stopped = changed(pod(&["a"]).policy("Never").exited("a", 0)).memory(|m| m.recreate = ["a".into()].into());
-    check("A3.13", stopped, "find-img:2");
+    check("A3.13", stopped.clone(), "find-img:2");
+    let there = ImageState::Ready { id: "sha2".into(), uid: None, username: String::new() };
+    let image = ImageKey::of(&Container { image: Some("img:2".into()), ..container("a") });
+    let stopped = stopped.memory(|m| _ = m.images.insert(image, there));
+    check("A1.16", stopped, "create-a-1 start-a");
+    let elsewhere = pod(&["a"]).runs("a").spec(|s| s.containers[0].working_dir = Some("/x".into()));
+    check("A1.16", elsewhere, "");
     let init = pod(&["a"]).init("i").runs("i").spec(|s| {
         s.init_containers.as_mut().unwrap()[0].image = Some("img:2".into());
     });

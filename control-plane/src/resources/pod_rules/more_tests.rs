@@ -133,7 +133,7 @@ fn volumes_of_old_kinds() {
 
 #[test]
 fn security() {
-    // A10.4, A10.8
+    // A10.4, A10.8, A10.9
     check_container(
         json!({"securityContext": {"runAsUser": -1, "procMount": "Unmasked", "seccompProfile": {"type": "Localhost"}, "appArmorProfile": {"type": "Mine"}}}),
         &[
