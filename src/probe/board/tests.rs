@@ -154,7 +154,7 @@ fn another_container_starts_over() {
 
 #[test]
 fn an_ending_pod_is_asked_for_readiness_only() {
-    // A5.6
+    // A1.10, A5.6
     let mut c = case(|c| {
         c.startup_probe = usual();
         c.liveness_probe = usual();
