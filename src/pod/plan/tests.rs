@@ -532,7 +532,7 @@ fn restarts_wait_longer_each_time() {
 
 #[test]
 fn a_new_image_makes_a_new_container() {
-    // A1.16, A3.13
+    // A1.16, A3.13, A4.9
     let changed = |case: Case| case.spec(|s| s.containers[0].image = Some("img:2".into()));
     let running = changed(pod(&["a"]).policy("Never").runs("a"));
     let plan = check("A1.16", running, "stop-a");
