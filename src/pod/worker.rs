@@ -46,14 +46,14 @@ const REPEAT_DELAY: (Duration, Duration) = (Duration::from_millis(50), Duration:
 struct Report {
     /// It was the hand.
     hand: bool,
-    /// It brought volumes up to date.
-    refresh: bool,
+    /// It brought volumes up to date; whether all of them.
+    refresh: Option<bool>,
     effects: Vec<Effect>,
 }
 
 impl Report {
     const fn of(effects: Vec<Effect>) -> Self {
-        Self { hand: false, refresh: false, effects }
+        Self { hand: false, refresh: None, effects }
     }
 }
 
@@ -93,6 +93,9 @@ pub(super) struct Worker {
     /// Notified when an object has changed that a volume shows (A9.8).
     volumes_changed: Arc<Notify>,
     refresh: Refresh,
+    /// How often in a row not all could be brought up to date, and when (monotonic) it is tried again.
+    refresh_failures: u32,
+    refresh_at: Option<Duration>,
     /// The pod's labels and annotations as its volumes were last given them.
     shown_fields: PodFields,
     /// Steps of the last hand, and how often they came again.
@@ -149,6 +152,8 @@ impl Worker {
             mount_failures: 0,
             volumes_changed: Arc::default(),
             refresh: Refresh::Idle,
+            refresh_failures: 0,
+            refresh_at: None,
             shown_fields: (pod.metadata.labels.clone(), pod.metadata.annotations.clone()),
             repeated: (Vec::new(), 0),
             sandbox: None,
@@ -222,6 +227,7 @@ impl Worker {
     async fn next_wake(&mut self, wake_at: Option<Duration>, resync_at: Duration) -> Wake {
         let now = self.shared.clock.now().monotonic;
         let wake_at = wake_at.filter(|_| !self.hand_busy);
+        let refresh_at = self.refresh_at;
         let until = |at: Duration| tokio::time::sleep(at.saturating_sub(now));
         tokio::select! {
             biased;
@@ -241,6 +247,10 @@ impl Worker {
             }
             () = self.wake.notified() => self.view = None,
             () = self.volumes_changed.notified() => return Wake::VolumesChanged,
+            () = until(refresh_at.unwrap_or(resync_at)), if refresh_at.is_some() => {
+                self.refresh_at = None;
+                return Wake::VolumesChanged;
+            }
             () = until(wake_at.unwrap_or(resync_at).min(resync_at)) => {
                 let is_resync = now + Duration::from_millis(1) >= resync_at || wake_at.is_none_or(|at| at >= resync_at);
                 return if is_resync { Wake::Resync } else { Wake::Look };
@@ -253,8 +263,8 @@ impl Worker {
         match report {
             Ok(report) => {
                 self.hand_busy &= !report.hand;
-                if report.refresh && std::mem::replace(&mut self.refresh, Refresh::Idle) == Refresh::Again {
-                    self.refresh_volumes();
+                if let Some(well) = report.refresh {
+                    self.refreshed(well);
                 }
                 for effect in report.effects {
                     self.remember(effect);
@@ -430,7 +440,7 @@ impl Worker {
             target: "otel", "syncPod", k8s.pod.uid = %self.reference.uid, k8s.pod.name = self.reference.name,
             k8s.namespace.name = self.reference.namespace,
         );
-        let work = async move { Report { hand: true, refresh: false, effects: hand.run(for_hand, pause).await } };
+        let work = async move { Report { hand: true, refresh: None, effects: hand.run(for_hand, pause).await } };
         self.tasks.spawn(work.instrument(span).in_current_span());
         None
     }

@@ -191,9 +191,10 @@ async fn devices_of_a_driver_are_mapped_and_volumes_grow() {
     // A volume that the cluster has made larger grows before its pod starts, or while it runs.
     put(&node, "large", json!({"csi": {"driver": NAME, "volumeHandle": "vol-2"}}));
     attach(&node, "vol-2");
+    let api = node.api.clone();
     let grow = |size: &str| {
         let size = k8s_openapi::apimachinery::pkg::api::resource::Quantity(size.to_owned());
-        node.api.storage(|all| {
+        api.storage(|all| {
             let spec = all.volumes.get_mut("pv-large").unwrap().spec.as_mut().unwrap();
             spec.capacity = Some([("storage".to_owned(), size)].into());
         });
@@ -224,6 +225,7 @@ async fn devices_of_a_driver_are_mapped_and_volumes_grow() {
     .await;
     end(&node, &c).await;
     // Who only reads cannot let it grow.
+    grow("4Gi");
     let reads = volume("data", json!({"persistentVolumeClaim": {"claimName": "large", "readOnly": true}}));
     let d = run(&node, pod("d").container("main", SLEEP).volume(reads, "/disk")).await;
     until_event(

@@ -181,7 +181,10 @@ async fn a_sandbox_that_died_is_replaced_with_everything_in_it() {
     node.api.until(&uid, "ready", |p| condition(p, "Ready")).await;
     let sandboxes = node.lab.runtime.list_pod_sandbox(None).await.unwrap();
     assert_eq!(sandboxes.len(), 1);
-    node.lab.runtime.stop_pod_sandbox(&sandboxes[0].id).await.unwrap();
+    let info = node.lab.runtime.pod_sandbox_status(&sandboxes[0].id, true).await.unwrap().info;
+    let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
+    let killed = std::process::Command::new("kill").args(["-KILL", &info["pid"].to_string()]).status();
+    assert!(killed.unwrap().success());
     let again = |p: &k8s_openapi::api::core::v1::Pod| condition(p, "Ready") && status(p, "main").restart_count == 1;
     let after = node.api.until(&uid, "ready in another sandbox", again).await;
     assert_eq!(status(&after, "first").restart_count, 1, "it begins as the first one did");

@@ -203,16 +203,13 @@ conf_template = "{0}/cni.template"
         self.remove_cgroups();
     }
 
-    /// The runtime leaves the parent that it was given, and the kernel may need a moment to see that the last process has gone.
+    /// The runtime leaves the parent that it was given, an agent its tree below that, and the kernel may need a moment to see that the last process has gone.
     fn remove_cgroups(&self) {
         let name = self.path().file_name().unwrap();
         let hierarchies = fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|entry| entry.path());
         for parent in hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]).map(|hierarchy| hierarchy.join(name)) {
             for _ in 0..50 {
-                for child in fs::read_dir(&parent).into_iter().flatten().flatten() {
-                    let _ = fs::remove_dir(child.path());
-                }
-                let _ = fs::remove_dir(&parent);
+                remove_cgroup(&parent);
                 if !parent.exists() {
                     break;
                 }
@@ -220,6 +217,13 @@ conf_template = "{0}/cni.template"
             }
         }
     }
+}
+
+/// One that nothing is in, and those below it.
+fn remove_cgroup(group: &Path) {
+    let children = fs::read_dir(group).into_iter().flatten().flatten().map(|entry| entry.path());
+    children.filter(|child| child.is_dir()).for_each(|child| remove_cgroup(&child));
+    let _ = fs::remove_dir(group);
 }
 
 impl Drop for Lab {

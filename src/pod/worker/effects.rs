@@ -148,7 +148,7 @@ impl Worker {
 }
 
 /// How long a mount waits after so many failures before it.
-fn mount_delay(failures: u32) -> Duration {
+pub(super) fn mount_delay(failures: u32) -> Duration {
     MOUNT_RETRY.0.saturating_mul(1 << failures.min(10)).min(MOUNT_RETRY.1)
 }
 

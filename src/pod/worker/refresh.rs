@@ -7,6 +7,7 @@ use std::time::Duration;
 use stoker_model::handle::EventType;
 use tracing::Instrument;
 
+use super::effects::mount_delay;
 use super::{Report, Worker};
 use crate::pod::observed::{Stage, VolumesState};
 
@@ -63,13 +64,24 @@ impl Worker {
         let work = async move {
             let now = shared.clock.now();
             let mounted = shared.volumes.mount(&desired.pod, &shared.node(), now, &changed).await;
+            let well = mounted.is_ok();
             for failure in mounted.err().into_iter().flatten() {
                 if let Some(reason) = failure.reason() {
                     shared.tell(&pod, EventType::Warning, reason, failure.to_string());
                 }
             }
-            Report { hand: false, refresh: true, effects: Vec::new() }
+            Report { hand: false, refresh: Some(well), effects: Vec::new() }
         };
         self.tasks.spawn(work.in_current_span());
+    }
+
+    /// What a former agent mounted may need a driver that has not come yet: what was not brought up to date is tried again as mounts are.
+    pub(super) fn refreshed(&mut self, well: bool) {
+        let delay = mount_delay(self.refresh_failures);
+        self.refresh_at = (!well).then(|| self.shared.clock.now().monotonic + delay);
+        self.refresh_failures = if well { 0 } else { self.refresh_failures + 1 };
+        if std::mem::replace(&mut self.refresh, Refresh::Idle) == Refresh::Again {
+            self.refresh_volumes();
+        }
     }
 }
