@@ -58,3 +58,20 @@ pub fn at<'a>(object: &'a Value, path: &str) -> Option<&'a Value> {
 pub fn is_set(object: &Value, key: &str) -> bool {
     object.get(key).is_some_and(|value| !value.is_null())
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_null_is_not_there() {
+        // B1.1: readers of stored objects need not know `null`.
+        let mut object = json!({"a": null, "b": {"c": null, "d": [{"e": null, "f": 0}, [], ""]}, "g": {}});
+        drop_nulls(&mut object);
+        assert_eq!(object, json!({"b": {"d": [{"f": 0}, [], ""]}, "g": {}}));
+        assert_eq!(items_mut(&mut object, "none").count(), 0);
+        assert_eq!(object.get("none"), None, "asking for a list makes none");
+    }
+}
