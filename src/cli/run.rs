@@ -22,8 +22,8 @@ use super::reservations::enforcement;
 use super::spans::{self, Destination, Exporter};
 use super::standalone::{AlwaysAllow, Standalone};
 use super::wiring::{
-    Host, WiringError, cgroup_config, event_pace, eviction_settings, node_settings, pods_config, resources_config,
-    server_config, shutdown_settings,
+    Host, WiringError, cgroup_config, event_pace, eviction_settings, node_settings, pods_config, request_pace,
+    resources_config, server_config, shutdown_settings,
 };
 use super::{cluster_dns, credentials, images, reload, status};
 use super::{logging, systemd};
@@ -318,6 +318,8 @@ async fn wire_node(
     let seen = node::Seen { observations: observer.observations, volumes_in_use: volumes_in_use.subscribe() };
     let report = node::report(node.clone(), node_api, events.clone(), seen, node_object, *clock);
     spawn(tasks, "node reporter", report);
+    // A heartbeat waits for nobody's turn, and events have their own.
+    let api = api.paced(request_pace(kubelet));
     let (pods, task) = upstream::watch_pods(api.clone(), node.name.clone());
     spawn(tasks, "pod watch", task);
 

@@ -13,8 +13,8 @@ use super::proxy::ProxySettings;
 use super::reservations::reserved;
 use crate::cgroup::{CgroupConfig, CgroupDriver};
 use crate::config::{
-    Flags, GoDuration, KubeProxyConfig, KubeletConfig, LabelError, ProxyMode, StokerConfig, parse_bool,
-    parse_node_labels,
+    DECLARED_FEATURES, Flags, GoDuration, KubeProxyConfig, KubeletConfig, LabelError, ProxyMode, StokerConfig,
+    parse_bool, parse_node_labels,
 };
 use crate::node::eviction::{EvictionSettings, ThresholdError, ThresholdFields};
 use crate::node::{
@@ -95,13 +95,19 @@ pub(super) fn node_settings(config: &KubeletConfig, flags: &Flags) -> Result<Arc
 /// Upstream's features that this node has and an API server wants to know of; a feature gate takes one out.
 fn declared_features(config: &KubeletConfig) -> Vec<String> {
     let wanted = |feature: &&str| config.feature_gates.get(*feature).copied().unwrap_or(true);
-    ["ExtendWebSocketsToKubelet"].into_iter().filter(wanted).map(str::to_owned).collect()
+    DECLARED_FEATURES.into_iter().filter(wanted).map(str::to_owned).collect()
 }
 
 /// Events that are sent a second, and at once.
 pub(super) fn event_pace(config: &KubeletConfig) -> (u32, u32) {
     let number = |value: i32| u32::try_from(value).unwrap_or_default();
     (number(config.event_record_qps), number(config.event_burst))
+}
+
+/// How many requests may be sent a second, and at once; the node's status, its lease and events are not among them.
+pub(super) fn request_pace(config: &KubeletConfig) -> (u32, u32) {
+    let number = |value: i32| u32::try_from(value).unwrap_or_default();
+    (number(config.kube_api_qps), number(config.kube_api_burst))
 }
 
 /// How pods end before the machine goes down.

@@ -14,8 +14,6 @@ const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("hairpinMode", "the pod network decides it"),
     ("iptablesDropBit", "packets are marked by the service rules alone"),
     ("iptablesMasqueradeBit", "packets are marked by the service rules alone; set it in KubeProxyConfiguration"),
-    ("kubeAPIBurst", "requests are not limited: there are watches in place of most of them"),
-    ("kubeAPIQPS", "requests are not limited: there are watches in place of most of them"),
     ("kernelMemcgNotification", "the kernel tells of short memory by pressure stall information, where it has that"),
     ("kubeletCgroups", "the unit's own group is used"),
     ("logging.flushFrequency", "lines are written at once"),
@@ -77,10 +75,10 @@ mod tests {
         for (name, _) in WITHOUT_EFFECT {
             assert!(field(&known, name).is_some(), "{name} is no field");
         }
-        let set = KubeletConfig { kube_api_qps: 7, hairpin_mode: "none".into(), ..default };
+        let set = KubeletConfig { content_type: "application/json".into(), hairpin_mode: "none".into(), ..default };
         let told = warnings(&set);
         assert_eq!(told.len(), 2, "{told:?}");
-        assert!(told[0].contains("hairpinMode has no effect") && told[1].contains("kubeAPIQPS"), "{told:?}");
+        assert!(told[0].contains("contentType has no effect") && told[1].contains("hairpinMode"), "{told:?}");
     }
 
     #[test]

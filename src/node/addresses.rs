@@ -22,7 +22,7 @@ pub enum AddressError {
 }
 
 /// One address of each family, primary first: `node_ip` (`--node-ip`), else what the host's name resolves to, else the
-/// address that leads to the default route. `0.0.0.0` and `::` choose a family only.
+/// address that leads to the default route; a host's name that is an address is the address. `0.0.0.0` and `::` choose a family only.
 ///
 /// # Errors
 /// When `node_ip` makes no sense.
@@ -33,6 +33,10 @@ pub fn choose_addresses(node_ip: Option<&str>, hostname: &str) -> Result<Vec<IpA
         return Ok(fixed);
     }
     let six_first = wanted.first().is_some_and(IpAddr::is_ipv6);
+    // Somebody gave an address as the node's name.
+    if let Ok(ip) = hostname.parse() {
+        return Ok(vec![ip]);
+    }
     let name = hostname.to_owned();
     let named = within(LOOKUP_LIMIT, move || resolve(&name)).unwrap_or_else(|| {
         tracing::warn!(
@@ -41,12 +45,15 @@ pub fn choose_addresses(node_ip: Option<&str>, hostname: &str) -> Result<Vec<IpA
         );
         Vec::new()
     });
-    let mut found: Vec<IpAddr> = named.into_iter().chain(routed()).collect();
-    found.sort_by_key(|ip| ip.is_ipv6() != six_first);
-    let primary = found.first().copied();
+    let primary = first_of(six_first, &named).or_else(|| first_of(six_first, &routed()));
     // A machine without any network still runs pods for itself.
     let loopback = if six_first { IpAddr::V6(Ipv6Addr::LOCALHOST) } else { IpAddr::V4(Ipv4Addr::LOCALHOST) };
     Ok(vec![primary.unwrap_or(loopback)])
+}
+
+/// The first of the family that is wanted, else the first.
+fn first_of(six_first: bool, found: &[IpAddr]) -> Option<IpAddr> {
+    found.iter().find(|ip| ip.is_ipv6() == six_first).or(found.first()).copied()
 }
 
 fn parse(text: &str) -> Result<Vec<IpAddr>, AddressError> {
@@ -124,5 +131,26 @@ mod tests {
     fn without_node_ip_there_is_always_an_address() {
         // A16.5
         assert_eq!(choose_addresses(None, "no-such-host.invalid").map(|found| found.len()), Ok(1));
+        let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+        assert_eq!(choose_addresses(None, "192.0.2.9"), Ok(vec![ip("192.0.2.9")]), "a name that is an address");
+        // What the host's name stands for goes before the default route, of whichever family it is.
+        let (four, six) = (ip("192.0.2.1"), ip("2001:db8::1"));
+        for (six_first, found, expected) in [
+            (false, vec![six, four], Some(four)),
+            (true, vec![four, six], Some(six)),
+            (false, vec![six], Some(six)),
+            (true, vec![four], Some(four)),
+            (false, vec![], None),
+        ] {
+            assert_eq!(first_of(six_first, &found), expected, "{six_first} {found:?}");
+        }
+        // The unspecified address chooses a family only.
+        assert!(resolve("localhost").is_empty(), "no other machine finds this one there");
+        let routes = routed();
+        for (node_ip, is_six) in [("0.0.0.0", false), ("::", true)] {
+            let found = choose_addresses(Some(node_ip), "no-such-host.invalid").expect("an address");
+            let has_family = routes.is_empty() || routes.iter().any(|ip| ip.is_ipv6() == is_six);
+            assert_eq!(found[0].is_ipv6() == is_six, has_family, "{node_ip} {found:?}");
+        }
     }
 }

@@ -44,6 +44,10 @@ pub struct Observation {
     pub(super) verdicts: Vec<Verdict>,
     pub(super) info: NodeSystemInfo,
     pub(super) images: Vec<ContainerImage>,
+    /// What the runtime's handlers can do, by name; as it tells itself.
+    pub(super) handlers: BTreeMap<String, RuntimeHandler>,
+    /// Whether the runtime knows of policies for supplemental groups; `None` where it does not say.
+    pub(super) supplemental_groups_policy: Option<bool>,
 }
 
 impl Observation {
@@ -97,7 +101,7 @@ pub fn observe(
         images_read: None,
         handlers: BTreeMap::new(),
         listed: clock.now(),
-        supplemental_groups_policy: false,
+        supplemental_groups_policy: None,
         settings,
     };
     let first = eye.look(RuntimeHealth::Unknown);
@@ -127,11 +131,7 @@ pub fn observe(
                 }
                 changed
             });
-            let wait = match clock.now().monotonic - started {
-                _ if is_ready => eye.settings.observe_every,
-                passed if passed < FAST_FOR => FAST,
-                _ => NOT_READY,
-            };
+            let wait = pause(is_ready, clock.now().monotonic.saturating_sub(started), eye.settings.observe_every);
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 Ok(()) = node.changed() => {}
@@ -142,6 +142,15 @@ pub fn observe(
         }
     };
     (observer, task)
+}
+
+/// How long until the next look, so long after the start.
+fn pause(is_ready: bool, running: Duration, every: Duration) -> Duration {
+    match running {
+        _ if is_ready => every,
+        running if running < FAST_FOR => FAST.min(every),
+        _ => NOT_READY.min(every),
+    }
 }
 
 fn publish<T: PartialEq>(to: &watch::Sender<Arc<T>>, value: T) {
@@ -192,7 +201,7 @@ struct Eye {
     /// The runtime's handler can do it.
     handlers: BTreeMap<String, RuntimeHandler>,
     /// The runtime's status says so.
-    supplemental_groups_policy: bool,
+    supplemental_groups_policy: Option<bool>,
 }
 
 impl Eye {
@@ -217,6 +226,8 @@ impl Eye {
             verdicts,
             info: self.info.clone().unwrap_or_else(|| system_info(String::new())),
             images: self.images.clone(),
+            handlers: self.handlers.clone(),
+            supplemental_groups_policy: self.supplemental_groups_policy,
         }
     }
 
@@ -239,7 +250,7 @@ impl Eye {
             allocatable: with_extended(quantities(&seen.allocatable), status.and_then(|s| s.allocatable.as_ref())),
             capacity: with_extended(quantities(&seen.capacity), status.and_then(|s| s.capacity.as_ref())),
             network_ready,
-            supplemental_groups_policy: self.supplemental_groups_policy,
+            supplemental_groups_policy: self.supplemental_groups_policy.unwrap_or(false),
             pressures: pressures.map(|verdict| verdict.kind.to_owned()).collect(),
             handlers: self.handlers.clone(),
             shutting_down: *self.going_down.borrow(),
@@ -268,7 +279,7 @@ impl Eye {
             (handler.name, can)
         });
         self.handlers = all.collect();
-        self.supplemental_groups_policy = answer.features.is_some_and(|features| features.supplemental_groups_policy);
+        self.supplemental_groups_policy = answer.features.map(|features| features.supplemental_groups_policy);
         runtime_health(answer.status.as_ref())
     }
 
@@ -372,6 +383,21 @@ mod tests {
         let all = with_extended(ours.clone(), Some(&node));
         assert_eq!(all, list(&[("cpu", "2"), ("example.com/gpu", "1"), ("example.com/token", "5")]));
         assert_eq!(with_extended(ours.clone(), None), ours);
+    }
+
+    #[test]
+    fn who_is_not_ready_is_looked_at_sooner() {
+        // A16.8
+        let (seconds, ms) = (Duration::from_secs, Duration::from_millis);
+        for (is_ready, running, expected) in [
+            (true, seconds(0), seconds(10)),
+            (false, seconds(0), ms(100)),
+            (false, seconds(119), ms(100)),
+            (false, seconds(120), seconds(1)),
+            (true, seconds(1000), seconds(10)),
+        ] {
+            assert_eq!(pause(is_ready, running, seconds(10)), expected, "{is_ready} {running:?}");
+        }
     }
 
     #[test]

@@ -241,6 +241,12 @@ fn conditions(verdicts: &[Verdict], known: &BTreeMap<&'static str, Known>, now: 
 
 /// The status without its conditions.
 fn status_fields(settings: &NodeSettings, seen: &Observation, in_use: &[String]) -> Map<String, Value> {
+    let handlers = seen.handlers.iter().map(|(name, can)| {
+        let features =
+            json!({ "recursiveReadOnlyMounts": can.recursive_read_only, "userNamespaces": can.user_namespaces });
+        json!({ "name": name, "features": features })
+    });
+    let features = seen.supplemental_groups_policy.map(|can| ("features", json!({ "supplementalGroupsPolicy": can })));
     let fields = [
         ("capacity", json!(quantities(&seen.capacity))),
         ("allocatable", json!(quantities(&seen.allocatable))),
@@ -250,8 +256,9 @@ fn status_fields(settings: &NodeSettings, seen: &Observation, in_use: &[String])
         ("images", json!(seen.images)),
         ("declaredFeatures", json!(settings.declared_features)),
         ("volumesInUse", json!(in_use)),
+        ("runtimeHandlers", handlers.collect()),
     ];
-    fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    fields.into_iter().chain(features).map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// One internal address of each family, then the name (A16.5); the name alone where a cloud is to tell the others (A16.3).
@@ -340,6 +347,8 @@ fn reconcile_patch(settings: &NodeSettings, node: &Node) -> Option<Value> {
 #[cfg(test)]
 mod tests {
     use super::super::machine::system_info;
+    use stoker_model::handle::RuntimeHandler;
+
     use super::super::settings::tests_support;
     use super::*;
 
@@ -350,6 +359,8 @@ mod tests {
             verdicts: Vec::new(),
             info: system_info("containerd://1".into()),
             images: Vec::new(),
+            handlers: BTreeMap::new(),
+            supplemental_groups_policy: None,
         }
     }
 
@@ -371,9 +382,13 @@ mod tests {
         let node = new_node(&settings, &observation());
         let taints = node.spec.clone().and_then(|spec| spec.taints).expect("taints");
         assert_eq!((taints[0].key.as_str(), taints[0].effect.as_str()), (CLOUD_TAINT, "NoSchedule"));
+        assert_eq!(taints[0].value.as_deref(), Some("true"));
         assert_eq!(node.metadata.annotations.as_ref().expect("annotations")[PROVIDED_IP], "10.0.0.1");
         let bare = Node { spec: None, ..node };
         assert_eq!(reconcile_patch(&settings, &bare), None);
+        let mut dual = settings.clone();
+        dual.addresses.push("2001:db8::1".parse().expect("an address"));
+        assert_eq!(annotations(&dual)[PROVIDED_IP], "10.0.0.1,2001:db8::1");
         let kinds = |settings: &NodeSettings| {
             let status = new_node(settings, &observation()).status.unwrap_or_default();
             status.addresses.unwrap_or_default().into_iter().map(|address| address.type_).collect::<Vec<_>>()
@@ -413,5 +428,18 @@ mod tests {
             json!([{ "type": "InternalIP", "address": "10.0.0.1" }, { "type": "Hostname", "address": "n1" }])
         );
         assert_eq!(fields["daemonEndpoints"]["kubeletEndpoint"]["Port"], 10250);
+        // Of an older runtime nothing is known.
+        assert_eq!((&fields["runtimeHandlers"], fields.get("features")), (&json!([]), None));
+        let can = |recursive_read_only, user_namespaces| RuntimeHandler { recursive_read_only, user_namespaces };
+        let mut seen = observation();
+        seen.handlers = BTreeMap::from([("runsc".to_owned(), can(false, true)), (String::new(), can(true, false))]);
+        seen.supplemental_groups_policy = Some(true);
+        let fields = status_fields(&tests_support(), &seen, &[]);
+        let expected = json!([
+            {"name": "", "features": {"recursiveReadOnlyMounts": true, "userNamespaces": false}},
+            {"name": "runsc", "features": {"recursiveReadOnlyMounts": false, "userNamespaces": true}},
+        ]);
+        assert_eq!(fields["runtimeHandlers"], expected);
+        assert_eq!(fields["features"], json!({"supplementalGroupsPolicy": true}));
     }
 }

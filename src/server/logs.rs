@@ -164,6 +164,7 @@ mod tests {
 
     #[test]
     fn queries_are_read_as_kubelet_does() {
+        // A18.7
         let since = |time: &str| Some(time.parse().unwrap());
         let options = LogOptions::default();
         for (query, expected) in [
@@ -189,7 +190,7 @@ mod tests {
 
     #[test]
     fn wrong_options_are_refused() {
-        // A20.8
+        // A18.7, A20.8
         for query in
             ["tailLines=-1", "limitBytes=0", "sinceSeconds=0", "sinceSeconds=1&sinceTime=2026-01-02T03%3A04%3A05Z"]
         {
@@ -230,10 +231,10 @@ mod tests {
         let none = || json!({});
         assert_eq!(now(running(), ended("containerd://old")), Ok("now".into()));
         assert_eq!(now(ended("containerd://now"), none()), Ok("now".into()));
-        // A20.8
+        // A18.7, A20.8
         assert_eq!(now(waiting("CrashLoopBackOff"), ended("containerd://old")), Ok("old".into()));
         assert_eq!(now(ended(""), ended("containerd://old")), Ok("old".into()));
-        // A20.7
+        // A18.7, A20.7
         let why = |text: &str| Err(format!("container \"c\" in pod \"p\" is {text}"));
         assert_eq!(now(ended(""), none()), why("terminated"));
         assert_eq!(now(waiting("ErrImagePull"), none()), why("waiting to start: image can't be pulled"));
@@ -256,7 +257,7 @@ mod tests {
             (unknown.status().as_u16(), unknown.to_string().as_str()),
             (404, "container \"x\" not found in pod \"p\"")
         );
-        // A20.7
+        // A18.7, A20.7
         let early = choose_container(&pod, "c", false).unwrap_err();
         assert_eq!(
             (early.status().as_u16(), early.to_string().as_str()),

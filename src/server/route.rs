@@ -61,6 +61,8 @@ enum Page {
     Healthz(Check),
     /// PUT of klog's level.
     Verbosity,
+    /// Profiles of Go's runtime.
+    Profile,
     Pods,
     RunningPods,
     Metrics(Metrics),
@@ -98,6 +100,7 @@ impl Page {
             ["healthz"] => Self::Healthz(Check::All),
             ["healthz", name] if Check::of(name).is_some() => Self::Healthz(Check::of(name).unwrap_or(Check::All)),
             ["debug", "flags", "v"] => Self::Verbosity,
+            ["debug", "pprof", ..] => Self::Profile,
             ["pods"] => Self::Pods,
             ["runningpods"] | ["runningpods", ""] => Self::RunningPods,
             ["metrics"] => Self::Metrics(Metrics::Own),
@@ -147,6 +150,7 @@ impl Page {
         match self {
             Self::Healthz(_) | Self::Pods | Self::Metrics(_) | Self::Summary | Self::Unknown => false,
             Self::Verbosity
+            | Self::Profile
             | Self::RunningPods
             | Self::Configz
             | Self::Flagz
@@ -168,7 +172,9 @@ impl Page {
             Self::Flagz => &["configz"],
             Self::Statusz => &["statusz"],
             Self::Logs(_) => &["log"],
-            Self::ContainerLogs { .. } | Self::Stream(..) | Self::Verbosity | Self::Unknown => &["proxy"],
+            Self::ContainerLogs { .. } | Self::Stream(..) | Self::Verbosity | Self::Profile | Self::Unknown => {
+                &["proxy"]
+            }
         }
     }
 }
@@ -329,6 +335,7 @@ impl Routes {
             Page::ContainerLogs { namespace, pod, container } => {
                 self.container_logs(&namespace, &pod, &container, request.uri().query().unwrap_or_default()).await
             }
+            Page::Profile => reply::text(StatusCode::NOT_IMPLEMENTED, stoker_model::NO_PROFILES),
             Page::Stream(..) | Page::Verbosity | Page::Unknown => reply::no_such_page(),
         }
     }
@@ -505,5 +512,37 @@ mod tests {
         assert_eq!(Page::of("/run/ns/p/c"), Page::Stream(Kind::Run, target(None, "c")));
         assert_eq!(Page::of("/portForward/ns/p"), Page::Stream(Kind::PortForward, target(None, "")));
         assert_eq!(Page::of("/portForward/ns/p/u-1"), Page::Stream(Kind::PortForward, target(Some("u-1"), "")));
+    }
+
+    #[test]
+    fn each_page_takes_its_own_permission() {
+        // A18.1 to A18.11, A18.13 to A18.15, A18.17
+        for (path, subresources) in [
+            ("/healthz", &["healthz", "proxy"][..]),
+            ("/healthz/syncloop", &["healthz", "proxy"]),
+            ("/pods", &["pods", "proxy"]),
+            ("/runningpods/", &["pods", "proxy"]),
+            ("/metrics", &["metrics"]),
+            ("/metrics/cadvisor", &["metrics"]),
+            ("/metrics/resource", &["metrics"]),
+            ("/metrics/probes", &["metrics"]),
+            ("/metrics/slis", &["metrics"]),
+            ("/stats/summary", &["stats"]),
+            ("/logs/", &["log"]),
+            ("/logs/syslog", &["log"]),
+            ("/containerLogs/ns/p/c", &["proxy"]),
+            ("/exec/ns/p/c", &["proxy"]),
+            ("/attach/ns/p/c", &["proxy"]),
+            ("/portForward/ns/p", &["proxy"]),
+            ("/run/ns/p/c", &["proxy"]),
+            ("/configz", &["configz", "proxy"]),
+            ("/debug/pprof/heap", &["proxy"]),
+            ("/debug/flags/v", &["proxy"]),
+            ("/statusz", &["statusz"]),
+            ("/flagz", &["configz"]),
+            ("/anything", &["proxy"]),
+        ] {
+            assert_eq!(Page::of(path).subresources(), subresources, "{path}");
+        }
     }
 }

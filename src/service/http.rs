@@ -42,9 +42,6 @@ const IDLE: Duration = Duration::from_secs(30);
 /// A level of logging is no longer, and comes at once.
 const LONGEST_NUMBER: usize = 20;
 const BODY: Duration = Duration::from_secs(5);
-/// `/debug/pprof/` where profiles are wanted: those of Go's runtime, which is not here.
-const NO_PROFILES: &str = "This program has no profiles of its own: it is no Go program. Use a profiler of the system on its process, for \
-    example perf record -g -p PID, which needs nothing of it.\n";
 /// From one attempt to open a port to the next; upstream's value.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -109,7 +106,7 @@ impl ProxyState {
             "/statusz" => reply(200, "text/plain; charset=utf-8", self.statusz()),
             "/flagz" => reply(200, "text/plain; charset=utf-8", self.flagz()),
             _ if self.debugging.is_some() && (path == "/debug/pprof" || path.starts_with("/debug/pprof/")) => {
-                reply(501, "text/plain; charset=utf-8", NO_PROFILES.to_owned())
+                reply(501, "text/plain; charset=utf-8", stoker_model::NO_PROFILES.to_owned())
             }
             _ => no_such_page(),
         }

@@ -1,5 +1,6 @@
 //! Requests to the API server, and what their answers mean to the caller.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::{Method, Request, Response, StatusCode};
@@ -16,6 +17,8 @@ use tower::ServiceExt;
 
 use super::certificates::Identity;
 use super::connect;
+use super::pace::Pace;
+use crate::clock::Clock;
 
 /// How long a request other than a watch may take; longer than any webhook may delay it.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -34,7 +37,9 @@ pub struct ConnectError(#[from] kube::Error);
 pub struct ApiServer {
     client: kube::Client,
     /// For metrics.
-    host: std::sync::Arc<str>,
+    host: Arc<str>,
+    /// Whoever asks waits its turn; `None`: never.
+    pace: Option<Arc<Mutex<Pace>>>,
 }
 
 impl std::fmt::Debug for ApiServer {
@@ -89,7 +94,24 @@ impl ApiServer {
             None => builder.with_layer(&base).build(),
         };
         let host = config.cluster_url.authority().map(http::uri::Authority::as_str).unwrap_or_default().into();
-        Ok(Self { client, host })
+        Ok(Self { client, host, pace: None })
+    }
+
+    /// The same connection for requests that wait their turn: so many a second, and so many at once (kubelet's `kubeAPIQPS` and
+    /// `kubeAPIBurst`, A16.11); 0 a second: no limit. All clones of the result share the turns. Watches wait for none.
+    #[must_use]
+    pub fn paced(mut self, (per_second, burst): (u32, u32)) -> Self {
+        self.pace = Some(Arc::new(Mutex::new(Pace::new(per_second, burst))));
+        self
+    }
+
+    /// Waits for the turn of one request.
+    async fn turn(&self) {
+        let Some(pace) = &self.pace else { return };
+        let wait = pace.lock().unwrap_or_else(PoisonError::into_inner).take(Clock.now().monotonic);
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
     }
 
     /// Whether `/healthz` says so.
@@ -161,6 +183,7 @@ impl ApiServer {
     ) -> Result<T, ApiError> {
         let name = method.clone();
         let request = request(method, path, body, content_type)?;
+        self.turn().await;
         let whole = async {
             let answer = self.send(request).await?;
             let status = answer.status();

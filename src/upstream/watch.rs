@@ -385,41 +385,4 @@ struct PageMeta {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[derive(Deserialize, Debug)]
-    struct Thing {
-        metadata: ThingMeta,
-    }
-    #[derive(Deserialize, Debug)]
-    #[serde(rename_all = "camelCase")]
-    struct ThingMeta {
-        resource_version: String,
-    }
-
-    #[test]
-    fn trouble_is_told_once_and_other_trouble_again() {
-        let mut trouble = Trouble::default();
-        let told = ["refused", "refused", "forbidden", "forbidden", "refused"].map(|reason| trouble.is_news(reason));
-        assert_eq!(told, [true, false, true, false, true]);
-    }
-
-    #[test]
-    fn events_are_told_apart() {
-        let read = |text: &str| serde_json::from_str::<Event<Thing>>(text).expect("an event");
-        let thing = r#"{"metadata":{"resourceVersion":"7"}}"#;
-        let Event::Added(added) = read(&format!(r#"{{"type":"ADDED","object":{thing}}}"#)) else { panic!("added") };
-        assert_eq!(added.metadata.resource_version, "7");
-        assert!(matches!(read(&format!(r#"{{"type":"DELETED","object":{thing}}}"#)), Event::Deleted(_)));
-        let gone = read(r#"{"type":"ERROR","object":{"kind":"Status","code":410,"reason":"Expired"}}"#);
-        assert!(matches!(gone, Event::Error(status) if status.code == Some(410)));
-    }
-
-    #[test]
-    fn a_page_without_items_is_empty() {
-        let page: Page = serde_json::from_str(r#"{"metadata":{"resourceVersion":"9"},"items":null}"#).expect("a page");
-        assert!(page.items.is_empty());
-        assert_eq!(page.metadata.resource_version, "9");
-    }
-}
+mod tests;

@@ -89,9 +89,14 @@ fn a_machine_joins_with_a_token_and_leaves_without_a_trace() {
     lab.eventually("the static pod runs", |lab| lab.ctr("tasks ls").out.matches("RUNNING").count() >= 2);
     assert!(!Path::new(&etc).join("node.kubeconfig").exists());
 
-    // A17.1
+    // A16.1, A17.1: it registers as soon as there is somebody to register with.
     lab.start_control_plane();
     lab.eventually("the node is ready", Lab::node_is_ready);
+    // A18.2: with the pods that no API server has made.
+    lab.eventually("its pods are listed", |lab| {
+        let list = lab.try_kubectl(&format!("get --raw /api/v1/nodes/{NODE}/proxy/pods")).out;
+        list.contains("PodList") && list.contains("still")
+    });
     let written = fs::read_to_string(format!("{etc}/node.kubeconfig")).expect("written");
     let current = format!("{dir}/kubelet/pki/kubelet-client-current.pem");
     assert!(written.contains(&current), "{written}");

@@ -33,7 +33,7 @@ fn a_node_is_kept_and_tells_what_happens_to_it() {
     let mut lab = Lab::new();
     let config = lab.dir().join("kubelet.yaml");
     let fields = fs::read_to_string(&config).unwrap();
-    let ours = "nodeStatusUpdateFrequency: 1s\nnodeStatusReportFrequency: 4s\nkubeReserved: {cpu: 100m, memory: 100Mi}\n\
+    let ours = "nodeStatusUpdateFrequency: 1s\nnodeStatusReportFrequency: 4s\nnodeLeaseDurationSeconds: 4\nkubeReserved: {cpu: 100m, memory: 100Mi}\n\
                 registerWithTaints: [{key: example.com/new, value: a, effect: PreferNoSchedule}]\n";
     fs::write(&config, format!("{fields}\n{ours}")).unwrap();
     let resolver = lab.dir().join("resolv.conf");
@@ -82,7 +82,25 @@ fn a_node_is_kept_and_tells_what_happens_to_it() {
     let info = &now["status"]["nodeInfo"];
     assert!(text(&info["containerRuntimeVersion"]).starts_with("containerd://"), "{info}");
     assert!(text(&info["kubeletVersion"]).starts_with("v1.36."), "{info}");
-    assert_eq!(text(&info["bootID"]), fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim());
+    let file = |path: &str| fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
+    let machine_id = [file("/etc/machine-id"), file("/var/lib/dbus/machine-id")].into_iter().find(|id| !id.is_empty());
+    let machine_id = machine_id.unwrap_or_default();
+    let uuid = Some(file("/sys/class/dmi/id/product_uuid")).filter(|id| !id.is_empty()).unwrap_or(machine_id.clone());
+    let os = file("/etc/os-release").lines().find_map(|line| Some(line.strip_prefix("PRETTY_NAME=")?.to_owned()));
+    let swap = file("/proc/swaps").lines().skip(1).next().is_some();
+    for (field, expected) in [
+        ("machineID", machine_id),
+        ("systemUUID", uuid),
+        ("bootID", file("/proc/sys/kernel/random/boot_id")),
+        ("kernelVersion", file("/proc/sys/kernel/osrelease")),
+        ("osImage", os.unwrap_or_default().trim_matches('"').to_owned()),
+        ("kubeProxyVersion", String::new()),
+        ("operatingSystem", "linux".to_owned()),
+        ("architecture", if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }.to_owned()),
+    ] {
+        assert_eq!(text(&info[field]), expected, "{field} of {info}");
+    }
+    assert_eq!(info["swap"]["capacity"].is_number(), swap, "{info}");
     assert_eq!(now["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"], 10250);
     // A16.3: once.
     let taints = |lab: &Lab| node(lab)["spec"]["taints"].to_string();
@@ -101,6 +119,24 @@ fn a_node_is_kept_and_tells_what_happens_to_it() {
     }
     // After a change the first wait is two to six seconds.
     assert!((3..=7).contains(&beats.len()), "{beats:?}");
+    // A16.9: the lease is renewed four times in its duration, and by somebody who reads it again when others wrote to it.
+    let lease = |lab: &Lab| lab.get(&format!("lease {NODE} -n kube-node-lease"));
+    let mut renewals = BTreeSet::new();
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(5) {
+        renewals.insert(text(&lease(&lab)["spec"]["renewTime"]));
+        sleep(Duration::from_millis(100));
+    }
+    assert!((4..=7).contains(&renewals.len()), "{renewals:?}");
+    lab.kubectl(&format!("annotate lease {NODE} -n kube-node-lease mine=stays"));
+    let before = text(&lease(&lab)["spec"]["renewTime"]);
+    lab.eventually("it is renewed after a conflict", |lab| text(&lease(lab)["spec"]["renewTime"]) > before);
+    let now = lease(&lab);
+    assert_eq!(now["metadata"]["annotations"]["mine"], "stays");
+    assert_eq!(now["spec"]["holderIdentity"], NODE);
+    assert_eq!(now["spec"]["leaseDurationSeconds"], 4);
+    let owner = &now["metadata"]["ownerReferences"][0];
+    assert_eq!((&owner["kind"], &owner["uid"]), (&json!("Node"), &node(&lab)["metadata"]["uid"]));
     // A1.7: what happens in the runtime is noticed, when it happens and when nobody could tell of it.
     lab.apply(&pod("victim").command(&["sleep", "987654"]).build());
     lab.eventually("it runs", |lab| lab.ready_pods("victim") == 1);
@@ -136,8 +172,26 @@ fn a_node_is_kept_and_tells_what_happens_to_it() {
     lab.kill_agent();
     let patch = r#"{"status":{"nodeInfo":{"bootID":"another"}}}"#;
     lab.kubectl(&format!("patch node {NODE} --subresource=status --type=merge -p {patch}"));
+    // A16.1: so did somebody change what is the agent's to say.
+    lab.kubectl(&format!("label node {NODE} --overwrite kubernetes.io/arch=z80 mine=stays"));
+    let patch = r#"{"status":{"capacity":{"pods":"7"},"allocatable":{"pods":"7","hugepages-2Mi":"2Mi"}}}"#;
+    lab.kubectl(&format!("patch node {NODE} --subresource=status --type=merge -p {patch}"));
+    let fields = fs::read_to_string(&config).unwrap();
+    fs::write(&config, format!("{fields}\nnodeStatusMaxImages: 7\n")).unwrap();
     lab.start_agent();
     lab.eventually("the agent has seen it", |lab| text(&node(lab)["status"]["nodeInfo"]["bootID"]) != "another");
+    lab.eventually("what is the agent's is as it was", |lab| {
+        let now = node(lab);
+        let (labels, status) = (&now["metadata"]["labels"], &now["status"]);
+        labels["kubernetes.io/arch"] != "z80"
+            && labels["mine"] == "stays"
+            && (&status["capacity"]["pods"], &status["allocatable"]["pods"]) == (&json!("110"), &json!("110"))
+            && status["allocatable"]["hugepages-2Mi"] != "2Mi"
+    });
+    // A18.13
+    let shown = lab.kubectl(&format!("get --raw /api/v1/nodes/{NODE}/proxy/configz"));
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(shown["kubeletconfig"]["nodeStatusMaxImages"], 7);
     assert!(!taints(&lab).contains("example.com/new"), "taints are given at the registration only");
 
     // A16.10, A21.1, A21.2

@@ -108,23 +108,80 @@ fn use_is_told_in_the_words_of_kubelet_and_cadvisor() {
     let now = summary(&lab);
     let node = &now["node"];
     assert_eq!(text(&node["nodeName"]), "lab");
+    let is_there = |part: &Value, path: &str| {
+        let found = part.pointer(path).unwrap_or_else(|| panic!("{path} is missing in {part}"));
+        assert!(found.is_string() || found.is_u64(), "{path} is {found}");
+    };
     for path in [
+        "/startTime",
+        "/cpu/time",
+        "/cpu/usageNanoCores",
         "/cpu/usageCoreNanoSeconds",
-        "/memory/workingSetBytes",
+        "/memory/time",
         "/memory/availableBytes",
+        "/memory/usageBytes",
+        "/memory/workingSetBytes",
+        "/memory/rssBytes",
+        "/memory/pageFaults",
+        "/memory/majorPageFaults",
+        "/network/name",
+        "/network/rxBytes",
+        "/network/interfaces/0/txBytes",
+        "/fs/availableBytes",
         "/fs/capacityBytes",
+        "/fs/usedBytes",
+        "/fs/inodes",
+        "/fs/inodesFree",
+        "/fs/inodesUsed",
+        "/runtime/imageFs/capacityBytes",
         "/runtime/imageFs/usedBytes",
+        "/runtime/containerFs/capacityBytes",
+        "/runtime/containerFs/usedBytes",
         "/rlimit/maxpid",
+        "/rlimit/curproc",
+        "/swap/time",
     ] {
-        assert!(
-            node.pointer(path).is_some_and(|number| number.as_u64().is_some_and(|number| number > 0)),
-            "{path}: {node}"
-        );
+        is_there(node, path);
     }
     let short: Value = serde_json::from_str(&raw("stats/summary?only_cpu_and_memory=true")).unwrap();
     assert!(short["node"]["cpu"].is_object() && short["node"]["fs"].is_null());
 
     let busy = now["pods"].as_array().unwrap().iter().find(|pod| pod["podRef"]["name"] == "busy").unwrap();
+    for path in [
+        "/podRef/uid",
+        "/startTime",
+        "/containers/0/startTime",
+        "/containers/0/cpu/usageNanoCores",
+        "/containers/0/cpu/usageCoreNanoSeconds",
+        "/containers/0/memory/availableBytes",
+        "/containers/0/memory/usageBytes",
+        "/containers/0/memory/workingSetBytes",
+        "/containers/0/memory/rssBytes",
+        "/containers/0/memory/pageFaults",
+        "/containers/0/memory/majorPageFaults",
+        "/containers/0/rootfs/usedBytes",
+        "/containers/0/rootfs/inodesUsed",
+        "/containers/0/logs/usedBytes",
+        "/containers/0/swap/time",
+        "/cpu/usageNanoCores",
+        "/cpu/usageCoreNanoSeconds",
+        "/memory/usageBytes",
+        "/memory/workingSetBytes",
+        "/memory/rssBytes",
+        "/memory/pageFaults",
+        "/memory/majorPageFaults",
+        "/network/name",
+        "/network/txBytes",
+        "/volume/0/name",
+        "/ephemeral-storage/usedBytes",
+        "/process_stats/process_count",
+        "/swap/time",
+    ] {
+        is_there(busy, path);
+    }
+    let posted = lab.kubectl("create --raw /api/v1/nodes/lab/proxy/stats/summary -f /dev/null");
+    assert!(posted.contains("\"nodeName\":\"lab\""), "{posted}");
+    assert!(!lab.try_kubectl("get --raw /api/v1/nodes/lab/proxy/stats/").success);
     let volume = |name: &str| busy["volume"].as_array().unwrap().iter().find(|it| it["name"] == name).unwrap().clone();
     assert_eq!(volume("data")["pvcRef"], json!({"name": "disk", "namespace": "default"}));
     assert_eq!(volume("data")["capacityBytes"], 8 << 20);
@@ -275,6 +332,7 @@ fn use_is_told_in_the_words_of_kubelet_and_cadvisor() {
     assert!(raw("runningpods/").contains("\"name\":\"busy\""));
     // A18.15
     assert!(raw("statusz").contains("Binary version"));
+    assert!(raw("flagz").contains("kubelet flagz"));
 
     // A18.6
     assert!(raw("logs/").contains("<a href=\"pods/\">"));

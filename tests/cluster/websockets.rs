@@ -73,8 +73,11 @@ impl<'a> Api<'a> {
                 .header("Connection", "Upgrade")
                 .header("Upgrade", "websocket")
                 .header("Sec-WebSocket-Version", "13")
-                .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")
-                .header("Sec-WebSocket-Protocol", protocol);
+                .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==");
+            let request = match protocol {
+                "" => request,
+                protocol => request.header("Sec-WebSocket-Protocol", protocol),
+            };
             let (mut socket, answer) = match client_async(request.body(()).expect("a request"), stream).await {
                 Ok(open) => open,
                 Err(Error::Http(refusal)) => {
@@ -126,6 +129,14 @@ fn raw_websockets_go_through_the_api_server() {
     lab.apply(&pod("web").image(HELLO).build());
     let script = "while read line; do echo heard $line; done";
     lab.apply(&pod("ears").script(script).container("stdin", true.into()).build());
+    let mut two = pod("two").build();
+    let mut second = two["spec"]["containers"][0].clone();
+    second["name"] = json!("second");
+    two["spec"]["containers"].as_array_mut().expect("a list").push(second);
+    lab.apply(&two);
+    let mut waits = pod("waits").build();
+    waits["spec"]["nodeSelector"] = json!({"nowhere": "yes"});
+    lab.apply(&waits);
     lab.eventually("all are ready", |lab| ["box", "web", "ears"].iter().all(|name| lab.ready_pods(name) == 1));
     let api = Api::new(&lab);
     let to_the_end = |_: &[Piece]| false;
@@ -136,6 +147,7 @@ fn raw_websockets_go_through_the_api_server() {
 
     // A19.3, A19.7: every protocol, of which only the newer ones tell of success.
     for protocol in [
+        "",
         "channel.k8s.io",
         "base64.channel.k8s.io",
         "v4.channel.k8s.io",
@@ -201,6 +213,15 @@ fn raw_websockets_go_through_the_api_server() {
         ("box/exec?command=true&stdout=1&container=other", 400, "container other is not valid for pod box"),
         ("nobody/exec?command=true&stdout=1", 404, "pods \"nobody\" not found"),
         ("box/exec?command=true", 400, "you must specify at least 1 of stdin, stdout, stderr"),
+        (
+            "two/exec?command=true&stdout=1",
+            400,
+            "a container name must be specified for pod two, choose one of: [two second]",
+        ),
+        ("waits/exec?command=true&stdout=1", 400, "pod waits does not have a host assigned"),
+        ("waits/attach?stdout=1", 400, "pod waits does not have a host assigned"),
+        ("waits/portforward?ports=80", 400, "pod waits does not have a host assigned"),
+        ("box/attach?stdout=1&container=other", 400, "container other is not valid for pod box"),
         ("web/portforward", 400, "query parameter \"port\" is required"),
     ] {
         let (status, body) = api.talk(path, "v4.channel.k8s.io", &[], to_the_end).expect_err(path);
@@ -208,6 +229,8 @@ fn raw_websockets_go_through_the_api_server() {
         assert_eq!((status, &body["kind"]), (code, &json!("Status")), "{path}: {body}");
         assert!(text(&body["message"]).contains(told), "{path}: {body}");
     }
+
+    assert_eq!(lab.kubectl("get --raw /api/v1/namespaces/default/pods/waits/log"), "", "nothing was said yet");
 
     // A18.11: one command without a stream; A18.8: a pod may be named with its UID.
     let run = |path: &str| {
@@ -223,6 +246,27 @@ fn raw_websockets_go_through_the_api_server() {
     for path in ["box/other-uid/box?cmd=true", "nobody/box?cmd=true"] {
         assert!(run(path).err.contains("could not find the requested resource"), "{path}: {:?}", run(path));
     }
+
+    // A19.4: a node that does not declare them gets no websockets: the API server translates.
+    drop(api);
+    let mut lab = lab;
+    let config = lab.dir().join("kubelet.yaml");
+    let fields = fs::read_to_string(&config).expect("the folder is ours");
+    fs::write(&config, format!("{fields}\nfeatureGates: {{ExtendWebSocketsToKubelet: false}}\n")).expect("ours");
+    let declared = |lab: &Lab| lab.get("node lab")["status"]["declaredFeatures"].to_string();
+    assert!(declared(&lab).contains("ExtendWebSocketsToKubelet"), "{}", declared(&lab));
+    lab.kill_agent();
+    lab.start_agent();
+    lab.eventually("it is not declared", |lab| !declared(lab).contains("ExtendWebSocketsToKubelet"));
+    lab.eventually("the node is ready", Lab::node_is_ready);
+    let api = Api::new(&lab);
+    for protocol in ["channel.k8s.io", "v4.channel.k8s.io", "v5.channel.k8s.io"] {
+        let pieces = api.talk(&shell("echo out; echo err >&2; exit 3"), protocol, &[], to_the_end).expect(protocol);
+        assert_eq!((of(&pieces, 1).as_str(), of(&pieces, 2).as_str()), ("out\n", "err\n"), "{protocol}");
+        assert!(of(&pieces, 3).contains("exit code"), "{protocol} {pieces:?}");
+    }
+    let pieces = api.talk("web/portforward?ports=8080", "v4.channel.k8s.io", &request, answered).expect("v4");
+    assert!(of(&pieces, 0).contains("hello from web"));
     drop(api);
     lab.finish();
 }

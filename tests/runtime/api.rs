@@ -523,7 +523,9 @@ async fn what_needs_no_credentials_is_on_the_read_only_port_alone() {
     assert_eq!(node.get("/healthz?verbose").await, (StatusCode::OK, verbose.into()));
     assert_eq!(node.get("/healthz/other").await.0, StatusCode::NOT_FOUND);
 
-    // A18.14, the part about the level of logs.
+    // A18.14: a program that is not Go's has no profiles of its runtime, and says what to use.
+    let (status, text) = node.get("/debug/pprof/profile?seconds=1").await;
+    assert_eq!((status, text.contains("perf record")), (StatusCode::NOT_IMPLEMENTED, true), "{text}");
     let level = put(&node, "/debug/flags/v", "4").await;
     assert_eq!(level, (StatusCode::OK, "successfully set klog.logging.verbosity to 4".into()));
     assert_eq!(put(&node, "/debug/flags/v", "much").await.0, StatusCode::BAD_REQUEST);

@@ -140,6 +140,8 @@ fn shutdown_restarts_and_events_are_configured() {
     // A22.1k, A22.1m
     assert_eq!(event_pace(&config(&json!({}))), (50, 100));
     assert_eq!(event_pace(&config(&json!({"eventRecordQPS": 7, "eventBurst": 8}))), (7, 8));
+    assert_eq!(request_pace(&config(&json!({}))), (50, 100));
+    assert_eq!(request_pace(&config(&json!({"kubeAPIQPS": 7, "kubeAPIBurst": 8}))), (7, 8));
     let of = |fields: Value| shutdown_settings(&config(&fields), Path::new("/r"));
     assert_eq!(of(json!({})).periods, []);
     let period = |priority, grace| Period { priority, grace: seconds(grace) };
@@ -155,7 +157,14 @@ fn shutdown_restarts_and_events_are_configured() {
     assert_eq!(longest(json!({"crashLoopBackOff": {"maxContainerRestartPeriod": "7s"}})), seconds(7));
     let declared = |fields: Value| declared_features(&config(&fields));
     let feature = "ExtendWebSocketsToKubelet".to_owned();
-    assert!(declared(json!({})).contains(&feature));
+    // A16.7
+    let all = [
+        "ExtendWebSocketsToKubelet",
+        "InPlacePodLevelResourcesVerticalScaling",
+        "InPlacePodVerticalScalingInitContainers",
+        "RestartAllContainersOnContainerExits",
+    ];
+    assert_eq!(declared(json!({})), all);
     assert!(!declared(json!({"featureGates": {"ExtendWebSocketsToKubelet": false}})).contains(&feature));
 }
 

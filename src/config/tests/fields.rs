@@ -218,8 +218,8 @@ fn fields() -> Vec<(&'static str, Vec<Field>)> {
         (
             "A22.1k",
             vec![
-                f("kubeAPIQPS", json!(50), json!(7), InVain),
-                f("kubeAPIBurst", json!(100), json!(7), InVain),
+                f("kubeAPIQPS", json!(50), json!(7), Heeded),
+                f("kubeAPIBurst", json!(100), json!(7), Heeded),
                 f("contentType", json!("application/vnd.kubernetes.protobuf"), json!("application/json"), InVain),
                 f("eventRecordQPS", json!(50), json!(7), Heeded),
                 f("eventBurst", json!(100), json!(7), Heeded),

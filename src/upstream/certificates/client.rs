@@ -150,7 +150,11 @@ pub async fn follow_files(certificate: PathBuf, key: PathBuf, source: IdentitySo
 
 /// Ends when there was no valid certificate for five minutes although the API server answers: a new start tries all ways again (A17.2).
 /// `anonymous` needs no certificate.
-pub async fn until_hopeless(mut identity: Identity, anonymous: ApiServer) {
+pub async fn until_hopeless(identity: Identity, anonymous: ApiServer) {
+    without_hope(identity, anonymous, HOPELESS, HOPE_CHECK).await;
+}
+
+async fn without_hope(mut identity: Identity, anonymous: ApiServer, patience: Duration, every: Duration) {
     let mut last_valid = Clock.now().monotonic;
     loop {
         let now = Clock.now();
@@ -164,12 +168,60 @@ pub async fn until_hopeless(mut identity: Identity, anonymous: ApiServer) {
             }
             _ => {
                 let without = now.monotonic.saturating_sub(last_valid);
-                if without >= HOPELESS && anonymous.is_healthy().await {
+                if without >= patience && anonymous.is_healthy().await {
                     tracing::error!(?without, "no valid client certificate, although the API server answers");
                     return;
                 }
-                tokio::time::sleep(HOPE_CHECK).await;
+                tokio::time::sleep(every).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Good from 2020 to the beginning of that year.
+    fn made(until: i32) -> Shown {
+        let mut params = rcgen::CertificateParams::new(vec!["a".into()]).expect("a name");
+        (params.not_before, params.not_after) = (rcgen::date_time_ymd(2020, 1, 1), rcgen::date_time_ymd(until, 1, 1));
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let certificate = params.self_signed(&key).expect("a certificate");
+        Shown::from_pem(&certificate.pem(), &key.serialize_pem()).expect("a pair")
+    }
+
+    #[tokio::test]
+    async fn it_ends_without_a_certificate_when_the_server_answers() {
+        // A17.2
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let url = format!("http://{address}").parse().expect("a URL");
+        let api = ApiServer::new(&kube::Config::new(url)).expect("a connection");
+        let (patience, every) = (Duration::from_millis(200), Duration::from_millis(20));
+        let ends = async |shown: Option<Shown>| {
+            let (_source, identity) = Identity::new(shown);
+            let (start, waits) = (Clock.now().monotonic, without_hope(identity, api.clone(), patience, every));
+            let ended = tokio::time::timeout(Duration::from_secs(1), waits).await.is_ok();
+            ended.then(|| Clock.now().monotonic.saturating_sub(start))
+        };
+        drop(listener);
+        assert_eq!(ends(None).await, None, "nobody answers: a new start would not help");
+        let listener = TcpListener::bind(address).await.expect("the port is ours");
+        let serve = tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.read(&mut [0; 2048]).await;
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok").await;
+            }
+        });
+        assert_eq!(ends(Some(made(4000))).await, None, "there is a valid one");
+        for without in [None, Some(made(2021))] {
+            assert!(ends(without).await.is_some_and(|after| after >= patience));
+        }
+        serve.abort();
     }
 }
