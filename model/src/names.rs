@@ -38,3 +38,5 @@ pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub const SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// Label of headless Services and their slices.
 pub const SERVICE_HEADLESS: &str = "service.kubernetes.io/headless";
+/// Annotation of a slice: when what it was last changed for happened.
+pub const LAST_CHANGE_TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";

@@ -2,11 +2,14 @@
 //!
 //! Decoded straight from the API's JSON; a field that is not here is never kept in memory.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Deserialize;
 use tokio::sync::watch;
+
+use crate::names;
 
 /// Namespace and name.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
@@ -15,6 +18,105 @@ pub struct NamespacedName {
     pub namespace: Arc<str>,
     /// The name within it.
     pub name: Arc<str>,
+}
+
+/// A text that is nearly always one of a few, which then takes no memory of its own.
+pub type Word = Cow<'static, str>;
+
+/// What the API writes into the fields that are [`Word`]s.
+const WORDS: [&str; 16] = [
+    "",
+    "TCP",
+    "UDP",
+    "SCTP",
+    "ClusterIP",
+    "NodePort",
+    "LoadBalancer",
+    "ExternalName",
+    "None",
+    "ClientIP",
+    "Cluster",
+    "Local",
+    "IPv4",
+    "IPv6",
+    "FQDN",
+    "VIP",
+];
+
+fn word<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Word, D::Error> {
+    struct Read;
+    impl serde::de::Visitor<'_> for Read {
+        type Value = Word;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a string")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Word, E> {
+            let known = WORDS.into_iter().find(|word| *word == text);
+            Ok(known.map_or_else(|| Cow::Owned(text.to_owned()), Cow::Borrowed))
+        }
+    }
+    from.deserialize_str(Read)
+}
+
+/// A map of which only some keys are read: there are thousands of objects, and users write much into these maps.
+fn only<'de, D: serde::Deserializer<'de>>(
+    keys: &'static [&'static str],
+    from: D,
+) -> Result<BTreeMap<String, String>, D::Error> {
+    /// Which of the keys it is.
+    struct Key(&'static [&'static str]);
+    impl<'de> serde::de::DeserializeSeed<'de> for Key {
+        type Value = Option<&'static str>;
+
+        fn deserialize<D: serde::Deserializer<'de>>(self, from: D) -> Result<Self::Value, D::Error> {
+            from.deserialize_str(self)
+        }
+    }
+    impl serde::de::Visitor<'_> for Key {
+        type Value = Option<&'static str>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a key")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
+            Ok(self.0.iter().copied().find(|key| *key == text))
+        }
+    }
+    struct Read(&'static [&'static str]);
+    impl<'de> serde::de::Visitor<'de> for Read {
+        type Value = BTreeMap<String, String>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a map of strings")
+        }
+
+        fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut kept = BTreeMap::new();
+            while let Some(key) = map.next_key_seed(Key(self.0))? {
+                match key {
+                    Some(key) => _ = kept.insert(key.to_owned(), map.next_value()?),
+                    None => _ = map.next_value::<serde::de::IgnoredAny>()?,
+                }
+            }
+            Ok(kept)
+        }
+
+        fn visit_unit<E: serde::de::Error>(self) -> Result<Self::Value, E> {
+            Ok(BTreeMap::new())
+        }
+    }
+    from.deserialize_any(Read(keys))
+}
+
+fn read_labels<'de, D: serde::Deserializer<'de>>(from: D) -> Result<BTreeMap<String, String>, D::Error> {
+    only(&[names::SERVICE_NAME, names::SERVICE_HEADLESS, names::SERVICE_PROXY_NAME], from)
+}
+
+fn read_annotations<'de, D: serde::Deserializer<'de>>(from: D) -> Result<BTreeMap<String, String>, D::Error> {
+    only(&[names::LAST_CHANGE_TRIGGER_TIME], from)
 }
 
 /// What a slim type keeps of `metadata`.
@@ -30,8 +132,10 @@ pub struct SlimMeta {
     /// Version for the watch; decimal.
     pub resource_version: String,
     /// Labels; of a slice, the one that names its Service, of a Service those of the proxy.
+    #[serde(deserialize_with = "read_labels")]
     pub labels: BTreeMap<String, String>,
-    /// Annotations.
+    /// Annotations; of a slice, what last made it change.
+    #[serde(deserialize_with = "read_annotations")]
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -53,7 +157,8 @@ pub struct Service {
 pub struct ServiceSpec {
     /// `ClusterIP`, `NodePort`, `LoadBalancer` or `ExternalName`.
     #[serde(rename = "type")]
-    pub kind: String,
+    #[serde(deserialize_with = "word")]
+    pub kind: Word,
     /// First cluster IP, `None` when headless, empty when ExternalName.
     #[serde(rename = "clusterIP")]
     pub cluster_ip: String,
@@ -65,18 +170,19 @@ pub struct ServiceSpec {
     /// Addresses outside the cluster's control that nodes accept.
     #[serde(rename = "externalIPs")]
     pub external_ips: Vec<String>,
-    /// Empty: the Service has no selector and somebody else writes its slices.
-    pub selector: BTreeMap<String, String>,
     /// Target of an ExternalName service.
     pub external_name: String,
     /// `None` or `ClientIP`.
-    pub session_affinity: String,
+    #[serde(deserialize_with = "word")]
+    pub session_affinity: Word,
     /// Time-out of the affinity.
     pub session_affinity_config: SessionAffinityConfig,
     /// `Cluster` or `Local`.
-    pub external_traffic_policy: String,
+    #[serde(deserialize_with = "word")]
+    pub external_traffic_policy: Word,
     /// `Cluster` or `Local`.
-    pub internal_traffic_policy: String,
+    #[serde(deserialize_with = "word")]
+    pub internal_traffic_policy: Word,
     /// Port for the load balancer's health checks; 0 when there is none.
     pub health_check_node_port: u16,
     /// CIDRs that may reach the load-balancer addresses; empty: everybody.
@@ -84,7 +190,8 @@ pub struct ServiceSpec {
     /// Endpoints count as ready whether or not they are.
     pub publish_not_ready_addresses: bool,
     /// `PreferSameZone`, `PreferSameNode`, `PreferClose` or empty.
-    pub traffic_distribution: String,
+    #[serde(deserialize_with = "word")]
+    pub traffic_distribution: Word,
 }
 
 /// `spec.sessionAffinityConfig`.
@@ -111,7 +218,8 @@ pub struct ServicePort {
     /// Name; empty when the Service has one port only.
     pub name: Arc<str>,
     /// `TCP` (also when empty), `UDP` or `SCTP`.
-    pub protocol: String,
+    #[serde(deserialize_with = "word")]
+    pub protocol: Word,
     /// Port on the cluster IPs.
     pub port: u16,
     /// Port on every node; 0 when there is none.
@@ -141,7 +249,8 @@ pub struct LoadBalancerIngress {
     /// The address; empty when only a host name is known.
     pub ip: String,
     /// `VIP` (also when empty) or `Proxy`.
-    pub ip_mode: String,
+    #[serde(deserialize_with = "word")]
+    pub ip_mode: Word,
 }
 
 /// An EndpointSlice as the node needs it.
@@ -151,7 +260,8 @@ pub struct EndpointSlice {
     /// Name, namespace, labels; the label `kubernetes.io/service-name` names the Service.
     pub metadata: SlimMeta,
     /// `IPv4`, `IPv6` or `FQDN`.
-    pub address_type: String,
+    #[serde(deserialize_with = "word")]
+    pub address_type: Word,
     /// Endpoints.
     #[serde(deserialize_with = "null_is_empty")]
     pub endpoints: Vec<Endpoint>,
@@ -220,19 +330,10 @@ pub struct EndpointPort {
     /// Matches the name of the Service's port; empty when the Service has one port.
     pub name: Arc<str>,
     /// `TCP` (also when empty), `UDP` or `SCTP`.
-    pub protocol: String,
+    #[serde(deserialize_with = "word")]
+    pub protocol: Word,
     /// Absent: all ports, which the data path leaves alone.
     pub port: Option<u16>,
-}
-
-/// All Services and EndpointSlices of the cluster as last seen. Objects are shared, so a copy of the catalogue
-/// costs pointers only, and `Arc::ptr_eq` tells what changed.
-#[derive(Clone, Debug, Default)]
-pub struct ServiceCatalogue {
-    /// Every Service.
-    pub services: BTreeMap<NamespacedName, Arc<Service>>,
-    /// Slices by their Service, then by slice name.
-    pub slices: BTreeMap<NamespacedName, BTreeMap<Arc<str>, Arc<EndpointSlice>>>,
 }
 
 /// A range of cluster IPs.

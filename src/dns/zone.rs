@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use stoker_model::names::SERVICE_NAME;
-use stoker_model::service::{Endpoint, EndpointSlice, NamespacedName, Service, ServiceCatalogue, ServiceChange};
+use stoker_model::service::{EndpointPort, EndpointSlice, NamespacedName, Service, ServiceChange};
 
 /// The version of the specification, which `dns-version` tells.
 const VERSION: &str = "1.1.0";
@@ -54,8 +54,45 @@ impl Records {
 /// Services and slices, and who has which address.
 #[derive(Debug, Default)]
 pub(super) struct Zone {
-    catalogue: ServiceCatalogue,
-    owners: HashMap<IpAddr, BTreeSet<NamespacedName>>,
+    services: BTreeMap<NamespacedName, Arc<Service>>,
+    /// By their Service.
+    slices: HashMap<NamespacedName, Vec<Slice>>,
+    owners: HashMap<IpAddr, Vec<NamespacedName>>,
+}
+
+/// What names are made of, of an EndpointSlice: there are thousands.
+#[derive(Debug)]
+struct Slice {
+    name: Arc<str>,
+    ports: Box<[EndpointPort]>,
+    endpoints: Box<[Member]>,
+}
+
+/// One endpoint.
+#[derive(Debug)]
+struct Member {
+    ip: IpAddr,
+    ready: bool,
+    hostname: Option<Arc<str>>,
+}
+
+impl Slice {
+    fn of(slice: &EndpointSlice) -> Self {
+        // Names have no addresses.
+        let endpoints = slice.endpoints.iter().filter(|_| slice.address_type != "FQDN");
+        let endpoints = endpoints.filter_map(|endpoint| {
+            Some(Member {
+                ip: endpoint.addresses.first()?.parse().ok()?,
+                ready: endpoint.conditions.ready.unwrap_or(true),
+                hostname: endpoint.hostname.clone().filter(|name| !name.is_empty()),
+            })
+        });
+        Self {
+            name: Arc::clone(&slice.metadata.name),
+            ports: slice.ports.clone().into(),
+            endpoints: endpoints.collect(),
+        }
+    }
 }
 
 /// The zone that is served, and the one that a running list gathers.
@@ -150,20 +187,24 @@ impl Zone {
         let before = self.owned_addresses(&key);
         match change {
             ServiceChange::Service(service) => {
-                self.catalogue.services.insert(key.clone(), service);
+                self.services.insert(key.clone(), service);
             }
             ServiceChange::ServiceGone(_) => {
-                self.catalogue.services.remove(&key);
+                self.services.remove(&key);
             }
             ServiceChange::Slice(slice) => {
-                let name = slice.metadata.name.clone();
-                self.catalogue.slices.entry(key.clone()).or_default().insert(name, slice);
+                let all = self.slices.entry(key.clone()).or_insert_with(|| Vec::with_capacity(1));
+                let new = Slice::of(&slice);
+                match all.iter_mut().find(|other| other.name == new.name) {
+                    Some(other) => *other = new,
+                    None => all.push(new),
+                }
             }
             ServiceChange::SliceGone(_, name) => {
-                if let Some(slices) = self.catalogue.slices.get_mut(&key) {
-                    slices.remove(&name);
+                if let Some(slices) = self.slices.get_mut(&key) {
+                    slices.retain(|slice| slice.name != name);
                     if slices.is_empty() {
-                        self.catalogue.slices.remove(&key);
+                        self.slices.remove(&key);
                     }
                 }
             }
@@ -172,52 +213,47 @@ impl Zone {
         let after = self.owned_addresses(&key);
         for gone in before.difference(&after) {
             if let Some(owners) = self.owners.get_mut(gone) {
-                owners.remove(&key);
+                owners.retain(|owner| *owner != key);
                 if owners.is_empty() {
                     self.owners.remove(gone);
                 }
             }
         }
         for new in after.difference(&before) {
-            self.owners.entry(*new).or_default().insert(key.clone());
+            self.owners.entry(*new).or_insert_with(|| Vec::with_capacity(1)).push(key.clone());
         }
     }
 
     /// Addresses that lead back to a Service: its own, or of a headless one those of its endpoints.
     fn owned_addresses(&self, key: &NamespacedName) -> BTreeSet<IpAddr> {
-        let Some(service) = self.catalogue.services.get(key) else { return BTreeSet::new() };
+        let Some(service) = self.services.get(key) else { return BTreeSet::new() };
         if is_headless(service) {
-            self.endpoints(key, service).map(|(_, _, address)| address).collect()
+            self.endpoints(key, service).map(|(_, endpoint)| endpoint.ip).collect()
         } else {
             cluster_ips(service).collect()
         }
     }
 
-    /// The endpoints that count, with their slice and address (the specification's "ready").
+    /// The endpoints that count, with their slice (the specification's "ready").
     fn endpoints<'a>(
         &'a self,
         key: &NamespacedName,
         service: &'a Service,
-    ) -> impl Iterator<Item = (&'a EndpointSlice, &'a Endpoint, IpAddr)> {
-        let slices = self.catalogue.slices.get(key).into_iter().flat_map(BTreeMap::values).map(Arc::as_ref);
+    ) -> impl Iterator<Item = (&'a Slice, &'a Member)> {
         let all = service.spec.publish_not_ready_addresses;
-        slices.filter(|slice| slice.address_type != "FQDN").flat_map(move |slice| {
-            let ready = slice.endpoints.iter().filter(move |endpoint| all || endpoint.conditions.ready.unwrap_or(true));
-            ready.filter_map(move |endpoint| {
-                let address = endpoint.addresses.first()?.parse().ok()?;
-                Some((slice, endpoint, address))
-            })
+        self.slices.get(key).into_iter().flatten().flat_map(move |slice| {
+            slice.endpoints.iter().filter(move |endpoint| all || endpoint.ready).map(move |endpoint| (slice, endpoint))
         })
     }
 
     fn has_namespace(&self, namespace: &str) -> bool {
         let from = NamespacedName { namespace: namespace.into(), name: "".into() };
-        self.catalogue.services.range(from..).next().is_some_and(|(key, _)| &*key.namespace == namespace)
+        self.services.range(from..).next().is_some_and(|(key, _)| &*key.namespace == namespace)
     }
 
     fn service(&self, below: &[&str], name: &str, namespace: &str) -> Found {
         let key = NamespacedName { namespace: namespace.into(), name: name.into() };
-        let Some(service) = self.catalogue.services.get(&key) else { return Found::Nothing };
+        let Some(service) = self.services.get(&key) else { return Found::Nothing };
         if service.spec.kind == "ExternalName" {
             return match below {
                 [] if !service.spec.external_name.is_empty() => Found::Alias(service.spec.external_name.clone()),
@@ -228,7 +264,7 @@ impl Zone {
         match below {
             [] if is_headless(service) => {
                 let addresses: BTreeSet<IpAddr> =
-                    self.endpoints(&key, service).map(|(_, _, address)| address).collect();
+                    self.endpoints(&key, service).map(|(_, endpoint)| endpoint.ip).collect();
                 if addresses.is_empty() {
                     return Found::Nothing;
                 }
@@ -250,11 +286,11 @@ impl Zone {
                 if has { Found::Name(Records::default()) } else { Found::Nothing }
             }
             [host] => {
-                let found = self.endpoints(&key, service).filter(|(_, endpoint, address)| {
-                    let named = endpoint.hostname.as_deref().filter(|name| !name.is_empty());
-                    named.map_or_else(|| dashed(*address) == *host, |name| name.eq_ignore_ascii_case(host))
+                let found = self.endpoints(&key, service).filter(|(_, endpoint)| {
+                    let named = endpoint.hostname.as_deref();
+                    named.map_or_else(|| dashed(endpoint.ip) == *host, |name| name.eq_ignore_ascii_case(host))
                 });
-                let addresses: BTreeSet<IpAddr> = found.map(|(_, _, address)| address).collect();
+                let addresses: BTreeSet<IpAddr> = found.map(|(_, endpoint)| endpoint.ip).collect();
                 if addresses.is_empty() {
                     return Found::Nothing;
                 }
@@ -281,13 +317,13 @@ impl Zone {
             return ports.map(|port| (port.port, own.to_owned(), cluster_ips(service).collect())).collect();
         }
         let mut targets: BTreeMap<(u16, String), Vec<IpAddr>> = BTreeMap::new();
-        for (slice, endpoint, address) in self.endpoints(key, service) {
+        for (slice, endpoint) in self.endpoints(key, service) {
             for port in slice.ports.iter().filter(|port| fits(&port.name, &port.protocol)) {
                 let Some(number) = port.port else { continue };
-                let target = format!("{}.{own}", host_of(endpoint, address));
+                let target = format!("{}.{own}", host_of(endpoint));
                 let addresses = targets.entry((number, target)).or_default();
-                if !addresses.contains(&address) {
-                    addresses.push(address);
+                if !addresses.contains(&endpoint.ip) {
+                    addresses.push(endpoint.ip);
                 }
             }
         }
@@ -298,14 +334,14 @@ impl Zone {
     fn pointers(&self, address: IpAddr) -> Vec<String> {
         let mut names = BTreeSet::new();
         for key in self.owners.get(&address).into_iter().flatten() {
-            let Some(service) = self.catalogue.services.get(key) else { continue };
+            let Some(service) = self.services.get(key) else { continue };
             let own = format!("{}.{}.svc", key.name, key.namespace);
             if !is_headless(service) {
                 names.insert(own);
                 continue;
             }
-            let endpoints = self.endpoints(key, service).filter(|(_, _, of)| *of == address);
-            names.extend(endpoints.map(|(_, endpoint, _)| format!("{}.{own}", host_of(endpoint, address))));
+            let endpoints = self.endpoints(key, service).filter(|(_, endpoint)| endpoint.ip == address);
+            names.extend(endpoints.map(|(_, endpoint)| format!("{}.{own}", host_of(endpoint))));
         }
         names.into_iter().collect()
     }
@@ -326,11 +362,8 @@ fn protocol_name(protocol: &str) -> &str {
 }
 
 /// The name of an endpoint in its Service: its own, or one made of its address.
-fn host_of(endpoint: &Endpoint, address: IpAddr) -> String {
-    match endpoint.hostname.as_deref().filter(|name| !name.is_empty()) {
-        Some(name) => name.to_ascii_lowercase(),
-        None => dashed(address),
-    }
+fn host_of(endpoint: &Member) -> String {
+    endpoint.hostname.as_deref().map_or_else(|| dashed(endpoint.ip), str::to_ascii_lowercase)
 }
 
 fn dashed(address: IpAddr) -> String {

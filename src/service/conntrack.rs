@@ -4,8 +4,7 @@
 use std::io;
 use std::net::IpAddr;
 
-use super::diff::HashMap;
-use super::frontend::{Backend, Family, Frontend, Place, Protocol};
+use super::frontend::{Backend, Family, Frontend, HashMap, Place, Protocol};
 use super::netlink::message::{ACK, Attributes, DUMP, NESTED, REQUEST, family_number};
 use super::netlink::socket::Socket;
 

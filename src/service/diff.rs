@@ -14,7 +14,7 @@ use foldhash::fast::RandomState;
 use stoker_model::service::NamespacedName;
 
 use super::config::Cidr;
-use super::frontend::{Backend, Claim, Frontend, Place, Problem, Protocol, Route, ServiceRoutes};
+use super::frontend::{Backend, Claim, Frontend, HashMap, Place, Problem, Protocol, Route, ServiceRoutes};
 
 mod element;
 
@@ -23,8 +23,6 @@ pub use element::{Balance, Key, Value, Verdict};
 /// Slots of the backends on this node start here, those of all backends at 0: both fit one map.
 pub const LOCAL_SLOTS: u32 = 65536;
 
-/// A map whose hashes are quick, and keyed by chance, since who makes Services chooses what is hashed.
-pub(super) type HashMap<K, V> = std::collections::HashMap<K, V, RandomState>;
 type HashSet<T> = std::collections::HashSet<T, RandomState>;
 
 /// Elements of our sets and maps.
@@ -49,7 +47,8 @@ pub struct Batch {
     elements: HashMap<Key, (Option<Value>, Option<Value>)>,
     sticky: Vec<StickyChange>,
     stale_flows: bool,
-    reported: BTreeSet<NamespacedName>,
+    /// In the order of their changes, some more than once.
+    reported: Vec<NamespacedName>,
     ignore_elements: bool,
 }
 
@@ -89,7 +88,7 @@ impl Batch {
 
     /// Services whose [`Table::problems`] may have changed.
     pub fn take_reported(&mut self) -> BTreeSet<NamespacedName> {
-        std::mem::take(&mut self.reported)
+        std::mem::take(&mut self.reported).into_iter().collect()
     }
 
     fn note(&mut self, key: Key, before: Option<Value>, after: Option<Value>) {
@@ -136,6 +135,14 @@ pub struct Table {
 }
 
 impl Table {
+    /// Makes room at once for so many Services in all, one address and port each.
+    pub fn expect(&mut self, services: usize) {
+        let more = services.saturating_sub(self.services.len());
+        self.services.reserve(more);
+        self.frontends.reserve(more);
+        self.cluster_ips.reserve(more);
+    }
+
     /// Exchanges the routes of one Service; empty ones remove it.
     pub fn set(&mut self, name: &NamespacedName, routes: ServiceRoutes, batch: &mut Batch) {
         let old = self.services.remove(name).unwrap_or_default();
@@ -144,7 +151,7 @@ impl Table {
         let (before, after) = (&old.serving, &routes.serving);
         batch.stale_flows |=
             before.is_empty() != after.is_empty() || before.iter().any(|backend| after.binary_search(backend).is_err());
-        batch.reported.insert(name.clone());
+        batch.reported.push(name.clone());
         let mut touched: Vec<Frontend> = routes.paths.iter().map(|path| path.frontend).collect();
         for path in &old.paths {
             if let Some(held) = self.frontends.get_mut(&path.frontend) {
@@ -242,6 +249,11 @@ impl Table {
                 held.route = arranged(&held.route, &there);
                 stick(*frontend, &there, Some(&held.route), &mut operations.sticky);
             }
+        }
+        if kernel.is_empty() {
+            // As on a node's first start, for thousands.
+            self.elements(|key, value| operations.add.push((key, value)));
+            return operations;
         }
         self.elements(|key, value| match kernel.remove(&key) {
             Some(old) if old == value => {}

@@ -163,7 +163,7 @@ fn left_alone(service: &Service, routes: &ServiceRoutes) -> Option<String> {
     if !routes.paths.is_empty() {
         return None;
     }
-    Some(match service.spec.kind.as_str() {
+    Some(match service.spec.kind.as_ref() {
         "ExternalName" => "an ExternalName Service is a name in DNS only".to_owned(),
         _ if service.metadata.labels.contains_key(stoker_model::names::SERVICE_PROXY_NAME) => {
             format!("its label {} gives it to another proxy", stoker_model::names::SERVICE_PROXY_NAME)
@@ -353,7 +353,7 @@ fn judge(
     node: &NodeTopology,
     routes: &ServiceRoutes,
 ) -> Result<String, String> {
-    let family = match slice.address_type.as_str() {
+    let family = match slice.address_type.as_ref() {
         "IPv4" => Family::Ipv4,
         "IPv6" => Family::Ipv6,
         other => return Err(format!("slices of type {other} are left out")),

@@ -4,7 +4,12 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
+
 use super::config::Cidr;
+
+/// A map whose hashes are quick, and keyed by chance, since who makes Services chooses what is hashed.
+pub(super) type HashMap<K, V> = std::collections::HashMap<K, V, RandomState>;
 
 /// IPv4 or IPv6.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]

@@ -14,13 +14,13 @@ use prometheus_client::metrics::family::{Family as Labelled, MetricConstructor};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use stoker_model::names::LAST_CHANGE_TRIGGER_TIME;
 use stoker_model::service::{NamespacedName, ServiceChange};
 
 use super::frontend::{Family, Place, Route, ServiceRoutes};
 use crate::clock::Now;
 
 /// Names the moment of the change that led to a slice's newest state.
-const TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 type Labels = Vec<(&'static str, &'static str)>;
 type Seconds = Gauge<f64, AtomicU64>;
@@ -184,7 +184,8 @@ impl Metrics {
             ServiceChange::Slice(slice) => {
                 self.endpoints.inc();
                 self.endpoints_pending.inc();
-                let trigger = slice.metadata.annotations.get(TRIGGER).and_then(|text| text.parse().ok());
+                let trigger =
+                    slice.metadata.annotations.get(LAST_CHANGE_TRIGGER_TIME).and_then(|text| text.parse().ok());
                 let family = if slice.address_type == "IPv6" { Family::Ipv6 } else { Family::Ipv4 };
                 if let Some(trigger) = trigger.filter(|trigger| *trigger > self.begun) {
                     let mut noted = self.noted();
@@ -361,7 +362,7 @@ mod tests {
         let name = |name: &str| NamespacedName { namespace: "default".into(), name: name.into() };
         metrics.changed(&ServiceChange::ServiceGone(name("a")), now);
         let slice: stoker_model::service::EndpointSlice = serde_json::from_value(serde_json::json!({
-            "metadata": { "annotations": { TRIGGER: now.plus(Duration::from_secs(1)).wall.to_string() } },
+            "metadata": { "annotations": { LAST_CHANGE_TRIGGER_TIME: now.plus(Duration::from_secs(1)).wall.to_string() } },
             "addressType": "IPv4",
         }))
         .unwrap();
@@ -425,7 +426,7 @@ mod tests {
         let metrics = Metrics::new(vec![Family::Ipv4, Family::Ipv6], now);
         let change = |family: &str, at: Now| {
             let object = serde_json::json!({
-                "metadata": { "annotations": { TRIGGER: at.wall.to_string() } }, "addressType": family,
+                "metadata": { "annotations": { LAST_CHANGE_TRIGGER_TIME: at.wall.to_string() } }, "addressType": family,
             });
             ServiceChange::Slice(Arc::new(serde_json::from_value(object).unwrap()))
         };

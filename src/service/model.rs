@@ -14,7 +14,8 @@ use stoker_model::service::{
 
 use super::config::Cidr;
 use super::frontend::{
-    Backend, Claim, Family, Frontend, MAX_BACKENDS, Path, Place, Problem, Protocol, Route, ServiceRoutes, parse_ip,
+    Backend, Claim, Family, Frontend, HashMap, MAX_BACKENDS, Path, Place, Problem, Protocol, Route, ServiceRoutes,
+    parse_ip,
 };
 use super::slices::{KeptSlice, Shared};
 
@@ -24,9 +25,9 @@ const DEFAULT_AFFINITY_SECONDS: u32 = 10800;
 /// The catalogue, what has changed in it, and where this node stands.
 #[derive(Debug)]
 pub struct Model {
-    services: BTreeMap<NamespacedName, Arc<Service>>,
+    services: HashMap<NamespacedName, Arc<Service>>,
     /// By the Service, in the order of their names.
-    slices: BTreeMap<NamespacedName, Vec<KeptSlice>>,
+    slices: HashMap<NamespacedName, Vec<KeptSlice>>,
     shared: Shared,
     node: Arc<NodeTopology>,
     dirty: BTreeSet<NamespacedName>,
@@ -44,8 +45,8 @@ impl Model {
     /// An empty catalogue that waits for its first complete list.
     pub fn new(node: Arc<NodeTopology>) -> Self {
         Self {
-            services: BTreeMap::new(),
-            slices: BTreeMap::new(),
+            services: HashMap::default(),
+            slices: HashMap::default(),
             shared: Shared::default(),
             node,
             dirty: BTreeSet::new(),
@@ -187,7 +188,7 @@ pub fn routes(service: &Service, slices: &[KeptSlice], node: &NodeTopology) -> S
     let external = External::of(service, node, &mut all.problems);
     for port in &service.spec.ports {
         let Some(protocol) = Protocol::parse(&port.protocol) else {
-            all.problems.push(Problem::Protocol(port.protocol.clone()));
+            all.problems.push(Problem::Protocol(port.protocol.to_string()));
             continue;
         };
         for &cluster_ip in &all.cluster_ips {
@@ -380,8 +381,13 @@ struct Choice {
 impl Choice {
     fn among(candidates: &BTreeMap<Backend, Candidate>) -> Self {
         let cluster = hinted(candidates).unwrap_or_else(|| usable(candidates, |_| true));
-        Self { cluster: cluster.into(), local: usable(candidates, |c| c.local).into() }
+        Self { cluster: shared(cluster), local: shared(usable(candidates, |c| c.local)) }
     }
+}
+
+/// None of them takes no memory.
+fn shared(backends: Vec<Backend>) -> Arc<[Backend]> {
+    if backends.is_empty() { Arc::default() } else { backends.into() }
 }
 
 /// The ready ones, or if there is none those that still serve while they terminate (B1.22).

@@ -32,6 +32,10 @@ const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// Changes taken into one transaction at most: a bound on its size, far above what a cold start brings between two wakes.
 const CHANGES_AT_ONCE: usize = 100_000;
 
+/// From one transaction to the next at least: what changes meanwhile goes into one. The first change after a quiet time waits for nothing,
+/// and no connection notices so short a wait (a new Service has 20 ms to answer).
+const GATHER: Duration = Duration::from_millis(10);
+
 /// How the data path is doing, for the health port (B2.1) and metrics.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Health {
@@ -149,6 +153,7 @@ pub fn spawn(
         service_ranges: ranges,
         turn: turns,
         away: false,
+        written: None,
         sync_period: config.sync_period,
         clock,
         health: sender,
@@ -228,6 +233,8 @@ struct Owner {
     turn: watch::Receiver<Turn>,
     /// Our rules are gone, since another proxy serves.
     away: bool,
+    /// When the last transaction was through.
+    written: Option<Now>,
     sync_period: Duration,
     clock: Clock,
     health: watch::Sender<Health>,
@@ -252,7 +259,13 @@ impl Owner {
         loop {
             match self.next_wake().await {
                 Wake::Stop => return,
-                Wake::Change(change) => self.take(change),
+                Wake::Change(change) => {
+                    if let Some(wait) = self.gathering() {
+                        // They wait in the queue, and wake nobody.
+                        tokio::time::sleep(wait).await;
+                    }
+                    self.take(change);
+                }
                 Wake::Node => {
                     let node = Arc::clone(&self.node.borrow_and_update());
                     self.model.set_node(node);
@@ -332,6 +345,13 @@ impl Owner {
             () = heard => Wake::Kernel,
             () = time => Wake::Time,
         }
+    }
+
+    /// How long to wait for more changes, where a transaction was only just written.
+    fn gathering(&self) -> Option<Duration> {
+        let written = self.written.filter(|_| self.model.is_complete())?;
+        let passed = self.clock.now().monotonic.saturating_sub(written.monotonic);
+        GATHER.checked_sub(passed).filter(|left| !left.is_zero())
     }
 
     /// Takes in a change and whatever else is queued behind it.
@@ -418,6 +438,7 @@ impl Owner {
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         };
         let programmer = self.programmer.insert(programmer);
+        self.written = Some(self.clock.now());
         let transactions = programmer.path.transactions();
         let problems = std::mem::take(&mut programmer.problems);
         self.note_problems(problems);
@@ -549,6 +570,7 @@ impl Programmer {
         if let Some(ranges) = ranges {
             self.table.set_service_ranges(ranges, &mut batch);
         }
+        self.table.expect(compiled.len());
         for (name, routes) in compiled {
             self.table.set(&name, routes, &mut batch);
         }

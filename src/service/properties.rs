@@ -7,7 +7,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 
-use stoker_model::service::{NamespacedName, NodeTopology, ServiceCatalogue, ServiceChange};
+use stoker_model::service::{EndpointSlice, NamespacedName, NodeTopology, Service, ServiceChange};
 
 use super::diff::{Batch, Elements, Key, LOCAL_SLOTS, Operations, Table, Value, Verdict};
 use super::frontend::Frontend;
@@ -79,6 +79,14 @@ fn any_change() -> impl Strategy<Value = ServiceChange> {
             ServiceChange::SliceGone(NamespacedName { namespace: "d".into(), name: name(n).into() }, format!("s-{slice}").into())
         }),
     ]
+}
+
+/// All Services and slices as last seen.
+#[derive(Default)]
+struct ServiceCatalogue {
+    services: BTreeMap<NamespacedName, Arc<Service>>,
+    /// By their Service, then by their own name.
+    slices: BTreeMap<NamespacedName, BTreeMap<Arc<str>, Arc<EndpointSlice>>>,
 }
 
 /// What the changes leave.

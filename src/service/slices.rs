@@ -90,7 +90,7 @@ impl Shared {
 impl KeptSlice {
     /// Takes what counts out of a slice.
     pub fn of(slice: &EndpointSlice, shared: &mut Shared) -> Self {
-        let family = match slice.address_type.as_str() {
+        let family = match slice.address_type.as_ref() {
             "IPv4" => Some(Family::Ipv4),
             "IPv6" => Some(Family::Ipv6),
             _ => None,

@@ -15,9 +15,6 @@ use tokio::sync::mpsc;
 use super::client::ApiServer;
 use super::watch::{Change, Sink, Watchable, Watched, run};
 
-/// What `kubectl apply` leaves; as large as the object itself, and nobody on the node reads it.
-const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
-
 /// Who reads the Services: the server sends no more than they need.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ServiceReaders {
@@ -48,8 +45,9 @@ pub async fn watch_services(
     if changes.send(ServiceChange::Restarting).await.is_err() {
         return;
     }
-    let mut service_sink = ServiceSink { store, changes: changes.clone(), seen: None, lists: lists.clone() };
-    let mut slice_sink = SliceSink { known: BTreeSet::new(), seen: None, changes, lists };
+    let mut service_sink =
+        ServiceSink { names: Namespaces::default(), store, changes: changes.clone(), seen: None, lists: lists.clone() };
+    let mut slice_sink = SliceSink { names: Namespaces::default(), known: BTreeSet::new(), seen: None, changes, lists };
     tokio::join!(run(&api, &services, &mut service_sink), run(&api, &slices, &mut slice_sink));
 }
 
@@ -163,7 +161,7 @@ fn service_variables(service: &Service, to: &mut BTreeMap<String, String>) {
         if !port.name.is_empty() {
             to.insert(format!("{prefix}_SERVICE_PORT_{}", variable_name(&port.name)), port.port.to_string());
         }
-        let protocol = if port.protocol.is_empty() { "TCP" } else { port.protocol.as_str() };
+        let protocol = if port.protocol.is_empty() { "TCP" } else { port.protocol.as_ref() };
         let lower = protocol.to_ascii_lowercase();
         let url = format!("{lower}://{host}:{}", port.port);
         if index == 0 {
@@ -185,7 +183,23 @@ fn key_of(meta: &SlimMeta) -> NamespacedName {
     NamespacedName { namespace: meta.namespace.clone(), name: meta.name.clone() }
 }
 
+/// The namespaces, each in memory once.
+#[derive(Default)]
+struct Namespaces(BTreeSet<Arc<str>>);
+
+impl Namespaces {
+    /// Takes the one copy of the namespace, and leaves out the version, which only the watch wants to know.
+    fn share(&mut self, meta: &mut SlimMeta) {
+        meta.resource_version = String::new();
+        match self.0.get(&meta.namespace) {
+            Some(known) => meta.namespace = Arc::clone(known),
+            None => _ = self.0.insert(Arc::clone(&meta.namespace)),
+        }
+    }
+}
+
 struct ServiceSink {
+    names: Namespaces,
     store: ServiceStore,
     changes: mpsc::Sender<ServiceChange>,
     /// What the running list named.
@@ -212,7 +226,7 @@ impl ServiceSink {
                 Vec::new()
             }
             Change::Present(mut service) => {
-                service.metadata.annotations.remove(LAST_APPLIED);
+                self.names.share(&mut service.metadata);
                 let key = key_of(&service.metadata);
                 let service = Arc::new(service);
                 if let Some(seen) = &mut self.seen {
@@ -264,6 +278,7 @@ impl ServiceSink {
 type SliceKey = (NamespacedName, Arc<str>);
 
 struct SliceSink {
+    names: Namespaces,
     /// Slices that were reported and not taken back; the slices themselves live in the data path only.
     known: BTreeSet<SliceKey>,
     seen: Option<BTreeSet<SliceKey>>,
@@ -290,7 +305,7 @@ impl SliceSink {
                 Vec::new()
             }
             Change::Present(mut slice) => {
-                slice.metadata.annotations.remove(LAST_APPLIED);
+                self.names.share(&mut slice.metadata);
                 let Some(key) = slice_key(&slice) else { return Vec::new() };
                 if let Some(seen) = &mut self.seen {
                     seen.insert(key.clone());
@@ -345,7 +360,8 @@ mod tests {
 
     fn sink() -> ServiceSink {
         let (changes, _) = mpsc::channel(1);
-        ServiceSink { store: ServiceStore::default(), changes, seen: None, lists: Lists::default() }
+        let names = Namespaces::default();
+        ServiceSink { names, store: ServiceStore::default(), changes, seen: None, lists: Lists::default() }
     }
 
     fn listed(services: Vec<Service>) -> ServiceStore {

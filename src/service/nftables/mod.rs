@@ -416,9 +416,13 @@ impl Kernel {
 
     /// Has nft make what routes with session affinity need and is not there.
     fn make_sticky(&mut self, operations: &Operations) -> Result<(), NftError> {
+        let mut wanted = balances(operations).filter(|(_, balance)| balance.affinity_seconds.is_some()).peekable();
+        if wanted.peek().is_none() {
+            return Ok(());
+        }
         let mut texts: BTreeMap<Family, String> = BTreeMap::new();
         let (mut chains, mut sets) = (self.chains.clone(), self.sets.clone());
-        for (at, balance) in balances(operations).filter(|(_, balance)| balance.affinity_seconds.is_some()) {
+        for (at, balance) in wanted {
             let family = at.family();
             let node_port = matches!(at.place, Place::Node(_));
             let (chains, sets) = (chains.entry(family).or_default(), sets.entry(family).or_default());

@@ -4,8 +4,8 @@ use std::borrow::Cow;
 use std::io;
 
 use super::elements;
-use crate::service::diff::{HashMap, Key, Value};
-use crate::service::frontend::Family;
+use crate::service::diff::{Key, Value};
+use crate::service::frontend::{Family, HashMap};
 use crate::service::netlink::message::Kind;
 
 /// Which part of a transaction the kernel refused.
