@@ -360,12 +360,14 @@ mod tests {
 
     #[test]
     fn services_become_variables() {
-        // A8.6
+        // A8.6, A8.8
         let web = r#"[{"name":"http","port":80,"protocol":"TCP"},{"name":"dns-udp","port":53,"protocol":"UDP"}]"#;
         let store = listed(vec![
             service("default", "kubernetes", "10.0.0.1", r#"[{"name":"https","port":443}]"#),
             service("shop", "web-front", "10.0.0.9", web),
             service("other", "db", "10.0.0.8", r#"[{"port":1}]"#),
+            service("shop", "headless", "None", r#"[{"port":1}]"#),
+            service("shop", "six", "fd00::9", r#"[{"port":9,"protocol":"SCTP"}]"#),
         ]);
         let variables = store.environment("shop", true).expect("listed");
         for (name, value) in [
@@ -375,7 +377,14 @@ mod tests {
             ("KUBERNETES_PORT", "tcp://10.0.0.1:443"),
             ("KUBERNETES_PORT_443_TCP", "tcp://10.0.0.1:443"),
             ("WEB_FRONT_SERVICE_HOST", "10.0.0.9"),
+            ("WEB_FRONT_SERVICE_PORT", "80"),
+            ("WEB_FRONT_SERVICE_PORT_HTTP", "80"),
             ("WEB_FRONT_SERVICE_PORT_DNS_UDP", "53"),
+            ("WEB_FRONT_PORT", "tcp://10.0.0.9:80"),
+            ("WEB_FRONT_PORT_80_TCP", "tcp://10.0.0.9:80"),
+            ("SIX_SERVICE_HOST", "fd00::9"),
+            ("SIX_PORT", "sctp://[fd00::9]:9"),
+            ("SIX_PORT_9_SCTP_ADDR", "fd00::9"),
             ("WEB_FRONT_PORT_53_UDP", "udp://10.0.0.9:53"),
             ("WEB_FRONT_PORT_53_UDP_PROTO", "udp"),
             ("WEB_FRONT_PORT_53_UDP_PORT", "53"),
@@ -383,9 +392,13 @@ mod tests {
         ] {
             assert_eq!(variables.get(name).map(String::as_str), Some(value), "{name}");
         }
-        assert!(!variables.contains_key("DB_SERVICE_HOST"));
+        assert!(!variables.contains_key("DB_SERVICE_HOST"), "it is in another namespace");
+        assert!(!variables.contains_key("HEADLESS_SERVICE_HOST"), "it has no address");
         let without = store.environment("shop", false).expect("listed");
         assert!(without.contains_key("KUBERNETES_SERVICE_HOST") && !without.contains_key("WEB_FRONT_SERVICE_HOST"));
+        assert_eq!(without["KUBERNETES_SERVICE_PORT"], "443");
+        let default = store.environment("default", true).expect("listed");
+        assert!(default.contains_key("KUBERNETES_SERVICE_HOST") && !default.contains_key("WEB_FRONT_SERVICE_HOST"));
     }
 
     #[test]

@@ -40,7 +40,9 @@ fn pods_and_nodes_are_debugged_and_a_node_is_drained() {
         lab.ready_pods("box") == 1 && lab.ready_pods("web") == 2 && lab.ready_pods("daemon") == 1
     });
 
-    // D1.35: a container beside the others, which sees the processes of the one that is meant.
+    assert_eq!(lab.get("pod box")["metadata"]["generation"], 1);
+
+    // A3.7, D1.35: a container beside the others, which sees the processes of the one that is meant.
     let image = format!("--image={BUSYBOX} --image-pull-policy=IfNotPresent --profile=general");
     let arguments = format!("debug box {image} --container=help --target=box -i -- sh -c");
     let debugged = fed(&lab, &arguments, "read word; echo heard $word; ps | grep -c 'sleep 100000'", "you\n");
@@ -50,6 +52,11 @@ fn pods_and_nodes_are_debugged_and_a_node_is_drained() {
     assert_eq!((text(&help["name"]), text(&help["targetContainerName"])), ("help".into(), "box".into()), "{help}");
     lab.eventually("its end is told", |lab| {
         lab.get("pod box")["status"]["ephemeralContainerStatuses"][0]["state"]["terminated"]["exitCode"] == 0
+    });
+    // A1.19: each change of the spec counts, and the node tells which one it has seen.
+    lab.eventually("the node has seen the change", |lab| {
+        let debugged = lab.get("pod box");
+        debugged["metadata"]["generation"] == 2 && debugged["status"]["observedGeneration"] == 2
     });
     // A copy with one container more, which shares its processes.
     lab.kubectl(&format!("debug box {image} --container=help --copy-to=copy --share-processes -- sleep 1000"));
