@@ -173,7 +173,7 @@ async fn an_ephemeral_container_joins_and_never_comes_back() {
         }))
         .unwrap()
     };
-    let look = "echo word=$WORD self=$$ sees=$(grep -c '[d]eep' /proc/1/cmdline)";
+    let look = "echo word=$WORD self=$$$$ sees=$(grep -c '[d]eep' /proc/1/cmdline)";
     let inside = container("inside", Some("main"), &format!("{look}; exit 3"));
     let beside = container("beside", None, &format!("{look}; {LONG}"));
     node.api.change(&uid, |pod| pod.spec.as_mut().unwrap().ephemeral_containers = Some(vec![inside, beside]));
@@ -209,7 +209,7 @@ async fn an_ephemeral_container_joins_and_never_comes_back() {
 
 #[tokio::test]
 async fn one_exit_makes_all_start_over_in_the_same_place() {
-    // A3.10, A3.12
+    // A2.15, A3.10, A3.12
     let node = Node::start().await;
     let notes = Notes::new(&node);
     let scratch: Volume = from_value(json!({ "name": "v", "emptyDir": {} })).unwrap();

@@ -142,7 +142,7 @@ async fn later_sources_win_and_services_fill_what_is_left() {
     // What is made without an API server does not wait for its list.
     let mut pod = Pod { spec: Some(Default::default()), ..Pod::default() };
     let source = (stoker_model::names::CONFIG_SOURCE.to_owned(), "file".to_owned());
-    pod.metadata.annotations = Some([source].into());
+    (pod.metadata.namespace, pod.metadata.annotations) = (Some("ns".into()), Some([source].into()));
     let container = serde_json::from_value(json!({"name": "c", "env": [{"name": "A", "value": "1"}]})).unwrap();
     let early = Cluster { listed: false };
     let all = environment(&pod, &container, &NodeSnapshot::default(), &early, Path::new("/nonexistent")).await;
