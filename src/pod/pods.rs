@@ -125,6 +125,7 @@ impl Pods {
             tasks: JoinSet::new(),
             stop,
             orphans_due: true,
+            node_known: false,
             burstable_shares: None,
         };
         let (orders, received) = mpsc::channel(ORDERS);
@@ -210,6 +211,8 @@ struct Supervisor {
     stop: CancellationToken,
     /// What former agents left behind has not been looked for yet.
     orphans_due: bool,
+    /// The API server has told of the Node.
+    node_known: bool,
     /// CPU shares that all burstable pods together were given last.
     burstable_shares: Option<u64>,
 }
@@ -363,6 +366,7 @@ impl Supervisor {
             // Nothing can be decided about pods before the node knows itself.
             return;
         }
+        self.node_known |= node.uid.is_some();
         // A static pod of the same name waits for the end of the one before (A1.4).
         let names: BTreeSet<_> = self.workers.values().map(|handle| full_name(&handle.desired.borrow().pod)).collect();
         let starts = |uid: &PodUid, pod: &Pod| {
@@ -380,8 +384,8 @@ impl Supervisor {
             let root = self.shared.volumes.dirs(&PodRef::of(pod).uid).root().to_owned();
             let over = matches!(phase, "Succeeded" | "Failed") || pod.metadata.deletion_timestamp.is_some();
             let ran = phase == "Running" || root.exists();
-            // The API server has it, so it will tell of the Node, too.
-            if !over && !ran && node.uid.is_none() && !is_static(pod) {
+            // The API server has it, so it will tell of the Node, too (A1.2).
+            if !over && !ran && !self.node_known && !is_static(pod) {
                 continue;
             }
             let given = Allocation::load(&root.join(RESOURCES_FILE)).and_then(|kept| kept.applied(pod)).filter(|_| ran);

@@ -58,6 +58,11 @@ fn pods_and_nodes_are_debugged_and_a_node_is_drained() {
         let debugged = lab.get("pod box");
         debugged["metadata"]["generation"] == 2 && debugged["status"]["observedGeneration"] == 2
     });
+    // A3.7: logs and exec reach such a container as any other.
+    assert_eq!(lab.kubectl("logs box -c help").lines().next(), Some("heard you"));
+    lab.kubectl(&format!("debug box {image} --container=stay -- sleep 100000"));
+    lab.eventually("it runs", |lab| lab.try_kubectl("exec box -c stay -- true").success);
+    assert_eq!(lab.kubectl("exec box -c stay -- echo inside"), "inside\n");
     // A copy with one container more, which shares its processes.
     lab.kubectl(&format!("debug box {image} --container=help --copy-to=copy --share-processes -- sleep 1000"));
     lab.eventually("the copy runs", |lab| lab.get("pod copy")["status"]["phase"] == "Running");
