@@ -135,8 +135,9 @@ impl ServiceLinks for ServiceStore {
         }
         let key = |namespace: &str, name: &str| NamespacedName { namespace: namespace.into(), name: name.into() };
         let mut variables = BTreeMap::new();
-        // The master service comes first, so that one of the same name in the pod's own namespace wins.
-        if let Some(master) = stored.services.get(&key("default", "kubernetes")) {
+        // Of the pod's own namespace one of that name takes its place, as a whole.
+        let own = stored.services.get(&key(namespace, "kubernetes")).filter(|own| enable_service_links && has_ip(own));
+        if let Some(master) = own.or_else(|| stored.services.get(&key("default", "kubernetes"))) {
             service_variables(master, &mut variables);
         }
         if enable_service_links {
@@ -154,7 +155,7 @@ impl ServiceLinks for ServiceStore {
 /// The variables of one Service (A8.6).
 fn service_variables(service: &Service, to: &mut BTreeMap<String, String>) {
     let ip = &service.spec.cluster_ip;
-    let (Some(first), false) = (service.spec.ports.first(), ip.is_empty() || ip == "None") else { return };
+    let Some(first) = service.spec.ports.first().filter(|_| has_ip(service)) else { return };
     let prefix = variable_name(&service.metadata.name);
     let host = if ip.contains(':') { format!("[{ip}]") } else { ip.clone() };
     to.insert(format!("{prefix}_SERVICE_HOST"), ip.clone());
@@ -175,6 +176,10 @@ fn service_variables(service: &Service, to: &mut BTreeMap<String, String>) {
         to.insert(format!("{own}_ADDR"), ip.clone());
         to.insert(own, url);
     }
+}
+
+fn has_ip(service: &Service) -> bool {
+    !matches!(service.spec.cluster_ip.as_str(), "" | "None")
 }
 
 fn variable_name(name: &str) -> String {
@@ -397,6 +402,14 @@ mod tests {
         let without = store.environment("shop", false).expect("listed");
         assert!(without.contains_key("KUBERNETES_SERVICE_HOST") && !without.contains_key("WEB_FRONT_SERVICE_HOST"));
         assert_eq!(without["KUBERNETES_SERVICE_PORT"], "443");
+        let own = listed(vec![
+            service("default", "kubernetes", "10.0.0.1", r#"[{"name":"https","port":443}]"#),
+            service("shop", "kubernetes", "10.0.0.2", r#"[{"port":80}]"#),
+        ]);
+        let variables = own.environment("shop", true).expect("listed");
+        assert_eq!(variables["KUBERNETES_SERVICE_HOST"], "10.0.0.2");
+        assert!(!variables.contains_key("KUBERNETES_PORT_443_TCP"), "nothing of the other one is left");
+        assert_eq!(own.environment("shop", false).expect("listed")["KUBERNETES_SERVICE_HOST"], "10.0.0.1");
         let default = store.environment("default", true).expect("listed");
         assert!(default.contains_key("KUBERNETES_SERVICE_HOST") && !default.contains_key("WEB_FRONT_SERVICE_HOST"));
     }
