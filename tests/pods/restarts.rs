@@ -1,6 +1,8 @@
 //! Containers that end, and agents that do.
 
 use std::fs;
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +10,7 @@ use k8s_openapi::api::core::v1::{ConfigMapEnvSource, EnvFromSource, Pod, Probe, 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde_json::{from_value, json};
 use stoker::runtime::{ImageSource, cri, import};
+use stoker_model::pod::PodUid;
 
 use crate::api::Api;
 use crate::lab::{BUSYBOX, busybox_layer};
@@ -390,4 +393,42 @@ async fn a_new_agent_changes_nothing_that_is_told() {
 
 fn node_pod(api: &Api, name: &str) -> Option<Arc<Pod>> {
     api.named(name).map(|(_, pod)| pod)
+}
+
+#[tokio::test]
+async fn what_pods_left_behind_is_taken_away() {
+    // A1.6
+    let mut node = Node::start().await;
+    let lives = node.api.create(pod("lives").container("main", "while :; do sleep 0.1; done").0);
+    node.api.until(&lives, "ready", |p| condition(p, "Ready")).await;
+    node.stop_agent().await;
+    // Of one pod a directory with a mount, a control group and a log; of a static one its mirror.
+    let ghost = PodUid::new("ghost-uid");
+    let volume = node.path("kubelet/pods/ghost-uid/volumes/kubernetes.io~empty-dir/v");
+    fs::create_dir_all(&volume).unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(&volume).status().unwrap();
+    assert!(mounted.success());
+    fs::write(volume.join("f"), "left").unwrap();
+    let root = node.lab.path().file_name().unwrap();
+    let mut groups = 0;
+    for tree in fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|tree| tree.path()) {
+        let class = tree.join(root).join("kubepods/besteffort");
+        groups += u32::from(class.is_dir() && fs::create_dir(class.join("podghost-uid")).is_ok());
+    }
+    let class = Path::new("/sys/fs/cgroup").join(root).join("kubepods/besteffort");
+    groups += u32::from(class.is_dir() && fs::create_dir(class.join("podghost-uid")).is_ok());
+    assert!(groups > 0, "there is a tree of groups");
+    fs::create_dir_all(node.path("pod-logs/default_ghost_ghost-uid/main")).unwrap();
+    let mut mirror = pod("lost-node-1").container("main", "true").0;
+    let marks = [("kubernetes.io/config.mirror", "hash"), ("kubernetes.io/config.source", "file")];
+    mirror.metadata.annotations = Some(marks.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
+    let mirror = node.api.create(mirror);
+
+    node.start_agent();
+    node.until_nothing_is_left(&ghost).await;
+    node.api.until_gone(&mirror).await;
+    assert!(!fs::read_to_string("/proc/self/mounts").unwrap().contains("/pods/ghost-uid/"));
+    let after = node.api.pod(&lives).unwrap();
+    assert!(condition(&after, "Ready") && status(&after, "main").restart_count == 0, "what is wanted stays");
+    node.stop().await;
 }
