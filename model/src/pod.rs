@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn critical_pods_are_static_ones_their_mirrors_and_those_of_high_priority() {
-        // A13.8
+        // A7.6, A13.8
         let pod = |annotation: Option<(&str, &str)>, priority| {
             let mut pod = Pod { spec: Some(PodSpec { priority, ..PodSpec::default() }), ..Pod::default() };
             pod.metadata.annotations = annotation.map(|(key, value)| [(key.to_owned(), value.to_owned())].into());

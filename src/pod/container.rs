@@ -144,6 +144,69 @@ mod tests {
     }
 
     #[test]
+    fn the_next_agent_finds_what_it_has_to_know() {
+        // A1.15
+        let container: Container = serde_json::from_value(serde_json::json!({
+            "name": "c",
+            "image": "i",
+            "terminationMessagePath": "/words",
+            "terminationMessagePolicy": "FallbackToLogsOnError",
+            "ports": [{ "containerPort": 80 }],
+            "lifecycle": { "preStop": { "sleep": { "seconds": 3 } } },
+        }))
+        .unwrap();
+        let mut pod = Pod { spec: Some(Default::default()), ..Pod::default() };
+        let meta = &mut pod.metadata;
+        (meta.name, meta.namespace, meta.uid) = (Some("p".into()), Some("n".into()), Some("u".into()));
+        meta.deletion_grace_period_seconds = Some(7);
+        pod.spec.as_mut().unwrap().termination_grace_period_seconds = Some(40);
+        let made = config(&pod, &container, parts(3));
+        let labels = ["pod.name", "pod.namespace", "pod.uid", "container.name"]
+            .map(|name| made.labels.get(&format!("io.kubernetes.{name}")).map(String::as_str));
+        assert_eq!(labels, [Some("p"), Some("n"), Some("u"), Some("c")]);
+        for (name, value) in [
+            ("container.hash", container_hash(&container).as_str()),
+            ("container.restartCount", "3"),
+            ("container.terminationMessagePath", "/words"),
+            ("container.terminationMessagePolicy", "FallbackToLogsOnError"),
+            ("container.preStopHandler", r#"{"sleep":{"seconds":3}}"#),
+            ("container.ports", r#"[{"containerPort":80}]"#),
+            ("pod.terminationGracePeriod", "40"),
+            ("pod.deletionGracePeriod", "7"),
+        ] {
+            let found = made.annotations.get(&format!("io.kubernetes.{name}")).map(String::as_str);
+            assert_eq!(found, Some(value), "{name}");
+        }
+        assert_eq!(made.metadata.unwrap().attempt, 3);
+    }
+
+    fn parts(restart_count: u32) -> ContainerParts {
+        ContainerParts {
+            restart_count,
+            image: "sha256:1".into(),
+            environment: Environment::of(&[("A", "one"), ("B", "$(A)")]),
+            mounts: Vec::new(),
+            linux: cri::LinuxContainerConfig::default(),
+            extras: Extras::default(),
+        }
+    }
+
+    #[test]
+    fn commands_and_arguments_are_expanded_by_nobody_but_us() {
+        // A8.2
+        let texts = |list: &[&str]| Some(list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>());
+        let container = Container {
+            name: "c".into(),
+            command: texts(&["/bin/$(A)", "$$(A)", "$(NONE)"]),
+            args: texts(&["$(A)$(B)", "$A", "`id`", "*", "a b"]),
+            ..Container::default()
+        };
+        let made = config(&Pod::default(), &container, parts(0));
+        assert_eq!(made.command, ["/bin/one", "$(A)", "$(NONE)"]);
+        assert_eq!(made.args, ["one$(A)", "$A", "`id`", "*", "a b"], "no shell sees them");
+    }
+
+    #[test]
     fn recursive_read_only_follows_upstreams_rules() {
         // A9.15, A9.24
         let ask = |mode: &str, propagation: Option<&str>, read_only: bool| {

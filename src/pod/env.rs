@@ -70,7 +70,7 @@ impl Environment {
 pub(super) struct EnvSources<'a> {
     pub(super) pod: &'a Pod,
     pub(super) node: &'a NodeSnapshot,
-    /// The pod's addresses, primary first.
+    /// The pod's addresses, as the runtime tells them.
     pub(super) pod_ips: &'a [String],
     pub(super) objects: &'a dyn ObjectApi,
     pub(super) services: &'a dyn ServiceLinks,
@@ -192,11 +192,19 @@ impl EnvSources<'_> {
         Ok(match path {
             "status.hostIP" => host_ips().into_iter().next().unwrap_or_default(),
             "status.hostIPs" => host_ips().join(","),
-            "status.podIP" => self.pod_ips.first().cloned().unwrap_or_default(),
-            "status.podIPs" => self.pod_ips.join(","),
+            "status.podIP" => self.pod_ips().into_iter().next().unwrap_or_default(),
+            "status.podIPs" => self.pod_ips().join(","),
             "spec.nodeName" => self.node.name.clone(),
             _ => fields::field(self.pod, path).map_err(|e| EnvError(e.to_string()))?,
         })
+    }
+
+    /// In the order in which the status shows them: those of the node's primary family first (A2.11).
+    fn pod_ips(&self) -> Vec<String> {
+        let primary_is_v6 = self.node.ips.first().is_some_and(std::net::IpAddr::is_ipv6);
+        let mut ips = self.pod_ips.to_vec();
+        ips.sort_by_key(|ip| ip.contains(':') != primary_is_v6);
+        ips
     }
 
     async fn config_map(&self, name: &str, optional: bool) -> Result<Option<BTreeMap<String, String>>, EnvError> {

@@ -125,6 +125,7 @@ impl Pods {
             tasks: JoinSet::new(),
             stop,
             orphans_due: true,
+            node_known: false,
             burstable_shares: None,
         };
         let (orders, received) = mpsc::channel(ORDERS);
@@ -210,6 +211,8 @@ struct Supervisor {
     stop: CancellationToken,
     /// What former agents left behind has not been looked for yet.
     orphans_due: bool,
+    /// The API server has told of the Node.
+    node_known: bool,
     /// CPU shares that all burstable pods together were given last.
     burstable_shares: Option<u64>,
 }
@@ -363,6 +366,7 @@ impl Supervisor {
             // Nothing can be decided about pods before the node knows itself.
             return;
         }
+        self.node_known |= node.uid.is_some();
         // A static pod of the same name waits for the end of the one before (A1.4).
         let names: BTreeSet<_> = self.workers.values().map(|handle| full_name(&handle.desired.borrow().pod)).collect();
         let starts = |uid: &PodUid, pod: &Pod| {
@@ -371,8 +375,7 @@ impl Supervisor {
         };
         let mut fresh: Vec<&Arc<Pod>> =
             wanted.pods.iter().filter(|(uid, pod)| starts(uid, pod)).map(|(_, pod)| pod).collect();
-        // Static pods, which nobody created, are the first (A7.6).
-        fresh.sort_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
+        in_turn(&mut fresh);
         for pod in fresh {
             let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
             // What has ended needs no place. A pod whose containers run, or ran, has a directory, also where its status says Pending: it
@@ -381,6 +384,10 @@ impl Supervisor {
             let root = self.shared.volumes.dirs(&PodRef::of(pod).uid).root().to_owned();
             let over = matches!(phase, "Succeeded" | "Failed") || pod.metadata.deletion_timestamp.is_some();
             let ran = phase == "Running" || root.exists();
+            // The API server has it, so it will tell of the Node, too (A1.2).
+            if !over && !ran && !self.node_known && !is_static(pod) {
+                continue;
+            }
             let given = Allocation::load(&root.join(RESOURCES_FILE)).and_then(|kept| kept.applied(pod)).filter(|_| ran);
             let decided = over || ran && node.uid.is_none();
             let verdict = match decided {
@@ -541,6 +548,11 @@ impl Supervisor {
     }
 }
 
+/// Puts first whose place is decided about first: static pods, which nobody created (A7.6), then the oldest (A1.18).
+fn in_turn(pods: &mut [&Arc<Pod>]) {
+    pods.sort_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
+}
+
 /// Whether the kernel enforces AppArmor profiles.
 pub(super) fn app_armor_enabled() -> bool {
     let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
@@ -554,4 +566,27 @@ fn remains(uid: &str, namespace: Option<String>, name: Option<String>) -> Pod {
     pod.metadata.namespace = namespace;
     pod.metadata.name = name;
     pod
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+    use super::*;
+
+    #[test]
+    fn static_pods_come_first_and_then_the_oldest() {
+        // A1.18, A7.6
+        let pod = |name: &str, created: Option<i64>| {
+            let mut pod = Pod::default();
+            pod.metadata.name = Some(name.into());
+            pod.metadata.creation_timestamp = created.map(|second| Time(jiff::Timestamp::from_second(second).unwrap()));
+            Arc::new(pod)
+        };
+        let all = [pod("young", Some(9)), pod("old", Some(1)), pod("static", None)];
+        let mut turns: Vec<&Arc<Pod>> = all.iter().collect();
+        in_turn(&mut turns);
+        let names = turns.iter().filter_map(|pod| pod.metadata.name.as_deref());
+        assert_eq!(names.collect::<Vec<_>>(), ["static", "old", "young"]);
+    }
 }

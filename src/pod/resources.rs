@@ -183,12 +183,20 @@ mod tests {
 
     #[test]
     fn limits_reach_the_runtime() {
-        // A12.7
+        // A2.22, A12.7
         let c = container(&[], &[("cpu", "500m"), ("memory", "64Mi")]);
         let r = of_container(&spec(std::slice::from_ref(&c)), &c, NODE);
         assert_eq!((r.cpu_shares, r.cpu_quota, r.cpu_period), (512, 50_000, 100_000));
         assert_eq!(r.memory_limit_in_bytes, 64 << 20);
         assert_eq!(r.unified.get("memory.oom.group").map(String::as_str), Some("1"));
+        // What one process takes too much of is not for the others to pay, where the operator says so; on v1 it never is.
+        for node in [
+            NodeResources { single_process_oom_kill: true, ..NODE },
+            NodeResources { cgroup_v2: false, single_process_oom_kill: true, ..NODE },
+        ] {
+            let r = of_container(&spec(std::slice::from_ref(&c)), &c, node);
+            assert_eq!(r.unified.get("memory.oom.group"), None);
+        }
         let huge = container(&[], &[("hugepages-2Mi", "4Mi")]);
         let r = of_container(&spec(std::slice::from_ref(&huge)), &huge, NODE);
         assert_eq!((r.hugepage_limits[0].page_size.as_str(), r.hugepage_limits[0].limit), ("2MB", 4 << 20));

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{PodCondition, PodStatus};
+use k8s_openapi::api::core::v1::{PodCondition, PodStatus, ResourceRequirements};
 use stoker_model::handle::EventType;
 use stoker_model::pod::PodRef;
 use tokio::sync::{Notify, oneshot, watch};
@@ -27,7 +27,9 @@ use refresh::{PodFields, Refresh};
 use super::adopted::Adopted;
 use super::backoff::{backoffs, lengthened};
 use super::observe::Observer;
-use super::observed::{DesiredPod, ImageState, Instance, Kind, Memory, Observed, Sandbox, Stage, Stop, VolumesState};
+use super::observed::{
+    DesiredPod, ImageKey, ImageState, Instance, Kind, Memory, Observed, Sandbox, Stage, Stop, VolumesState,
+};
 use super::plan::{Plan, Step, StopContainer, Waiting, plan, pod_text};
 use super::security::ImageUser;
 use super::shared::Shared;
@@ -106,6 +108,8 @@ pub(super) struct Worker {
     /// What the runtime had of the pod, while nothing has happened since that could have changed it.
     view: Option<(Vec<Sandbox>, Vec<Instance>)>,
     adopted: Adopted,
+    /// The image and the resources of each container that was made anew: its back-off counts for those (A3.9).
+    tried: HashMap<String, (ImageKey, ResourceRequirements)>,
     gone: bool,
 }
 
@@ -160,6 +164,7 @@ impl Worker {
             planned_for: None,
             view: None,
             adopted: Adopted::default(),
+            tried: HashMap::new(),
             gone: false,
         }
     }

@@ -102,6 +102,52 @@ mod tests {
 
     use super::*;
 
+    /// Takes no status at first.
+    #[derive(Default)]
+    struct Busy {
+        tries: Mutex<Vec<String>>,
+    }
+
+    #[async_trait::async_trait]
+    impl PodApi for Busy {
+        async fn patch_status(&self, _: &PodRef, status: &PodStatus) -> Result<(), ApiError> {
+            let mut tries = self.tries.lock().unwrap();
+            tries.push(status.reason.clone().unwrap_or_default());
+            match tries.len() {
+                1 => Err(ApiError::Unavailable { message: "busy".into(), retry_after_seconds: None }),
+                _ => Ok(()),
+            }
+        }
+
+        async fn delete_finished(&self, _: &PodRef) -> Result<(), ApiError> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn an_older_status_is_never_written_after_a_newer_one() {
+        // A2.10
+        let busy = Arc::new(Busy::default());
+        let pod = PodRef { namespace: "n".into(), name: "p".into(), uid: PodUid::new("u") };
+        let writer = StatusWriter::spawn(busy.clone(), pod);
+        let put = |reason: &str| {
+            let (phase, reason) = (Some("Running".to_owned()), Some(reason.to_owned()));
+            writer.put(Arc::new(PodStatus { phase, reason, ..PodStatus::default() }));
+        };
+        put("1");
+        while busy.tries.lock().unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        put("2");
+        put("3");
+        writer.flushed().await;
+        assert_eq!(
+            *busy.tries.lock().unwrap(),
+            ["1", "3"],
+            "what failed is not tried again once there is something newer"
+        );
+    }
+
     #[derive(Default)]
     struct Seen(Mutex<Vec<String>>);
 

@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn the_patch_names_the_uid_and_what_may_have_gone() {
-        // A2.10
+        // A2.8, A2.10
         let pod = PodRef { namespace: "a".into(), name: "b".into(), uid: PodUid::new("u-1") };
         let status = PodStatus {
             phase: Some("Running".into()),
@@ -149,5 +149,12 @@ mod tests {
             assert_eq!(ready.get(name), Some(&Value::Null), "why it was not ready must go when it is");
         }
         assert_eq!(patch["status"]["podIPs"], json!([{ "ip": "10.1.0.2" }, { "$patch": "replace" }]));
+
+        // Conditions are merged by their type, and of those that others set none is named.
+        let conditions = patch["status"]["conditions"].as_array().unwrap();
+        let named = conditions.iter().map(|c| (c["type"].as_str().unwrap(), c.get("$patch").is_some()));
+        let expected = [("Ready", false), ("PodResizePending", true), ("PodResizeInProgress", true)];
+        assert_eq!(named.collect::<Vec<_>>(), expected);
+        assert!(conditions.iter().all(|c| c["$patch"] != "replace"));
     }
 }

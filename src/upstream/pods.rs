@@ -17,11 +17,15 @@ use super::watch::{Change, Metadata, Sink, Watchable, Watched, run};
 pub fn watch_pods(api: ApiServer, node: String) -> (PodFeed, impl Future<Output = ()> + Send) {
     let (feed, receiver) = watch::channel(None);
     let task = async move {
-        let watched = Watched { path: "/api/v1/pods", fields: format!("spec.nodeName={node}"), labels: String::new() };
+        let watched = of_node(&node);
         let mut sink = PodSink { node, feed, current: DesiredPods::new(), listing: None };
         run(&api, &watched, &mut sink).await;
     };
     (receiver, task)
+}
+
+fn of_node(node: &str) -> Watched {
+    Watched { path: "/api/v1/pods", fields: format!("spec.nodeName={node}"), labels: String::new() }
 }
 
 impl Watchable for Pod {
@@ -164,6 +168,9 @@ mod tests {
 
     #[test]
     fn a_pod_of_another_node_is_not_kept() {
+        // A1.1
+        let Watched { path, fields, labels } = of_node("n");
+        assert_eq!((path, fields.as_str(), labels.as_str()), ("/api/v1/pods", "spec.nodeName=n", ""));
         let (mut sink, feed) = sink();
         for change in [Change::Listing, Change::Present(pod("a", "other")), Change::Listed] {
             sink.apply(change);

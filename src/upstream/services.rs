@@ -133,8 +133,9 @@ impl ServiceLinks for ServiceStore {
         }
         let key = |namespace: &str, name: &str| NamespacedName { namespace: namespace.into(), name: name.into() };
         let mut variables = BTreeMap::new();
-        // The master service comes first, so that one of the same name in the pod's own namespace wins.
-        if let Some(master) = stored.services.get(&key("default", "kubernetes")) {
+        // Of the pod's own namespace one of that name takes its place, as a whole.
+        let own = stored.services.get(&key(namespace, "kubernetes")).filter(|own| enable_service_links && has_ip(own));
+        if let Some(master) = own.or_else(|| stored.services.get(&key("default", "kubernetes"))) {
             service_variables(master, &mut variables);
         }
         if enable_service_links {
@@ -152,7 +153,7 @@ impl ServiceLinks for ServiceStore {
 /// The variables of one Service (A8.6).
 fn service_variables(service: &Service, to: &mut BTreeMap<String, String>) {
     let ip = &service.spec.cluster_ip;
-    let (Some(first), false) = (service.spec.ports.first(), ip.is_empty() || ip == "None") else { return };
+    let Some(first) = service.spec.ports.first().filter(|_| has_ip(service)) else { return };
     let prefix = variable_name(&service.metadata.name);
     let host = if ip.contains(':') { format!("[{ip}]") } else { ip.clone() };
     to.insert(format!("{prefix}_SERVICE_HOST"), ip.clone());
@@ -173,6 +174,10 @@ fn service_variables(service: &Service, to: &mut BTreeMap<String, String>) {
         to.insert(format!("{own}_ADDR"), ip.clone());
         to.insert(own, url);
     }
+}
+
+fn has_ip(service: &Service) -> bool {
+    !matches!(service.spec.cluster_ip.as_str(), "" | "None")
 }
 
 fn variable_name(name: &str) -> String {
@@ -376,12 +381,14 @@ mod tests {
 
     #[test]
     fn services_become_variables() {
-        // A8.6
+        // A8.6, A8.8
         let web = r#"[{"name":"http","port":80,"protocol":"TCP"},{"name":"dns-udp","port":53,"protocol":"UDP"}]"#;
         let store = listed(vec![
             service("default", "kubernetes", "10.0.0.1", r#"[{"name":"https","port":443}]"#),
             service("shop", "web-front", "10.0.0.9", web),
             service("other", "db", "10.0.0.8", r#"[{"port":1}]"#),
+            service("shop", "headless", "None", r#"[{"port":1}]"#),
+            service("shop", "six", "fd00::9", r#"[{"port":9,"protocol":"SCTP"}]"#),
         ]);
         let variables = store.environment("shop", true).expect("listed");
         for (name, value) in [
@@ -391,7 +398,14 @@ mod tests {
             ("KUBERNETES_PORT", "tcp://10.0.0.1:443"),
             ("KUBERNETES_PORT_443_TCP", "tcp://10.0.0.1:443"),
             ("WEB_FRONT_SERVICE_HOST", "10.0.0.9"),
+            ("WEB_FRONT_SERVICE_PORT", "80"),
+            ("WEB_FRONT_SERVICE_PORT_HTTP", "80"),
             ("WEB_FRONT_SERVICE_PORT_DNS_UDP", "53"),
+            ("WEB_FRONT_PORT", "tcp://10.0.0.9:80"),
+            ("WEB_FRONT_PORT_80_TCP", "tcp://10.0.0.9:80"),
+            ("SIX_SERVICE_HOST", "fd00::9"),
+            ("SIX_PORT", "sctp://[fd00::9]:9"),
+            ("SIX_PORT_9_SCTP_ADDR", "fd00::9"),
             ("WEB_FRONT_PORT_53_UDP", "udp://10.0.0.9:53"),
             ("WEB_FRONT_PORT_53_UDP_PROTO", "udp"),
             ("WEB_FRONT_PORT_53_UDP_PORT", "53"),
@@ -399,9 +413,21 @@ mod tests {
         ] {
             assert_eq!(variables.get(name).map(String::as_str), Some(value), "{name}");
         }
-        assert!(!variables.contains_key("DB_SERVICE_HOST"));
+        assert!(!variables.contains_key("DB_SERVICE_HOST"), "it is in another namespace");
+        assert!(!variables.contains_key("HEADLESS_SERVICE_HOST"), "it has no address");
         let without = store.environment("shop", false).expect("listed");
         assert!(without.contains_key("KUBERNETES_SERVICE_HOST") && !without.contains_key("WEB_FRONT_SERVICE_HOST"));
+        assert_eq!(without["KUBERNETES_SERVICE_PORT"], "443");
+        let own = listed(vec![
+            service("default", "kubernetes", "10.0.0.1", r#"[{"name":"https","port":443}]"#),
+            service("shop", "kubernetes", "10.0.0.2", r#"[{"port":80}]"#),
+        ]);
+        let variables = own.environment("shop", true).expect("listed");
+        assert_eq!(variables["KUBERNETES_SERVICE_HOST"], "10.0.0.2");
+        assert!(!variables.contains_key("KUBERNETES_PORT_443_TCP"), "nothing of the other one is left");
+        assert_eq!(own.environment("shop", false).expect("listed")["KUBERNETES_SERVICE_HOST"], "10.0.0.1");
+        let default = store.environment("default", true).expect("listed");
+        assert!(default.contains_key("KUBERNETES_SERVICE_HOST") && !default.contains_key("WEB_FRONT_SERVICE_HOST"));
     }
 
     #[test]

@@ -86,7 +86,7 @@ pub fn resource(
     let (side, name) = reference
         .resource
         .split_once('.')
-        .filter(|(side, _)| matches!(*side, "limits" | "requests"))
+        .filter(|(side, name)| matches!(*side, "limits" | "requests") && (overcommits(name) || is_huge_pages(name)))
         .ok_or_else(|| VolumeError::Field(format!("unsupported container resource : {}", reference.resource)))?;
     let list = |resources: Option<&k8s_openapi::api::core::v1::ResourceRequirements>, side: &str| {
         let list = resources.and_then(|r| if side == "limits" { r.limits.as_ref() } else { r.requests.as_ref() });
@@ -94,8 +94,10 @@ pub fn resource(
     };
     let own = container.resources.as_ref();
     let of_pod = spec.and_then(|s| s.resources.as_ref());
-    let amount = if side == "limits" {
+    let amount = if side == "limits" && overcommits(name) {
         list(own, "limits").or_else(|| list(of_pod, "limits")).or_else(|| allocatable.get(name).map(Milli::of))
+    } else if side == "limits" {
+        list(own, "limits")
     } else {
         list(own, "requests").or_else(|| list(own, "limits"))
     };
@@ -103,6 +105,15 @@ pub fn resource(
     let divisor = reference.divisor.as_ref().map_or(0, |d| Milli::of(d).milli());
     let divisor = if divisor <= 0 { 1000 } else { divisor };
     Ok((amount / divisor + i128::from(amount % divisor > 0)).to_string())
+}
+
+/// Whether more of it may be promised than there is: then who has no limit may take all that the node has.
+fn overcommits(resource: &str) -> bool {
+    matches!(resource, "cpu" | "memory" | "ephemeral-storage")
+}
+
+fn is_huge_pages(resource: &str) -> bool {
+    resource.starts_with("hugepages-")
 }
 
 #[cfg(test)]
@@ -132,26 +143,72 @@ mod tests {
             Some(pairs.iter().map(|(k, v)| ((*k).to_owned(), Quantity((*v).to_owned()))).collect::<BTreeMap<_, _>>())
         };
         let resources = ResourceRequirements {
-            limits: list(&[("cpu", "1250m")]),
-            requests: list(&[("memory", "32Mi")]),
+            limits: list(&[("cpu", "1250m"), ("ephemeral-storage", "1500M"), ("hugepages-2Mi", "4Mi")]),
+            requests: list(&[("memory", "32Mi"), ("ephemeral-storage", "1Gi"), ("hugepages-2Mi", "4Mi")]),
             ..ResourceRequirements::default()
         };
-        let container = Container { resources: Some(resources), ..Container::default() };
-        let pod = Pod { spec: Some(PodSpec::default()), ..Pod::default() };
-        let allocatable = list(&[("memory", "1Gi")]).unwrap();
-        for (name, divisor, expected) in [
-            ("limits.cpu", None, "2"),
-            ("limits.cpu", Some("1m"), "1250"),
-            ("requests.cpu", None, "2"),
-            ("requests.memory", Some("1Mi"), "32"),
-            ("limits.memory", None, "1073741824"),
-        ] {
+        let container = Container { name: "c".into(), resources: Some(resources), ..Container::default() };
+        let bare = Container { name: "bare".into(), ..Container::default() };
+        let mut pod = Pod::default();
+        let spec = PodSpec { containers: vec![container, bare], ..PodSpec::default() };
+        let allocatable =
+            list(&[("cpu", "3800m"), ("memory", "1Gi"), ("ephemeral-storage", "9G"), ("hugepages-1Gi", "2Gi")])
+                .unwrap();
+        let read = |pod: &Pod, container: &str, resource: &str, divisor: Option<&str>| {
             let reference = ResourceFieldSelector {
-                resource: name.into(),
+                resource: resource.into(),
                 divisor: divisor.map(|d| Quantity(d.into())),
                 container_name: None,
             };
-            assert_eq!(resource(&pod, Some(&container), &reference, &allocatable).unwrap(), expected, "{name}");
+            let found = pod.spec.as_ref().unwrap().containers.iter().find(|c| c.name == container);
+            let direct = super::resource(pod, found, &reference, &allocatable).map_err(|error| error.to_string());
+            // By its name from elsewhere, as volumes do.
+            let named = ResourceFieldSelector { container_name: Some(container.into()), ..reference };
+            let named = super::resource(pod, None, &named, &allocatable).map_err(|error| error.to_string());
+            assert_eq!(direct, named);
+            direct
+        };
+        pod.spec = Some(spec.clone());
+        for (container, name, divisor, expected) in [
+            ("c", "limits.cpu", None, "2"),
+            ("c", "limits.cpu", Some("0"), "2"),
+            ("c", "limits.cpu", Some("1"), "2"),
+            ("c", "limits.cpu", Some("1m"), "1250"),
+            ("c", "requests.cpu", None, "2"),
+            ("c", "requests.memory", None, "33554432"),
+            ("c", "requests.memory", Some("1Mi"), "32"),
+            ("c", "requests.memory", Some("1Gi"), "1"),
+            ("c", "limits.ephemeral-storage", None, "1500000000"),
+            ("c", "limits.ephemeral-storage", Some("1Gi"), "2"),
+            ("c", "requests.ephemeral-storage", Some("1Mi"), "1024"),
+            ("c", "limits.hugepages-2Mi", None, "4194304"),
+            ("c", "requests.hugepages-2Mi", Some("2Mi"), "2"),
+            // What has no limit may have all that the node has to give; huge pages are nobody's who did not ask.
+            ("c", "limits.memory", None, "1073741824"),
+            ("bare", "limits.cpu", None, "4"),
+            ("bare", "limits.cpu", Some("1m"), "3800"),
+            ("bare", "limits.ephemeral-storage", Some("1G"), "9"),
+            ("bare", "limits.hugepages-1Gi", None, "0"),
+            ("bare", "requests.cpu", None, "0"),
+            ("bare", "requests.memory", None, "0"),
+        ] {
+            assert_eq!(read(&pod, container, name, divisor).as_deref(), Ok(expected), "{container} {name} {divisor:?}");
+        }
+
+        // The pod as a whole has a limit: that goes before the node's, and after the container's own.
+        let of_pod = ResourceRequirements { limits: list(&[("cpu", "2"), ("memory", "64Mi")]), ..Default::default() };
+        pod.spec = Some(PodSpec { resources: Some(of_pod), ..spec });
+        for (container, name, divisor, expected) in [
+            ("c", "limits.cpu", Some("1m"), "1250"),
+            ("c", "limits.memory", Some("1Mi"), "64"),
+            ("bare", "limits.cpu", None, "2"),
+            ("bare", "limits.ephemeral-storage", Some("1G"), "9"),
+        ] {
+            assert_eq!(read(&pod, container, name, divisor).as_deref(), Ok(expected), "{container} {name} {divisor:?}");
+        }
+        for unknown in ["cpu", "usage.cpu", "limits.pods", "requests.example.com/gpu"] {
+            let error = read(&pod, "c", unknown, None).unwrap_err();
+            assert!(error.ends_with(&format!("unsupported container resource : {unknown}")), "{error}");
         }
     }
 }

@@ -40,7 +40,9 @@ fn pods_and_nodes_are_debugged_and_a_node_is_drained() {
         lab.ready_pods("box") == 1 && lab.ready_pods("web") == 2 && lab.ready_pods("daemon") == 1
     });
 
-    // D1.35: a container beside the others, which sees the processes of the one that is meant.
+    assert_eq!(lab.get("pod box")["metadata"]["generation"], 1);
+
+    // A3.7, D1.35: a container beside the others, which sees the processes of the one that is meant.
     let image = format!("--image={BUSYBOX} --image-pull-policy=IfNotPresent --profile=general");
     let arguments = format!("debug box {image} --container=help --target=box -i -- sh -c");
     let debugged = fed(&lab, &arguments, "read word; echo heard $word; ps | grep -c 'sleep 100000'", "you\n");
@@ -51,6 +53,16 @@ fn pods_and_nodes_are_debugged_and_a_node_is_drained() {
     lab.eventually("its end is told", |lab| {
         lab.get("pod box")["status"]["ephemeralContainerStatuses"][0]["state"]["terminated"]["exitCode"] == 0
     });
+    // A1.19: each change of the spec counts, and the node tells which one it has seen.
+    lab.eventually("the node has seen the change", |lab| {
+        let debugged = lab.get("pod box");
+        debugged["metadata"]["generation"] == 2 && debugged["status"]["observedGeneration"] == 2
+    });
+    // A3.7: logs and exec reach such a container as any other.
+    assert_eq!(lab.kubectl("logs box -c help").lines().next(), Some("heard you"));
+    lab.kubectl(&format!("debug box {image} --container=stay -- sleep 100000"));
+    lab.eventually("it runs", |lab| lab.try_kubectl("exec box -c stay -- true").success);
+    assert_eq!(lab.kubectl("exec box -c stay -- echo inside"), "inside\n");
     // A copy with one container more, which shares its processes.
     lab.kubectl(&format!("debug box {image} --container=help --copy-to=copy --share-processes -- sleep 1000"));
     lab.eventually("the copy runs", |lab| lab.get("pod copy")["status"]["phase"] == "Running");

@@ -103,7 +103,7 @@ fn health(pod: &Pod) -> Vec<String> {
 
 #[tokio::test]
 async fn containers_get_devices_and_keep_them() {
-    // A10.11, A15.5, A15.7, A15.15, A6.3
+    // A2.18, A10.11, A15.5, A15.7, A15.15, A6.3
     let mut node = Node::start().await;
     let plugin = Gadgets::new(&node.path(""), &[("g0", "Healthy"), ("g1", "Healthy")]);
     let serving = plugin.serve();

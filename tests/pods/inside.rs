@@ -68,7 +68,7 @@ async fn a_container_finds_what_it_was_promised() {
         .collect();
     let echo: String = fields.iter().map(|(name, _)| format!("echo {name}=${name}; ")).collect();
     let script = format!(
-        "{echo} echo HOSTNAME=$HOSTNAME; echo SERVICE=$KUBERNETES_SERVICE_HOST:$KUBERNETES_SERVICE_PORT; id -G; \
+        "{echo} echo HOSTNAME=$HOSTNAME of $(hostname); echo SERVICE=$KUBERNETES_SERVICE_HOST:$KUBERNETES_SERVICE_PORT; id -G; \
          for f in token ca.crt namespace; do echo $f=$(cat {ACCOUNT}/$f); done; head -n1 /etc/hosts; ls -l /etc/hosts; \
          cat /proc/self/oom_score_adj; \
          echo -n bye > /words/last; echo the end; sleep 1000"
@@ -132,7 +132,9 @@ async fn a_container_finds_what_it_was_promised() {
     ] {
         says(line);
     }
-    assert!(!log.contains("HOSTNAME=\n"), "the runtime gives it: {log}");
+    let (_, names) = log.split_once("HOSTNAME=").unwrap();
+    let (given, real) = names.lines().next().unwrap().split_once(" of ").unwrap();
+    assert!(!given.is_empty() && given == real, "the runtime gives it: {log}");
     // The kernel sorts them.
     says("2000 3000 3500 4000");
     let id = status(&node.api.pod(&uid).unwrap(), "main").container_id.unwrap();
@@ -176,7 +178,7 @@ async fn a_container_finds_what_it_was_promised() {
 
 #[tokio::test]
 async fn containers_end_by_their_signal_or_are_killed() {
-    // A2.22, A3.14, A4.5
+    // A1.20, A2.22, A3.14, A4.5
     let node = Node::start().await;
     let limited = |c: &mut Container| {
         let limits = Some([("memory".to_owned(), Quantity("16Mi".to_owned()))].into());

@@ -1,6 +1,7 @@
 //! From desired to running to gone.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{
@@ -51,6 +52,12 @@ async fn a_pod_runs_and_goes() {
     assert_eq!(fs::read_link(node.path("links").join(link)).unwrap(), log);
     let volumes = node.path(&format!("kubelet/pods/{uid}/volumes"));
     assert!(volumes.join("kubernetes.io~empty-dir/scratch/f").exists());
+    let of_pod = node.path("kubelet/pods").join(uid.as_str());
+    for name in ["", "volumes", "plugins", "containers"] {
+        let mode = fs::metadata(of_pod.join(name)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o750, "{name}");
+    }
+    assert!(of_pod.join("etc-hosts").is_file());
 
     let asked = Instant::now_for_test();
     node.api.delete(&uid, 30);
@@ -161,7 +168,7 @@ async fn the_grace_only_shrinks_and_hooks_run_first() {
 
 #[tokio::test]
 async fn a_pod_that_cannot_start_says_why_and_goes() {
-    // A1.20, A1.21, A2.14, A14.1
+    // A1.20, A1.21, A2.14, A2.20, A14.1
     let node = Node::start().await;
     let missing = Volume {
         name: "s".into(),

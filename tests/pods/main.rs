@@ -3,9 +3,11 @@
 #![expect(unreachable_pub, reason = "a test has no public face")]
 
 mod api;
+mod companions;
 mod csi;
 mod devices;
 mod drivers;
+mod endings;
 mod faults;
 mod gadgets;
 mod inside;

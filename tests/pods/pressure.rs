@@ -111,7 +111,7 @@ async fn pods_that_take_more_disk_than_they_may_are_evicted() {
 
 #[tokio::test]
 async fn a_node_short_of_memory_ends_one_pod_after_the_other() {
-    // A2.19, A13.6, A13.8, A13.9, A13.11
+    // A2.19, A7.6, A13.6, A13.8, A13.9, A13.11
     let node = Node::start().await;
     let memory = |builder: Builder, amount: &str| {
         let amount = amount.to_owned();
@@ -218,12 +218,13 @@ async fn what_nobody_uses_goes_before_pods_do() {
 
 #[tokio::test]
 async fn a_runtime_that_does_not_kill_in_time_is_told_of() {
-    // A4.10, A15.10
+    // A2.19, A4.10, A15.10
     let node = Node::start().await;
     let uid = all_ready(&node, vec![sleeper("stuck", "echo 654321 > /dev/null")]).await.remove(0);
+    let quick = all_ready(&node, vec![sleeper("quick", "true")]).await.remove(0);
     // What holds the container stands still, so nobody can end it.
     let status = node.lab.runtime.list_containers(None).await.unwrap();
-    let id = status.into_iter().find(|c| c.metadata.as_ref().is_some_and(|m| m.name == "main")).unwrap().id;
+    let id = status.into_iter().find(|c| c.labels["io.kubernetes.pod.uid"] == uid.as_str()).unwrap().id;
     let info = node.lab.runtime.container_status(&id, true).await.unwrap().info;
     let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
     let container = i32::try_from(info["pid"].as_i64().unwrap()).unwrap();
@@ -236,6 +237,9 @@ async fn a_runtime_that_does_not_kill_in_time_is_told_of() {
     let message = "Pod was terminated in response to imminent node shutdown.";
     let order =
         Eviction { reason: "Terminated", message: message.into(), grace: Duration::from_secs(1), disrupts: true };
+    // Nothing is told of one that ends in its time.
+    node.evict(&quick, order.clone());
+    node.api.until(&quick, "ended", |pod| phase(pod) == "Failed").await;
     node.evict(&uid, order);
     let told = "ExceededGracePeriod: Container runtime did not kill the pod within specified grace period.";
     let mut is_told = false;
@@ -248,6 +252,8 @@ async fn a_runtime_that_does_not_kill_in_time_is_told_of() {
     }
     signal(rustix::process::Signal::CONT);
     assert!(is_told, "{:#?}", node.api.events());
+    let told = node.api.events().into_iter().filter(|event| event.contains("ExceededGracePeriod"));
+    assert!(told.clone().all(|event| event.starts_with("stuck  ")), "{:#?}", told.collect::<Vec<_>>());
     node.api.until(&uid, "ended", |pod| phase(pod) == "Failed").await;
     assert_eq!(self::message(&node.api.pod(&uid).unwrap()), format!("Terminated: {message}"));
     assert_eq!(

@@ -15,7 +15,7 @@ use crate::node::{Node, condition, phase, pod, state, status};
 
 #[tokio::test]
 async fn a_critical_pod_gets_its_place_and_others_are_refused_with_their_reason() {
-    // A6.2, A6.6, A6.8, A7.6
+    // A2.19, A6.2, A6.6, A6.8, A7.6
     let mut node = Node::start().await;
     let manifests = node.path("manifests");
     fs::create_dir(&manifests).unwrap();

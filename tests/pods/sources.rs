@@ -2,13 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
+use serde_json::{Value, json};
+use stoker::runtime::{ImageSource, import};
 use stoker_model::pod::PodUid;
 
 use crate::api::Api;
-use crate::lab::BUSYBOX;
+use crate::lab::{BUSYBOX, busybox_layer};
 use crate::node::{Node, condition, phase, pod, status};
 
 fn manifest(name: &str, answer: &str) -> String {
@@ -64,7 +68,7 @@ fn annotation<'a>(pod: &'a Pod, name: &str) -> &'a str {
 
 #[tokio::test]
 async fn a_static_pod_runs_without_an_api_server_and_then_gets_its_mirror() {
-    // A1.2, A7.1, A7.3, A7.5
+    // A1.2, A7.1, A7.3, A7.5, A7.7
     let mut node = Node::start().await;
     let manifests = node.path("manifests");
     fs::create_dir(&manifests).unwrap();
@@ -176,5 +180,137 @@ async fn a_changed_manifest_is_another_pod_that_waits_for_the_first() {
     }
     assert!(node.api.named("web-node-1").is_none(), "the mirror goes with its pod");
     node.until_nothing_is_left(&PodUid::new(&hash(&last))).await;
+    node.stop().await;
+}
+
+/// A file that cannot be removed, until this is dropped.
+struct Immutable(PathBuf);
+
+impl Immutable {
+    fn new(path: &Path) -> Self {
+        let done = Command::new("chattr").arg("+i").arg(path).status().expect("e2fsprogs is installed");
+        assert!(done.success(), "{}", path.display());
+        Self(path.to_owned())
+    }
+}
+
+impl Drop for Immutable {
+    fn drop(&mut self) {
+        let _ = Command::new("chattr").arg("-i").arg(&self.0).status();
+    }
+}
+
+#[tokio::test]
+async fn static_pods_change_in_every_way_and_read_what_their_init_containers_wrote() {
+    // A7.5, A7.7, A8.7
+    let mut node = Node::start().await;
+    let other_image = "127.0.0.1:1/stoker/busybox:2";
+    let source = ImageSource {
+        layer: busybox_layer().into(),
+        entrypoint: vec!["/bin/busybox".into()],
+        env: vec!["PATH=/bin".into(), "VERSION=2".into()],
+        user: String::new(),
+    };
+    import(&node.lab.runtime, other_image, &source, false).await.unwrap();
+    let manifests = node.path("manifests");
+    fs::create_dir(&manifests).unwrap();
+    node.stop_agent().await;
+    node.static_path = Some(manifests.clone());
+    node.start_agent();
+
+    let container = |name: &str, script: &str, reads: bool| {
+        let from = json!({ "fileKeyRef": { "volumeName": "v", "path": "env", "key": "WORD" } });
+        let env = if reads { json!([{ "name": "WORD", "valueFrom": from }]) } else { json!([]) };
+        json!({
+            "name": name, "image": BUSYBOX, "imagePullPolicy": "IfNotPresent", "env": env,
+            "command": ["/bin/busybox", "sh", "-c", script], "volumeMounts": [{ "name": "v", "mountPath": "/v" }],
+        })
+    };
+    let long = "echo word=$WORD version=$VERSION; touch /v/keep; trap 'exit 0' TERM; while :; do sleep 0.1; done";
+    let mut side = container("side", long, true);
+    side["restartPolicy"] = json!("Always");
+    let mut written = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": { "name": "env" },
+        "spec": {
+            "hostNetwork": true,
+            "terminationGracePeriodSeconds": 2,
+            "volumes": [{ "name": "v", "emptyDir": {} }],
+            "initContainers": [
+                container("writer", "echo version=$VERSION; printf \"WORD='deep blue'\\n\" > /v/env", false),
+                container("reader", "echo word=$WORD", true),
+                side,
+            ],
+            "containers": [container("main", long, true)],
+        },
+    });
+    let file = manifests.join("env.json");
+    let write = |pod: &Value| {
+        fs::write(manifests.join(".new"), pod.to_string()).unwrap();
+        fs::rename(manifests.join(".new"), &file).unwrap();
+    };
+    write(&written);
+    let hash = |p: &Pod| annotation(p, "kubernetes.io/config.mirror").to_owned();
+    let (_, shown) = until(&node.api, "env-node-1", "ready", |p| condition(p, "Ready")).await;
+    let mut current = hash(&shown);
+    for name in ["reader", "side", "main"] {
+        let log = node.log_with(&PodUid::new(&current), "env-node-1", name, "word=").await;
+        assert!(log.contains("word=deep blue"), "{name}: {log}");
+    }
+
+    // Each change makes another pod of it: one runs, and the mirror shows it.
+    let changes: [(&str, Value); 3] = [
+        ("/spec/containers/0/image", json!(other_image)),
+        ("/spec/initContainers/0/image", json!(other_image)),
+        ("/spec/activeDeadlineSeconds", json!(3600)),
+    ];
+    for (place, value) in changes {
+        match written.pointer_mut(place) {
+            Some(field) => *field = value,
+            None => written["spec"]["activeDeadlineSeconds"] = value,
+        }
+        write(&written);
+        let another = |p: &Pod| hash(p) != current && condition(p, "Ready");
+        let (_, shown) = until(&node.api, "env-node-1", place, another).await;
+        node.until_nothing_is_left(&PodUid::new(&current)).await;
+        current = hash(&shown);
+        let now = until_running(&node, 1).await;
+        assert!(now.contains_key(&current) && status(&shown, "main").restart_count == 0, "{place}: {now:?}");
+    }
+    let said = async |name: &str| node.log_with(&PodUid::new(&current), "env-node-1", name, "version=").await;
+    assert!(said("main").await.contains("version=2") && said("writer").await.contains("version=2"));
+    assert!(said("side").await.contains("version=\n"), "it has the image of before");
+
+    // What cannot be taken away for a while holds the next one up, and no longer.
+    let kept = node.path(&format!("kubelet/pods/{current}/volumes/kubernetes.io~empty-dir/v/keep"));
+    let immutable = Immutable::new(&kept);
+    written["spec"]["activeDeadlineSeconds"] = json!(7200);
+    write(&written);
+    let told = "env-node-1  FailedKillPod: error cleaning up the pod: ";
+    for _ in 0..400 {
+        if node.api.events().iter().any(|event| event.starts_with(told)) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(node.api.events().iter().any(|event| event.starts_with(told)), "{:#?}", node.api.events());
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(running(&node).await, BTreeMap::new(), "the next one waits");
+    drop(immutable);
+    let another = |p: &Pod| hash(p) != current && condition(p, "Ready");
+    let (_, shown) = until(&node.api, "env-node-1", "after the failure", another).await;
+    assert!(until_running(&node, 1).await.contains_key(&hash(&shown)));
+    node.until_nothing_is_left(&PodUid::new(&current)).await;
+
+    // Without an API server it ends with its file all the same.
+    node.stop_agent().await;
+    node.api.go_away();
+    node.start_agent();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(running(&node).await.contains_key(&hash(&shown)));
+    fs::remove_file(&file).unwrap();
+    until_running(&node, 0).await;
+    node.until_nothing_is_left(&PodUid::new(&hash(&shown))).await;
     node.stop().await;
 }

@@ -144,7 +144,7 @@ async fn content_follows_its_objects() {
 
 #[tokio::test]
 async fn directories_are_as_asked_and_go_with_the_pod() {
-    // A9.1, A9.4, A9.5, A9.13, A9.14, A9.15, A9.16, A9.20, A9.21, A9.24, A9.25
+    // A2.16, A9.1, A9.4, A9.5, A9.13, A9.14, A9.15, A9.16, A9.20, A9.21, A9.24, A9.25
     let node = Node::start().await;
     let host = node.path("host");
     fs::create_dir_all(host.join("made")).unwrap();

@@ -262,7 +262,7 @@ fn kill(pid: i32) {
     let _ = Command::new("kill").args(["-KILL", &pid.to_string()]).status();
 }
 
-fn busybox_layer() -> Vec<u8> {
+pub fn busybox_layer() -> Vec<u8> {
     let program = fs::read("/bin/busybox").expect("busybox-static is installed");
     let mut archive = tar::Builder::new(Vec::new());
     for directory in ["bin/", "tmp/"] {

@@ -218,7 +218,7 @@ async fn every_call_reaches_a_real_runtime() {
 
 #[tokio::test]
 async fn calls_to_a_runtime_that_hangs_end_in_time() {
-    // A15.13
+    // A4.1, A15.13
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("silent.sock");
     // It takes connections and never says a word.

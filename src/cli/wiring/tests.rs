@@ -137,7 +137,7 @@ fn the_node_is_told_what_it_is() {
 
 #[test]
 fn shutdown_restarts_and_events_are_configured() {
-    // A22.1k, A22.1m
+    // A3.9, A22.1k, A22.1m
     assert_eq!(event_pace(&config(&json!({}))), (50, 100));
     assert_eq!(event_pace(&config(&json!({"eventRecordQPS": 7, "eventBurst": 8}))), (7, 8));
     assert_eq!(request_pace(&config(&json!({}))), (50, 100));

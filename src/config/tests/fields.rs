@@ -325,7 +325,7 @@ fn sources() -> Vec<String> {
 
 #[test]
 fn values_that_make_no_sense_are_refused() {
-    // A22.2e, A22.1f
+    // A3.9, A22.2e, A22.1f
     for (fields, words) in [
         ("eventRecordQPS: -1\n", ["eventRecordQPS", "-1"]),
         ("kubeAPIBurst: -1\n", ["kubeAPIBurst", "-1"]),
@@ -334,6 +334,7 @@ fn values_that_make_no_sense_are_refused() {
         ("maxOpenFiles: -1\n", ["maxOpenFiles", "negative"]),
         ("memoryThrottlingFactor: 1.5\n", ["memoryThrottlingFactor", "at most 1"]),
         ("crashLoopBackOff: {maxContainerRestartPeriod: 301s}\n", ["maxContainerRestartPeriod", "300s"]),
+        ("crashLoopBackOff: {maxContainerRestartPeriod: 999ms}\n", ["maxContainerRestartPeriod", "1s"]),
         ("imageMaximumGCAge: 1m\n", ["imageMaximumGCAge", "imageMinimumGCAge"]),
         ("systemCgroups: /a\n", ["systemCgroups", "cgroupRoot"]),
         ("featureGates: {NoSuchGate: true}\n", ["featureGates", "unrecognized feature gate: NoSuchGate"]),

@@ -72,18 +72,24 @@ async fn made(spec: Value, container: Value, cluster: &Cluster) -> Result<Vec<St
     let mut whole = json!({"name": "c"});
     whole.as_object_mut().unwrap().extend(container.as_object().unwrap().clone());
     let container: Container = serde_json::from_value(whole).unwrap();
-    let ips = ["192.0.2.7", "2001:db8::7"].map(|ip| ip.parse().unwrap()).to_vec();
-    let node = NodeSnapshot { name: "n1".into(), ips, ..NodeSnapshot::default() };
+    let node = NodeSnapshot { name: "n1".into(), ips: addresses(["192.0.2.7", "2001:db8::7"]), ..Default::default() };
+    environment(&pod, &container, &node, cluster, Path::new("/nonexistent")).await
+}
+
+fn addresses(ips: [&str; 2]) -> Vec<std::net::IpAddr> {
+    ips.map(|ip| ip.parse().unwrap()).to_vec()
+}
+
+async fn environment(
+    pod: &Pod,
+    container: &Container,
+    node: &NodeSnapshot,
+    cluster: &Cluster,
+    volumes: &Path,
+) -> Result<Vec<String>, String> {
     let pod_ips = ["10.0.0.2".to_owned(), "fd00::2".to_owned()];
-    let sources = EnvSources {
-        pod: &pod,
-        node: &node,
-        pod_ips: &pod_ips,
-        objects: cluster,
-        services: cluster,
-        volumes: Path::new("/nonexistent"),
-    };
-    let environment = sources.environment(&container).await.map_err(|error| error.to_string())?;
+    let sources = EnvSources { pod, node, pod_ips: &pod_ips, objects: cluster, services: cluster, volumes };
+    let environment = sources.environment(container).await.map_err(|error| error.to_string())?;
     Ok(environment.into_vec().into_iter().map(|(name, value)| format!("{name}={value}")).collect())
 }
 
@@ -91,7 +97,7 @@ const LISTED: Cluster = Cluster { listed: true };
 
 #[tokio::test]
 async fn later_sources_win_and_services_fill_what_is_left() {
-    // A8.1, A8.2, A8.5, A8.6
+    // A8.1, A8.2, A8.5, A8.6, A8.8
     let container = json!({
         "envFrom": [
             {"configMapRef": {"name": "map"}},
@@ -133,6 +139,14 @@ async fn later_sources_win_and_services_fill_what_is_left() {
     assert_eq!(alone, ["KUBERNETES_SERVICE_HOST=10.96.0.1"]);
     let early = made(json!({}), json!({}), &Cluster { listed: false }).await;
     assert_eq!(early.unwrap_err(), "services have not yet been read at least once, cannot construct envvars");
+    // What is made without an API server does not wait for its list.
+    let mut pod = Pod { spec: Some(Default::default()), ..Pod::default() };
+    let source = (stoker_model::names::CONFIG_SOURCE.to_owned(), "file".to_owned());
+    (pod.metadata.namespace, pod.metadata.annotations) = (Some("ns".into()), Some([source].into()));
+    let container = serde_json::from_value(json!({"name": "c", "env": [{"name": "A", "value": "1"}]})).unwrap();
+    let early = Cluster { listed: false };
+    let all = environment(&pod, &container, &NodeSnapshot::default(), &early, Path::new("/nonexistent")).await;
+    assert_eq!(all.unwrap(), ["A=1"]);
 }
 
 #[tokio::test]
@@ -157,11 +171,79 @@ async fn fields_of_the_pod_become_variables() {
         let all = made(spec, container, &LISTED).await.unwrap();
         assert!(all.contains(&format!("F={expected}")), "{field}: {all:?}");
     }
+    // The node's primary family comes first, whatever the runtime told first.
+    let node = NodeSnapshot { ips: addresses(["2001:db8::7", "192.0.2.7"]), ..NodeSnapshot::default() };
+    let mut pod = Pod { spec: Some(Default::default()), ..Pod::default() };
+    pod.metadata.namespace = Some("ns".into());
+    for (field, expected) in [
+        ("status.hostIP", "2001:db8::7"),
+        ("status.hostIPs", "2001:db8::7,192.0.2.7"),
+        ("status.podIP", "fd00::2"),
+        ("status.podIPs", "fd00::2,10.0.0.2"),
+    ] {
+        let env = json!([{"name": "F", "valueFrom": {"fieldRef": {"fieldPath": field}}}]);
+        let container = serde_json::from_value(json!({"name": "c", "env": env})).unwrap();
+        let all = environment(&pod, &container, &node, &LISTED, Path::new("/nonexistent")).await.unwrap();
+        assert!(all.contains(&format!("F={expected}")), "{field}: {all:?}");
+    }
+    let unknown = json!({"env": [{"name": "F", "valueFrom": {"fieldRef": {"fieldPath": "spec.hostname"}}}]});
+    assert!(made(json!({}), unknown, &LISTED).await.unwrap_err().contains("unsupported fieldPath: spec.hostname"));
+}
+
+#[tokio::test]
+async fn a_file_of_the_pod_gives_variables() {
+    // A8.7
+    let volumes = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(volumes.path().join("v/sub")).unwrap();
+    std::fs::write(volumes.path().join("v/env"), "A='one'\nB=''\n").unwrap();
+    std::fs::write(volumes.path().join("v/sub/env"), "A='below'\n").unwrap();
+    std::fs::write(volumes.path().join("v/bad"), "A=one\n").unwrap();
+    let pod = json!({
+        "metadata": {"name": "p", "namespace": "ns", "uid": "u"},
+        "spec": {
+            "containers": [],
+            "volumes": [{"name": "v", "emptyDir": {}}, {"name": "other", "hostPath": {"path": "/"}}],
+        },
+    });
+    let pod: Pod = serde_json::from_value(pod).unwrap();
+    let ask = async |volume: &str, path: &str, key: &str, optional: Option<bool>| {
+        let source = json!({"volumeName": volume, "path": path, "key": key, "optional": optional});
+        let env = json!([{"name": "K", "valueFrom": {"fileKeyRef": source}}]);
+        let container = serde_json::from_value(json!({"name": "c", "env": env})).unwrap();
+        let all = environment(&pod, &container, &NodeSnapshot::default(), &LISTED, volumes.path()).await?;
+        Ok::<_, String>(all.into_iter().find_map(|line| line.strip_prefix("K=").map(str::to_owned)))
+    };
+    for (path, key, optional, expected) in [
+        ("env", "A", None, Some("one")),
+        ("env", "A", Some(true), Some("one")),
+        ("sub/env", "A", Some(false), Some("below")),
+        ("env", "B", Some(true), None),
+        ("env", "C", Some(true), None),
+    ] {
+        let value = ask("v", path, key, optional).await;
+        assert_eq!(value.as_ref().map(Option::as_deref), Ok(expected), "{path} {key} {optional:?}");
+    }
+    let absent = |key: &str| {
+        let file = volumes.path().join("v/env");
+        format!("environment variable key \"{key}\" not found in file \"{}\"", file.display())
+    };
+    let unparsed = || "couldn't parse env file".to_owned();
+    for (volume, path, key, optional, expected) in [
+        ("v", "env", "B", None, absent("B")),
+        ("v", "env", "C", Some(false), absent("C")),
+        ("v", "bad", "A", Some(true), unparsed()),
+        ("v", "none", "A", Some(false), unparsed()),
+        ("v", "none", "A", Some(true), unparsed()),
+        ("v", "../v/env", "A", None, unparsed()),
+        ("none", "env", "A", None, "cannot find the volume \"none\" referenced by FileKeyRef".to_owned()),
+    ] {
+        assert_eq!(ask(volume, path, key, optional).await, Err(expected), "{volume} {path} {key} {optional:?}");
+    }
 }
 
 #[tokio::test]
 async fn what_is_missing_is_named_unless_it_is_optional() {
-    // A8.5
+    // A2.16, A8.5
     let key = |kind: &str, name: &str, key: &str, optional: bool| json!({"env": [{"name": "K", "valueFrom": {kind: {"name": name, "key": key, "optional": optional}}}]});
     let found = made(json!({}), key("secretKeyRef", "secret", "C", false), &LISTED).await.unwrap();
     assert!(found.contains(&"K=secret".to_owned()), "{found:?}");

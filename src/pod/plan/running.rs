@@ -41,8 +41,8 @@ impl Planner<'_> {
         if self.restart_all(&sandbox) {
             return;
         }
+        self.ephemeral_containers(&sandbox);
         if self.init_containers(&sandbox) {
-            self.ephemeral_containers(&sandbox);
             self.regular_containers(&sandbox);
         }
         self.resize(&sandbox);
@@ -233,7 +233,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Ephemeral containers start whenever the pod runs, once (A3.7).
+    /// Ephemeral containers start whenever the pod has a sandbox, once: what does not get on may be what they are to look at (A3.7).
     fn ephemeral_containers(&mut self, sandbox: &str) {
         let (desired, seen) = (self.desired, self.seen);
         for container in desired.ephemeral_containers() {
@@ -388,7 +388,10 @@ impl Planner<'_> {
     fn waits_for_backoff(&mut self, container: &Container) -> bool {
         let name = &container.name;
         let Some(last) = self.seen.newest(name).filter(|i| i.state == InstanceState::Exited) else { return false };
-        if last.hash.as_ref().is_some_and(|hash| *hash != container_hash(container)) {
+        // Another image, or other resources, and it may go well.
+        if last.hash.as_ref().is_some_and(|hash| *hash != container_hash(container))
+            || self.seen.memory.resize.allocation.change(container) != Change::None
+        {
             return false;
         }
         let backoff = self.seen.memory.restarts.get(name);

@@ -352,6 +352,24 @@ fn containers_have_policies_of_their_own() {
     };
     check("A3.10", pod(&["a", "b"]).spec(rules).exited("a", 42).runs("b"), "create-a-1 start-a");
     check("A3.10", pod(&["a", "b"]).spec(rules).exited("a", 43).runs("b"), "");
+    // It waits as any other does, and the pod is not over meanwhile.
+    let backoff = |m: &mut Memory| {
+        m.restarts.insert("a".into(), Backoff::grown(None, at(100), at(100), LONGEST));
+    };
+    let waits = pod(&["a"]).policy("Never").spec(rules).exited("a", 42).memory(backoff);
+    let plan = check("A3.10", waits.clone(), "");
+    assert_eq!((plan.waiting["a"].reason.as_str(), &plan.stage), ("CrashLoopBackOff", &Stage::Running));
+    check("A3.10", waits.at(110), "create-a-1 start-a");
+    // Whom its probes gave up on has not exited yet: no rule counts before that.
+    let kills = |s: &mut PodSpec| {
+        rules(s);
+        s.containers[0].restart_policy_rules.as_mut().unwrap()[0].exit_codes.as_mut().unwrap().values =
+            Some(vec![137, 143]);
+    };
+    let given_up = pod(&["a", "b"]).policy("Always").spec(kills).runs("a").runs("b").memory(dead("a", true));
+    assert_eq!(stopped("A3.10", given_up).0, "Container a failed liveness probe");
+    let given_up = pod(&["a", "b"]).policy("Never").spec(own("OnFailure")).runs("a").runs("b").memory(dead("a", true));
+    assert_eq!(stopped("A3.10", given_up).0, "Container a failed liveness probe, will be restarted");
     let init = pod(&["a"]).init("i").spec(|s| {
         s.init_containers.as_mut().unwrap()[0].restart_policy = Some("Never".into());
     });
@@ -404,6 +422,14 @@ fn an_ephemeral_container_sees_the_processes_of_its_target() {
     let missing = with(Some("a")).policy("Never").exited("a", 0).seen(|s| s.containers.clear()).plan();
     assert_eq!(missing.waiting["e"].message, "unable to find target container a");
     check("A3.7", with(None).runs("a").exited("e", 1), "");
+    // Also while the pod initializes, and beside what keeps failing; never a second time, whatever its end and the policy.
+    check("A3.7", with(None).init("i").runs("i"), "create-e-0 start-e");
+    check("A3.7", with(None).policy("Always").runs("a").exited("e", 0), "");
+    check("A3.7", with(None).policy("Never").runs("a").runs("e"), "");
+    let crashes = with(None).exited("a", 1).memory(|m| {
+        m.restarts.insert("a".into(), Backoff::grown(None, at(100), at(100), LONGEST));
+    });
+    check("A3.7", crashes, "create-e-0 start-e");
 }
 
 #[test]
@@ -528,6 +554,27 @@ fn restarts_wait_longer_each_time() {
         check("A3.9", case.at(100 + wait), "create-a-1 start-a");
         backoff = Some(Backoff::grown(backoff.as_ref(), at(100), at(100), LONGEST));
     }
+
+    // Another image, or other resources, need not wait.
+    let waits = || {
+        pod(&["a"]).exited("a", 1).memory(|m| {
+            m.restarts.insert("a".into(), Backoff::grown(None, at(100), at(100), LONGEST));
+        })
+    };
+    check("A3.9", waits(), "");
+    check("A3.9", waits().spec(|s| s.containers[0].image = Some("img:2".into())), "find-img:2");
+    let resources = |cpu: &str| {
+        let amounts = serde_json::json!({ "requests": { "cpu": cpu } });
+        serde_json::from_value::<k8s_openapi::api::core::v1::ResourceRequirements>(amounts).unwrap()
+    };
+    let resized = |before: &str| {
+        let before = resources(before);
+        waits()
+            .spec(|s| s.containers[0].resources = Some(resources("1")))
+            .memory(|m| drop(m.resize.allocation.actuated.insert("a".into(), before)))
+    };
+    check("A3.9", resized("1"), "");
+    check("A3.9", resized("2"), "resize create-a-1 start-a");
 }
 
 #[test]

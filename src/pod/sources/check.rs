@@ -122,17 +122,43 @@ pub(super) fn reference(spec: &PodSpec) -> Option<&'static str> {
         return Some("serviceaccounts");
     }
     let containers = || spec.init_containers.iter().flatten().chain(&spec.containers);
-    let pull_secrets = spec.image_pull_secrets.as_ref().is_some_and(|list| !list.is_empty());
-    if pull_secrets || containers().any(uses_secret) {
+    let volumes = || spec.volumes.iter().flatten();
+    let pull_secrets = spec.image_pull_secrets.iter().flatten().any(|secret| !secret.name.is_empty());
+    if pull_secrets || containers().any(uses_secret) || volumes().any(names_secret) {
         return Some("secrets");
     }
-    if containers().any(uses_config_map) {
+    if containers().any(uses_config_map) || volumes().any(names_config_map) {
         return Some("configmaps");
     }
     if spec.resource_claims.as_ref().is_some_and(|list| !list.is_empty()) {
         return Some("resourceclaims");
     }
-    spec.volumes.iter().flatten().find_map(of_volume)
+    volumes().find_map(of_volume)
+}
+
+/// Whatever kind of volume it is, and whatever it needs the Secret for.
+fn names_secret(volume: &Volume) -> bool {
+    let of_projected = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
+    let mut projected = of_projected.filter_map(|source| source.secret.as_ref());
+    let given = |name: Option<&String>| name.is_some_and(|name| !name.is_empty());
+    projected.any(|secret| !secret.name.is_empty())
+        || given(volume.secret.as_ref().and_then(|secret| secret.secret_name.as_ref()))
+        || given(volume.azure_file.as_ref().map(|file| &file.secret_name))
+        || secrets_of_drivers(volume).iter().any(|name| !name.is_empty())
+}
+
+/// The names of the Secrets with which drivers open what they mount.
+fn secrets_of_drivers(volume: &Volume) -> Vec<String> {
+    let whole = serde_json::to_value(volume).unwrap_or_default();
+    let sources = whole.as_object().into_iter().flat_map(|fields| fields.values());
+    let names = sources.flat_map(|source| ["secretRef", "nodePublishSecretRef"].map(|field| &source[field]["name"]));
+    names.filter_map(|name| name.as_str().map(str::to_owned)).collect()
+}
+
+fn names_config_map(volume: &Volume) -> bool {
+    let of_projected = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
+    let mut projected = of_projected.filter_map(|source| source.config_map.as_ref());
+    projected.any(|map| !map.name.is_empty()) || volume.config_map.as_ref().is_some_and(|map| !map.name.is_empty())
 }
 
 fn uses_secret(container: &Container) -> bool {

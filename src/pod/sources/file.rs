@@ -238,11 +238,12 @@ mod tests {
 
     #[test]
     fn one_bad_file_does_not_disturb_the_others() {
-        // A7.1
+        // A1.1, A7.1, A7.4
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
         write("a.yaml", &manifest("a", "i"));
         write("bad.yaml", "{{{");
+        write("needs-a-secret.yaml", &manifest("s", "i, envFrom: [{secretRef: {name: x}}]"));
         write(".hidden.yaml", &manifest("hidden", "i"));
         fs::create_dir(dir.path().join("below")).unwrap();
         std::os::unix::fs::symlink(dir.path().join("a.yaml"), dir.path().join("c.yaml")).unwrap();
@@ -250,6 +251,11 @@ mod tests {
         let mut reader = reader(dir.path());
         assert_eq!(names(reader.read(false)), ["a-n", "b-n"], "the link names the same pod as a.yaml");
         let first = reader.read(false).unwrap();
+        for pod in first.values() {
+            assert_eq!(super::super::annotation(pod, names::CONFIG_SOURCE), Some("file"));
+            let seen = super::super::annotation(pod, names::CONFIG_SEEN).unwrap();
+            assert!(seen.parse::<jiff::Timestamp>().is_ok() && seen.contains('.') && seen.ends_with('Z'), "{seen}");
+        }
         assert!(same(&first, &reader.read(false).unwrap()), "what did not change is the same object");
 
         write("b", "kind: Broken");

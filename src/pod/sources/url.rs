@@ -107,7 +107,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_address_is_asked_again_and_again_with_the_headers() {
-        // A7.1
+        // A1.1, A7.1
         let (url, mut questions) = server(vec![(500, ""), (200, POD), (200, "{{{"), (200, "")]).await;
         let headers = BTreeMap::from([("X-Key".to_owned(), vec!["a".to_owned(), "b".to_owned()])]);
         let (out, mut seen) = watch::channel(None);
@@ -115,7 +115,11 @@ mod tests {
         let mut wait = async |count: usize| {
             let wait = seen.wait_for(|s: &Statics| s.as_deref().is_some_and(|s| s.len() == count));
             let found = tokio::time::timeout(Duration::from_secs(10), wait).await.expect("it is seen").unwrap();
-            found.as_deref().unwrap().values().next().and_then(|p| p.metadata.name.clone())
+            let pod = found.as_deref().unwrap().values().next()?;
+            assert_eq!(super::super::annotation(pod, names::CONFIG_SOURCE), Some("http"));
+            let seen = super::super::annotation(pod, names::CONFIG_SEEN).unwrap();
+            assert!(seen.parse::<jiff::Timestamp>().is_ok() && seen.contains('.') && seen.ends_with('Z'), "{seen}");
+            pod.metadata.name.clone()
         };
         assert_eq!(wait(1).await.as_deref(), Some("web-n"), "a refusal is not an answer");
         let question = questions.recv().await.unwrap().to_lowercase();

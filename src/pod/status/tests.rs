@@ -143,7 +143,7 @@ fn state(state: Option<&ContainerState>) -> String {
 
 #[test]
 fn the_phase_follows_the_containers() {
-    // A2.1, A3.1, A3.5
+    // A2.1, A3.1, A3.5, A3.10
     for (case, expected) in [
         (pod(&["a"]), "Pending"),
         (pod(&["a", "b"]).runs("a"), "Pending"),
@@ -164,6 +164,18 @@ fn the_phase_follows_the_containers() {
     ] {
         phase_is("A2.1", &case, expected);
     }
+
+    // Rules of a container count too.
+    let codes = serde_json::json!([{ "action": "Restart", "exitCodes": { "operator": "In", "values": [42] } }]);
+    let ruled = |code| {
+        pod(&["a", "b"]).policy("Never").exited("a", code).exited("b", 0).spec(|s| {
+            s.containers[0].restart_policy = Some("Never".into());
+            s.containers[0].restart_policy_rules = serde_json::from_value(codes.clone()).unwrap();
+        })
+    };
+    phase_is("A3.10", &ruled(42), "Running");
+    phase_is("A3.10", &ruled(43), "Failed");
+    phase_is("A3.10", &ruled(42).waits("a", "CrashLoopBackOff"), "Running");
 }
 
 #[test]
@@ -312,6 +324,39 @@ fn a_container_that_cannot_be_found_is_told() {
     let lost = case.status().container_statuses.unwrap().remove(0);
     assert_eq!(state(lost.last_state.as_ref()), "137 ContainerStatusUnknown");
     assert_eq!(lost.restart_count, 1);
+    assert_eq!(state(lost.state.as_ref()), "ContainerCreating", "it is made anew");
+    let told = "The container could not be located when the pod was deleted.  The container used to be Running";
+    assert_eq!(lost.last_state.unwrap().terminated.unwrap().message.as_deref(), Some(told));
+    // It counts once, and not where nothing is made anew.
+    case.previous = case.status();
+    assert_eq!(case.status().container_statuses.unwrap()[0].restart_count, 1);
+    case.previous = pod(&["a"]).runs("a").status();
+    let metadata = &mut std::sync::Arc::make_mut(&mut case.desired.pod).metadata;
+    metadata.deletion_timestamp = Some(Time(at(5)));
+    let lost = case.status().container_statuses.unwrap().remove(0);
+    assert_eq!((state(lost.last_state.as_ref()), lost.restart_count), ("137 ContainerStatusUnknown".into(), 0));
+}
+
+#[test]
+fn the_runtime_says_why_a_container_ended() {
+    // A2.15, A2.22
+    for (code, reason, told) in [
+        (0, "", "0 Completed"),
+        (3, "", "3 Error"),
+        (0, "Completed", "0 Completed"),
+        (137, "Error", "137 Error"),
+        (137, "OOMKilled", "137 OOMKilled"),
+        (128, "StartError", "128 StartError"),
+        (128, "ContainerCannotRun", "128 ContainerCannotRun"),
+        (143, "DeadlineExceeded", "143 DeadlineExceeded"),
+    ] {
+        let mut case = pod(&["a"]).policy("Never").init("i", None).exited("i", code).exited("a", code);
+        case.seen.containers.iter_mut().for_each(|instance| instance.reason = reason.into());
+        let status = case.status();
+        for list in [status.container_statuses, status.init_container_statuses] {
+            assert_eq!(state(list.unwrap()[0].state.as_ref()), told);
+        }
+    }
 }
 
 #[test]
@@ -319,6 +364,12 @@ fn an_init_container_that_was_removed_counts_as_completed() {
     // A2.15
     let removed = pod(&["a"]).init("i", None).runs("a").status().init_container_statuses.unwrap().remove(0);
     assert_eq!((state(removed.state.as_ref()), removed.ready), ("0 Completed".into(), true));
+    // What was told of it before stays.
+    let mut case = pod(&["a"]).init("i", None).exited("i", 0).runs("a");
+    let before = case.status();
+    case.previous = before.clone();
+    case.seen.containers.retain(|instance| instance.name == "a");
+    assert_eq!(case.status(), before);
 }
 
 #[test]
@@ -499,6 +550,7 @@ fn a_container_tells_its_user_and_mounts() {
         previous: &case.previous,
     };
     let a = status(facts, now(1)).container_statuses.unwrap().remove(0);
+    assert_eq!(a.stop_signal, None, "that is for a feature which is switched off");
     let linux = a.user.unwrap().linux.unwrap();
     assert_eq!((linux.uid, linux.gid, linux.supplemental_groups), (1000, 2000, Some(vec![2000, 3000])));
     let mounts: Vec<_> =

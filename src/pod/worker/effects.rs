@@ -62,17 +62,21 @@ impl Worker {
                 memory.images.insert(key, ImageState::Failed(failure));
             }
             Effect::Created { name, image, ended } => {
-                // The next instance asks for its image anew: its policy may be Always.
-                memory.images.remove(&image);
                 memory.recreate.remove(&name);
                 memory.hook_failed.remove(&name);
-                if let Some(ended) = ended {
-                    let longest = self.shared.config.longest_backoff;
-                    let grown = Backoff::grown(memory.restarts.get(&name), ended, now.wall, longest);
-                    memory.restarts.insert(name.clone(), grown);
-                }
                 let allocation = &mut memory.resize.allocation;
                 let given = allocation.allocated.get(&name).cloned().unwrap_or_default();
+                if let Some(ended) = ended {
+                    let longest = self.shared.config.longest_backoff;
+                    // With another image or other resources than before it starts afresh (A3.9).
+                    let tried = (image.clone(), given.clone());
+                    let same = self.tried.insert(name.clone(), tried.clone()).is_none_or(|before| before == tried);
+                    let before = memory.restarts.get(&name).filter(|_| same);
+                    let grown = Backoff::grown(before, ended, now.wall, longest);
+                    memory.restarts.insert(name.clone(), grown);
+                }
+                // The next instance asks for its image anew: its policy may be Always.
+                memory.images.remove(&image);
                 // What the container has not itself, the pod as a whole may have.
                 let counts = given.requests.is_some() || given.limits.is_some() || allocation.allocated_pod.is_some();
                 if counts && allocation.actuated.get(&name) != Some(&given) {

@@ -91,6 +91,73 @@ fn sidecars_stop_after_the_others_and_in_reverse() {
         m.stops.insert("t0".into(), Stop { deadline, hook_only: true });
     });
     check("A4.6", late, "stop-t stop-s");
+
+    // The regular ones together; sidecars wait for the last of them, and have what it has left of the grace; then the sandbox.
+    let many = || pod(&["a", "b"]).sidecar("s").runs("s").deleted(30);
+    check("A4.6", many().runs("a").runs("b"), "stop-b stop-a hook-s");
+    check("A4.6", many().runs("a").exited("b", 0), "stop-a hook-s");
+    let stage = Stage::Terminating { deadline: Duration::from_secs(120), cause: Cause::Deleted };
+    let ended = many().exited("a", 0).exited("b", 0).memory(|m| {
+        m.stage = stage;
+        m.stops.insert("s0".into(), Stop { deadline: Duration::from_secs(120), hook_only: true });
+    });
+    let plan = check("A3.4", ended, "stop-s");
+    let Step::StopContainer(stop) = &plan.steps[0] else { panic!("{plan:#?}") };
+    assert_eq!((stop.deadline.as_secs(), stop.hook), (120, false), "its hook ran at once, beside the others");
+    let all_ended = pod(&["a", "b"]).sidecar("s").exited("s", 0).exited("a", 0).exited("b", 0).deleted(30);
+    check("A4.6", all_ended, "stop-sandbox-s0");
+}
+
+#[test]
+fn each_cause_has_its_grace() {
+    // A4.2, A4.5, A7.5
+    let stop = |case: Case| {
+        let plan = case.plan();
+        let [Step::StopContainer(stop)] = plan.steps.as_slice() else { panic!("{plan:#?}") };
+        (stop.deadline.as_secs() - 100, stop.hook)
+    };
+    let runs = || pod(&["a"]).runs("a");
+    let asks = |seconds: i64| runs().spec(|s| s.termination_grace_period_seconds = Some(seconds));
+    let late = |case: Case| case.spec(|s| s.active_deadline_seconds = Some(1));
+    assert_eq!(stop(late(runs())), (30, true), "the default");
+    assert_eq!(stop(late(asks(60))), (60, true));
+    assert_eq!(stop(asks(60).deleted(5)), (5, true), "what the deletion says counts, not the spec");
+    assert_eq!(stop(asks(5).deleted(60)), (60, true));
+    assert_eq!(stop(asks(60).deleted(0)), (0, false), "there is no time for a hook");
+
+    // A probe has its own, unless the pod is to go.
+    let failed = |case: Case, grace: i64| {
+        case.memory(dead("a", true)).spec(|s| {
+            let grace = Some(grace);
+            let probe =
+                k8s_openapi::api::core::v1::Probe { termination_grace_period_seconds: grace, ..Default::default() };
+            s.containers[0].liveness_probe = Some(probe);
+        })
+    };
+    assert_eq!(stop(failed(asks(60), 7)), (7, true));
+    assert_eq!(stop(failed(asks(60), 0)), (0, false));
+    assert_eq!(stop(failed(asks(60), 7).deleted(20)), (20, true));
+
+    // The node may be in more of a hurry than anybody else.
+    let ordered = |mut case: Case, seconds: u64| {
+        let grace = Some(Duration::from_secs(seconds));
+        case.desired.ended = Some(Cause::Killed { reason: "R".into(), message: "m".into(), disruption: true, grace });
+        case
+    };
+    assert_eq!(stop(ordered(asks(60), 3)), (3, true));
+    assert_eq!(stop(ordered(asks(60).deleted(40), 3)), (3, true));
+
+    // A static pod whose file has gone has what it asks for; for others that nobody wants any more nobody waits.
+    let gone = |source: &str, mut case: Case| {
+        case.desired.gone = true;
+        case.edit(|pod| {
+            let annotations = pod.metadata.annotations.get_or_insert_default();
+            annotations.insert(stoker_model::names::CONFIG_SOURCE.into(), source.into());
+        })
+    };
+    assert_eq!(stop(gone("file", asks(60))), (60, true));
+    assert_eq!(stop(gone("http", asks(60))), (60, true));
+    assert_eq!(stop(gone("api", asks(60))), (2, true));
 }
 
 #[test]

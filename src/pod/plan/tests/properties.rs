@@ -115,7 +115,7 @@ fn act(case: &mut Case, plan: &Plan, fails: bool) {
 
 prop_compose! {
     fn any_instance()(
-        name in prop::sample::select(vec!["a", "b", "i", "s", "stranger"]),
+        name in prop::sample::select(vec!["a", "b", "i", "s", "e", "stranger"]),
         state in prop::sample::select(vec![
             InstanceState::Created, InstanceState::Running, InstanceState::Exited, InstanceState::Unknown,
         ]),
@@ -144,6 +144,7 @@ prop_compose! {
         policy in prop::sample::select(vec!["Always", "OnFailure", "Never"]),
         deleted in any::<bool>(),
         host_network in any::<bool>(),
+        ephemeral in any::<bool>(),
         ready in any::<(bool, bool)>(),
         sandboxes in 0..3_usize,
         mut instances in prop::collection::vec(any_instance(), 0..6),
@@ -152,6 +153,14 @@ prop_compose! {
         case = case.spec(|s| s.host_network = Some(host_network));
         if deleted {
             case = case.deleted(30);
+        }
+        if ephemeral {
+            let container = k8s_openapi::api::core::v1::EphemeralContainer {
+                name: "e".into(),
+                image: Some("img:1".into()),
+                ..Default::default()
+            };
+            case = case.spec(|s| s.ephemeral_containers = Some(vec![container]));
         }
         let sandbox = |id: &str, attempt, ready| Sandbox {
             id: id.into(), attempt, ready, ips: vec!["10.0.0.2".into()], ..Sandbox::default()
@@ -219,11 +228,13 @@ proptest! {
         })?;
     }
 
-    /// What has ended runs again only where the policy says so.
+    /// What has ended runs again only where the policy says so, and an ephemeral container never.
     #[test]
     fn nothing_restarts_against_the_policy(case in any_case(), failures in prop::collection::vec(any::<bool>(), 3)) {
-        // A3.8
+        // A3.7, A3.8
         follow(case, &failures, |case, plan| {
+            let joins_again = plan.steps.iter().filter_map(made).any(|name| name == "e" && case.seen.newest(name).is_some());
+            prop_assert!(!joins_again, "{plan:#?}");
             for name in plan.steps.iter().filter_map(made).filter(|name| ["a", "b"].contains(name)) {
                 let sandbox = case.seen.sandbox().map(|s| s.id.clone()).unwrap_or_default();
                 let last = case.seen.newest_in(&sandbox, name).or_else(|| case.seen.newest(name));

@@ -134,19 +134,44 @@ fn objects_of_an_api_server_are_refused() {
         (with("serviceAccountName: x"), "serviceaccounts"),
         (with("imagePullSecrets: [{name: x}]"), "secrets"),
         (with("resourceClaims: [{name: x}]"), "resourceclaims"),
-        (with("volumes: [{name: v, configMap: {name: x}}]"), "configmaps (via configmap volumes)"),
-        (with("volumes: [{name: v, secret: {secretName: x}}]"), "secrets (via secret volumes)"),
+        (with("volumes: [{name: v, configMap: {name: x}}]"), "configmaps"),
+        (with("volumes: [{name: v, configMap: {optional: true}}]"), "configmaps (via configmap volumes)"),
+        (with("volumes: [{name: v, secret: {secretName: x}}]"), "secrets"),
+        (with("volumes: [{name: v, secret: {optional: true}}]"), "secrets (via secret volumes)"),
         (with("volumes: [{name: v, csi: {driver: x}}]"), "csidrivers (via CSI volumes)"),
+        (with("volumes: [{name: v, csi: {driver: x, nodePublishSecretRef: {name: y}}}]"), "secrets"),
+        (with("volumes: [{name: v, iscsi: {iqn: a, lun: 0, targetPortal: b, secretRef: {name: y}}}]"), "secrets"),
+        (with("volumes: [{name: v, azureFile: {secretName: x, shareName: y}}]"), "secrets"),
+        (with("volumes: [{name: v, glusterfs: {endpoints: x, path: y}}]"), "endpoints (via glusterFS volumes)"),
         (with("volumes: [{name: v, persistentVolumeClaim: {claimName: x}}]"), "persistentvolumeclaims"),
+        (
+            with("volumes: [{name: v, ephemeral: {volumeClaimTemplate: {spec: {}}}}]"),
+            "persistentvolumeclaims (via ephemeral volumes)",
+        ),
+        (with("volumes: [{name: v, projected: {sources: [{secret: {name: x}}]}}]"), "secrets"),
+        (with("volumes: [{name: v, projected: {sources: [{configMap: {name: x}}]}}]"), "configmaps"),
         (
             with("volumes: [{name: v, projected: {sources: [{serviceAccountToken: {path: t}}]}}]"),
             "serviceaccounts (via projected volumes)",
         ),
         (with("volumes: [{name: v, projected: {sources: [{clusterTrustBundle: {path: t}}]}}]"), "clustertrustbundles"),
+        (
+            with("volumes: [{name: v, projected: {sources: [{podCertificate: {keyType: k, signerName: s}}]}}]"),
+            "podcertificates",
+        ),
+        (with("initContainers: [{name: i, image: i, envFrom: [{secretRef: {name: x}}]}]"), "secrets"),
         (env("envFrom: [{secretRef: {name: x}}]"), "secrets"),
+        (env("envFrom: [{configMapRef: {name: x, optional: true}}]"), "configmaps"),
+        (env("env: [{name: A, valueFrom: {secretKeyRef: {name: x, key: k}}}]"), "secrets"),
         (env("env: [{name: A, valueFrom: {configMapKeyRef: {name: x, key: k}}}]"), "configmaps"),
     ] {
         assert_eq!(from_file(&text).unwrap_err().to_string(), format!("static pods may not reference {resource}"));
     }
-    assert!(from_file(&with("volumes: [{name: v, emptyDir: {}}, {name: h, hostPath: {path: /x}}]")).is_ok());
+    // What the node itself can give is fine, and nothing of the API server's is added.
+    let local = "volumes: [{name: v, emptyDir: {}}, {name: h, hostPath: {path: /x}}, {name: n, nfs: {server: a, path: /}}, \
+                 {name: p, projected: {sources: [{downwardAPI: {items: [{path: a, fieldRef: {fieldPath: metadata.name}}]}}]}}]";
+    let spec = from_file(&with(local)).unwrap().spec.unwrap();
+    assert_eq!(spec.volumes.map(|list| list.len()), Some(4));
+    let bare = from_file(WEB).unwrap().spec.unwrap();
+    assert_eq!((bare.service_account_name, bare.volumes, &bare.containers[0].volume_mounts), (None, None, &None));
 }

@@ -110,6 +110,55 @@ fn a_missing_volume_keeps_containers_from_starting() {
 }
 
 #[test]
+fn conditions_turn_true_one_after_the_other() {
+    // A2.20
+    let steps = |init: bool| {
+        let with_init = |case: Case| if init { case.init("i", None) } else { case };
+        let fresh = || with_init(pod(&["a"]));
+        let mut nothing = fresh();
+        nothing.seen.sandboxes.clear();
+        nothing.seen.memory.volumes = VolumesState::Unknown;
+        // Before any image is there.
+        let network = fresh().waits("a", "ErrImagePull");
+        let initialized = if init { fresh().exited("i", 0) } else { fresh() };
+        let mut unready = initialized.clone().runs("a");
+        unready.seen.memory.probes.insert("a".into(), ProbeVerdict { started: true, ready: false, dead: false });
+        let ready = initialized.clone().runs("a");
+        let mut previous = PodStatus::default();
+        let mut turned: Vec<(String, u32)> = Vec::new();
+        for (place, case) in [nothing, network, initialized, unready, ready].into_iter().enumerate() {
+            let second = u32::try_from(place + 1).unwrap();
+            let status = Case { previous, ..case }.status_at(second);
+            for condition in status.conditions.iter().flatten().filter(|c| c.status == "True") {
+                if !turned.iter().any(|(kind, _)| *kind == condition.type_) {
+                    assert_eq!(condition.last_transition_time, Some(Time(at(second.into()))));
+                    turned.push((condition.type_.clone(), second));
+                }
+            }
+            previous = status;
+        }
+        turned.sort_by_key(|(kind, second)| (*second, kind.clone()));
+        let named = |(kind, second): &(String, u32)| format!("{second} {kind}");
+        turned.iter().map(named).collect::<Vec<_>>().join(", ")
+    };
+    let without = "1 Initialized, 1 PodScheduled, 2 PodReadyToStartContainers, 5 ContainersReady, 5 Ready";
+    assert_eq!(steps(false), without);
+    let with = "1 PodScheduled, 2 PodReadyToStartContainers, 3 Initialized, 5 ContainersReady, 5 Ready";
+    assert_eq!(steps(true), with);
+}
+
+#[test]
+fn a_sidecar_counts_for_readiness() {
+    // A2.6, A3.3
+    let mut case = pod(&["a"]).init("s", Some("Always")).runs("s").runs("a");
+    condition_is("A3.3", &case, "Ready", "True");
+    case.seen.memory.probes.insert("s".into(), ProbeVerdict { started: true, ready: false, dead: false });
+    let unready = "False ContainersNotReady containers with unready status: [s]";
+    condition_is("A3.3", &case, "Ready", unready);
+    phase_is("A3.3", &case, "Running");
+}
+
+#[test]
 fn a_pod_that_starts_over_says_so() {
     // A3.12
     use k8s_openapi::api::core::v1::{ContainerRestartRule, ContainerRestartRuleOnExitCodes};
