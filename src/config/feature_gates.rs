@@ -81,7 +81,14 @@ const LOCKED_OFF: &str = "\
     AllowOverwriteTerminationGracePeriodSeconds GitRepoVolumeDriver";
 
 /// What is asked for here.
-const HEEDED: [&str; 1] = ["ExtendWebSocketsToKubelet"];
+const HEEDED: [&str; 6] = [
+    "ExtendWebSocketsToKubelet",
+    "InPlacePodLevelResourcesVerticalScaling",
+    "InPlacePodVerticalScalingInitContainers",
+    "NodeDeclaredFeatures",
+    "PodLevelResources",
+    "RestartAllContainersOnContainerExits",
+];
 
 /// What a gate is by default, and whether it stays so; `None`: there is no such gate.
 fn gate(name: &str) -> Option<(bool, bool)> {

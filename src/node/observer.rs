@@ -44,6 +44,10 @@ pub struct Observation {
     pub(super) verdicts: Vec<Verdict>,
     pub(super) info: NodeSystemInfo,
     pub(super) images: Vec<ContainerImage>,
+    /// What the runtime's handlers can do.
+    pub(super) handlers: BTreeMap<String, RuntimeHandler>,
+    /// Whether the runtime honours `supplementalGroupsPolicy`, where it says so (A10.2).
+    pub(super) supplemental_groups_policy: Option<bool>,
 }
 
 impl Observation {
@@ -74,15 +78,25 @@ pub struct Observer {
     pub observations: watch::Receiver<Option<Arc<Observation>>>,
 }
 
+/// What others know of the node.
+#[derive(Debug)]
+pub struct Signs {
+    /// From [`super::eviction`].
+    pub pressures: watch::Receiver<Pressures>,
+    /// From [`super::end_pods_at_shutdown`].
+    pub going_down: watch::Receiver<bool>,
+    /// The node has a CSINode, or no API server that could have one.
+    pub storage_ready: watch::Receiver<bool>,
+}
+
 /// Starts observing: what to read, and the task to spawn. `node` is the Node as the API server has it, `None` while
-/// it is not known; labels and taints come from it then, before that from the settings. `pressures` come from [`super::eviction`], `going_down` from
-/// [`super::end_pods_at_shutdown`].
+/// it is not known; labels and taints come from it then, before that from the settings.
 pub fn observe(
     settings: Arc<NodeSettings>,
     runtime: Runtime,
     node: watch::Receiver<Option<Node>>,
     devices: DeviceFeed,
-    (pressures, going_down): (watch::Receiver<Pressures>, watch::Receiver<bool>),
+    signs: Signs,
     clock: Clock,
 ) -> (Observer, impl Future<Output = ()> + Send) {
     let mut changed_devices = devices.clone();
@@ -90,14 +104,13 @@ pub fn observe(
         clock,
         devices,
         runtime,
-        pressures,
-        going_down,
+        signs,
         info: None,
         images: Vec::new(),
         images_read: None,
         handlers: BTreeMap::new(),
         listed: clock.now(),
-        supplemental_groups_policy: false,
+        supplemental_groups_policy: None,
         settings,
     };
     let first = eye.look(RuntimeHealth::Unknown);
@@ -136,8 +149,9 @@ pub fn observe(
                 () = tokio::time::sleep(wait) => {}
                 Ok(()) = node.changed() => {}
                 Ok(()) = changed_devices.changed() => {}
-                Ok(()) = eye.pressures.changed() => {}
-                Ok(()) = eye.going_down.changed() => {}
+                Ok(()) = eye.signs.pressures.changed() => {}
+                Ok(()) = eye.signs.going_down.changed() => {}
+                Ok(()) = eye.signs.storage_ready.changed() => {}
             }
         }
     };
@@ -182,8 +196,7 @@ struct Eye {
     devices: DeviceFeed,
     runtime: Runtime,
     clock: Clock,
-    pressures: watch::Receiver<Pressures>,
-    going_down: watch::Receiver<bool>,
+    signs: Signs,
     info: Option<NodeSystemInfo>,
     images: Vec<ContainerImage>,
     images_read: Option<Now>,
@@ -191,8 +204,8 @@ struct Eye {
     listed: Now,
     /// The runtime's handler can do it.
     handlers: BTreeMap<String, RuntimeHandler>,
-    /// The runtime's status says so.
-    supplemental_groups_policy: bool,
+    /// What the runtime's status says of it.
+    supplemental_groups_policy: Option<bool>,
 }
 
 impl Eye {
@@ -203,9 +216,11 @@ impl Eye {
             .into_iter()
             .filter(|name| capacity.get(*name).is_none_or(|a| *a <= Milli::ZERO))
             .collect();
-        let mut verdicts = pressures(&self.pressures.borrow_and_update()).to_vec();
+        let mut verdicts = pressures(&self.signs.pressures.borrow_and_update()).to_vec();
         let silent = self.clock.now().monotonic.saturating_sub(self.listed.monotonic);
-        verdicts.push(ready(&health, silent, *self.going_down.borrow_and_update(), &missing));
+        let signs = &mut self.signs;
+        let (storage, going_down) = (*signs.storage_ready.borrow_and_update(), *signs.going_down.borrow_and_update());
+        verdicts.push(ready(&health, silent, storage, going_down, &missing));
         let (mut capacity, mut allocatable) = (capacity.clone(), allocatable(&capacity, &self.settings));
         for (name, count) in self.devices.borrow().iter() {
             capacity.insert(name.clone(), Milli::from_units(count.capacity));
@@ -217,6 +232,8 @@ impl Eye {
             verdicts,
             info: self.info.clone().unwrap_or_else(|| system_info(String::new())),
             images: self.images.clone(),
+            handlers: self.handlers.clone(),
+            supplemental_groups_policy: self.supplemental_groups_policy,
         }
     }
 
@@ -239,10 +256,10 @@ impl Eye {
             allocatable: with_extended(quantities(&seen.allocatable), status.and_then(|s| s.allocatable.as_ref())),
             capacity: with_extended(quantities(&seen.capacity), status.and_then(|s| s.capacity.as_ref())),
             network_ready,
-            supplemental_groups_policy: self.supplemental_groups_policy,
+            supplemental_groups_policy: self.supplemental_groups_policy == Some(true),
             pressures: pressures.map(|verdict| verdict.kind.to_owned()).collect(),
             handlers: self.handlers.clone(),
-            shutting_down: *self.going_down.borrow(),
+            shutting_down: *self.signs.going_down.borrow(),
             runtime_version: self.info.as_ref().map(|i| i.container_runtime_version.clone()).unwrap_or_default(),
         }
     }
@@ -268,7 +285,7 @@ impl Eye {
             (handler.name, can)
         });
         self.handlers = all.collect();
-        self.supplemental_groups_policy = answer.features.is_some_and(|features| features.supplemental_groups_policy);
+        self.supplemental_groups_policy = answer.features.map(|features| features.supplemental_groups_policy);
         runtime_health(answer.status.as_ref())
     }
 

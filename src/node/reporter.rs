@@ -7,7 +7,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Map, Value, json};
-use stoker_model::handle::{ApiError, EventSink, EventSubject, EventType};
+use stoker_model::handle::{ApiError, EventSink, EventSubject, EventType, RuntimeHandler};
 use tokio::sync::watch;
 
 use super::capacity::quantities;
@@ -250,8 +250,18 @@ fn status_fields(settings: &NodeSettings, seen: &Observation, in_use: &[String])
         ("images", json!(seen.images)),
         ("declaredFeatures", json!(settings.declared_features)),
         ("volumesInUse", json!(in_use)),
+        ("runtimeHandlers", handlers(seen)),
+        ("features", json!(seen.supplemental_groups_policy.map(|yes| json!({ "supplementalGroupsPolicy": yes })))),
     ];
     fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// What the runtime's handlers can do; null where it does not say.
+fn handlers(seen: &Observation) -> Value {
+    let features = |can: &RuntimeHandler| json!({ "recursiveReadOnlyMounts": can.recursive_read_only, "userNamespaces": can.user_namespaces });
+    let handler = |(name, can): (&String, &RuntimeHandler)| json!({ "name": name, "features": features(can) });
+    let all: Vec<Value> = seen.handlers.iter().map(handler).collect();
+    json!(Some(all).filter(|all| !all.is_empty()))
 }
 
 /// One internal address of each family, then the name (A16.5); the name alone where a cloud is to tell the others (A16.3).
@@ -350,6 +360,8 @@ mod tests {
             verdicts: Vec::new(),
             info: system_info("containerd://1".into()),
             images: Vec::new(),
+            handlers: BTreeMap::new(),
+            supplemental_groups_policy: None,
         }
     }
 
@@ -413,5 +425,22 @@ mod tests {
             json!([{ "type": "InternalIP", "address": "10.0.0.1" }, { "type": "Hostname", "address": "n1" }])
         );
         assert_eq!(fields["daemonEndpoints"]["kubeletEndpoint"]["Port"], 10250);
+    }
+
+    #[test]
+    fn what_the_runtime_can_do_is_in_the_status() {
+        // A10.2, A16.7
+        let fields = status_fields(&tests_support(), &observation(), &[]);
+        assert_eq!((&fields["features"], &fields["runtimeHandlers"]), (&Value::Null, &Value::Null));
+        let can = RuntimeHandler { recursive_read_only: true, user_namespaces: false };
+        let seen = Observation {
+            handlers: [(String::new(), can)].into(),
+            supplemental_groups_policy: Some(true),
+            ..observation()
+        };
+        let fields = status_fields(&tests_support(), &seen, &[]);
+        assert_eq!(fields["features"], json!({ "supplementalGroupsPolicy": true }));
+        let features = json!({ "recursiveReadOnlyMounts": true, "userNamespaces": false });
+        assert_eq!(fields["runtimeHandlers"], json!([{ "name": "", "features": features }]));
     }
 }

@@ -410,7 +410,8 @@ impl Supervisor {
     fn judge(&self, pod: &Pod, node: &NodeSnapshot) -> Verdict {
         let leaving: Vec<PodUid> =
             self.workers.iter().filter(|(_, h)| h.desired.borrow().ended.is_some()).map(|(u, _)| u.clone()).collect();
-        let rules = Rules { sysctls: &self.shared.config.sysctls, app_armor: app_armor_enabled() };
+        let config = &self.shared.config;
+        let rules = Rules { sysctls: &config.sysctls, features: &config.features, app_armor: app_armor_enabled() };
         admission::admit(pod, &self.admitted(), &leaving, &self.shared.countable(node), rules)
     }
 

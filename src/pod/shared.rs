@@ -13,7 +13,7 @@ use stoker_model::handle::{
 use stoker_model::pod::{PodRef, PodUid};
 use tokio::sync::{Notify, mpsc};
 
-use super::admission::SysctlRules;
+use super::admission::{Features, SysctlRules};
 use super::observed::Kind;
 use super::resize::{ResizeRules, Wish, frees, in_turn};
 use super::slow::SlowSteps;
@@ -50,6 +50,8 @@ pub struct PodsConfig {
     pub static_sources: StaticSources,
     /// Which kernel settings pods may change: kubelet's `allowedUnsafeSysctls` besides the safe ones.
     pub sysctls: SysctlRules,
+    /// What the node declares of itself, which pods may need.
+    pub features: Features,
     /// kubelet's `seccompDefault`.
     pub seccomp_default: bool,
     /// kubelet's `singleProcessOOMKill`.
@@ -79,6 +81,7 @@ impl Default for PodsConfig {
             resolv_conf: Some("/etc/resolv.conf".into()),
             static_sources: StaticSources::default(),
             sysctls: SysctlRules::default(),
+            features: Features::default(),
             seccomp_default: false,
             single_process_oom_kill: false,
             cpu_sets_every: Duration::from_secs(10),

@@ -126,6 +126,17 @@ impl Records {
     }
 }
 
+/// Reasons of the events about a round that failed.
+fn reasons(error: &CollectError, failed_before: bool) -> Vec<&'static str> {
+    let of_disk = match error {
+        CollectError::NoCapacity => Some("InvalidDiskCapacity"),
+        CollectError::Insufficient { .. } => Some("FreeDiskSpaceFailed"),
+        _ => None,
+    };
+    // Once may be a runtime that was just restarted.
+    of_disk.into_iter().chain(failed_before.then_some("ImageGCFailed")).collect()
+}
+
 /// The bytes to free so that no more than `low` percent is used; `None` below the high threshold.
 fn to_free(policy: ImagePolicy, capacity: u64, available: u64) -> Option<u64> {
     let available = available.min(capacity);
@@ -223,14 +234,8 @@ impl ImageCollector {
                 Ok(()) => failed_before = false,
                 Err(error) => {
                     warn!(%error, "image garbage collection failed");
-                    match &error {
-                        CollectError::NoCapacity => tell("InvalidDiskCapacity", error.to_string()),
-                        CollectError::Insufficient { .. } => tell("FreeDiskSpaceFailed", error.to_string()),
-                        _ => {}
-                    }
-                    // Once may be a runtime that was just restarted.
-                    if failed_before {
-                        tell("ImageGCFailed", error.to_string());
+                    for reason in reasons(&error, failed_before) {
+                        tell(reason, error.to_string());
                     }
                     failed_before = true;
                 }
@@ -383,6 +388,23 @@ mod tests {
         records.note(&images, &used(&[]), at(60));
         records.note(&images, &used(&[]), at(70));
         assert_eq!(records.images["a"].detected, Some(at(60)), "since when it is here does not change");
+    }
+
+    #[test]
+    fn rounds_that_fail_are_told_of() {
+        // A14.8, A21.2
+        let insufficient = CollectError::Insufficient { percent: 90, capacity: "1 GiB".into(), freed: 7 };
+        assert!(insufficient.to_string().contains("90% of 1 GiB used") && insufficient.to_string().contains("freed 7"));
+        let old = CollectError::Old { age: at(60), errors: "no".into() };
+        for (error, expected) in [
+            (CollectError::NoCapacity, &["InvalidDiskCapacity", "ImageGCFailed"][..]),
+            (insufficient, &["FreeDiskSpaceFailed", "ImageGCFailed"]),
+            (old, &["ImageGCFailed"]),
+        ] {
+            assert_eq!(reasons(&error, true), expected);
+            assert_eq!(reasons(&error, false), expected[..expected.len() - 1], "once is no reason yet");
+        }
+        assert_eq!(ROUND, at(300));
     }
 
     #[test]

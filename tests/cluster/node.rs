@@ -51,6 +51,12 @@ fn a_node_is_kept_and_tells_what_happens_to_it() {
     lab.start_control_plane();
     lab.start_agent();
     lab.eventually("the node is ready", Lab::node_is_ready);
+    // A12.8, where the host lets it.
+    if lab.run("sh", &["-c", "echo -999 > /proc/self/oom_score_adj"]).success {
+        let pid = lab.run("pgrep", &["-o", "-x", "stoker"]).out;
+        let score = lab.run("cat", &[&format!("/proc/{}/oom_score_adj", pid.trim())]).out;
+        assert_eq!(score.trim(), "-999");
+    }
     // A15.14
     let mut heard = String::new();
     let mut hear = || {
@@ -89,6 +95,33 @@ fn a_node_is_kept_and_tells_what_happens_to_it() {
     assert!(taints(&lab).contains("example.com/new"), "{now}");
     lab.kubectl(&format!("taint node {NODE} example.com/new-"));
 
+    // A13.1, A13.2: pods together have what is not reserved, and the eviction threshold is only kept from being given away.
+    let bytes = |of: &str| {
+        let amount = text(&now["status"][of]["memory"]);
+        let (number, shift) = amount.strip_suffix("Mi").map_or((amount.trim_end_matches("Ki"), 10), |mib| (mib, 20));
+        number.parse::<u64>().expect("an amount in KiB or MiB") << shift
+    };
+    let (capacity, reserved, threshold) = (bytes("capacity"), 100 << 20, 100 << 20);
+    let hugepages: u64 = now["status"]["capacity"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .filter(|(name, _)| name.starts_with("hugepages-"))
+        .map(|(_, amount)| text(amount).parse::<u64>().unwrap_or(0))
+        .sum();
+    if hugepages == 0 {
+        assert_eq!(bytes("allocatable"), capacity - reserved - threshold);
+    }
+    let limit = |lab: &Lab| {
+        let files = ["/sys/fs/cgroup/memory/kubepods/memory.limit_in_bytes", "/sys/fs/cgroup/kubepods/memory.max"];
+        files.iter().find_map(|file| lab.run("cat", &[file]).out.trim().parse::<u64>().ok()).unwrap_or_default()
+    };
+    lab.eventually("all pods are limited", |lab| {
+        (capacity - reserved - 4096..=capacity - reserved).contains(&limit(lab))
+    });
+    let cores = text(&now["status"]["capacity"]["cpu"]).parse::<u64>().expect("whole cores");
+    assert_eq!(text(&now["status"]["allocatable"]["cpu"]), format!("{}m", cores * 1000 - 100));
+
     // From here on nobody reads what the service manager is told, and that holds up nothing.
     // A16.8: what does not change is written each four seconds, though it is looked at each second.
     let mut beats = Vec::new();
@@ -123,14 +156,19 @@ fn a_node_is_kept_and_tells_what_happens_to_it() {
         let ready = ready(&node(lab));
         (text(&ready["status"]), text(&ready["message"])) == ("False".into(), "container runtime is down".into())
     });
+    // A13.12: what nodes tell of themselves becomes taints, and goes as it came.
+    let has = |lab: &Lab, key: &str| taints(lab).contains(&format!("node.kubernetes.io/{key}"));
+    lab.eventually("it is tainted", |lab| has(lab, "not-ready"));
     lab.restart_containerd();
     lab.eventually("it is ready again", Lab::node_is_ready);
+    lab.eventually("it is not tainted any more", |lab| !has(lab, "not-ready"));
     assert_eq!(text(&ready(&node(&lab))["message"]), "kubelet is posting ready status");
     lab.eventually("that is noticed, too", |lab| restarts(lab) == "2");
 
     for (verb, reason) in [("cordon", "NodeNotSchedulable"), ("uncordon", "NodeSchedulable")] {
         lab.kubectl(&format!("{verb} {NODE}"));
         lab.eventually("that is told", |lab| events(lab).iter().any(|(told, _)| told == reason));
+        lab.eventually("that is a taint", |lab| has(lab, "unschedulable") == (verb == "cordon"));
     }
     // The machine was started anew.
     lab.kill_agent();
@@ -140,7 +178,7 @@ fn a_node_is_kept_and_tells_what_happens_to_it() {
     lab.eventually("the agent has seen it", |lab| text(&node(lab)["status"]["nodeInfo"]["bootID"]) != "another");
     assert!(!taints(&lab).contains("example.com/new"), "taints are given at the registration only");
 
-    // A16.10, A21.1, A21.2
+    // A11.7, A16.10, A21.1, A21.2
     let is_v1 = !std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
     let told = |reason: &str, message: &str| (reason.to_owned(), message.to_owned());
     let status = |reason: &str| told(reason, &format!("Node {NODE} status is now: {reason}"));

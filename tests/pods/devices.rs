@@ -103,7 +103,7 @@ fn health(pod: &Pod) -> Vec<String> {
 
 #[tokio::test]
 async fn containers_get_devices_and_keep_them() {
-    // A10.11, A15.5, A15.7, A15.15, A6.3
+    // A10.11, A15.5, A15.7, A15.15, A6.3, A6.4
     let mut node = Node::start().await;
     let plugin = Gadgets::new(&node.path(""), &[("g0", "Healthy"), ("g1", "Healthy")]);
     let serving = plugin.serve();
@@ -267,7 +267,7 @@ async fn until_on(node: &Node, name: &str, cpus: &str) {
 
 #[tokio::test]
 async fn guaranteed_containers_get_cpus_of_their_own() {
-    // A15.2
+    // A12.3, A12.7, A15.2
     let mut node = Node::start().await;
     node.stop_agent().await;
     let state = node.path("kubelet/cpu_manager_state");
@@ -304,7 +304,17 @@ async fn guaranteed_containers_get_cpus_of_their_own() {
     assert_eq!((cpus("first"), cpus("shared")), (vec![own.clone()], vec![]));
     let allocatable = client(&node).await.get_allocatable_resources(AllocatableResourcesRequest {}).await.unwrap();
     assert_eq!(allocatable.into_inner().cpu_ids.len(), 1);
-    assert_eq!(quotas(&node, &first), ["-1"], "what is the container's own is not limited");
+    assert!(quotas(&node, &first).iter().all(|quota| quota == "-1"), "what is the container's own is not limited");
+    node.api.change(&first, |p| {
+        let resources = p.spec.as_mut().unwrap().containers[0].resources.as_mut().unwrap();
+        resources.limits.as_mut().unwrap().insert("memory".to_owned(), Quantity("96Mi".to_owned()));
+    });
+    let larger = |p: &Pod| {
+        let limits = status(p, "main").resources.and_then(|resources| resources.limits).unwrap_or_default();
+        limits.get("memory").is_some_and(|memory| memory.0 == "96Mi") && !condition(p, "PodResizeInProgress")
+    };
+    node.api.until(&first, "resized", larger).await;
+    assert!(quotas(&node, &first).iter().all(|quota| quota == "-1"), "nor after a resize: {:?}", quotas(&node, &first));
 
     // Another agent goes on with it.
     let before = fs::read_to_string(&state).unwrap();
@@ -329,7 +339,7 @@ async fn guaranteed_containers_get_cpus_of_their_own() {
     node.stop().await;
 }
 
-/// CFS quotas of the containers of a pod, where the host has cgroup v1; what they are where it has not is the runtime's business.
+/// CFS quotas of a pod and of its container, where the host has cgroup v1; what they are where it has not is the runtime's business.
 fn quotas(node: &Node, uid: &PodUid) -> Vec<String> {
     let root = Path::new("/sys/fs/cgroup/cpu").join(node.lab.path().file_name().unwrap());
     if !root.exists() {
@@ -338,5 +348,6 @@ fn quotas(node: &Node, uid: &PodUid) -> Vec<String> {
     let pod = root.join("kubepods").join(format!("pod{uid}"));
     let id = status(&node.api.pod(uid).unwrap(), "main").container_id.unwrap();
     let group = pod.join(id.trim_start_matches("containerd://"));
-    vec![fs::read_to_string(group.join("cpu.cfs_quota_us")).unwrap().trim().to_owned()]
+    let read = |group: &Path| fs::read_to_string(group.join("cpu.cfs_quota_us")).unwrap().trim().to_owned();
+    vec![read(&pod), read(&group)]
 }

@@ -3,6 +3,7 @@
 #![expect(unreachable_pub, reason = "a test has no public face")]
 
 mod api;
+mod contents;
 mod csi;
 mod devices;
 mod drivers;
@@ -12,6 +13,7 @@ mod inside;
 #[expect(dead_code, reason = "the lab serves another test, too, which needs more of it")]
 #[path = "../runtime/lab.rs"]
 mod lab;
+mod leftovers;
 mod lifecycle;
 mod node;
 mod pressure;

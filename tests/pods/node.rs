@@ -23,7 +23,7 @@ use stoker::runtime::gc::{ImageCollector, ImagePolicy};
 use stoker::runtime::{Images, NodeCredentials, PullRecords, VerificationPolicy, events};
 use stoker::volume::Volumes;
 use stoker::volume::csi::{Drivers, watch_plugins};
-use stoker_model::handle::{Eviction, NodeSnapshot, PodEvictor as _};
+use stoker_model::handle::{Eviction, NodeSnapshot, PodEvictor as _, ProbeMetrics as _};
 use stoker_model::pod::PodUid;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -133,7 +133,8 @@ impl Node {
         tokio::spawn(watch_plugins(plugins, drivers.clone(), Some(api.clone()), others, stop.clone()));
         let volumes = Volumes::new(&self.path("kubelet"), api.clone())
             .with_storage(api.clone(), drivers)
-            .with_events(api.clone());
+            .with_events(api.clone())
+            .with_patience(Duration::from_secs(3));
         let handles = PodHandles {
             images: Images::new(runtime.clone(), NonZeroUsize::MIN)
                 .with_records(Arc::new(records))
@@ -185,6 +186,11 @@ impl Node {
         tokio::spawn(agent.stop.clone().run_until_cancelled_owned(collector.run(api)));
         tokio::spawn(agent.stop.clone().run_until_cancelled_owned(evict(settings, handles, pressures, Clock)));
         held
+    }
+
+    /// What `/metrics/probes` shows.
+    pub fn probe_metrics(&self) -> String {
+        self.agent.as_ref().expect("an agent runs").pods.probe_metrics()
     }
 
     /// Orders a pod's end, as the node does.

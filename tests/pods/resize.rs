@@ -45,7 +45,7 @@ impl Node {
 
 #[tokio::test]
 async fn a_running_pod_gets_other_resources() {
-    // A15.1, A2.18
+    // A15.1, A2.18, A12.3, A12.5, A12.7, A12.12
     let mut node = Node::start().await;
     let built = pod("p").container("main", LONG).with(|c| {
         c.resources = Some(resources("100m", "64Mi"));
@@ -60,6 +60,12 @@ async fn a_running_pod_gets_other_resources() {
     let id = status(&running, "main").container_id;
     assert_eq!(status(&running, "main").resources, Some(resources("100m", "64Mi")));
     assert_eq!(node.memory(&uid), ["67108864", "67108864"]);
+    assert_eq!(node.quota(&uid), ["10000", "10000"]);
+    let shares = [false, true].map(|inside| node.group(&uid, inside, "cpu", "cpu.shares", "cpu.weight"));
+    assert!(shares[0] == "102" && shares[1] == "102" || shares[0] == "4", "{shares:?}");
+    // Where the kernel counts swap, memory and swap together have the same limit, or swap has none left.
+    let swap = node.group(&uid, true, "memory", "memory.memsw.limit_in_bytes", "memory.swap.max");
+    assert!(["", "0", "67108864"].contains(&swap.as_str()), "{swap}");
 
     node.api.change(&uid, wants("200m", "128Mi"));
     let done = |cpu: &'static str, memory: &'static str| {

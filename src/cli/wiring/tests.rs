@@ -153,10 +153,17 @@ fn shutdown_restarts_and_events_are_configured() {
     let longest = |fields: Value| pods_config(&config(&fields), Path::new("/r")).expect("settings").longest_backoff;
     assert_eq!(longest(json!({})), seconds(300));
     assert_eq!(longest(json!({"crashLoopBackOff": {"maxContainerRestartPeriod": "7s"}})), seconds(7));
-    let declared = |fields: Value| declared_features(&config(&fields));
-    let feature = "ExtendWebSocketsToKubelet".to_owned();
-    assert!(declared(json!({})).contains(&feature));
-    assert!(!declared(json!({"featureGates": {"ExtendWebSocketsToKubelet": false}})).contains(&feature));
+    // A16.7
+    let declared = |fields: Value| node_settings(&config(&fields), &flags()).expect("settings").declared_features;
+    let all = [
+        "ExtendWebSocketsToKubelet",
+        "InPlacePodLevelResourcesVerticalScaling",
+        "InPlacePodVerticalScalingInitContainers",
+        "RestartAllContainersOnContainerExits",
+    ];
+    assert_eq!(declared(json!({})), all);
+    assert_eq!(declared(json!({"featureGates": {"ExtendWebSocketsToKubelet": false}})), all[1..]);
+    assert_eq!(declared(json!({"featureGates": {"NodeDeclaredFeatures": false}})), [""; 0]);
 }
 
 /// B1.4: mode nftables serves NodePorts at the node's own addresses, the others at all; unless something is said.
