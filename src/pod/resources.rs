@@ -199,10 +199,11 @@ mod tests {
         let r = of_container(&spec(std::slice::from_ref(&both)), &both, NODE);
         assert_eq!((r.cpu_shares, r.cpu_quota, r.memory_limit_in_bytes), (256, 50_000, 64 << 20));
         assert_eq!(r.unified.get("memory.swap.max").map(String::as_str), Some("0"));
-        let unbound = of_container(&spec(&[both.clone()]), &both, NodeResources { cpu_period: None, ..NODE });
+        let unbound =
+            of_container(&spec(std::slice::from_ref(&both)), &both, NodeResources { cpu_period: None, ..NODE });
         assert_eq!((unbound.cpu_shares, unbound.cpu_quota), (256, 0), "CPU limits are not enforced");
         let tiny = container(&[], &[("cpu", "1m")]);
-        assert_eq!(of_container(&spec(&[tiny.clone()]), &tiny, NODE).cpu_quota, 1000);
+        assert_eq!(of_container(&spec(std::slice::from_ref(&tiny)), &tiny, NODE).cpu_quota, 1000);
         // What the pod as a whole may have bounds those without a limit of their own.
         let whole = ResourceRequirements { limits: list(&[("cpu", "2"), ("memory", "1Gi")]), ..Default::default() };
         let pod = PodSpec { resources: Some(whole), ..spec(&[none.clone(), both.clone()]) };
@@ -211,7 +212,7 @@ mod tests {
         assert_eq!(of_container(&pod, &both, NODE).memory_limit_in_bytes, 64 << 20);
         for (cgroup_v2, single_process_oom_kill) in [(false, false), (true, true)] {
             let node = NodeResources { cgroup_v2, single_process_oom_kill, ..NODE };
-            assert!(!of_container(&spec(&[c.clone()]), &c, node).unified.contains_key("memory.oom.group"));
+            assert!(!of_container(&spec(std::slice::from_ref(&c)), &c, node).unified.contains_key("memory.oom.group"));
         }
     }
 

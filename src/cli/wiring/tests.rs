@@ -154,7 +154,8 @@ fn shutdown_restarts_and_events_are_configured() {
     assert_eq!(longest(json!({})), seconds(300));
     assert_eq!(longest(json!({"crashLoopBackOff": {"maxContainerRestartPeriod": "7s"}})), seconds(7));
     // A16.7
-    let declared = |fields: Value| node_settings(&config(&fields), &flags()).expect("settings").declared_features;
+    let declared =
+        |fields: Value| node_settings(&config(&fields), &flags()).expect("settings").declared_features.clone();
     let all = [
         "ExtendWebSocketsToKubelet",
         "InPlacePodLevelResourcesVerticalScaling",
