@@ -211,6 +211,13 @@ fn a_node_is_kept_and_tells_what_happens_to_it() {
         expected.iter().all(|event| all.contains(event))
             && all.iter().any(|(reason, _)| reason == "NodeAllocatableEnforced")
     });
+    // A13.11
+    for reason in ["NodeReady", "NodeNotReady"] {
+        let told = lab.get(&format!("events --field-selector involvedObject.kind=Node,reason={reason}"));
+        assert_eq!(told["items"][0]["type"], "Normal", "{reason}");
+    }
+    let of_drivers = lab.get(&format!("csinode {NODE}"));
+    assert_eq!(of_drivers["metadata"]["ownerReferences"][0]["uid"], node(&lab)["metadata"]["uid"]);
     // A21.3
     let all = lab.get("events --field-selector involvedObject.kind=Node,reason=Starting");
     let event = &all["items"][0];
