@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ContainerImage, Node, NodeSystemInfo};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use stoker_model::handle::{DeviceFeed, NodeFeed, NodeSnapshot, RuntimeHandler};
+use stoker_model::handle::{DeviceCount, DeviceFeed, NodeFeed, NodeSnapshot, RuntimeHandler};
 use stoker_model::quantity::Milli;
 use stoker_model::service::{NodeFacts, NodeTopology};
 use tokio::sync::watch;
@@ -223,8 +223,7 @@ impl Eye {
         verdicts.push(ready(&health, silent, storage, going_down, &missing));
         let (mut capacity, mut allocatable) = (capacity.clone(), allocatable(&capacity, &self.settings));
         for (name, count) in self.devices.borrow().iter() {
-            capacity.insert(name.clone(), Milli::from_units(count.capacity));
-            allocatable.insert(name.clone(), Milli::from_units(count.allocatable));
+            add_devices(&mut capacity, &mut allocatable, name, *count);
         }
         Observation {
             allocatable,
@@ -316,6 +315,12 @@ impl Eye {
     }
 }
 
+/// What device plugins have (A13.1).
+fn add_devices(capacity: &mut Resources, allocatable: &mut Resources, name: &str, count: DeviceCount) {
+    capacity.insert(name.to_owned(), Milli::from_units(count.capacity));
+    allocatable.insert(name.to_owned(), Milli::from_units(count.allocatable));
+}
+
 /// What somebody else gave the Node, such as an operator who patched its status, besides what is ours (A6.7).
 fn with_extended(
     mut ours: BTreeMap<String, Quantity>,
@@ -359,6 +364,15 @@ mod tests {
             reason: "NetworkPluginNotReady".into(),
             message: "cni plugin not initialized".into(),
         }
+    }
+
+    #[test]
+    fn devices_are_resources_like_others() {
+        // A13.1
+        let (mut capacity, mut allocatable) = (Resources::new(), Resources::new());
+        add_devices(&mut capacity, &mut allocatable, "example.com/gadget", DeviceCount { capacity: 3, allocatable: 2 });
+        assert_eq!(quantities(&capacity)["example.com/gadget"].0, "3");
+        assert_eq!(quantities(&allocatable)["example.com/gadget"].0, "2");
     }
 
     #[test]

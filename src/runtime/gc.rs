@@ -151,6 +151,37 @@ fn used_percent(capacity: u64, available: u64) -> u64 {
     100 - u64::try_from(free).unwrap_or(100).min(100)
 }
 
+/// What a round has freed so far.
+struct Freed {
+    wanted: u64,
+    bytes: u64,
+    errors: Vec<String>,
+}
+
+impl Freed {
+    const fn new(wanted: u64) -> Self {
+        Self { wanted, bytes: 0, errors: Vec::new() }
+    }
+
+    /// Takes in that an image of this size was removed, or why not; whether that is enough.
+    fn note(&mut self, size: u64, removed: Result<(), RuntimeError>) -> bool {
+        match removed {
+            Ok(()) => self.bytes = self.bytes.saturating_add(size),
+            Err(error) => self.errors.push(error.to_string()),
+        }
+        self.bytes >= self.wanted
+    }
+
+    fn result(self) -> Result<u64, CollectError> {
+        let Self { wanted, bytes: freed, errors } = self;
+        if errors.is_empty() {
+            Ok(freed)
+        } else {
+            Err(CollectError::Deletion { wanted, freed, errors: joined(errors) })
+        }
+    }
+}
+
 /// Collects images of one runtime.
 #[derive(Debug)]
 pub struct ImageCollector {
@@ -305,25 +336,17 @@ impl ImageCollector {
     }
 
     async fn free(&mut self, wanted: u64, unused: Vec<(String, Record)>, now: Duration) -> Result<u64, CollectError> {
-        let mut freed = 0_u64;
-        let mut errors = Vec::new();
+        let mut freed = Freed::new(wanted);
         for (id, record) in unused {
             if record.detected.is_some_and(|detected| now.saturating_sub(detected) < self.policy.min_age) {
                 continue;
             }
-            match self.remove(&id, &record).await {
-                Ok(()) => freed = freed.saturating_add(record.size),
-                Err(error) => errors.push(error.to_string()),
-            }
-            if freed >= wanted {
+            let removed = self.remove(&id, &record).await;
+            if freed.note(record.size, removed) {
                 break;
             }
         }
-        if errors.is_empty() {
-            Ok(freed)
-        } else {
-            Err(CollectError::Deletion { wanted, freed, errors: joined(errors) })
-        }
+        freed.result()
     }
 
     async fn remove(&mut self, id: &str, record: &Record) -> Result<(), RuntimeError> {
@@ -388,6 +411,22 @@ mod tests {
         records.note(&images, &used(&[]), at(60));
         records.note(&images, &used(&[]), at(70));
         assert_eq!(records.images["a"].detected, Some(at(60)), "since when it is here does not change");
+    }
+
+    #[test]
+    fn no_more_images_go_than_it_takes() {
+        // A14.8
+        for (wanted, enough) in [(1, 1), (50, 1), (51, 2), (100, 2), (999, 3)] {
+            let mut freed = Freed::new(wanted);
+            let removed = (0..3).take_while(|_| !freed.note(50, Ok(()))).count();
+            assert_eq!((removed + 1).min(3), enough, "{wanted}");
+            assert_eq!(freed.result().unwrap(), 50 * enough as u64);
+        }
+        let mut freed = Freed::new(80);
+        assert!(!freed.note(50, Err(RuntimeError::NotFound("busy".to_owned()))), "nothing was freed");
+        assert!(!freed.note(50, Ok(())) && freed.note(50, Ok(())));
+        let error = freed.result().unwrap_err().to_string();
+        assert!(error.starts_with("wanted to free 80 bytes, but freed 100 bytes space with errors"), "{error}");
     }
 
     #[test]

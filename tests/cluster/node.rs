@@ -135,7 +135,7 @@ fn a_node_is_kept_and_tells_what_happens_to_it() {
     // After a change the first wait is two to six seconds.
     assert!((3..=7).contains(&beats.len()), "{beats:?}");
     // A1.7: what happens in the runtime is noticed, when it happens and when nobody could tell of it.
-    lab.apply(&pod("victim").command(&["sleep", "987654"]).build());
+    lab.apply(&pod("victim").script("echo $$ ran; exec sleep 987654").build());
     lab.eventually("it runs", |lab| lab.ready_pods("victim") == 1);
     let kill = |lab: &Lab| {
         lab.run("sh", &["-c", "kill -9 $(pgrep -xf 'sleep 987654')"]).expect_success("kill");
@@ -149,6 +149,8 @@ fn a_node_is_kept_and_tells_what_happens_to_it() {
     lab.eventually("it is noticed", |lab| restarts(lab) == "1");
     assert!(killed.elapsed() < Duration::from_secs(20), "no slow round was waited for: {:?}", killed.elapsed());
     lab.eventually("it runs again", |lab| lab.ready_pods("victim") == 1);
+    // A20.6
+    assert_eq!(lab.kubectl("logs victim --previous"), "1 ran\n");
     // And what changes at once, in both directions (A13.11).
     lab.kill_containerd();
     kill(&lab);

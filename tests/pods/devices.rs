@@ -154,6 +154,20 @@ async fn containers_get_devices_and_keep_them() {
     let refused = answers.into_iter().flatten().next().expect("too many questions");
     assert_eq!((refused.code(), refused.message()), (Code::ResourceExhausted, "rejected by rate limit"));
 
+    // Who asked is counted; refusals are not.
+    let counted = stoker_model::metrics::text();
+    for line in [
+        "kubelet_pod_resources_endpoint_requests_list{server_api_version=\"v1alpha1\"} 1",
+        "kubelet_pod_resources_endpoint_requests_get{server_api_version=\"v1\"} 2",
+        "kubelet_pod_resources_endpoint_requests_get_allocatable{server_api_version=\"v1\"} 1",
+        "kubelet_pod_resources_endpoint_errors_get{server_api_version=\"v1\"} 1",
+    ] {
+        assert!(counted.lines().any(|counted| counted == line), "{line}\n{counted}");
+    }
+    for name in ["requests_total", "requests_list", "errors_list", "errors_get_allocatable"] {
+        assert!(counted.contains(&format!("# TYPE kubelet_pod_resources_endpoint_{name} counter")), "{name}");
+    }
+
     // A device falls ill.
     plugin.tell(&[("g0", "Healthy"), ("g1", "Unhealthy")]);
     until_count(&node, 2, 1).await;

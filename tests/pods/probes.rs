@@ -49,7 +49,7 @@ impl Node {
 
 #[tokio::test]
 async fn probes_start_ready_and_kill_a_container() {
-    // A5.3, A5.4, A5.5, A5.6, A5.11, A5.12, A5.13
+    // A5.3, A5.4, A5.5, A5.6, A5.11, A5.12, A5.13, A21.1
     let mut node = Node::start().await;
     let mut grace = probe("test ! -e /tmp/dead");
     grace.termination_grace_period_seconds = Some(1);
@@ -181,7 +181,7 @@ async fn one_request(listener: &TcpListener) -> String {
 
 #[tokio::test]
 async fn hooks_run_after_the_start_and_before_the_stop() {
-    // A4.1, A4.2, A4.3, A4.4, A1.15
+    // A4.1, A4.2, A4.3, A4.4, A1.15, A21.1
     let mut node = Node::start().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = IntOrString::Int(listener.local_addr().unwrap().port().into());

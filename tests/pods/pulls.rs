@@ -97,7 +97,7 @@ fn of(registry: &Registry, name: &str, secrets: &[&str]) -> Pod {
 
 #[tokio::test]
 async fn private_images_come_with_the_secrets_of_the_pod_or_of_the_node() {
-    // A14.1, A14.2, A14.4, A14.5, A14.6, A14.7
+    // A14.1, A14.2, A14.4, A14.5, A14.6, A14.7, A21.1
     let node = Node::start().await;
     let registry = Registry::start(&node).await;
     node.api.put_pull_secret(
@@ -116,6 +116,27 @@ async fn private_images_come_with_the_secrets_of_the_pod_or_of_the_node() {
     let old = serde_json::json!({ &registry.host: { "auth": "cm9ib3Q6czNjcmV0" } }).to_string();
     node.api.put_pull_secret("old", "kubernetes.io/dockercfg", ".dockercfg", &old);
     let succeeded = |p: &Pod| phase(p) == "Succeeded";
+
+    let of_image = |name: &str, image: &str, policy: &str| {
+        let mut pod = of(&registry, name, &[]);
+        let container = &mut pod.spec.as_mut().unwrap().containers[0];
+        (container.image, container.image_pull_policy) = (Some(image.to_owned()), Some(policy.to_owned()));
+        pod
+    };
+    // A14.7: a short name is one of Docker Hub's.
+    ctr(&node, &["images", "tag", BUSYBOX, "docker.io/library/normal:latest"]);
+    let there = || async {
+        let wanted = stoker::runtime::cri::ImageSpec { image: "normal".into(), ..Default::default() };
+        node.lab.runtime.image_status(wanted).await.unwrap().is_some()
+    };
+    for _ in 0..100 {
+        if there().await {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let short = node.api.create(of_image("short", "normal", "Never"));
+    node.api.until(&short, "short", succeeded).await;
 
     let denied = node.api.create(of(&registry, "denied", &["absent", "", "bad", "gone"]));
     let waits = |p: &Pod| state(status(p, "main").state.as_ref()) == "waiting ErrImagePull";
@@ -157,12 +178,6 @@ async fn private_images_come_with_the_secrets_of_the_pod_or_of_the_node() {
     assert_eq!(message, format!("Back-off pulling image \"{image}\": ErrImagePull: {error}"));
     let backed = told("denied", &format!("BackOff: Back-off pulling image \"{image}\"")).expect("an event");
     assert!(!node.api.is_warning(&backed) && told("denied", "Failed: Error: ImagePullBackOff").is_some());
-    let of_image = |name: &str, image: &str, policy: &str| {
-        let mut pod = of(&registry, name, &[]);
-        let container = &mut pod.spec.as_mut().unwrap().containers[0];
-        (container.image, container.image_pull_policy) = (Some(image.to_owned()), Some(policy.to_owned()));
-        pod
-    };
     let nonsense = node.api.create(of_image("nonsense", "No/Such:Thing:", "IfNotPresent"));
     let invalid = |p: &Pod| state(status(p, "main").state.as_ref()) == "waiting InvalidImageName";
     let waiting = node.api.until(&nonsense, "refused", invalid).await;
@@ -173,20 +188,7 @@ async fn private_images_come_with_the_secrets_of_the_pod_or_of_the_node() {
     );
     assert!(told("nonsense", "InspectFailed: Failed to apply default image tag").is_some());
 
-    // A14.7: a short name is one of Docker Hub's, and a class chooses who pulls.
-    ctr(&node, &["images", "tag", BUSYBOX, "docker.io/library/normal:latest"]);
-    let there = || async {
-        let wanted = stoker::runtime::cri::ImageSpec { image: "normal".into(), ..Default::default() };
-        node.lab.runtime.image_status(wanted).await.unwrap().is_some()
-    };
-    for _ in 0..100 {
-        if there().await {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    let short = node.api.create(of_image("short", "normal", "Never"));
-    node.api.until(&short, "short", succeeded).await;
+    // A14.7: a class chooses who pulls.
     node.api.put_runtime_class("usual", "runc");
     let mut classy = of(&registry, "classy", &["good"]);
     classy.spec.as_mut().unwrap().runtime_class_name = Some("usual".into());

@@ -16,7 +16,7 @@ use crate::node::{Builder, Node, condition, phase, pod, state, status};
 
 #[tokio::test]
 async fn a_critical_pod_gets_its_place_and_others_are_refused_with_their_reason() {
-    // A6.2, A6.6, A6.8, A7.6, A12.6
+    // A6.2, A6.6, A6.8, A7.6, A12.6, A21.1
     let mut node = Node::start().await;
     let manifests = node.path("manifests");
     fs::create_dir(&manifests).unwrap();

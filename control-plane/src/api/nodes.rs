@@ -279,7 +279,10 @@ mod tests {
         }
         let both = of(&[("sinceSeconds", "5"), ("sinceTime", "2026-01-02T03:04:05Z")]);
         assert_eq!(both.len(), 1);
-        assert!(both[0].ends_with("Forbidden: at most one of `sinceTime` or `sinceSeconds` may be specified"), "{both:?}");
+        assert!(
+            both[0].ends_with("Forbidden: at most one of `sinceTime` or `sinceSeconds` may be specified"),
+            "{both:?}"
+        );
     }
 
     #[test]
