@@ -95,7 +95,8 @@ fn pods_have_names(lab: &Lab) {
     for manifest in [named("part"), whole, other, of_node, too_long] {
         lab.apply(&manifest.build());
     }
-    let mut with_long_name = pod(&long).script(script).spec("hostAliases", aliases).build();
+    let mut with_long_name =
+        pod(&long).container("name", json!("main")).script(script).spec("hostAliases", aliases).build();
     // A label may not be as long.
     with_long_name["metadata"]["labels"] = json!({});
     lab.apply(&with_long_name);

@@ -75,7 +75,7 @@ async fn files_are_as_their_sources_say() {
     assert_eq!(modes, expected.concat());
     assert_eq!(
         exec(&node, &uid, "cat /joined/ca.pem; ls /joined").await,
-        format!("{CERTIFICATE}ca.pem\nmap\nname\nsecret\ntoken\n")
+        format!("{CERTIFICATE}ca.pem\nmap\nname\nnone.pem\nsecret\ntoken\n")
     );
     assert_eq!(exec(&node, &uid, "grep -c ' /maybe tmpfs' /proc/mounts").await, "1\n");
 

@@ -227,12 +227,13 @@ async fn containers_get_devices_and_keep_them() {
 
 #[tokio::test]
 async fn init_containers_hand_their_devices_on() {
-    // A15.5
+    // A15.5, A15.6
     let node = Node::start().await;
     let plugin = Gadgets::new(&node.path(""), &[("g0", "Healthy"), ("g1", "Healthy")]);
-    let serving = plugin.serve();
-    plugin.register().await.unwrap();
+    // This one is found in the registry of plugins.
+    let (serving, socket) = plugin.serve_in_registry();
     until_count(&node, 2, 2).await;
+    crate::volumes::until("it is told", || plugin.calls().contains(&"registered true ".to_owned())).await;
     let mut built = with_gadgets(&node, "p", "1").init("init", "true").sidecar("side", "sleep 1000");
     let spec = built.0.spec.as_mut().unwrap();
     for init in spec.init_containers.iter_mut().flatten() {
@@ -243,10 +244,15 @@ async fn init_containers_hand_their_devices_on() {
     let listed = client(&node).await.list(ListPodResourcesRequest {}).await.unwrap().into_inner();
     // The sidecar took over what the init container had, and keeps it.
     let lines = shown(&listed.pod_resources);
+    let id = status(&node.api.pod(&uid).unwrap(), "main").container_id.unwrap();
+    let main = node.lab.runtime.container_status(id.trim_start_matches("containerd://"), false).await.unwrap();
+    assert_eq!(main.status.unwrap().annotations["example.com/gadgets"], "g0");
     assert_eq!(lines, ["default/p/main example.com/gadget=g0@0", "default/p/side example.com/gadget=g1@0"]);
     node.api.delete(&uid, 1);
     node.api.until_gone(&uid).await;
     serving.stop().await;
+    fs::remove_file(socket).unwrap();
+    until_count(&node, 2, 0).await;
     node.stop().await;
 }
 
