@@ -37,8 +37,6 @@ const ORPHANS_RETRY: Duration = Duration::from_secs(5);
 const ORPHANS_LIMIT: Duration = Duration::from_secs(10);
 /// So long the API server may take to tell this node's labels; other pods wait meanwhile.
 const LABELS_LIMIT: Duration = Duration::from_secs(5);
-/// So often what pods left behind is looked for (A14.9).
-const GARBAGE_EVERY: Duration = Duration::from_secs(60);
 /// So often the supervisor shows that it lives, when it has nothing else to do.
 const BEAT: Duration = Duration::from_secs(5);
 /// Orders of the node that may wait.
@@ -225,7 +223,7 @@ impl Supervisor {
         let mut network_ready = node.borrow().network_ready;
         let directory = self.shared.directory.clone();
         let mut beats = tokio::time::interval(BEAT);
-        let mut garbage = tokio::time::interval(GARBAGE_EVERY);
+        let mut garbage = tokio::time::interval(self.shared.config.garbage_every);
         let mut health = self.shared.assignments.health();
         self.beat();
         self.reconcile(&mut feed).await;
@@ -236,6 +234,8 @@ impl Supervisor {
                 _ = beats.tick() => self.beat(),
                 _ = garbage.tick() => {
                     self.orphans_due = true;
+                    // Somebody else may have changed it.
+                    self.burstable_shares = None;
                     self.reconcile(&mut feed).await;
                 }
                 Some(ended) = self.tasks.join_next() => self.ended(ended, &mut feed).await,

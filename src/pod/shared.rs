@@ -58,6 +58,8 @@ pub struct PodsConfig {
     pub single_process_oom_kill: bool,
     /// kubelet's `cpuManagerReconcilePeriod`.
     pub cpu_sets_every: Duration,
+    /// So often what pods left behind is looked for (A14.9), and the burstable ones are weighed anew (A12.6).
+    pub garbage_every: Duration,
     /// Which resizes can never be had while a pod runs.
     pub resizes: ResizeRules,
     /// kubelet's `memorySwap.swapBehavior` is `LimitedSwap` (A12.12).
@@ -85,6 +87,7 @@ impl Default for PodsConfig {
             seccomp_default: false,
             single_process_oom_kill: false,
             cpu_sets_every: Duration::from_secs(10),
+            garbage_every: Duration::from_secs(60),
             resizes: ResizeRules::default(),
             limited_swap: false,
             runtime_handler: String::new(),

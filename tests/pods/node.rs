@@ -45,6 +45,8 @@ pub struct Node {
     node: watch::Sender<Arc<NodeSnapshot>>,
     /// The agents that are started from now on read static pods here.
     pub static_path: Option<PathBuf>,
+    /// So often the agents that are started from now on look for what pods left behind.
+    pub garbage_every: Duration,
     /// Goes after the lab, also when a test fails.
     _groups: Groups,
 }
@@ -102,6 +104,7 @@ impl Node {
             resources,
             node,
             static_path: None,
+            garbage_every: PodsConfig::default().garbage_every,
             _groups: groups,
         };
         node.start_agent();
@@ -120,6 +123,7 @@ impl Node {
             link_dir: self.path("links"),
             resolv_conf: None,
             static_sources: StaticSources { path: self.static_path.clone(), ..StaticSources::default() },
+            garbage_every: self.garbage_every,
             users: Some(Users::open(&self.path("kubelet/pods"), IDS, 65536, 3).unwrap()),
             ..PodsConfig::default()
         };
