@@ -552,7 +552,9 @@ async fn a_claim_waits_for_its_first_consumer() {
     let made = lab.create("", "pods", "default", pod).await;
     lab.until_phase("persistentvolumeclaims", "p-data", "Bound").await;
     let claim = lab.get("", "persistentvolumeclaims", "default", "p-data").await.unwrap();
-    assert_eq!(claim["metadata"]["ownerReferences"][0]["uid"], made["metadata"]["uid"]);
+    // A9.19
+    let owner = &claim["metadata"]["ownerReferences"][0];
+    assert_eq!((&owner["uid"], &owner["controller"]), (&made["metadata"]["uid"], &json!(true)));
     assert_eq!(claim["spec"]["volumeName"], "on-n2");
     lab.until("the pod is where its volume is", async || {
         lab.get("", "pods", "default", "p").await.is_some_and(|p| p["spec"]["nodeName"] == "n2")

@@ -180,6 +180,48 @@ metrics! {
         "Cumulative number of errors when starting containers",
         &["container_type", "code"]
     );
+    /// Somebody asked what pods have for themselves.
+    POD_RESOURCES_REQUESTS: Counter(
+        "kubelet_pod_resources_endpoint_requests_total",
+        "Cumulative number of requests to the PodResource endpoint. Broken down by server api version.",
+        &["server_api_version"]
+    );
+    /// For all pods.
+    POD_RESOURCES_REQUESTS_LIST: Counter(
+        "kubelet_pod_resources_endpoint_requests_list",
+        "Number of requests to the PodResource List endpoint. Broken down by server api version.",
+        &["server_api_version"]
+    );
+    /// For one pod.
+    POD_RESOURCES_REQUESTS_GET: Counter(
+        "kubelet_pod_resources_endpoint_requests_get",
+        "Number of requests to the PodResource Get endpoint. Broken down by server api version.",
+        &["server_api_version"]
+    );
+    /// For what there is.
+    POD_RESOURCES_REQUESTS_ALLOCATABLE: Counter(
+        "kubelet_pod_resources_endpoint_requests_get_allocatable",
+        "Number of requests to the PodResource GetAllocatableResources endpoint. Broken down by server api version.",
+        &["server_api_version"]
+    );
+    /// It could not be told of all pods.
+    POD_RESOURCES_ERRORS_LIST: Counter(
+        "kubelet_pod_resources_endpoint_errors_list",
+        "Number of requests to the PodResource List endpoint which returned error. Broken down by server api version.",
+        &["server_api_version"]
+    );
+    /// It could not be told of one pod.
+    POD_RESOURCES_ERRORS_GET: Counter(
+        "kubelet_pod_resources_endpoint_errors_get",
+        "Number of requests to the PodResource Get endpoint which returned error. Broken down by server api version.",
+        &["server_api_version"]
+    );
+    /// It could not be told what there is.
+    POD_RESOURCES_ERRORS_ALLOCATABLE: Counter(
+        "kubelet_pod_resources_endpoint_errors_get_allocatable",
+        "Number of requests to the PodResource GetAllocatableResources endpoint which returned error. Broken down by server api version.",
+        &["server_api_version"]
+    );
     /// A pod was ended because the node is short of something.
     EVICTIONS: Counter(
         "kubelet_evictions", "Cumulative number of pod evictions by eviction signal", &["eviction_signal"]

@@ -159,6 +159,22 @@ mod tests {
         assert_eq!((some.shares, some.milli_cpu, some.memory_bytes), (204, None, None));
         let none = PodLimits::of(&spec(vec![container(&[], &[])]));
         assert_eq!((none.qos, none.shares), (QosClass::BestEffort, 2));
+        assert_eq!((none.milli_cpu, none.memory_bytes), (None, None));
+        // One of each is bounded by itself.
+        let memory = || container(&[], &[("memory", "64Mi")]);
+        let mixed = PodLimits::of(&spec(vec![limited(), memory()]));
+        assert_eq!((mixed.milli_cpu, mixed.memory_bytes), (None, Some(128 << 20)));
+        let with_init = PodSpec { init_containers: Some(vec![container(&[], &[])]), ..spec(vec![limited()]) };
+        assert_eq!(PodLimits::of(&with_init).memory_bytes, None, "init containers count");
+        let both: &[_] = &[("cpu", "500m"), ("memory", "64Mi"), ("hugepages-2Mi", "4Mi")];
+        let guaranteed = spec(vec![container(both, both)]);
+        let found = PodLimits::of(&guaranteed);
+        assert_eq!((found.qos, found.shares), (QosClass::Guaranteed, 512));
+        assert_eq!((found.milli_cpu, found.memory_bytes), (Some(500), Some(64 << 20)));
+        assert_eq!(found.hugepages, [("2Mi".to_owned(), 4 << 20)].into());
+        let overhead = list(&[("cpu", "250m"), ("memory", "16Mi")]);
+        let found = PodLimits::of(&PodSpec { overhead, ..guaranteed });
+        assert_eq!((found.shares, found.milli_cpu, found.memory_bytes), (768, Some(750), Some(80 << 20)));
     }
 
     #[test]

@@ -272,6 +272,7 @@ mod tests {
 
     #[test]
     fn both_versions_give_the_same_numbers() {
+        // A13.6
         let two = of_v2(
             "usage_usec 3000\nuser_usec 2000\nsystem_usec 1000\nnr_periods 5\nnr_throttled 2\nthrottled_usec 7\n",
             "anon 100\nfile 50\ninactive_file 30\npgfault 9\npgmajfault 1\n",
@@ -299,6 +300,7 @@ mod tests {
 
     #[test]
     fn the_machine_is_read_from_proc() {
+        // A13.6
         let usage = of_machine(
             "cpu  10 1 5 100 3 1 1 0\n",
             "MemTotal: 100 kB\nMemFree: 40 kB\nInactive(file): 10 kB\n",

@@ -30,18 +30,21 @@ pub(super) fn images(
     flags: &Flags,
     records: Arc<PullRecords>,
 ) -> Result<Images, ImagesError> {
-    let at_once = if config.serialize_image_pulls {
-        NonZeroUsize::MIN
-    } else {
-        let most = usize::try_from(config.max_parallel_image_pulls).ok().and_then(NonZeroUsize::new);
-        most.unwrap_or(NonZeroUsize::MAX)
-    };
     let number = |number: i32| u32::try_from(number).unwrap_or_default();
     let credentials = NodeCredentials { root_dir: Some(flags.root_dir.clone()), plugins: plugins(flags)? };
-    Ok(Images::new(runtime.clone(), at_once)
+    Ok(Images::new(runtime.clone(), at_once(config))
         .with_rate(number(config.registry_pull_qps), number(config.registry_burst))
         .with_records(records)
         .with_node_credentials(credentials))
+}
+
+/// How many pulls are under way at most.
+fn at_once(config: &KubeletConfig) -> NonZeroUsize {
+    if config.serialize_image_pulls {
+        return NonZeroUsize::MIN;
+    }
+    let most = usize::try_from(config.max_parallel_image_pulls).ok().and_then(NonZeroUsize::new);
+    most.unwrap_or(NonZeroUsize::MAX)
 }
 
 /// Who may use images that are there (A14.6).
@@ -101,4 +104,44 @@ pub(super) fn rotation_config(config: &KubeletConfig) -> Result<RotationConfig, 
         workers: number(config.container_log_max_workers),
         interval: config.container_log_monitor_interval.0,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn pulls_come_one_after_the_other_unless_the_operator_wants_more() {
+        // A14.3
+        let plain = KubeletConfig::default();
+        assert_eq!(at_once(&plain).get(), 1);
+        assert_eq!((plain.registry_pull_qps, plain.registry_burst), (5, 10));
+        let parallel = |most| KubeletConfig {
+            serialize_image_pulls: false,
+            max_parallel_image_pulls: most,
+            ..KubeletConfig::default()
+        };
+        assert_eq!(at_once(&parallel(0)), NonZeroUsize::MAX, "as many as there are");
+        assert_eq!(at_once(&parallel(3)).get(), 3);
+    }
+
+    #[test]
+    fn logs_have_ten_mebibytes_and_five_files() {
+        // A20.5
+        let found = rotation_config(&KubeletConfig::default()).expect("it can be read");
+        let expected =
+            RotationConfig { max_size: 10 << 20, max_files: 5, workers: 1, interval: Duration::from_secs(10) };
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn images_stay_for_two_minutes_and_go_between_two_shares_of_the_disk() {
+        // A14.8
+        let minutes = |count: u64| Duration::from_secs(60 * count);
+        let policy = image_policy(&KubeletConfig::default());
+        assert_eq!((policy.high_percent, policy.low_percent), (85, 80));
+        assert_eq!((policy.min_age, policy.max_age), (minutes(2), Duration::ZERO));
+    }
 }

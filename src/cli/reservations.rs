@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn what_is_reserved_becomes_limits() {
-        // A13.2
+        // A13.1, A13.2
         let map = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let config = KubeletConfig {
             kube_reserved: map(&[("cpu", "500m"), ("memory", "1Gi")]),
@@ -73,5 +73,23 @@ mod tests {
         assert!(found.pods && found.groups.len() == 1 && found.groups[0].compressible);
         assert_eq!((found.groups[0].whose, found.groups[0].group.as_str()), ("kube", "/kube"));
         assert!(!found.groups[0].amounts.contains_key("cpu"), "the CPUs are the system's");
+        let of = |list: &[&str]| {
+            let enforced = list.iter().map(|what| (*what).to_owned()).collect();
+            let found = enforcement(&KubeletConfig {
+                enforce_node_allocatable: enforced,
+                system_reserved_cgroup: "/system".into(),
+                reserved_system_cpus: String::new(),
+                ..config.clone()
+            });
+            let found = found.unwrap();
+            let group =
+                |g: &Reservation| format!("{} {} {} {}", g.whose, g.group, g.compressible, g.amounts["cpu"].milli());
+            (found.pods, found.groups.iter().map(group).collect::<Vec<_>>())
+        };
+        assert_eq!(of(&["none"]), (false, vec![]));
+        assert_eq!(of(&["pods"]), (true, vec![]));
+        let both = vec!["kube /kube false 500".to_owned(), "system /system true 500".to_owned()];
+        assert_eq!(of(&["kube-reserved", "system-reserved-compressible"]), (false, both));
+        assert_eq!(KubeletConfig::default().enforce_node_allocatable, ["pods"]);
     }
 }

@@ -254,7 +254,22 @@ async fn wire_node(
     let (pressures, held) = watch::channel(Pressures::new());
     let devices = assignments.device_feed();
     let going_down = watch::Sender::new(false);
-    let signs = (held, going_down.subscribe());
+    let storage_ready = match &api {
+        Some(api) => {
+            let (sender, storage_ready) = watch::channel(false);
+            let (storage, mut registered) = (Storage::new(api.clone(), node.name.clone()), node_object.clone());
+            spawn(tasks, "CSINode", async move {
+                if registered.wait_for(Option::is_some).await.is_ok() {
+                    storage.ensure_csi_node().await;
+                    sender.send_replace(true);
+                }
+                std::future::pending().await
+            });
+            storage_ready
+        }
+        None => watch::channel(true).1,
+    };
+    let signs = node::Signs { pressures: held, going_down: going_down.subscribe(), storage_ready };
     let (observer, task) = node::observe(node.clone(), runtime.clone(), node_object.clone(), devices, signs, *clock);
     spawn(tasks, "node observer", task);
     spawn(tasks, "status line", status_line(node.name.clone(), observer.observations.clone()));

@@ -13,15 +13,15 @@ use super::proxy::ProxySettings;
 use super::reservations::reserved;
 use crate::cgroup::{CgroupConfig, CgroupDriver};
 use crate::config::{
-    DECLARED_FEATURES, Flags, GoDuration, KubeProxyConfig, KubeletConfig, LabelError, ProxyMode, StokerConfig,
-    parse_bool, parse_node_labels,
+    Flags, GoDuration, KubeProxyConfig, KubeletConfig, LabelError, ProxyMode, StokerConfig, parse_bool,
+    parse_node_labels,
 };
 use crate::node::eviction::{EvictionSettings, ThresholdError, ThresholdFields};
 use crate::node::{
     AddressError, MachineError, NodeSettings, Period, ShutdownSettings, choose_addresses, memory_threshold, node_name,
     periods,
 };
-use crate::pod::{PodsConfig, ResizeRules, StaticSources, SysctlError, SysctlRules, Users, UsersError};
+use crate::pod::{Features, PodsConfig, ResizeRules, StaticSources, SysctlError, SysctlRules, Users, UsersError};
 use crate::resources::{CpuOptions, NotCpus, ReservedCpus, ResourcesConfig, StaticCpus, StaticMemory, TopologyPolicy};
 use crate::server::{ServerConfig, ServingCertificate, TlsRules};
 use crate::service::sysctls::ConntrackSettings;
@@ -83,19 +83,13 @@ pub(super) fn node_settings(config: &KubeletConfig, flags: &Flags) -> Result<Arc
         max_images: config.node_status_max_images,
         root_dir: flags.root_dir.clone(),
         controller_attach_detach: config.enable_controller_attach_detach,
-        declared_features: declared_features(config),
+        declared_features: Features::of(&config.feature_gates).declared(),
         reserved,
         name,
         hostname,
         addresses,
         addresses_named: flags.node_ip.as_deref().is_some_and(|ip| !matches!(ip, "" | "0.0.0.0" | "::")),
     }))
-}
-
-/// Upstream's features that this node has and an API server wants to know of; a feature gate takes one out.
-fn declared_features(config: &KubeletConfig) -> Vec<String> {
-    let wanted = |feature: &&str| config.feature_gates.get(*feature).copied().unwrap_or(true);
-    DECLARED_FEATURES.into_iter().filter(wanted).map(str::to_owned).collect()
 }
 
 /// Events that are sent a second, and at once.
@@ -151,6 +145,7 @@ pub(super) fn pods_config(config: &KubeletConfig, root_dir: &Path) -> Result<Pod
         resolv_conf: Some(PathBuf::from(&config.resolv_conf)).filter(|path| !path.as_os_str().is_empty()),
         sysctls: SysctlRules::new(&config.allowed_unsafe_sysctls)?
             .on_kernel(&rustix::system::uname().release().to_string_lossy()),
+        features: Features::of(&config.feature_gates),
         seccomp_default: config.seccomp_default,
         static_sources: StaticSources {
             path: Some(PathBuf::from(&config.static_pod_path)).filter(|path| !path.as_os_str().is_empty()),

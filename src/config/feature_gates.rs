@@ -80,12 +80,13 @@ const LOCKED_ON: &str = "\
 const LOCKED_OFF: &str = "\
     AllowOverwriteTerminationGracePeriodSeconds GitRepoVolumeDriver";
 
-/// What kubelet 1.36 declares of itself by default, in order (A16.7): schedulers and admission look for it on the Node. A gate of the same
-/// name takes one out.
-pub const DECLARED_FEATURES: [&str; 4] = [
+/// What is asked for here.
+const HEEDED: [&str; 6] = [
     "ExtendWebSocketsToKubelet",
     "InPlacePodLevelResourcesVerticalScaling",
     "InPlacePodVerticalScalingInitContainers",
+    "NodeDeclaredFeatures",
+    "PodLevelResources",
     "RestartAllContainersOnContainerExits",
 ];
 
@@ -117,7 +118,7 @@ pub(super) fn check(gates: &BTreeMap<String, bool>) -> Result<(), Invalid> {
 pub(super) fn in_vain(gates: &BTreeMap<String, bool>) -> Vec<&str> {
     let differs = |(name, on): &(&String, &bool)| gate(name).is_some_and(|(default, _)| default != **on);
     let switched = gates.iter().filter(differs).map(|(name, _)| name.as_str());
-    switched.filter(|name| !DECLARED_FEATURES.contains(name)).collect()
+    switched.filter(|name| !HEEDED.contains(name)).collect()
 }
 
 #[cfg(test)]

@@ -24,7 +24,6 @@ mod without_effect;
 
 pub use credential_providers::{CredentialProvider, ProviderError, load_credential_providers};
 pub use duration::GoDuration;
-pub use feature_gates::DECLARED_FEATURES;
 pub use flags::{FlagError, Flags, arguments, read_flags, with_pflag_names};
 pub use kube_proxy::{
     Conntrack, DetectLocal, KubeProxyConfig, LoadedProxy, ProxyMode, load_proxy_config, proxy_config_of,

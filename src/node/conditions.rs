@@ -34,8 +34,14 @@ impl RuntimeHealth {
 }
 
 /// `Ready`.
-/// `silent`: for so long nothing could be listed (A1.7).
-pub(super) fn ready(runtime: &RuntimeHealth, silent: Duration, going_down: bool, missing: &[&str]) -> Verdict {
+/// `silent`: for so long nothing could be listed (A1.7). `storage`: volumes of drivers can be had.
+pub(super) fn ready(
+    runtime: &RuntimeHealth,
+    silent: Duration,
+    storage: bool,
+    going_down: bool,
+    missing: &[&str],
+) -> Verdict {
     let mut problems = match runtime {
         RuntimeHealth::Unknown => vec!["container runtime status check may not have completed yet".to_owned()],
         RuntimeHealth::Down => vec!["container runtime is down".to_owned()],
@@ -46,6 +52,9 @@ pub(super) fn ready(runtime: &RuntimeHealth, silent: Duration, going_down: bool,
         problems.push(format!(
             "PLEG is not healthy: pleg was last seen active {minutes}m{seconds}s ago; threshold is 3m0s"
         ));
+    }
+    if !storage {
+        problems.push("CSINode is not yet initialized".to_owned());
     }
     if going_down {
         problems.push("node is shutting down".to_owned());
@@ -134,17 +143,24 @@ mod tests {
                 format!("[{network}, missing node capacity for resources: cpu]"),
             ),
         ] {
-            let verdict = ready(&runtime, Duration::ZERO, false, missing);
+            let verdict = ready(&runtime, Duration::ZERO, true, false, missing);
             assert_eq!((verdict.reason, verdict.message), (reason, message));
             assert_eq!(verdict.holds, reason == "KubeletReady");
         }
         // A15.10
-        let message = |problems: &[&str], missing: &[&str]| ready(&up(problems), Duration::ZERO, true, missing).message;
+        let message =
+            |problems: &[&str], missing: &[&str]| ready(&up(problems), Duration::ZERO, true, true, missing).message;
         assert_eq!(message(&[], &[]), "node is shutting down");
         let all = format!("[{network}, node is shutting down, missing node capacity for resources: cpu, pods]");
         assert_eq!(message(&[network], &["cpu", "pods"]), all);
+        let without_storage = |down| ready(&up(&[network]), Duration::ZERO, false, down, &[]).message;
+        assert_eq!(without_storage(false), format!("[{network}, CSINode is not yet initialized]"));
+        assert_eq!(
+            without_storage(true),
+            format!("[{network}, CSINode is not yet initialized, node is shutting down]")
+        );
         // A1.7
-        let silent = |seconds| ready(&up(&[]), Duration::from_secs(seconds), false, &[]);
+        let silent = |seconds| ready(&up(&[]), Duration::from_secs(seconds), true, false, &[]);
         assert!(silent(179).holds);
         let text = "PLEG is not healthy: pleg was last seen active 3m12s ago; threshold is 3m0s";
         assert_eq!((silent(192).holds, silent(192).message.as_str()), (false, text));

@@ -108,10 +108,15 @@ pub async fn enforce_allocatable(
 
 /// Limits a group that the operator has made.
 fn limit_reservation(cgroups: &Cgroups, reservation: &Reservation) -> Result<(), CgroupError> {
+    let (shares, memory_bytes, pids) = limits_of_reservation(reservation);
+    cgroups.limit_existing(&reservation.group, shares, memory_bytes, pids)
+}
+
+/// CPU shares, bytes of memory, processes.
+fn limits_of_reservation(reservation: &Reservation) -> (Option<u64>, Option<i64>, Option<u64>) {
     let amount = |name: &str| reservation.amounts.get(name).copied();
     let other = |name: &str| amount(name).filter(|_| !reservation.compressible);
-    cgroups.limit_existing(
-        &reservation.group,
+    (
         amount("cpu").map(|cpu| cpu_shares(cpu.milli())),
         other("memory").map(|memory| memory.units()),
         other("pid").and_then(|pids| u64::try_from(pids.units()).ok()),
@@ -141,5 +146,17 @@ mod tests {
             limits_of_pods(&not, &capacity, Some(32_768)),
             GroupLimits { shares: 4096, memory_bytes: Some(8 << 30), pids: None }
         );
+    }
+
+    #[test]
+    fn groups_get_what_is_reserved_for_them() {
+        // A13.2
+        let amounts = amounts(&[("cpu", "500m"), ("memory", "1Gi"), ("pid", "1000")]);
+        let of = |compressible| {
+            let group = "/kube".to_owned();
+            limits_of_reservation(&Reservation { whose: "kube", group, amounts: amounts.clone(), compressible })
+        };
+        assert_eq!(of(false), (Some(512), Some(1 << 30), Some(1000)));
+        assert_eq!(of(true), (Some(512), None, None), "only what can be taken back");
     }
 }

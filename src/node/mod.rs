@@ -28,7 +28,7 @@ pub use addresses::{AddressError, choose_addresses};
 pub use enforce::{Enforcement, Reservation, enforce_allocatable};
 pub use lease::renew_lease;
 pub use machine::memory_threshold;
-pub use observer::{Observation, Observer, observe};
+pub use observer::{Observation, Observer, Signs, observe};
 pub use oom::watch_oom;
 pub use pod_cidr::pass_pod_cidr;
 pub use reporter::{Seen, report};

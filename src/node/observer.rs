@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ContainerImage, Node, NodeSystemInfo};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use stoker_model::handle::{DeviceFeed, NodeFeed, NodeSnapshot, RuntimeHandler};
+use stoker_model::handle::{DeviceCount, DeviceFeed, NodeFeed, NodeSnapshot, RuntimeHandler};
 use stoker_model::quantity::Milli;
 use stoker_model::service::{NodeFacts, NodeTopology};
 use tokio::sync::watch;
@@ -44,9 +44,9 @@ pub struct Observation {
     pub(super) verdicts: Vec<Verdict>,
     pub(super) info: NodeSystemInfo,
     pub(super) images: Vec<ContainerImage>,
-    /// What the runtime's handlers can do, by name; as it tells itself.
+    /// What the runtime's handlers can do.
     pub(super) handlers: BTreeMap<String, RuntimeHandler>,
-    /// Whether the runtime knows of policies for supplemental groups; `None` where it does not say.
+    /// Whether the runtime honours `supplementalGroupsPolicy`, where it says so (A10.2).
     pub(super) supplemental_groups_policy: Option<bool>,
 }
 
@@ -78,15 +78,25 @@ pub struct Observer {
     pub observations: watch::Receiver<Option<Arc<Observation>>>,
 }
 
+/// What others know of the node.
+#[derive(Debug)]
+pub struct Signs {
+    /// From [`super::eviction`].
+    pub pressures: watch::Receiver<Pressures>,
+    /// From [`super::end_pods_at_shutdown`].
+    pub going_down: watch::Receiver<bool>,
+    /// The node has a CSINode, or no API server that could have one.
+    pub storage_ready: watch::Receiver<bool>,
+}
+
 /// Starts observing: what to read, and the task to spawn. `node` is the Node as the API server has it, `None` while
-/// it is not known; labels and taints come from it then, before that from the settings. `pressures` come from [`super::eviction`], `going_down` from
-/// [`super::end_pods_at_shutdown`].
+/// it is not known; labels and taints come from it then, before that from the settings.
 pub fn observe(
     settings: Arc<NodeSettings>,
     runtime: Runtime,
     node: watch::Receiver<Option<Node>>,
     devices: DeviceFeed,
-    (pressures, going_down): (watch::Receiver<Pressures>, watch::Receiver<bool>),
+    signs: Signs,
     clock: Clock,
 ) -> (Observer, impl Future<Output = ()> + Send) {
     let mut changed_devices = devices.clone();
@@ -94,8 +104,7 @@ pub fn observe(
         clock,
         devices,
         runtime,
-        pressures,
-        going_down,
+        signs,
         info: None,
         images: Vec::new(),
         images_read: None,
@@ -136,8 +145,9 @@ pub fn observe(
                 () = tokio::time::sleep(wait) => {}
                 Ok(()) = node.changed() => {}
                 Ok(()) = changed_devices.changed() => {}
-                Ok(()) = eye.pressures.changed() => {}
-                Ok(()) = eye.going_down.changed() => {}
+                Ok(()) = eye.signs.pressures.changed() => {}
+                Ok(()) = eye.signs.going_down.changed() => {}
+                Ok(()) = eye.signs.storage_ready.changed() => {}
             }
         }
     };
@@ -191,8 +201,7 @@ struct Eye {
     devices: DeviceFeed,
     runtime: Runtime,
     clock: Clock,
-    pressures: watch::Receiver<Pressures>,
-    going_down: watch::Receiver<bool>,
+    signs: Signs,
     info: Option<NodeSystemInfo>,
     images: Vec<ContainerImage>,
     images_read: Option<Now>,
@@ -200,7 +209,7 @@ struct Eye {
     listed: Now,
     /// The runtime's handler can do it.
     handlers: BTreeMap<String, RuntimeHandler>,
-    /// The runtime's status says so.
+    /// What the runtime's status says of it.
     supplemental_groups_policy: Option<bool>,
 }
 
@@ -212,13 +221,14 @@ impl Eye {
             .into_iter()
             .filter(|name| capacity.get(*name).is_none_or(|a| *a <= Milli::ZERO))
             .collect();
-        let mut verdicts = pressures(&self.pressures.borrow_and_update()).to_vec();
+        let mut verdicts = pressures(&self.signs.pressures.borrow_and_update()).to_vec();
         let silent = self.clock.now().monotonic.saturating_sub(self.listed.monotonic);
-        verdicts.push(ready(&health, silent, *self.going_down.borrow_and_update(), &missing));
+        let signs = &mut self.signs;
+        let (storage, going_down) = (*signs.storage_ready.borrow_and_update(), *signs.going_down.borrow_and_update());
+        verdicts.push(ready(&health, silent, storage, going_down, &missing));
         let (mut capacity, mut allocatable) = (capacity.clone(), allocatable(&capacity, &self.settings));
         for (name, count) in self.devices.borrow().iter() {
-            capacity.insert(name.clone(), Milli::from_units(count.capacity));
-            allocatable.insert(name.clone(), Milli::from_units(count.allocatable));
+            add_devices(&mut capacity, &mut allocatable, name, *count);
         }
         Observation {
             allocatable,
@@ -250,10 +260,10 @@ impl Eye {
             allocatable: with_extended(quantities(&seen.allocatable), status.and_then(|s| s.allocatable.as_ref())),
             capacity: with_extended(quantities(&seen.capacity), status.and_then(|s| s.capacity.as_ref())),
             network_ready,
-            supplemental_groups_policy: self.supplemental_groups_policy.unwrap_or(false),
+            supplemental_groups_policy: self.supplemental_groups_policy == Some(true),
             pressures: pressures.map(|verdict| verdict.kind.to_owned()).collect(),
             handlers: self.handlers.clone(),
-            shutting_down: *self.going_down.borrow(),
+            shutting_down: *self.signs.going_down.borrow(),
             runtime_version: self.info.as_ref().map(|i| i.container_runtime_version.clone()).unwrap_or_default(),
         }
     }
@@ -310,6 +320,12 @@ impl Eye {
     }
 }
 
+/// What device plugins have (A13.1).
+fn add_devices(capacity: &mut Resources, allocatable: &mut Resources, name: &str, count: DeviceCount) {
+    capacity.insert(name.to_owned(), Milli::from_units(count.capacity));
+    allocatable.insert(name.to_owned(), Milli::from_units(count.allocatable));
+}
+
 /// What somebody else gave the Node, such as an operator who patched its status, besides what is ours (A6.7).
 fn with_extended(
     mut ours: BTreeMap<String, Quantity>,
@@ -353,6 +369,15 @@ mod tests {
             reason: "NetworkPluginNotReady".into(),
             message: "cni plugin not initialized".into(),
         }
+    }
+
+    #[test]
+    fn devices_are_resources_like_others() {
+        // A13.1
+        let (mut capacity, mut allocatable) = (Resources::new(), Resources::new());
+        add_devices(&mut capacity, &mut allocatable, "example.com/gadget", DeviceCount { capacity: 3, allocatable: 2 });
+        assert_eq!(quantities(&capacity)["example.com/gadget"].0, "3");
+        assert_eq!(quantities(&allocatable)["example.com/gadget"].0, "2");
     }
 
     #[test]

@@ -49,10 +49,18 @@ pub async fn watch_oom(events: Arc<dyn EventSink>) {
 }
 
 async fn follow(events: &dyn EventSink) -> io::Result<std::convert::Infallible> {
-    let mut log =
-        File::options().read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed()).open(LOG)?;
+    let mut log = open(LOG)?;
     // What happened before is not news.
     log.seek(SeekFrom::End(0))?;
+    tell_of(log, events).await
+}
+
+fn open(path: &str) -> io::Result<File> {
+    File::options().read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed()).open(path)
+}
+
+/// The log gives one record at a time.
+async fn tell_of(log: File, events: &dyn EventSink) -> io::Result<std::convert::Infallible> {
     #[expect(deprecated, reason = "its successor is unsafe, and a file keeps the one descriptor that it has")]
     let log = AsyncFd::with_interest(log, Interest::READABLE)?;
     let mut buffer = vec![0; LONGEST];
@@ -73,7 +81,64 @@ async fn follow(events: &dyn EventSink) -> io::Result<std::convert::Infallible> 
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::io::Write;
+    use std::sync::Mutex;
+
     use super::*;
+
+    #[derive(Default)]
+    struct Told(Mutex<Vec<String>>);
+
+    impl EventSink for Told {
+        fn publish(&self, subject: EventSubject, kind: EventType, reason: &str, message: String) {
+            self.publish_annotated(subject, kind, reason, message, BTreeMap::new());
+        }
+
+        fn publish_annotated(
+            &self,
+            subject: EventSubject,
+            kind: EventType,
+            reason: &str,
+            message: String,
+            _: BTreeMap<String, String>,
+        ) {
+            self.0.lock().unwrap().push(format!("{subject:?} {kind:?} {reason}: {message}"));
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_is_killed_is_told_of_as_an_event_of_the_node() {
+        // A12.11, A21.2
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kmsg");
+        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success());
+        let log = open(path.to_str().unwrap()).unwrap();
+        let mut kernel = File::options().write(true).open(&path).unwrap();
+        let told = Arc::new(Told::default());
+        let follows = tokio::spawn({
+            let told = told.clone();
+            async move { tell_of(log, &*told).await.map(drop) }
+        });
+        for record in [
+            "6,1,2,-;something else\n".to_owned(),
+            "6,1,2,-;oom-kill:constraint=CONSTRAINT_NONE,cpuset=/,mems_allowed=0,global_oom,task_memcg=/a,task=web,pid=42,uid=0\n"
+                .to_owned(),
+        ] {
+            kernel.write_all(record.as_bytes()).unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        for _ in 0..100 {
+            if !told.0.lock().unwrap().is_empty() {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        let expected = "Node Warning SystemOOM: System OOM encountered, victim process: web, pid: 42";
+        assert_eq!(*told.0.lock().unwrap(), [expected]);
+        follows.abort();
+    }
 
     #[test]
     fn only_the_machines_own_memory_counts() {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Map, Value, json};
-use stoker_model::handle::{ApiError, EventSink, EventSubject, EventType};
+use stoker_model::handle::{ApiError, EventSink, EventSubject, EventType, RuntimeHandler};
 use tokio::sync::watch;
 
 use super::capacity::quantities;
@@ -241,12 +241,6 @@ fn conditions(verdicts: &[Verdict], known: &BTreeMap<&'static str, Known>, now: 
 
 /// The status without its conditions.
 fn status_fields(settings: &NodeSettings, seen: &Observation, in_use: &[String]) -> Map<String, Value> {
-    let handlers = seen.handlers.iter().map(|(name, can)| {
-        let features =
-            json!({ "recursiveReadOnlyMounts": can.recursive_read_only, "userNamespaces": can.user_namespaces });
-        json!({ "name": name, "features": features })
-    });
-    let features = seen.supplemental_groups_policy.map(|can| ("features", json!({ "supplementalGroupsPolicy": can })));
     let fields = [
         ("capacity", json!(quantities(&seen.capacity))),
         ("allocatable", json!(quantities(&seen.allocatable))),
@@ -256,9 +250,18 @@ fn status_fields(settings: &NodeSettings, seen: &Observation, in_use: &[String])
         ("images", json!(seen.images)),
         ("declaredFeatures", json!(settings.declared_features)),
         ("volumesInUse", json!(in_use)),
-        ("runtimeHandlers", handlers.collect()),
+        ("runtimeHandlers", handlers(seen)),
+        ("features", json!(seen.supplemental_groups_policy.map(|yes| json!({ "supplementalGroupsPolicy": yes })))),
     ];
-    fields.into_iter().chain(features).map(|(name, value)| (name.to_owned(), value)).collect()
+    fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// What the runtime's handlers can do; null where it does not say.
+fn handlers(seen: &Observation) -> Value {
+    let features = |can: &RuntimeHandler| json!({ "recursiveReadOnlyMounts": can.recursive_read_only, "userNamespaces": can.user_namespaces });
+    let handler = |(name, can): (&String, &RuntimeHandler)| json!({ "name": name, "features": features(can) });
+    let all: Vec<Value> = seen.handlers.iter().map(handler).collect();
+    json!(Some(all).filter(|all| !all.is_empty()))
 }
 
 /// One internal address of each family, then the name (A16.5); the name alone where a cloud is to tell the others (A16.3).
@@ -428,18 +431,22 @@ mod tests {
             json!([{ "type": "InternalIP", "address": "10.0.0.1" }, { "type": "Hostname", "address": "n1" }])
         );
         assert_eq!(fields["daemonEndpoints"]["kubeletEndpoint"]["Port"], 10250);
-        // Of an older runtime nothing is known.
-        assert_eq!((&fields["runtimeHandlers"], fields.get("features")), (&json!([]), None));
-        let can = |recursive_read_only, user_namespaces| RuntimeHandler { recursive_read_only, user_namespaces };
-        let mut seen = observation();
-        seen.handlers = BTreeMap::from([("runsc".to_owned(), can(false, true)), (String::new(), can(true, false))]);
-        seen.supplemental_groups_policy = Some(true);
+    }
+
+    #[test]
+    fn what_the_runtime_can_do_is_in_the_status() {
+        // A10.2, A16.7
+        let fields = status_fields(&tests_support(), &observation(), &[]);
+        assert_eq!((&fields["features"], &fields["runtimeHandlers"]), (&Value::Null, &Value::Null));
+        let can = RuntimeHandler { recursive_read_only: true, user_namespaces: false };
+        let seen = Observation {
+            handlers: [(String::new(), can)].into(),
+            supplemental_groups_policy: Some(true),
+            ..observation()
+        };
         let fields = status_fields(&tests_support(), &seen, &[]);
-        let expected = json!([
-            {"name": "", "features": {"recursiveReadOnlyMounts": true, "userNamespaces": false}},
-            {"name": "runsc", "features": {"recursiveReadOnlyMounts": false, "userNamespaces": true}},
-        ]);
-        assert_eq!(fields["runtimeHandlers"], expected);
-        assert_eq!(fields["features"], json!({"supplementalGroupsPolicy": true}));
+        assert_eq!(fields["features"], json!({ "supplementalGroupsPolicy": true }));
+        let features = json!({ "recursiveReadOnlyMounts": true, "userNamespaces": false });
+        assert_eq!(fields["runtimeHandlers"], json!([{ "name": "", "features": features }]));
     }
 }

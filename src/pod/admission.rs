@@ -6,17 +6,20 @@ use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod,
 use stoker_model::handle::NodeSnapshot;
 use stoker_model::pod::{PodUid, is_critical, is_static};
 use stoker_model::quantity::Milli;
-use stoker_model::resources::{Amounts, QosClass, pod_requests, qos_class};
+use stoker_model::resources::{Amounts, QosClass, is_sidecar, pod_requests, qos_class};
 
+mod features;
 mod preempt;
 mod sysctl;
 
+pub use features::Features;
 pub use sysctl::{SysctlError, SysctlRules};
 
 /// What the host and its operator allow.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rules<'a> {
     pub(super) sysctls: &'a SysctlRules,
+    pub(super) features: &'a Features,
     /// The kernel enforces AppArmor profiles.
     pub(super) app_armor: bool,
 }
@@ -132,14 +135,19 @@ fn check(pod: &Pod, others: &[Arc<Pod>], node: &NodeSnapshot, rules: Rules<'_>) 
         taints(spec, node)?;
     }
     app_armor(pod, spec, rules)?;
+    rules.features.check(spec)?;
     if node.shutting_down {
         return Err(Rejection::new("NodeShutdown", "Pod was rejected as the node is shutting down."));
     }
     Ok(short)
 }
 
-/// A6.4.
+/// A6.4. What runs or has ended was let in before.
 fn app_armor(pod: &Pod, spec: &PodSpec, rules: Rules<'_>) -> Result<(), Rejection> {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    if !matches!(phase, None | Some("" | "Pending")) {
+        return Ok(());
+    }
     let refused = |text: &str| Err(Rejection::new("AppArmor", format!("Cannot enforce AppArmor: {text}")));
     let of_pod = spec.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref());
     let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
@@ -280,7 +288,8 @@ fn ports(spec: &PodSpec, others: &[Arc<Pod>]) -> Result<(), Rejection> {
 }
 
 fn host_ports(spec: &PodSpec) -> Vec<(String, String, i32)> {
-    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let sidecars = spec.init_containers.iter().flatten().filter(|c| is_sidecar(c));
+    let containers = spec.containers.iter().chain(sidecars);
     let ports = containers.flat_map(|c| c.ports.iter().flatten());
     ports
         .filter_map(|port| {

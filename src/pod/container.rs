@@ -207,6 +207,42 @@ mod tests {
     }
 
     #[test]
+    fn what_devices_need_reaches_the_runtime() {
+        // A15.5
+        use crate::resources::{Mount, SpecialFile};
+        let extras = Extras {
+            envs: [("A", "device's"), ("B", "device's")].map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+            mounts: vec![Mount { container_path: "/in".into(), host_path: "/out".into(), read_only: true }],
+            devices: vec![SpecialFile {
+                container_path: "/dev/in".into(),
+                host_path: "/dev/out".into(),
+                permissions: "rw".into(),
+            }],
+            annotations: [("example.com/a".to_owned(), "b".to_owned())].into(),
+            cdi_devices: vec!["example.com/gadget=g0".into()],
+            ..Extras::default()
+        };
+        let parts = ContainerParts {
+            restart_count: 0,
+            image: "i".into(),
+            environment: Environment::of(&[("A", "spec's")]),
+            mounts: Vec::new(),
+            linux: cri::LinuxContainerConfig::default(),
+            extras,
+        };
+        let made = config(&Pod::default(), &Container::default(), parts);
+        // Of two with the same name the last counts.
+        let envs: Vec<_> = made.envs.iter().map(|env| format!("{}={}", env.key, env.value)).collect();
+        assert_eq!(envs, ["A=device's", "B=device's", "A=spec's"]);
+        let mount = &made.mounts[0];
+        assert_eq!((mount.container_path.as_str(), mount.host_path.as_str(), mount.readonly), ("/in", "/out", true));
+        let device = &made.devices[0];
+        assert_eq!((device.host_path.as_str(), device.permissions.as_str()), ("/dev/out", "rw"));
+        assert_eq!(made.cdi_devices[0].name, "example.com/gadget=g0");
+        assert_eq!(made.annotations["example.com/a"], "b");
+    }
+
+    #[test]
     fn recursive_read_only_follows_upstreams_rules() {
         // A9.15, A9.24
         let ask = |mode: &str, propagation: Option<&str>, read_only: bool| {

@@ -126,7 +126,15 @@ mod tests {
         let other = names(&pod("web", other), "c").unwrap();
         assert_eq!((other.hostname.as_str(), &other.fqdn), ("over.example.host", &None));
         assert!(pod_file(&["10.0.0.7".into()], &other, &[]).ends_with("\n10.0.0.7\tover.example.host\n"));
-        assert!(names(&pod("web", fqdn), &"d".repeat(60)).unwrap_err().contains("64 characters is the max"));
+        let over = PodSpec { hostname_override: Some(format!("{}.b", "a".repeat(62))), ..PodSpec::default() };
+        assert_eq!(names(&pod("web", over), "c").unwrap().hostname, "a".repeat(62), "it is cut, too");
+        let domain = "d".repeat(60);
+        let text = format!(
+            "failed to construct FQDN from pod hostname and cluster domain, FQDN h.sub.ns.svc.{domain} is too long \
+             (64 characters is the max, 73 characters requested)"
+        );
+        assert_eq!(names(&pod("web", fqdn.clone()), &domain).unwrap_err(), text);
+        assert_eq!(names(&pod("web", fqdn), &"d".repeat(51)).unwrap().hostname.len(), 64);
     }
 
     #[test]

@@ -36,7 +36,7 @@ mod users;
 mod worker;
 mod writer;
 
-pub use admission::{SysctlError, SysctlRules};
+pub use admission::{Features, SysctlError, SysctlRules};
 pub use pods::Pods;
 pub use resize::ResizeRules;
 pub use shared::{PodHandles, PodsConfig};

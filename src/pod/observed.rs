@@ -457,6 +457,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn events_name_the_place_of_a_container() {
+        // A21.3
+        for (kind, path) in [
+            (Kind::Regular, "spec.containers{c}"),
+            (Kind::Init, "spec.initContainers{c}"),
+            (Kind::Ephemeral, "spec.ephemeralContainers{c}"),
+        ] {
+            assert_eq!(kind.field_path("c"), path);
+        }
+    }
+
+    #[test]
     fn without_a_policy_the_tag_decides() {
         // A14.1
         for (image, policy) in [

@@ -37,8 +37,6 @@ const ORPHANS_RETRY: Duration = Duration::from_secs(5);
 const ORPHANS_LIMIT: Duration = Duration::from_secs(10);
 /// So long the API server may take to tell this node's labels; other pods wait meanwhile.
 const LABELS_LIMIT: Duration = Duration::from_secs(5);
-/// So often what pods left behind is looked for (A14.9).
-const GARBAGE_EVERY: Duration = Duration::from_secs(60);
 /// So often the supervisor shows that it lives, when it has nothing else to do.
 const BEAT: Duration = Duration::from_secs(5);
 /// Orders of the node that may wait.
@@ -228,7 +226,7 @@ impl Supervisor {
         let mut network_ready = node.borrow().network_ready;
         let directory = self.shared.directory.clone();
         let mut beats = tokio::time::interval(BEAT);
-        let mut garbage = tokio::time::interval(GARBAGE_EVERY);
+        let mut garbage = tokio::time::interval(self.shared.config.garbage_every);
         let mut health = self.shared.assignments.health();
         self.beat();
         self.reconcile(&mut feed).await;
@@ -239,6 +237,8 @@ impl Supervisor {
                 _ = beats.tick() => self.beat(),
                 _ = garbage.tick() => {
                     self.orphans_due = true;
+                    // Somebody else may have changed it.
+                    self.burstable_shares = None;
                     self.reconcile(&mut feed).await;
                 }
                 Some(ended) = self.tasks.join_next() => self.ended(ended, &mut feed).await,
@@ -417,7 +417,8 @@ impl Supervisor {
     fn judge(&self, pod: &Pod, node: &NodeSnapshot) -> Verdict {
         let leaving: Vec<PodUid> =
             self.workers.iter().filter(|(_, h)| h.desired.borrow().ended.is_some()).map(|(u, _)| u.clone()).collect();
-        let rules = Rules { sysctls: &self.shared.config.sysctls, app_armor: app_armor_enabled() };
+        let config = &self.shared.config;
+        let rules = Rules { sysctls: &config.sysctls, features: &config.features, app_armor: app_armor_enabled() };
         admission::admit(pod, &self.admitted(), &leaving, &self.shared.countable(node), rules)
     }
 

@@ -203,11 +203,30 @@ mod tests {
         let none = container(&[], &[]);
         let r = of_container(&spec(std::slice::from_ref(&none)), &none, NODE);
         assert_eq!((r.cpu_shares, r.cpu_quota, r.memory_limit_in_bytes), (2, 0, 0));
+        let both = container(&[("cpu", "250m"), ("memory", "32Mi")], &[("cpu", "500m"), ("memory", "64Mi")]);
+        let r = of_container(&spec(std::slice::from_ref(&both)), &both, NODE);
+        assert_eq!((r.cpu_shares, r.cpu_quota, r.memory_limit_in_bytes), (256, 50_000, 64 << 20));
+        assert_eq!(r.unified.get("memory.swap.max").map(String::as_str), Some("0"));
+        let unbound =
+            of_container(&spec(std::slice::from_ref(&both)), &both, NodeResources { cpu_period: None, ..NODE });
+        assert_eq!((unbound.cpu_shares, unbound.cpu_quota), (256, 0), "CPU limits are not enforced");
+        let tiny = container(&[], &[("cpu", "1m")]);
+        assert_eq!(of_container(&spec(std::slice::from_ref(&tiny)), &tiny, NODE).cpu_quota, 1000);
+        // What the pod as a whole may have bounds those without a limit of their own.
+        let whole = ResourceRequirements { limits: list(&[("cpu", "2"), ("memory", "1Gi")]), ..Default::default() };
+        let pod = PodSpec { resources: Some(whole), ..spec(&[none.clone(), both.clone()]) };
+        let r = of_container(&pod, &none, NODE);
+        assert_eq!((r.cpu_quota, r.memory_limit_in_bytes), (200_000, 1 << 30));
+        assert_eq!(of_container(&pod, &both, NODE).memory_limit_in_bytes, 64 << 20);
+        for (cgroup_v2, single_process_oom_kill) in [(false, false), (true, true)] {
+            let node = NodeResources { cgroup_v2, single_process_oom_kill, ..NODE };
+            assert!(!of_container(&spec(std::slice::from_ref(&c)), &c, node).unified.contains_key("memory.oom.group"));
+        }
     }
 
     #[test]
     fn swap_is_off_unless_it_was_asked_for_and_then_a_share() {
-        // A12.12, A15.9
+        // A12.7, A12.12, A15.9
         let (asks, asks_all) =
             (container(&[("memory", "1Gi")], &[("memory", "2Gi")]), container(&[("memory", "1Gi")], &[]));
         let same = container(&[("memory", "1Gi")], &[("memory", "1Gi")]);
@@ -217,6 +236,9 @@ mod tests {
         for (swap, cgroup_v2, c, max, total) in [
             (Swap::None, true, &asks, Some(0), 0),
             (Swap::None, true, &nothing, Some(0), 0),
+            (Swap::None, true, &same, Some(0), 0),
+            (Swap::None, true, &container(both, both), Some(0), 0),
+            (Swap::None, true, &container(&[], &[]), Some(0), 0),
             (Swap::Uncounted, true, &asks, None, 0),
             (Swap::Uncounted, false, &asks, None, 0),
             (Swap::None, false, &asks, None, 2_i64 << 30),

@@ -13,7 +13,7 @@ use stoker_model::handle::{
 use stoker_model::pod::{PodRef, PodUid};
 use tokio::sync::{Notify, mpsc};
 
-use super::admission::SysctlRules;
+use super::admission::{Features, SysctlRules};
 use super::observed::Kind;
 use super::resize::{ResizeRules, Wish, frees, in_turn};
 use super::slow::SlowSteps;
@@ -50,12 +50,16 @@ pub struct PodsConfig {
     pub static_sources: StaticSources,
     /// Which kernel settings pods may change: kubelet's `allowedUnsafeSysctls` besides the safe ones.
     pub sysctls: SysctlRules,
+    /// What the node declares of itself, which pods may need.
+    pub features: Features,
     /// kubelet's `seccompDefault`.
     pub seccomp_default: bool,
     /// kubelet's `singleProcessOOMKill`.
     pub single_process_oom_kill: bool,
     /// kubelet's `cpuManagerReconcilePeriod`.
     pub cpu_sets_every: Duration,
+    /// So often what pods left behind is looked for (A14.9), and the burstable ones are weighed anew (A12.6).
+    pub garbage_every: Duration,
     /// Which resizes can never be had while a pod runs.
     pub resizes: ResizeRules,
     /// kubelet's `memorySwap.swapBehavior` is `LimitedSwap` (A12.12).
@@ -79,9 +83,11 @@ impl Default for PodsConfig {
             resolv_conf: Some("/etc/resolv.conf".into()),
             static_sources: StaticSources::default(),
             sysctls: SysctlRules::default(),
+            features: Features::default(),
             seccomp_default: false,
             single_process_oom_kill: false,
             cpu_sets_every: Duration::from_secs(10),
+            garbage_every: Duration::from_secs(60),
             resizes: ResizeRules::default(),
             limited_swap: false,
             runtime_handler: String::new(),

@@ -41,6 +41,11 @@ pub(super) enum Effect {
     VolumesMounted,
     /// Try again after a back-off.
     VolumesFailed(String),
+    /// The pod cannot stay on this node.
+    Rejected {
+        reason: &'static str,
+        text: String,
+    },
     SandboxMade,
     SandboxFailed {
         reason: &'static str,
@@ -327,6 +332,10 @@ impl Hand {
         let mut message = String::new();
         for failure in failures {
             message = failure.to_string();
+            if let Some(reason) = failure.rejects() {
+                self.effects.push(Effect::Rejected { reason, text: message });
+                return Outcome::Stop;
+            }
             if let Some(reason) = failure.reason() {
                 self.shared.tell(&self.reference, EventType::Warning, reason, message.clone());
             }

@@ -248,6 +248,11 @@ impl Assignments {
         self.0.cpus.pods().contains(pod)
     }
 
+    /// Whether the container has CPUs of its own.
+    pub fn owns_cpus(&self, pod: &PodUid, container: &str) -> bool {
+        self.0.cpus.own(pod, container).is_some()
+    }
+
     /// Whether it is decided here who gets a resource.
     pub fn decides(&self, resource: &str) -> bool {
         self.0.devices.knows(resource)

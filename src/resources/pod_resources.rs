@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 use stoker_model::handle::PodDirectory;
+use stoker_model::metrics;
 use stoker_model::pod::PodRef;
 use stoker_model::resources::is_sidecar;
 use tokio::net::UnixListener;
@@ -172,6 +173,8 @@ fn devices(all: Devices) -> Vec<ContainerDevices> {
 impl PodResourcesLister for Lister {
     async fn list(&self, _: Request<ListPodResourcesRequest>) -> Result<Response<ListPodResourcesResponse>, Status> {
         self.admit()?;
+        metrics::POD_RESOURCES_REQUESTS.inc(&["v1"]);
+        metrics::POD_RESOURCES_REQUESTS_LIST.inc(&["v1"]);
         let pod_resources = self.active().iter().map(|pod| self.of_pod(pod)).collect();
         Ok(Response::new(ListPodResourcesResponse { pod_resources }))
     }
@@ -181,6 +184,8 @@ impl PodResourcesLister for Lister {
         _: Request<AllocatableResourcesRequest>,
     ) -> Result<Response<AllocatableResourcesResponse>, Status> {
         self.admit()?;
+        metrics::POD_RESOURCES_REQUESTS.inc(&["v1"]);
+        metrics::POD_RESOURCES_REQUESTS_ALLOCATABLE.inc(&["v1"]);
         let devices = devices(self.assignments.devices());
         let cpu_ids = numbers(&self.assignments.allocatable_cpus());
         let memory = memory(self.assignments.allocatable_memory());
@@ -189,8 +194,13 @@ impl PodResourcesLister for Lister {
 
     async fn get(&self, request: Request<GetPodResourcesRequest>) -> Result<Response<GetPodResourcesResponse>, Status> {
         self.admit()?;
+        metrics::POD_RESOURCES_REQUESTS.inc(&["v1"]);
+        metrics::POD_RESOURCES_REQUESTS_GET.inc(&["v1"]);
         let GetPodResourcesRequest { pod_name, pod_namespace } = request.into_inner();
-        let missing = || Status::unknown(format!("pod {pod_name} in namespace {pod_namespace} not found"));
+        let missing = || {
+            metrics::POD_RESOURCES_ERRORS_GET.inc(&["v1"]);
+            Status::unknown(format!("pod {pod_name} in namespace {pod_namespace} not found"))
+        };
         let pod = self.pods.pod(&pod_namespace, &pod_name, None).ok_or_else(missing)?;
         Ok(Response::new(GetPodResourcesResponse { pod_resources: Some(self.of_pod(&pod)) }))
     }
@@ -203,6 +213,8 @@ impl v1alpha1::pod_resources_lister_server::PodResourcesLister for Lister {
         _: Request<v1alpha1::ListPodResourcesRequest>,
     ) -> Result<Response<v1alpha1::ListPodResourcesResponse>, Status> {
         self.admit()?;
+        metrics::POD_RESOURCES_REQUESTS.inc(&["v1alpha1"]);
+        metrics::POD_RESOURCES_REQUESTS_LIST.inc(&["v1alpha1"]);
         let of_resource = |(resource_name, devices): (String, Vec<(String, Vec<i64>)>)| v1alpha1::ContainerDevices {
             resource_name,
             device_ids: devices.into_iter().map(|(id, _)| id).collect(),

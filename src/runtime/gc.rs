@@ -126,6 +126,17 @@ impl Records {
     }
 }
 
+/// Reasons of the events about a round that failed.
+fn reasons(error: &CollectError, failed_before: bool) -> Vec<&'static str> {
+    let of_disk = match error {
+        CollectError::NoCapacity => Some("InvalidDiskCapacity"),
+        CollectError::Insufficient { .. } => Some("FreeDiskSpaceFailed"),
+        _ => None,
+    };
+    // Once may be a runtime that was just restarted.
+    of_disk.into_iter().chain(failed_before.then_some("ImageGCFailed")).collect()
+}
+
 /// The bytes to free so that no more than `low` percent is used; `None` below the high threshold.
 fn to_free(policy: ImagePolicy, capacity: u64, available: u64) -> Option<u64> {
     let available = available.min(capacity);
@@ -138,6 +149,37 @@ fn to_free(policy: ImagePolicy, capacity: u64, available: u64) -> Option<u64> {
 fn used_percent(capacity: u64, available: u64) -> u64 {
     let free = u128::from(available) * 100 / u128::from(capacity.max(1));
     100 - u64::try_from(free).unwrap_or(100).min(100)
+}
+
+/// What a round has freed so far.
+struct Freed {
+    wanted: u64,
+    bytes: u64,
+    errors: Vec<String>,
+}
+
+impl Freed {
+    const fn new(wanted: u64) -> Self {
+        Self { wanted, bytes: 0, errors: Vec::new() }
+    }
+
+    /// Takes in that an image of this size was removed, or why not; whether that is enough.
+    fn note(&mut self, size: u64, removed: Result<(), RuntimeError>) -> bool {
+        match removed {
+            Ok(()) => self.bytes = self.bytes.saturating_add(size),
+            Err(error) => self.errors.push(error.to_string()),
+        }
+        self.bytes >= self.wanted
+    }
+
+    fn result(self) -> Result<u64, CollectError> {
+        let Self { wanted, bytes: freed, errors } = self;
+        if errors.is_empty() {
+            Ok(freed)
+        } else {
+            Err(CollectError::Deletion { wanted, freed, errors: joined(errors) })
+        }
+    }
 }
 
 /// Collects images of one runtime.
@@ -223,14 +265,8 @@ impl ImageCollector {
                 Ok(()) => failed_before = false,
                 Err(error) => {
                     warn!(%error, "image garbage collection failed");
-                    match &error {
-                        CollectError::NoCapacity => tell("InvalidDiskCapacity", error.to_string()),
-                        CollectError::Insufficient { .. } => tell("FreeDiskSpaceFailed", error.to_string()),
-                        _ => {}
-                    }
-                    // Once may be a runtime that was just restarted.
-                    if failed_before {
-                        tell("ImageGCFailed", error.to_string());
+                    for reason in reasons(&error, failed_before) {
+                        tell(reason, error.to_string());
                     }
                     failed_before = true;
                 }
@@ -300,25 +336,17 @@ impl ImageCollector {
     }
 
     async fn free(&mut self, wanted: u64, unused: Vec<(String, Record)>, now: Duration) -> Result<u64, CollectError> {
-        let mut freed = 0_u64;
-        let mut errors = Vec::new();
+        let mut freed = Freed::new(wanted);
         for (id, record) in unused {
             if record.detected.is_some_and(|detected| now.saturating_sub(detected) < self.policy.min_age) {
                 continue;
             }
-            match self.remove(&id, &record).await {
-                Ok(()) => freed = freed.saturating_add(record.size),
-                Err(error) => errors.push(error.to_string()),
-            }
-            if freed >= wanted {
+            let removed = self.remove(&id, &record).await;
+            if freed.note(record.size, removed) {
                 break;
             }
         }
-        if errors.is_empty() {
-            Ok(freed)
-        } else {
-            Err(CollectError::Deletion { wanted, freed, errors: joined(errors) })
-        }
+        freed.result()
     }
 
     async fn remove(&mut self, id: &str, record: &Record) -> Result<(), RuntimeError> {
@@ -383,6 +411,39 @@ mod tests {
         records.note(&images, &used(&[]), at(60));
         records.note(&images, &used(&[]), at(70));
         assert_eq!(records.images["a"].detected, Some(at(60)), "since when it is here does not change");
+    }
+
+    #[test]
+    fn no_more_images_go_than_it_takes() {
+        // A14.8
+        for (wanted, enough) in [(1, 1), (50, 1), (51, 2), (100, 2), (999, 3)] {
+            let mut freed = Freed::new(wanted);
+            let removed = (0..3).take_while(|_| !freed.note(50, Ok(()))).count();
+            assert_eq!((removed + 1).min(3), enough, "{wanted}");
+            assert_eq!(freed.result().unwrap(), 50 * enough as u64);
+        }
+        let mut freed = Freed::new(80);
+        assert!(!freed.note(50, Err(RuntimeError::NotFound("busy".to_owned()))), "nothing was freed");
+        assert!(!freed.note(50, Ok(())) && freed.note(50, Ok(())));
+        let error = freed.result().unwrap_err().to_string();
+        assert!(error.starts_with("wanted to free 80 bytes, but freed 100 bytes space with errors"), "{error}");
+    }
+
+    #[test]
+    fn rounds_that_fail_are_told_of() {
+        // A14.8, A21.2
+        let insufficient = CollectError::Insufficient { percent: 90, capacity: "1 GiB".into(), freed: 7 };
+        assert!(insufficient.to_string().contains("90% of 1 GiB used") && insufficient.to_string().contains("freed 7"));
+        let old = CollectError::Old { age: at(60), errors: "no".into() };
+        for (error, expected) in [
+            (CollectError::NoCapacity, &["InvalidDiskCapacity", "ImageGCFailed"][..]),
+            (insufficient, &["FreeDiskSpaceFailed", "ImageGCFailed"]),
+            (old, &["ImageGCFailed"]),
+        ] {
+            assert_eq!(reasons(&error, true), expected);
+            assert_eq!(reasons(&error, false), expected[..expected.len() - 1], "once is no reason yet");
+        }
+        assert_eq!(ROUND, at(300));
     }
 
     #[test]

@@ -271,17 +271,7 @@ impl Images {
             attempts.push(None);
         }
         for credential in attempts {
-            let request = cri::PullImageRequest {
-                image: Some(cri::ImageSpec {
-                    image: pull.image.clone(),
-                    user_specified_image: pull.image.clone(),
-                    runtime_handler: pull.runtime_handler.clone(),
-                    ..Default::default()
-                }),
-                auth: credential.map(Credential::to_cri),
-                sandbox_config: None,
-            };
-            match self.runtime.pull_image(request).await {
+            match self.runtime.pull_image(request(pull, credential)).await {
                 Ok(id) => {
                     let took = Clock.now().monotonic.saturating_sub(started);
                     return Ok(Pulled { id, took, credential: credential.cloned() });
@@ -295,6 +285,19 @@ impl Images {
             }
         }
         Err(combined(errors))
+    }
+}
+
+fn request(pull: &Pull, credential: Option<&Credential>) -> cri::PullImageRequest {
+    cri::PullImageRequest {
+        image: Some(cri::ImageSpec {
+            image: pull.image.clone(),
+            user_specified_image: pull.image.clone(),
+            runtime_handler: pull.runtime_handler.clone(),
+            ..Default::default()
+        }),
+        auth: credential.map(Credential::to_cri),
+        sandbox_config: None,
     }
 }
 
@@ -317,6 +320,18 @@ fn combined(mut errors: Vec<RuntimeError>) -> RuntimeError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_handler_of_the_pods_class_pulls() {
+        // A14.7
+        let pull = Pull { image: "a/b:1".into(), runtime_handler: "kata".into(), ..Pull::default() };
+        let credential = Credential { username: "robot".into(), ..Credential::default() };
+        let asked = request(&pull, Some(&credential));
+        let image = asked.image.expect("an image");
+        assert_eq!((image.image.as_str(), image.runtime_handler.as_str()), ("a/b:1", "kata"));
+        assert_eq!(asked.auth.map(|auth| auth.username).as_deref(), Some("robot"));
+        assert!(request(&pull, None).auth.is_none());
+    }
 
     #[test]
     fn secrets_are_not_printed() {

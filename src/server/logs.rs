@@ -68,12 +68,11 @@ impl LogRequest {
             None | Some("" | "null") => None,
             Some(time) => Some(time.parse().map_err(|_| NoLog::Undecodable)?),
         };
-        if !matches!(first("stream"), None | Some("" | "All")) {
-            return Err(NoLog::Undecodable);
-        }
         let below = |value: Option<i64>, least: i64| value.is_some_and(|value| value < least);
         let both_since = since_seconds.is_some() && since_time.is_some();
-        if below(tail_lines, 0) || below(limit_bytes, 1) || below(since_seconds, 1) || both_since {
+        // Which stream is an alpha feature's question.
+        let of_stream = first("stream").is_some();
+        if of_stream || below(tail_lines, 0) || below(limit_bytes, 1) || below(since_seconds, 1) || both_since {
             return Err(NoLog::Invalid);
         }
         let ago = |seconds| now.checked_sub(SignedDuration::from_secs(seconds)).unwrap_or(Timestamp::MIN);
@@ -164,7 +163,7 @@ mod tests {
 
     #[test]
     fn queries_are_read_as_kubelet_does() {
-        // A18.7
+        // A18.7, A20.8
         let since = |time: &str| Some(time.parse().unwrap());
         let options = LogOptions::default();
         for (query, expected) in [
@@ -181,7 +180,7 @@ mod tests {
                 "sinceTime=2026-01-02T05%3A04%3A00%2B02%3A00",
                 LogOptions { since: since("2026-01-02T03:04:00Z"), ..options },
             ),
-            ("insecureSkipTLSVerifyBackend=true&stream=All", options),
+            ("insecureSkipTLSVerifyBackend=true", options),
         ] {
             assert_eq!(parse(query).map(|request| request.options), Ok(expected), "{query}");
         }
@@ -191,16 +190,21 @@ mod tests {
     #[test]
     fn wrong_options_are_refused() {
         // A18.7, A20.8
-        for query in
-            ["tailLines=-1", "limitBytes=0", "sinceSeconds=0", "sinceSeconds=1&sinceTime=2026-01-02T03%3A04%3A05Z"]
-        {
+        for query in [
+            "tailLines=-1",
+            "limitBytes=0",
+            "sinceSeconds=0",
+            "sinceSeconds=1&sinceTime=2026-01-02T03%3A04%3A05Z",
+            "stream=Stdout",
+            "stream=All",
+        ] {
             let refusal = parse(query).unwrap_err();
             assert_eq!(
                 (refusal.status().as_u16(), refusal.to_string().as_str()),
                 (422, r#"{"message": "Invalid request."}"#)
             );
         }
-        for query in ["tailLines=many", "sinceTime=yesterday", "stream=Stdout", "follow=%zz"] {
+        for query in ["tailLines=many", "sinceTime=yesterday", "follow=%zz"] {
             assert_eq!(parse(query).unwrap_err().status(), 400, "{query}");
         }
     }

@@ -20,8 +20,6 @@ use stoker_model::service::{NamespacedName, ServiceChange};
 use super::frontend::{Family, Place, Route, ServiceRoutes};
 use crate::clock::Now;
 
-/// Names the moment of the change that led to a slice's newest state.
-
 type Labels = Vec<(&'static str, &'static str)>;
 type Seconds = Gauge<f64, AtomicU64>;
 

@@ -355,7 +355,11 @@ mod tests {
 
     #[test]
     fn repetition_is_counted() {
-        // A21.3
+        // A21.3, A5.12
+        let mut book = Book::default();
+        let unhealthy = |second| Said { reason: "Unhealthy".into(), ..said("Readiness probe failed: no", second) };
+        let counts = (0..5).map(|n| book.note(unhealthy(10 * n), "n").expect("written").count).collect::<Vec<_>>();
+        assert_eq!(counts, [1, 2, 3, 4, 5]);
         let mut book = Book::default();
         let first = book.note(said("same", 0), "n").expect("written");
         let second = book.note(said("same", 9), "n").expect("written");

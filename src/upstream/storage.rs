@@ -1,6 +1,7 @@
 //! Claims, persistent volumes and CSI drivers: what volumes of this node are made of.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
@@ -13,6 +14,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use stoker_model::handle::{ApiError, CsiDriverInfo, NodeVolumes, StorageApi};
 
+use super::backoff::Backoff;
 use super::client::{ApiServer, PatchKind, query_value};
 
 /// The node's IDs as its drivers know it, as JSON (A9.18).
@@ -31,6 +33,15 @@ impl Storage {
     /// For the node of that name.
     pub const fn new(api: ApiServer, node: String) -> Self {
         Self { api, node }
+    }
+
+    /// Makes the node's CSINode, where there is none: however long it takes (A13.11).
+    pub async fn ensure_csi_node(&self) {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+        while let Err(error) = self.change_node(|_| ()).await {
+            tracing::debug!(%error, "the node has no CSINode yet");
+            tokio::time::sleep(backoff.wait()).await;
+        }
     }
 
     async fn read<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, ApiError> {

@@ -10,7 +10,7 @@ use super::csi::{Attributes, attachment_name};
 use super::error::VolumeError;
 
 /// The Node's status is waited for so long before the pod is looked at again, as upstream.
-const LIMIT: Duration = Duration::from_secs(123);
+pub(super) const LIMIT: Duration = Duration::from_secs(123);
 /// First and longest time between two looks.
 const LOOK: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
 
@@ -19,12 +19,24 @@ pub(super) fn unique_name(driver: &str, handle: &str) -> String {
     format!("kubernetes.io/csi/{driver}^{handle}")
 }
 
+/// How long a volume is waited for, and what then.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    pub(super) limit: Duration,
+    /// The driver tells how many volumes it can attach whenever that changes, so that it counts when it says that these are too many.
+    pub(super) counts: bool,
+}
+
+/// Code of gRPC: there is no more of it.
+const RESOURCE_EXHAUSTED: i32 = 8;
+
 /// Waits until the volume is attached; what the driver tells the node of it. Only what the Node says that it uses is safe from being
 /// detached, so that has to be written first.
 pub(super) async fn until_attached(
     api: &dyn StorageApi,
     source: &CSIPersistentVolumeSource,
     node: &str,
+    patience: Patience,
 ) -> Result<Attributes, VolumeError> {
     let (driver, handle) = (&source.driver, &source.volume_handle);
     let unique = unique_name(driver, handle);
@@ -34,8 +46,9 @@ pub(super) async fn until_attached(
         if volumes.in_use.contains(&unique) && volumes.attached.contains(&unique) {
             break;
         }
-        if waited >= LIMIT {
-            return Err(VolumeError::NotAttached(unique));
+        if waited >= patience.limit {
+            let exhausted = patience.counts && is_exhausted(api, &attachment_name(handle, driver, node)).await?;
+            return Err(if exhausted { VolumeError::AttachLimit } else { VolumeError::NotAttached(unique) });
         }
         tokio::time::sleep(delay).await;
         waited += delay;
@@ -56,4 +69,10 @@ pub(super) async fn until_attached(
         Some(error) => failed(error.message.unwrap_or_default()),
         None => failed(format!("volume {handle} is not attached for volume attachment {name}")),
     }
+}
+
+/// Whether the driver can attach no more volumes to this node (A6.3).
+async fn is_exhausted(api: &dyn StorageApi, attachment: &str) -> Result<bool, VolumeError> {
+    let error = api.attachment(attachment).await?.and_then(|attachment| attachment.status?.attach_error);
+    Ok(error.and_then(|error| error.error_code) == Some(RESOURCE_EXHAUSTED))
 }

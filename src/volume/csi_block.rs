@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{CSIPersistentVolumeSource, Pod};
 use stoker_model::handle::{EventType, NodeSnapshot};
 use stoker_model::pod::{PodRef, PodUid};
 
-use super::attach::{self, unique_name};
+use super::attach::unique_name;
 use super::claim::Bound;
 use super::csi::{Csi, MountDevice, PodData, Publish};
 use super::csi_volume::{FOR_ONE_POD, Job, Policy, make_dir, remove_empty};
@@ -107,7 +107,7 @@ impl Volumes {
             ..MountDevice::default()
         };
         if fresh && policy.attach {
-            let attached = attach::until_attached(api, source, &node.name).await;
+            let attached = self.until_attached(source, &policy, node).await;
             device.publish_context = attached.map_err(VolumeError::step("MapVolume.WaitForAttach failed"))?;
         }
         let gate = self.gate(driver, handle);

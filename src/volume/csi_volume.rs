@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use stoker_model::handle::NodeSnapshot;
 use stoker_model::pod::{PodRef, PodUid};
 
-use super::attach;
+use super::attach::{self, Patience};
 use super::claim::Bound;
 use super::csi::{Attributes, Csi, MountDevice, PodData, Publish, ephemeral_handle, published};
 use super::error::VolumeError;
@@ -36,6 +36,8 @@ pub(super) struct Policy {
     audiences: Vec<(String, Option<i64>)>,
     tokens_in_secrets: bool,
     republish: bool,
+    /// How many volumes it can attach may change.
+    pub(super) counts: bool,
 }
 
 impl Policy {
@@ -50,6 +52,7 @@ impl Policy {
             audiences: requests.map(|r| (r.audience, r.expiration_seconds)).collect(),
             tokens_in_secrets: spec.service_account_token_in_secrets.unwrap_or_default(),
             republish: spec.requires_republish.unwrap_or_default(),
+            counts: spec.node_allocatable_update_period_seconds.is_some_and(|seconds| seconds > 0),
         }
     }
 }
@@ -113,7 +116,7 @@ impl Volumes {
             return Err(VolumeError::Other(FOR_ONE_POD.to_owned()));
         }
         if policy.attach && (fresh || policy.republish) {
-            let attached = attach::until_attached(api, source, &node.name).await;
+            let attached = self.until_attached(source, &policy, node).await;
             device.publish_context = attached.map_err(VolumeError::step("MountVolume.WaitForAttach failed"))?;
         }
         let gate = self.gate(&source.driver, &source.volume_handle);
@@ -141,6 +144,24 @@ impl Volumes {
         self.own(&job, &csi, &policy, &publish, by_default, fresh)?;
         self.expand(&mut csi, &job.growth(bound, fresh), &publish).await?;
         Ok(place)
+    }
+
+    /// Waits until the cluster has attached the volume. Where the driver can attach no more, the cluster is told how many those are.
+    pub(super) async fn until_attached(
+        &self,
+        source: &CSIPersistentVolumeSource,
+        policy: &Policy,
+        node: &NodeSnapshot,
+    ) -> Result<Attributes, VolumeError> {
+        let api = self.storage()?;
+        let patience = Patience { limit: self.patience, counts: policy.counts };
+        let attached = attach::until_attached(api, source, &node.name, patience).await;
+        if matches!(attached, Err(VolumeError::AttachLimit))
+            && let Err(error) = self.drivers.tell_again(&source.driver, api).await
+        {
+            tracing::warn!(driver = source.driver, %error, "CSINode still tells how many volumes could be attached before");
+        }
+        attached
     }
 
     /// Mounts a volume that lives and dies with the pod.

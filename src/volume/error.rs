@@ -55,6 +55,9 @@ pub enum VolumeError {
     /// The cluster has not attached the volume yet, which is no failure.
     #[error("volume {0} is not attached according to the node's status")]
     NotAttached(String),
+    /// The driver can attach no more volumes to this node, so the pod cannot stay here.
+    #[error("context deadline exceeded")]
+    AttachLimit,
     /// A CSI driver refused, or did not answer.
     #[error("{text}")]
     Driver {
@@ -91,7 +94,7 @@ impl VolumeError {
 
     pub(super) fn step(step: &'static str) -> impl Fn(Self) -> Self {
         move |error| match error {
-            Self::Step { .. } | Self::NotAttached(_) => error,
+            Self::Step { .. } | Self::NotAttached(_) | Self::AttachLimit => error,
             other => Self::Step { step, text: other.to_string() },
         }
     }

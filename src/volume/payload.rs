@@ -221,7 +221,7 @@ fn secret_content(object: &Secret) -> Content {
 /// Chooses keys and their paths.
 fn pick(
     payload: &mut Payload,
-    mut content: Content,
+    content: Content,
     items: Option<&[KeyToPath]>,
     default_mode: i32,
     optional: bool,
@@ -233,10 +233,10 @@ fn pick(
         return Ok(());
     };
     for item in items {
-        match content.remove(&item.key) {
+        match content.get(&item.key) {
             Some(content) => {
                 let mode = mode(item.mode.unwrap_or(default_mode));
-                payload.insert(item.path.clone(), File { content, mode, uid: None });
+                payload.insert(item.path.clone(), File { content: content.clone(), mode, uid: None });
             }
             None if optional => {}
             None => return Err(VolumeError::NoKey { kind, key: item.key.clone() }),

@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, Volume};
 use stoker_model::handle::{EventSink, EventSubject, EventType, NodeSnapshot, ObjectApi, StorageApi};
@@ -13,6 +14,7 @@ use stoker_model::pod::{PodRef, PodUid};
 use tokio::sync::{Notify, Semaphore, watch};
 
 use super::atomic::{self, Payload};
+use super::attach;
 use super::claim::{self, Bound};
 use super::csi::Drivers;
 use super::error::VolumeError;
@@ -64,11 +66,19 @@ impl MountFailure {
     /// Reason of its event; `None`: there is none, for the volume is only waited for.
     pub fn reason(&self) -> Option<&'static str> {
         match self.error {
-            VolumeError::NotAttached(_) => None,
+            VolumeError::NotAttached(_) | VolumeError::AttachLimit => None,
             VolumeError::Step { step, .. } if step.starts_with("MapVolume.") && step != MAP_AFFINITY => {
                 Some("FailedMapVolume")
             }
             _ => Some("FailedMount"),
+        }
+    }
+
+    /// The pod has to go: the reason for that (A6.3).
+    pub const fn rejects(&self) -> Option<&'static str> {
+        match self.error {
+            VolumeError::AttachLimit => Some("VolumeAttachmentLimitExceeded"),
+            _ => None,
         }
     }
 }
@@ -88,6 +98,10 @@ impl fmt::Display for MountFailure {
                     "unmounted volumes=[{volume}], unattached volumes=[{volume}], failed to process volumes=[]: {error}"
                 )
             }
+            VolumeError::AttachLimit => write!(
+                f,
+                "Node has reached its volume attachment limit, rejecting pod. unmounted volumes=[{volume}], unattached volumes=[{volume}], failed to process volumes=[]: {error}"
+            ),
             other => write!(f, "MountVolume.SetUp failed for volume \"{named}\" : {other}"),
         }
     }
@@ -118,6 +132,8 @@ pub struct Volumes {
     pub(super) tokens: Arc<Tokens>,
     pub(super) places: Places,
     gates: Gates,
+    /// So long a volume may take to be attached before the pod is looked at again.
+    pub(super) patience: Duration,
 }
 
 impl fmt::Debug for Volumes {
@@ -139,7 +155,15 @@ impl Volumes {
             drivers: Drivers::default(),
             tokens: Arc::default(),
             gates: Gates::default(),
+            patience: attach::LIMIT,
         }
+    }
+
+    /// Waits so long for volumes to be attached, and not as long as upstream.
+    #[must_use]
+    pub const fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
     }
 
     /// Mounts claims, too.

@@ -19,7 +19,7 @@ fn fetch(lab: &Lab, pod: &str, url: &str) -> bool {
 #[test]
 fn pods_have_addresses_host_ports_and_policies() {
     let mut lab = Lab::start();
-    // A11.9
+    // A11.3, A11.8, A11.9
     let ports = json!([{"name": "http", "containerPort": 8080, "hostPort": 8090}]);
     lab.apply(&pod("web").image(HELLO).container("ports", ports).build());
     lab.apply(&pod("client").build());
@@ -38,6 +38,7 @@ fn pods_have_addresses_host_ports_and_policies() {
     }
     assert!(fetch(&lab, "client", &format!("http://{NODE_IP}:8090/")));
 
+    pods_have_names(&lab);
     let policy = json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "only-clients"},
         "spec": {"podSelector": {"matchLabels": {"app": "web"}}, "ingress": [
@@ -81,7 +82,63 @@ fn pods_have_addresses_host_ports_and_policies() {
     lab.finish();
 }
 
-/// B1.18 B1.3 B1.4: pods, nodes and Services of both families, with our own API server.
+/// A11.3, A11.8: what `hostname` and `/etc/hosts` say in a pod.
+fn pods_have_names(lab: &Lab) {
+    let script = "hostname; cat /etc/hosts; echo the end; sleep 100000";
+    let long = format!("{}.b", "a".repeat(62));
+    let named = |name: &str| pod(name).script(script).spec("subdomain", json!("group"));
+    let of_node = pod("of-node").script(script).spec("hostNetwork", json!(true)).spec("dnsPolicy", json!("Default"));
+    let whole = named("whole").spec("hostname", json!("one")).spec("setHostnameAsFQDN", json!(true));
+    let other = named("other").spec("hostnameOverride", json!("over.example.host"));
+    let too_long = named("too-long").spec("subdomain", json!("s".repeat(60))).spec("setHostnameAsFQDN", json!(true));
+    let aliases = json!([{"ip": "192.0.2.9", "hostnames": ["x", "y"]}]);
+    for manifest in [named("part"), whole, other, of_node, too_long] {
+        lab.apply(&manifest.build());
+    }
+    let mut with_long_name =
+        pod(&long).container("name", json!("main")).script(script).spec("hostAliases", aliases).build();
+    // A label may not be as long.
+    with_long_name["metadata"]["labels"] = json!({});
+    lab.apply(&with_long_name);
+    let said = |name: &str| {
+        let mut said = String::new();
+        lab.eventually(&format!("{name} says its name"), |lab| {
+            said = lab.try_kubectl(&format!("logs {name}")).out;
+            said.ends_with("the end\n")
+        });
+        let (hostname, hosts) = said.split_once('\n').expect("two lines");
+        (hostname.to_owned(), hosts.trim_end_matches("the end\n").to_owned())
+    };
+    let begin = "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n\
+                 fe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n";
+    let domain = "group.default.svc.cluster.local";
+    let aliases = "\n# Entries added by HostAliases.\n192.0.2.9\tx\ty\n";
+    for (name, hostname, names, end) in [
+        ("part", "part".to_owned(), format!("part.{domain}\tpart"), ""),
+        ("whole", format!("one.{domain}"), format!("one.{domain}\tone"), ""),
+        ("other", "over.example.host".to_owned(), "over.example.host".to_owned(), ""),
+        (long.as_str(), "a".repeat(62), "a".repeat(62), aliases),
+    ] {
+        let ip = text(&lab.get(&format!("pod {name}"))["status"]["podIP"]);
+        assert_eq!(said(name), (hostname, format!("{begin}{ip}\t{names}\n{end}")), "{name}");
+    }
+    let (hostname, hosts) = said("of-node");
+    assert_eq!(hostname, lab.run("hostname", &[]).out.trim());
+    let of_node = lab.run("cat", &["/etc/hosts"]).out;
+    assert_eq!(hosts, format!("# Kubernetes-managed hosts file (host network).\n{of_node}"));
+    lab.eventually("the long name is told of", |lab| {
+        let told = format!(
+            "FQDN too-long.{}.default.svc.cluster.local is too long (64 characters is the max, 95 characters requested)",
+            "s".repeat(60)
+        );
+        lab.kubectl("get events --field-selector involvedObject.name=too-long -o jsonpath={.items[*].message}").contains(&told)
+    });
+    let waits = lab.get("pod too-long")["status"]["containerStatuses"][0]["state"]["waiting"]["reason"].clone();
+    assert_eq!(waits, "ContainerCreating");
+    lab.kubectl(&format!("delete pod part whole other of-node too-long {long} --grace-period=1"));
+}
+
+/// A11.10 B1.18 B1.3 B1.4: pods, nodes and Services of both families, with our own API server.
 #[test]
 fn both_families_reach_pods_services_and_node_ports() {
     let lab = Lab::start_dual_stack();

@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use stoker_model::handle::{
     ApiError, BoundToken, CsiDriverInfo, DesiredPods, EventSink, EventSubject, EventType, MirrorApi, NodeVolumes,
-    ObjectApi, ObjectName, PodApi, PodFeed, ServiceLinks, StorageApi,
+    ObjectApi, ObjectName, PodApi, PodFeed, ServiceLinks, StorageApi, TrustBundles,
 };
 use stoker_model::pod::{PodRef, PodUid};
 use tokio::sync::{Notify, watch};
@@ -40,8 +40,14 @@ struct Inner {
     /// What persistent volumes are made of.
     storage: Mutex<Storage>,
     events: Mutex<Vec<String>>,
+    /// The events among them that are warnings.
+    warnings: Mutex<BTreeSet<String>>,
     /// Pods whose status was Failed at some time.
     failed: Mutex<BTreeSet<PodUid>>,
+    /// Tokens asked for: pod, account, audiences, seconds.
+    tokens: Mutex<Vec<String>>,
+    /// ClusterTrustBundles.
+    bundles: Mutex<BTreeMap<String, String>>,
 }
 
 impl Api {
@@ -55,7 +61,10 @@ impl Api {
             followers: Mutex::default(),
             storage: Mutex::default(),
             events: Mutex::default(),
+            warnings: Mutex::default(),
             failed: Mutex::default(),
+            tokens: Mutex::default(),
+            bundles: Mutex::default(),
         }))
     }
 
@@ -150,6 +159,24 @@ impl Api {
         self.tell_followers(&ObjectName::ConfigMap("default".into(), name.into()));
     }
 
+    /// A ConfigMap that is not of text alone.
+    pub fn put_binary(&self, name: &str, text: &[(&str, &str)], binary: &[(&str, &[u8])]) {
+        let data = text.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let binary_data = binary.iter().map(|(k, v)| ((*k).to_owned(), ByteString(v.to_vec()))).collect();
+        let object = ConfigMap { data: Some(data), binary_data: Some(binary_data), ..ConfigMap::default() };
+        self.0.config_maps.lock().unwrap().insert(name.to_owned(), Arc::new(object));
+        self.tell_followers(&ObjectName::ConfigMap("default".into(), name.into()));
+    }
+
+    pub fn put_bundle(&self, name: &str, certificates: &str) {
+        self.0.bundles.lock().unwrap().insert(name.to_owned(), certificates.to_owned());
+    }
+
+    /// `pod account [audiences] seconds` of each token that was asked for.
+    pub fn tokens(&self) -> Vec<String> {
+        self.0.tokens.lock().unwrap().clone()
+    }
+
     pub fn put_secret(&self, name: &str, data: &[(&str, &str)]) {
         let data = data.iter().map(|(k, v)| ((*k).to_owned(), ByteString(v.as_bytes().to_vec()))).collect();
         let object = Secret { data: Some(data), ..Secret::default() };
@@ -190,6 +217,11 @@ impl Api {
     /// `reason: message` of every event, oldest first.
     pub fn events(&self) -> Vec<String> {
         self.0.events.lock().unwrap().clone()
+    }
+
+    /// Whether this event was a warning.
+    pub fn is_warning(&self, event: &str) -> bool {
+        self.0.warnings.lock().unwrap().contains(event)
     }
 
     /// Waits until the pod looks as wanted.
@@ -310,7 +342,21 @@ impl ObjectApi for Api {
         Ok(self.0.secrets.lock().unwrap().get(name).cloned())
     }
 
-    async fn service_account_token(&self, _: &PodRef, _: &str, _: &[String], _: i64) -> Result<BoundToken, ApiError> {
+    async fn trust_bundles(&self, choice: &TrustBundles) -> Result<Vec<String>, ApiError> {
+        let TrustBundles::Named(name) = choice else { return Ok(Vec::new()) };
+        let found = self.0.bundles.lock().unwrap().get(name).cloned();
+        found.map(|text| vec![text]).ok_or_else(|| ApiError::NotFound(format!("clustertrustbundle {name:?} not found")))
+    }
+
+    async fn service_account_token(
+        &self,
+        pod: &PodRef,
+        account: &str,
+        audiences: &[String],
+        seconds: i64,
+    ) -> Result<BoundToken, ApiError> {
+        let asked = format!("{}/{} {account} {audiences:?} {seconds}", pod.name, pod.uid);
+        self.0.tokens.lock().unwrap().push(asked);
         Ok(BoundToken { token: "a.b.c".into(), expires: "2099-01-01T00:00:00Z".parse().expect("a time") })
     }
 
@@ -398,7 +444,7 @@ impl EventSink for Api {
     fn publish_annotated(
         &self,
         subject: EventSubject,
-        _: EventType,
+        kind: EventType,
         reason: &str,
         message: String,
         annotations: BTreeMap<String, String>,
@@ -410,6 +456,10 @@ impl EventSink for Api {
             other => format!("{other:?}"),
         };
         let annotations: String = annotations.iter().map(|(name, value)| format!("[{name}={value}]")).collect();
-        self.0.events.lock().unwrap().push(format!("{place} {reason}: {message}{annotations}"));
+        let event = format!("{place} {reason}: {message}{annotations}");
+        if kind == EventType::Warning {
+            self.0.warnings.lock().unwrap().insert(event.clone());
+        }
+        self.0.events.lock().unwrap().push(event);
     }
 }

@@ -26,7 +26,7 @@ mod proto {
 
 #[expect(clippy::allow_attributes_without_reason, reason = "generated code")]
 #[allow(clippy::pedantic, missing_docs, dead_code, reason = "generated code")]
-mod registration {
+pub mod registration {
     include!(concat!(env!("OUT_DIR"), "/server/pluginregistration.rs"));
 }
 

@@ -103,7 +103,7 @@ fn health(pod: &Pod) -> Vec<String> {
 
 #[tokio::test]
 async fn containers_get_devices_and_keep_them() {
-    // A2.18, A10.11, A15.5, A15.7, A15.15, A6.3
+    // A2.18, A10.11, A15.5, A15.7, A15.15, A6.3, A6.4
     let mut node = Node::start().await;
     let plugin = Gadgets::new(&node.path(""), &[("g0", "Healthy"), ("g1", "Healthy")]);
     let serving = plugin.serve();
@@ -153,6 +153,20 @@ async fn containers_get_devices_and_keep_them() {
     let answers = futures::future::join_all((0..300).map(ask)).await;
     let refused = answers.into_iter().flatten().next().expect("too many questions");
     assert_eq!((refused.code(), refused.message()), (Code::ResourceExhausted, "rejected by rate limit"));
+
+    // Who asked is counted; refusals are not.
+    let counted = stoker_model::metrics::text();
+    for line in [
+        "kubelet_pod_resources_endpoint_requests_list{server_api_version=\"v1alpha1\"} 1",
+        "kubelet_pod_resources_endpoint_requests_get{server_api_version=\"v1\"} 2",
+        "kubelet_pod_resources_endpoint_requests_get_allocatable{server_api_version=\"v1\"} 1",
+        "kubelet_pod_resources_endpoint_errors_get{server_api_version=\"v1\"} 1",
+    ] {
+        assert!(counted.lines().any(|counted| counted == line), "{line}\n{counted}");
+    }
+    for name in ["requests_total", "requests_list", "errors_list", "errors_get_allocatable"] {
+        assert!(counted.contains(&format!("# TYPE kubelet_pod_resources_endpoint_{name} counter")), "{name}");
+    }
 
     // A device falls ill.
     plugin.tell(&[("g0", "Healthy"), ("g1", "Unhealthy")]);
@@ -213,12 +227,13 @@ async fn containers_get_devices_and_keep_them() {
 
 #[tokio::test]
 async fn init_containers_hand_their_devices_on() {
-    // A15.5
+    // A15.5, A15.6
     let node = Node::start().await;
     let plugin = Gadgets::new(&node.path(""), &[("g0", "Healthy"), ("g1", "Healthy")]);
-    let serving = plugin.serve();
-    plugin.register().await.unwrap();
+    // This one is found in the registry of plugins.
+    let (serving, socket) = plugin.serve_in_registry();
     until_count(&node, 2, 2).await;
+    crate::volumes::until("it is told", || plugin.calls().contains(&"registered true ".to_owned())).await;
     let mut built = with_gadgets(&node, "p", "1").init("init", "true").sidecar("side", "sleep 1000");
     let spec = built.0.spec.as_mut().unwrap();
     for init in spec.init_containers.iter_mut().flatten() {
@@ -229,10 +244,15 @@ async fn init_containers_hand_their_devices_on() {
     let listed = client(&node).await.list(ListPodResourcesRequest {}).await.unwrap().into_inner();
     // The sidecar took over what the init container had, and keeps it.
     let lines = shown(&listed.pod_resources);
+    let id = status(&node.api.pod(&uid).unwrap(), "main").container_id.unwrap();
+    let main = node.lab.runtime.container_status(id.trim_start_matches("containerd://"), false).await.unwrap();
+    assert_eq!(main.status.unwrap().annotations["example.com/gadgets"], "g0");
     assert_eq!(lines, ["default/p/main example.com/gadget=g0@0", "default/p/side example.com/gadget=g1@0"]);
     node.api.delete(&uid, 1);
     node.api.until_gone(&uid).await;
     serving.stop().await;
+    fs::remove_file(socket).unwrap();
+    until_count(&node, 2, 0).await;
     node.stop().await;
 }
 
@@ -267,7 +287,7 @@ async fn until_on(node: &Node, name: &str, cpus: &str) {
 
 #[tokio::test]
 async fn guaranteed_containers_get_cpus_of_their_own() {
-    // A15.2
+    // A12.3, A12.7, A15.2
     let mut node = Node::start().await;
     node.stop_agent().await;
     let state = node.path("kubelet/cpu_manager_state");
@@ -304,7 +324,17 @@ async fn guaranteed_containers_get_cpus_of_their_own() {
     assert_eq!((cpus("first"), cpus("shared")), (vec![own.clone()], vec![]));
     let allocatable = client(&node).await.get_allocatable_resources(AllocatableResourcesRequest {}).await.unwrap();
     assert_eq!(allocatable.into_inner().cpu_ids.len(), 1);
-    assert_eq!(quotas(&node, &first), ["-1"], "what is the container's own is not limited");
+    assert!(quotas(&node, &first).iter().all(|quota| quota == "-1"), "what is the container's own is not limited");
+    node.api.change(&first, |p| {
+        let resources = p.spec.as_mut().unwrap().containers[0].resources.as_mut().unwrap();
+        resources.limits.as_mut().unwrap().insert("memory".to_owned(), Quantity("96Mi".to_owned()));
+    });
+    let larger = |p: &Pod| {
+        let limits = status(p, "main").resources.and_then(|resources| resources.limits).unwrap_or_default();
+        limits.get("memory").is_some_and(|memory| memory.0 == "96Mi") && !condition(p, "PodResizeInProgress")
+    };
+    node.api.until(&first, "resized", larger).await;
+    assert!(quotas(&node, &first).iter().all(|quota| quota == "-1"), "nor after a resize: {:?}", quotas(&node, &first));
 
     // Another agent goes on with it.
     let before = fs::read_to_string(&state).unwrap();
@@ -329,7 +359,7 @@ async fn guaranteed_containers_get_cpus_of_their_own() {
     node.stop().await;
 }
 
-/// CFS quotas of the containers of a pod, where the host has cgroup v1; what they are where it has not is the runtime's business.
+/// CFS quotas of a pod and of its container, where the host has cgroup v1; what they are where it has not is the runtime's business.
 fn quotas(node: &Node, uid: &PodUid) -> Vec<String> {
     let root = Path::new("/sys/fs/cgroup/cpu").join(node.lab.path().file_name().unwrap());
     if !root.exists() {
@@ -338,5 +368,6 @@ fn quotas(node: &Node, uid: &PodUid) -> Vec<String> {
     let pod = root.join("kubepods").join(format!("pod{uid}"));
     let id = status(&node.api.pod(uid).unwrap(), "main").container_id.unwrap();
     let group = pod.join(id.trim_start_matches("containerd://"));
-    vec![fs::read_to_string(group.join("cpu.cfs_quota_us")).unwrap().trim().to_owned()]
+    let read = |group: &Path| fs::read_to_string(group.join("cpu.cfs_quota_us")).unwrap().trim().to_owned();
+    vec![read(&pod), read(&group)]
 }

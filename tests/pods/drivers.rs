@@ -138,7 +138,7 @@ fn attach(node: &Node, handle: &str) {
 
 #[tokio::test]
 async fn devices_of_a_driver_are_mapped_and_volumes_grow() {
-    // A9.1, A9.3, A9.17, A9.18, A9.23, A10.11
+    // A6.3, A9.1, A9.2, A9.3, A9.17, A9.18, A9.23, A10.11, A21.1
     let mut node = Node::start().await;
     let root = node.path("kubelet");
     let driver = Driver::new(&root);
@@ -262,6 +262,41 @@ async fn devices_of_a_driver_are_mapped_and_volumes_grow() {
     )
     .await;
     end(&node, &f).await;
+
+    // A9.2: whoever waits for a volume in vain is looked at again, and no event tells of that.
+    put(&node, "late", json!({"csi": {"driver": NAME, "volumeHandle": "vol-6"}}));
+    let late = node.api.create(pod("late").container("main", SLEEP).volume(of_claim("late"), "/disk").0);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(!node.api.events().iter().any(|event| event.starts_with("late  ")), "{:#?}", node.api.events());
+    attach(&node, "vol-6");
+    node.api.until(&late, "ready", |p| condition(p, "Ready")).await;
+    end(&node, &late).await;
+
+    // A6.3: where the driver can attach no more the pod cannot stay, and the cluster is told how many those are.
+    let described: k8s_openapi::api::storage::v1::CSIDriver =
+        serde_json::from_value(json!({"metadata": {"name": NAME}, "spec": {"nodeAllocatableUpdatePeriodSeconds": 60}}))
+            .unwrap();
+    put(&node, "full", json!({"csi": {"driver": NAME, "volumeHandle": "vol-5"}}));
+    node.api.storage(|all| {
+        let name = attachment_of("vol-5", "node-1");
+        let attachment = json!({
+            "metadata": {"name": name}, "spec": {"attacher": NAME, "nodeName": "node-1", "source": {}},
+            "status": {"attached": false, "attachError": {"errorCode": 8, "message": "no more"}},
+        });
+        all.attachments.insert(name, serde_json::from_value(attachment).unwrap());
+        all.drivers.insert(NAME.into(), described);
+        all.registered.clear();
+    });
+    let full = node.api.create(pod("full").container("main", SLEEP).volume(of_claim("full"), "/disk").0);
+    let refused = node.api.until(&full, "rejected", |p| phase(p) == "Failed").await;
+    let text = "Node has reached its volume attachment limit, rejecting pod. unmounted volumes=[data], unattached volumes=[data], \
+                failed to process volumes=[]: context deadline exceeded";
+    let status = refused.status.clone().unwrap();
+    assert_eq!(status.reason.as_deref(), Some("VolumeAttachmentLimitExceeded"));
+    assert_eq!(status.message, Some(format!("Pod was rejected: {text}")));
+    assert!(node.api.is_warning(&format!("full  VolumeAttachmentLimitExceeded: {text}")));
+    assert_eq!(node.api.storage(|all| all.registered[NAME].attach_limit), 8, "it was asked again");
+    end(&node, &full).await;
 
     // A pod that waits for its volume goes at once.
     put(&node, "detached", json!({"csi": {"driver": NAME, "volumeHandle": "vol-3"}}));

@@ -17,6 +17,8 @@ use tonic::{Request, Response, Status};
 use self::proto::device_plugin_server::{DevicePlugin, DevicePluginServer};
 use self::proto::registration_client::RegistrationClient;
 use self::proto::*;
+use crate::csi::registration::registration_server::{Registration, RegistrationServer};
+use crate::csi::registration::{InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse};
 
 #[expect(clippy::allow_attributes_without_reason, reason = "generated code")]
 #[allow(clippy::pedantic, missing_docs, dead_code, reason = "generated code")]
@@ -96,6 +98,26 @@ impl Gadgets {
         Serving(task, stop)
     }
 
+    /// As a plugin that is found in the registry of plugins.
+    pub fn serve_in_registry(&self) -> (Serving, PathBuf) {
+        let dir = self.dir.with_file_name("plugins_registry");
+        fs::create_dir_all(&dir).unwrap();
+        let socket = dir.join(SOCKET);
+        let listener = UnixListenerStream::new(UnixListener::bind(&socket).unwrap());
+        let (stop, mut stopped) = watch::channel(false);
+        let served = Self { stopped: stopped.clone(), ..self.clone() };
+        let registration = RegistrationServer::new(served.clone());
+        let server = Server::builder().add_service(DevicePluginServer::new(served)).add_service(registration);
+        let task = tokio::spawn(async move {
+            let ended = async move { drop(stopped.wait_for(|stop| *stop).await) };
+            tokio::select! {
+                result = server.serve_with_incoming(listener) => result.unwrap(),
+                () = ended => {}
+            }
+        });
+        (Serving(task, stop), socket)
+    }
+
     pub async fn register(&self) -> Result<(), Status> {
         self.register_as("v1beta1", NAME).await
     }
@@ -125,6 +147,27 @@ fn listed(devices: &[(&str, &str)]) -> Vec<Device> {
 
 pub async fn connect(socket: &Path) -> Channel {
     Endpoint::from_shared(format!("unix:{}", socket.display())).unwrap().connect().await.unwrap()
+}
+
+#[tonic::async_trait]
+impl Registration for Gadgets {
+    async fn get_info(&self, _: Request<InfoRequest>) -> Result<Response<PluginInfo>, Status> {
+        Ok(Response::new(PluginInfo {
+            r#type: "DevicePlugin".into(),
+            name: NAME.into(),
+            endpoint: self.dir.with_file_name("plugins_registry").join(SOCKET).display().to_string(),
+            supported_versions: vec!["v1beta1".into()],
+        }))
+    }
+
+    async fn notify_registration_status(
+        &self,
+        request: Request<RegistrationStatus>,
+    ) -> Result<Response<RegistrationStatusResponse>, Status> {
+        let told = request.into_inner();
+        self.calls.lock().unwrap().push(format!("registered {} {}", told.plugin_registered, told.error));
+        Ok(Response::new(RegistrationStatusResponse {}))
+    }
 }
 
 #[tonic::async_trait]

@@ -44,7 +44,7 @@ impl Node {
 
 #[tokio::test]
 async fn a_container_finds_what_it_was_promised() {
-    // A4.7, A8.3, A8.8, A9.12, A10.2, A10.12, A11.1, A11.4
+    // A4.7, A8.3, A8.8, A9.12, A10.2, A10.12, A11.1, A11.3, A11.4, A11.7
     let node = Node::start().await;
     node.api.put_config_map("kube-root-ca.crt", &[("ca.crt", "certificate")]);
     let fields = [
@@ -87,6 +87,8 @@ async fn a_container_finds_what_it_was_promised() {
         })
         .spec(|s| {
             s.service_account_name = Some("default".into());
+            s.dns_policy = Some("ClusterFirstWithHostNet".into());
+            s.host_aliases = from_value(json!([{"ip": "192.0.2.9", "hostnames": ["one", "two"]}])).unwrap();
             s.security_context = from_value(json!({ "runAsUser": 1000, "runAsGroup": 2000, "fsGroup": 3000,
                 "supplementalGroups": [4000, 3500] }))
             .unwrap();
@@ -144,6 +146,27 @@ async fn a_container_finds_what_it_was_promised() {
     let mut trees = trees.chain([Path::new("/sys/fs/cgroup").to_path_buf()]);
     assert!(trees.any(|tree| tree.join(&group).exists()), "{}", group.display());
     assert!(log.contains("-rw-r--r--"), "{log}");
+    // A11.3: the node's own file, and what was added; and who brings a file has that.
+    let of_node = fs::read_to_string("/etc/hosts").unwrap();
+    let file = fs::read_to_string(node.path("kubelet/pods").join(uid.as_str()).join("etc-hosts")).unwrap();
+    let added = "\n# Entries added by HostAliases.\n192.0.2.9\tone\ttwo\n";
+    assert_eq!(file, format!("# Kubernetes-managed hosts file (host network).\n{of_node}{added}"));
+    fs::write(node.path("hosts"), "192.0.2.10 mine\n").unwrap();
+    let mine = volume("hosts", json!({"hostPath": {"path": node.path("hosts"), "type": "File"}}));
+    let own_file =
+        pod("own-file").container("main", "cat /etc/hosts; echo the end; sleep 1000").volume(mine, "/etc/hosts");
+    let own_file = node.api.create(own_file.0);
+    let found = node.log_with(&own_file, "own-file", "main", "the end").await;
+    assert!(found.contains("F 192.0.2.10 mine\n") && !found.contains("Kubernetes-managed"), "{found}");
+    node.api.delete(&own_file, 1);
+    node.api.until_gone(&own_file).await;
+    // A11.7: a cluster without DNS, of which node and pod are told.
+    let text = "kubelet does not have ClusterDNS IP configured and cannot create Pod using \"ClusterFirst\" policy. \
+                Falling back to \"Default\" policy.";
+    let of_pod = format!("inside  MissingClusterDNS: pod: \"inside_default({uid})\". {text}");
+    for told in [format!("node MissingClusterDNS: {text}"), of_pod] {
+        assert!(node.api.is_warning(&told), "{told}: {:#?}", node.events());
+    }
     let of_pod = node.path("kubelet/pods").join(uid.as_str());
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&of_pod.join("etc-hosts")), 0o644);

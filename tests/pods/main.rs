@@ -4,6 +4,7 @@
 
 mod api;
 mod companions;
+mod contents;
 mod csi;
 mod devices;
 mod drivers;
@@ -14,6 +15,7 @@ mod inside;
 #[expect(dead_code, reason = "the lab serves another test, too, which needs more of it")]
 #[path = "../runtime/lab.rs"]
 mod lab;
+mod leftovers;
 mod lifecycle;
 mod node;
 mod pressure;

@@ -23,7 +23,7 @@ use stoker::runtime::gc::{ImageCollector, ImagePolicy};
 use stoker::runtime::{Images, NodeCredentials, PullRecords, VerificationPolicy, events};
 use stoker::volume::Volumes;
 use stoker::volume::csi::{Drivers, watch_plugins};
-use stoker_model::handle::{Eviction, NodeSnapshot, PodEvictor as _};
+use stoker_model::handle::{Eviction, NodeSnapshot, PodEvictor as _, ProbeMetrics as _};
 use stoker_model::pod::PodUid;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -45,6 +45,8 @@ pub struct Node {
     node: watch::Sender<Arc<NodeSnapshot>>,
     /// The agents that are started from now on read static pods here.
     pub static_path: Option<PathBuf>,
+    /// So often the agents that are started from now on look for what pods left behind.
+    pub garbage_every: Duration,
     /// Goes after the lab, also when a test fails.
     _groups: Groups,
 }
@@ -102,6 +104,7 @@ impl Node {
             resources,
             node,
             static_path: None,
+            garbage_every: PodsConfig::default().garbage_every,
             _groups: groups,
         };
         node.start_agent();
@@ -120,6 +123,7 @@ impl Node {
             link_dir: self.path("links"),
             resolv_conf: None,
             static_sources: StaticSources { path: self.static_path.clone(), ..StaticSources::default() },
+            garbage_every: self.garbage_every,
             users: Some(Users::open(&self.path("kubelet/pods"), IDS, 65536, 3).unwrap()),
             ..PodsConfig::default()
         };
@@ -133,7 +137,8 @@ impl Node {
         tokio::spawn(watch_plugins(plugins, drivers.clone(), Some(api.clone()), others, stop.clone()));
         let volumes = Volumes::new(&self.path("kubelet"), api.clone())
             .with_storage(api.clone(), drivers)
-            .with_events(api.clone());
+            .with_events(api.clone())
+            .with_patience(Duration::from_secs(3));
         let handles = PodHandles {
             images: Images::new(runtime.clone(), NonZeroUsize::MIN)
                 .with_records(Arc::new(records))
@@ -185,6 +190,11 @@ impl Node {
         tokio::spawn(agent.stop.clone().run_until_cancelled_owned(collector.run(api)));
         tokio::spawn(agent.stop.clone().run_until_cancelled_owned(evict(settings, handles, pressures, Clock)));
         held
+    }
+
+    /// What `/metrics/probes` shows.
+    pub fn probe_metrics(&self) -> String {
+        self.agent.as_ref().expect("an agent runs").pods.probe_metrics()
     }
 
     /// Orders a pod's end, as the node does.

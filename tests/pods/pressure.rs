@@ -111,7 +111,7 @@ async fn pods_that_take_more_disk_than_they_may_are_evicted() {
 
 #[tokio::test]
 async fn a_node_short_of_memory_ends_one_pod_after_the_other() {
-    // A2.19, A7.6, A13.6, A13.8, A13.9, A13.11
+    // A2.19, A7.6, A13.6, A13.8, A13.9, A13.11, A21.1
     let node = Node::start().await;
     let memory = |builder: Builder, amount: &str| {
         let amount = amount.to_owned();
@@ -218,7 +218,7 @@ async fn what_nobody_uses_goes_before_pods_do() {
 
 #[tokio::test]
 async fn a_runtime_that_does_not_kill_in_time_is_told_of() {
-    // A2.19, A4.10, A15.10
+    // A2.19, A4.10, A15.10, A21.1
     let node = Node::start().await;
     let uid = all_ready(&node, vec![sleeper("stuck", "echo 654321 > /dev/null")]).await.remove(0);
     let quick = all_ready(&node, vec![sleeper("quick", "true")]).await.remove(0);

@@ -97,7 +97,7 @@ fn of(registry: &Registry, name: &str, secrets: &[&str]) -> Pod {
 
 #[tokio::test]
 async fn private_images_come_with_the_secrets_of_the_pod_or_of_the_node() {
-    // A14.4, A14.5, A14.6
+    // A14.1, A14.2, A14.4, A14.5, A14.6, A14.7, A21.1
     let node = Node::start().await;
     let registry = Registry::start(&node).await;
     node.api.put_pull_secret(
@@ -117,6 +117,27 @@ async fn private_images_come_with_the_secrets_of_the_pod_or_of_the_node() {
     node.api.put_pull_secret("old", "kubernetes.io/dockercfg", ".dockercfg", &old);
     let succeeded = |p: &Pod| phase(p) == "Succeeded";
 
+    let of_image = |name: &str, image: &str, policy: &str| {
+        let mut pod = of(&registry, name, &[]);
+        let container = &mut pod.spec.as_mut().unwrap().containers[0];
+        (container.image, container.image_pull_policy) = (Some(image.to_owned()), Some(policy.to_owned()));
+        pod
+    };
+    // A14.7: a short name is one of Docker Hub's.
+    ctr(&node, &["images", "tag", BUSYBOX, "docker.io/library/normal:latest"]);
+    let there = || async {
+        let wanted = stoker::runtime::cri::ImageSpec { image: "normal".into(), ..Default::default() };
+        node.lab.runtime.image_status(wanted).await.unwrap().is_some()
+    };
+    for _ in 0..100 {
+        if there().await {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let short = node.api.create(of_image("short", "normal", "Never"));
+    node.api.until(&short, "short", succeeded).await;
+
     let denied = node.api.create(of(&registry, "denied", &["absent", "", "bad", "gone"]));
     let waits = |p: &Pod| state(status(p, "main").state.as_ref()) == "waiting ErrImagePull";
     node.api.until(&denied, "denied", waits).await;
@@ -129,10 +150,50 @@ async fn private_images_come_with_the_secrets_of_the_pod_or_of_the_node() {
     let pulling = |event: &String| event.starts_with("broken ") && event.contains(" Pulling: ");
     assert!(!node.api.events().iter().any(pulling), "{:#?}", node.api.events());
 
-    for (name, secrets) in [("new", vec!["bad", "good"]), ("legacy", vec!["old"])] {
+    for (name, secrets) in [("new", vec!["bad", "good"]), ("legacy", vec!["old"]), ("mixed", vec!["absent", "good"])] {
         let uid = node.api.create(of(&registry, name, &secrets));
         node.api.until(&uid, name, succeeded).await;
     }
+    // What is not to be had of a pod's secrets keeps nobody from trying (A14.5).
+    let image = registry.image();
+    let told = |name: &str, text: &str| {
+        let begin = format!("{name} spec.containers{{main}} {text}");
+        node.api.events().into_iter().find(|event| event.starts_with(&begin))
+    };
+    assert!(told("mixed", "Pulling: ").is_some() && told("denied", "Pulling: ").is_some());
+    let mixed = "mixed  FailedToRetrieveImagePullSecret: Unable to retrieve some image pull secrets (absent); attempting to pull the image may not succeed.";
+    assert!(node.api.is_warning(mixed), "{:#?}", node.api.events());
+
+    // A14.2: what is told of a pull that succeeds, and of one that does not.
+    assert!(told("new", &format!("Pulling: Pulling image \"{image}\"")).is_some());
+    let pulled = told("new", &format!("Pulled: Successfully pulled image \"{image}\" in ")).expect("an event");
+    assert!(pulled.contains(" including waiting). Image size: ") && pulled.ends_with(" bytes."), "{pulled}");
+    assert!(!node.api.is_warning(&pulled));
+    let failed = told("denied", &format!("Failed: Failed to pull image \"{image}\": ")).expect("an event");
+    let error = failed.split_once(&format!("\"{image}\": ")).unwrap().1.to_owned();
+    assert!(node.api.is_warning(&failed) && told("denied", "Failed: Error: ErrImagePull").is_some());
+    let backs_off = |p: &Pod| state(status(p, "main").state.as_ref()) == "waiting ImagePullBackOff";
+    let waiting = node.api.until(&denied, "backing off", backs_off).await;
+    let message = status(&waiting, "main").state.unwrap().waiting.unwrap().message.unwrap();
+    assert_eq!(message, format!("Back-off pulling image \"{image}\": ErrImagePull: {error}"));
+    let backed = told("denied", &format!("BackOff: Back-off pulling image \"{image}\"")).expect("an event");
+    assert!(!node.api.is_warning(&backed) && told("denied", "Failed: Error: ImagePullBackOff").is_some());
+    let nonsense = node.api.create(of_image("nonsense", "No/Such:Thing:", "IfNotPresent"));
+    let invalid = |p: &Pod| state(status(p, "main").state.as_ref()) == "waiting InvalidImageName";
+    let waiting = node.api.until(&nonsense, "refused", invalid).await;
+    let message = status(&waiting, "main").state.unwrap().waiting.unwrap().message.unwrap();
+    assert!(
+        message.starts_with("Failed to apply default image tag \"No/Such:Thing:\": couldn't parse image name"),
+        "{message}"
+    );
+    assert!(told("nonsense", "InspectFailed: Failed to apply default image tag").is_some());
+
+    // A14.7: a class chooses who pulls.
+    node.api.put_runtime_class("usual", "runc");
+    let mut classy = of(&registry, "classy", &["good"]);
+    classy.spec.as_mut().unwrap().runtime_class_name = Some("usual".into());
+    let classy = node.api.create(classy);
+    node.api.until(&classy, "classy", succeeded).await;
 
     // A14.6: what came with a secret is there for those who have it.
     let with_policy = |name: &str, secrets: &[&str], policy: &str| {
@@ -144,7 +205,9 @@ async fn private_images_come_with_the_secrets_of_the_pod_or_of_the_node() {
     node.api.until(&stranger, "pulled again, and denied", waits).await;
     let hidden = with_policy("hidden", &["bad"], "Never");
     let absent = |p: &Pod| state(status(p, "main").state.as_ref()) == "waiting ErrImageNeverPull";
-    node.api.until(&hidden, "as if it were not there", absent).await;
+    let waiting = node.api.until(&hidden, "as if it were not there", absent).await;
+    let message = status(&waiting, "main").state.unwrap().waiting.unwrap().message.unwrap();
+    assert_eq!(message, format!("Container image \"{image}\" is not present with pull policy of Never"));
     let friend = with_policy("friend", &["good"], "IfNotPresent");
     node.api.until(&friend, "friend", succeeded).await;
     let told = "already present on machine and can be accessed by the pod";

@@ -22,9 +22,13 @@ fn wants(cpu: &'static str, memory: &'static str) -> impl Fn(&mut Pod) {
 impl Node {
     /// A value of a pod's control group, or of its container's.
     fn group(&self, uid: &PodUid, container: bool, controller: &str, v1: &str, v2: &str) -> String {
+        self.group_of(uid, container.then_some("main"), controller, v1, v2)
+    }
+
+    fn group_of(&self, uid: &PodUid, container: Option<&str>, controller: &str, v1: &str, v2: &str) -> String {
         let root = self.lab.path().file_name().unwrap();
-        let id = status(&self.api.pod(uid).unwrap(), "main").container_id.unwrap();
-        let inside = if container { id.trim_start_matches("containerd://") } else { "" };
+        let id = container.and_then(|name| status(&self.api.pod(uid).unwrap(), name).container_id).unwrap_or_default();
+        let inside = id.trim_start_matches("containerd://");
         let of = |tree: &str| {
             let group = std::path::Path::new("/sys/fs/cgroup").join(tree).join(root).join("kubepods");
             group.join(format!("pod{uid}")).join(inside)
@@ -45,7 +49,7 @@ impl Node {
 
 #[tokio::test]
 async fn a_running_pod_gets_other_resources() {
-    // A15.1, A2.18
+    // A15.1, A2.18, A12.3, A12.5, A12.7, A12.12
     let mut node = Node::start().await;
     let built = pod("p").container("main", LONG).with(|c| {
         c.resources = Some(resources("100m", "64Mi"));
@@ -60,6 +64,12 @@ async fn a_running_pod_gets_other_resources() {
     let id = status(&running, "main").container_id;
     assert_eq!(status(&running, "main").resources, Some(resources("100m", "64Mi")));
     assert_eq!(node.memory(&uid), ["67108864", "67108864"]);
+    assert_eq!(node.quota(&uid), ["10000", "10000"]);
+    let shares = [false, true].map(|inside| node.group(&uid, inside, "cpu", "cpu.shares", "cpu.weight"));
+    assert!(shares[0] == "102" && shares[1] == "102" || shares[0] == "4", "{shares:?}");
+    // Where the kernel counts swap, memory and swap together have the same limit, or swap has none left.
+    let swap = node.group(&uid, true, "memory", "memory.memsw.limit_in_bytes", "memory.swap.max");
+    assert!(["", "0", "67108864"].contains(&swap.as_str()), "{swap}");
 
     node.api.change(&uid, wants("200m", "128Mi"));
     let done = |cpu: &'static str, memory: &'static str| {
@@ -130,6 +140,41 @@ async fn a_running_pod_gets_other_resources() {
     node.api.delete(&uid, 2);
     node.api.until_gone(&uid).await;
     node.until_nothing_is_left(&uid).await;
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn an_init_container_is_resized_while_it_runs() {
+    // A15.16
+    let node = Node::start().await;
+    let small = || Some(resources("100m", "64Mi"));
+    let built = pod("early")
+        .init("init", "until test -e /tmp/go; do sleep 0.1; done")
+        .container("main", LONG)
+        .with(|c| c.resources = small())
+        .spec(|s| s.init_containers.as_mut().unwrap()[0].resources = small());
+    let uid = node.api.create(built.0);
+    let runs = |p: &Pod| state(status(p, "init").state.as_ref()) == "running";
+    let running = node.api.until(&uid, "initializing", runs).await;
+    let id = status(&running, "init").container_id.unwrap();
+    node.api.change(&uid, |p| {
+        p.spec.as_mut().unwrap().init_containers.as_mut().unwrap()[0].resources = Some(resources("200m", "96Mi"));
+    });
+    let done = |p: &Pod| {
+        status(p, "init").resources == Some(resources("200m", "96Mi")) && !condition(p, "PodResizeInProgress")
+    };
+    let resized = node.api.until(&uid, "resized", done).await;
+    assert_eq!(status(&resized, "init").container_id.as_ref(), Some(&id));
+    assert_eq!(status(&resized, "init").allocated_resources, resources("200m", "96Mi").requests);
+    let limit = node.group_of(&uid, Some("init"), "memory", "memory.limit_in_bytes", "memory.max");
+    assert_eq!(limit, (96 << 20).to_string());
+    let go = ["/bin/busybox", "touch", "/tmp/go"].map(String::from).to_vec();
+    let id = id.trim_start_matches("containerd://");
+    node.lab.runtime.exec_sync(id, go, std::time::Duration::from_secs(10)).await.unwrap();
+    let ready = node.api.until(&uid, "ready", |p| condition(p, "Ready")).await;
+    assert_eq!(status(&ready, "init").restart_count, 0);
+    node.api.delete(&uid, 2);
+    node.api.until_gone(&uid).await;
     node.stop().await;
 }
 

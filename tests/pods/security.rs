@@ -2,20 +2,21 @@
 
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{
-    Capabilities, EmptyDirVolumeSource, EnvVar, EnvVarSource, FileKeySelector, PodSecurityContext,
-    ResourceRequirements, SecurityContext, Sysctl, Volume, VolumeMount,
+    AppArmorProfile, Capabilities, EmptyDirVolumeSource, EnvVar, EnvVarSource, FileKeySelector, PodOS,
+    PodSecurityContext, ResourceRequirements, SecurityContext, Sysctl, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::lab::BUSYBOX;
-use crate::node::{Node, condition, phase, pod, state, status};
+use crate::node::{Builder, Node, condition, phase, pod, state, status};
 
 #[tokio::test]
 async fn a_critical_pod_gets_its_place_and_others_are_refused_with_their_reason() {
-    // A2.19, A6.2, A6.6, A6.8, A7.6
+    // A2.19, A6.2, A6.6, A6.8, A7.6, A12.6, A21.1
     let mut node = Node::start().await;
     let manifests = node.path("manifests");
     fs::create_dir(&manifests).unwrap();
@@ -32,6 +33,17 @@ async fn a_critical_pod_gets_its_place_and_others_are_refused_with_their_reason(
     for uid in [&low, &small] {
         node.api.until(uid, "ready", |p| condition(p, "Ready")).await;
     }
+    // A12.6: all that burstable pods ask for is what they weigh together.
+    let weighs = |of_v1: &str, of_v2: &str| {
+        let group = node.path("").file_name().map(Path::new).unwrap().join("kubepods/burstable");
+        let trees = Path::new("/sys/fs/cgroup");
+        let read = |path: PathBuf| fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
+        match read(trees.join("cpu").join(&group).join("cpu.shares")) {
+            Some(shares) => shares == of_v1,
+            None => read(trees.join(&group).join("cpu.weight")).is_some_and(|weight| weight == of_v2),
+        }
+    };
+    crate::volumes::until("3500m", || weighs("3584", "137")).await;
     let manifest = format!(
         "apiVersion: v1
 kind: Pod
@@ -65,6 +77,7 @@ spec:
     }
     assert!(runs, "{:#?}", node.api.events());
     assert_eq!(phase(&node.api.pod(&small).unwrap()), "Running", "as few as possible");
+    crate::volumes::until("2500m", || weighs("2560", "98")).await;
 
     let events = node.api.events();
     assert!(events.iter().any(|e| e == "low  Preempting: Preempted in order to admit critical pod"), "{events:#?}");
@@ -92,6 +105,97 @@ spec:
     let refused = node.api.until(&other, "refused", |p| phase(p) == "Failed").await;
     assert_eq!(refused.status.as_ref().unwrap().reason.as_deref(), Some("NodeAffinity"));
     node.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_is_refused_is_told_why_in_status_and_event() {
+    // A6.1, A6.3, A6.4, A6.8
+    let node = Node::start().await;
+    let plain = |name: &str| pod(name).container("main", "true");
+    let asks = |name: &str, resource: &str, amount: &str| {
+        let requests = Some([(resource.to_owned(), Quantity(amount.to_owned()))].into());
+        plain(name).with(|c| c.resources = Some(ResourceRequirements { requests, ..ResourceRequirements::default() }))
+    };
+    let context = |name: &str, context: PodSecurityContext| plain(name).spec(|s| s.security_context = Some(context));
+    let sysctls = Some(vec![Sysctl { name: "kernel.msgmax".into(), value: "1".into() }]);
+    let strict = Some("Strict".to_owned());
+    let profile = Some(AppArmorProfile { type_: "RuntimeDefault".into(), localhost_profile: None });
+    let mut labelled = plain("labelled");
+    labelled.0.metadata.labels = Some([("kubernetes.io/os".to_owned(), "windows".to_owned())].into());
+    let windows = plain("windows").spec(|s| s.os = Some(PodOS { name: "windows".into() }));
+    let selector = Some([("zone".to_owned(), "b".to_owned())].into());
+    let missing = "Pod requires node features that are not available: UserNamespacesHostNetworkSupport";
+    let mut refused = vec![
+        (
+            asks("large", "cpu", "64"),
+            "OutOfcpu",
+            "Node didn't have enough resource: cpu, requested: 64000, used: 0, capacity: 4000",
+        ),
+        (
+            context("sysctl", PodSecurityContext { sysctls, ..PodSecurityContext::default() }),
+            "SysctlForbidden",
+            "forbidden sysctl: \"kernel.msgmax\" not allowlisted",
+        ),
+        (windows, "PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS"),
+        (
+            labelled,
+            "PodOSSelectorNodeLabelDoesNotMatch",
+            "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label",
+        ),
+        (
+            context("strict", PodSecurityContext { supplemental_groups_policy: strict, ..Default::default() }),
+            "SupplementalGroupsPolicyNotSupported",
+            "SupplementalGroupsPolicy=Strict is not supported in this node",
+        ),
+        (
+            plain("selects").spec(|s| s.node_selector = selector),
+            "NodeAffinity",
+            "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector",
+        ),
+        (
+            plain("elsewhere").spec(|s| s.node_name = Some("node-2".into())),
+            "NodeName",
+            "Predicate NodeName failed: node(s) didn't match the requested node name",
+        ),
+        (plain("users").spec(|s| s.host_users = Some(false)), "PodFeatureUnsupported", missing),
+    ];
+    let enabled = fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y'));
+    if !enabled {
+        refused.push((
+            context("confined", PodSecurityContext { app_armor_profile: profile, ..Default::default() }),
+            "AppArmor",
+            "Cannot enforce AppArmor: AppArmor is not enabled on the host",
+        ));
+    }
+    for (pod, reason, text) in refused {
+        is_refused(&node, pod, reason, text).await;
+    }
+    node.change_node(|node| node.pressures = vec!["MemoryPressure".into()]);
+    is_refused(&node, plain("late"), "Evicted", "The node had condition: [MemoryPressure]. ").await;
+    node.change_node(|node| (node.pressures, node.shutting_down) = (Vec::new(), true));
+    is_refused(&node, plain("later"), "NodeShutdown", "Pod was rejected as the node is shutting down.").await;
+    node.change_node(|node| node.shutting_down = false);
+
+    // Where upstream would not know the node (`InvalidNodeInfo`), pods wait until it is known. `UnknownReason` and
+    // `UnexpectedPredicateFailureType` are of checks that gave no reason: there is none of that kind.
+    let mut known = Default::default();
+    node.change_node(|node| known = std::mem::take(&mut node.allocatable));
+    let early = node.api.create(pod("early").container("main", "sleep 1000").0);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(node.api.pod(&early).unwrap().status.is_none(), "nothing is decided yet");
+    node.change_node(|node| node.allocatable = known);
+    node.api.until(&early, "ready", |p| condition(p, "Ready")).await;
+    node.stop().await;
+}
+
+async fn is_refused(node: &Node, pod: Builder, reason: &str, text: &str) {
+    let name = pod.0.metadata.name.clone().unwrap();
+    let uid = node.api.create(pod.0);
+    let refused = node.api.until(&uid, reason, |p| phase(p) == "Failed").await;
+    let status = refused.status.clone().unwrap();
+    assert_eq!((status.reason.as_deref(), status.message), (Some(reason), Some(format!("Pod was rejected: {text}"))));
+    assert!(status.container_statuses.is_none(), "nothing was made");
+    assert!(node.api.is_warning(&format!("{name}  {reason}: {text}")), "{:#?}", node.api.events());
 }
 
 #[tokio::test]
@@ -203,7 +307,9 @@ async fn containers_run_as_their_spec_says() {
     let message = status(&seen, "main").state.unwrap().waiting.unwrap().message;
     assert_eq!(message.as_deref(), Some("couldn't parse env file"));
 
-    let own_users = node.api.create(pod("users").container("main", "true").spec(|s| s.host_users = Some(false)).0);
+    let own_users =
+        pod("users").container("main", "true").spec(|s| (s.host_users, s.host_network) = (Some(false), None));
+    let own_users = node.api.create(own_users.0);
     let told =
         "Failed to create pod sandbox: can't set `spec.hostUsers: false`, runtime does not support user namespaces";
     for _ in 0..100 {

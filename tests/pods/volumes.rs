@@ -460,6 +460,15 @@ async fn claims_show_what_they_are_bound_to() {
     ] {
         until_event(&node, text).await;
     }
+    // A9.19: a claim that was made for the pod is the pod's.
+    node.api.storage(|all| {
+        let owner = json!([{"apiVersion": "v1", "kind": "Pod", "name": "two", "uid": "two-uid", "controller": true}]);
+        let claim = all.claims.get_mut("two-ephemeral").unwrap();
+        claim.metadata.owner_references = serde_json::from_value(owner).unwrap();
+    });
+    let two = waiting.last().unwrap();
+    node.api.until(two, "ready", |p| condition(p, "Ready")).await;
+    assert_eq!(exec(&node, two, "cat /data/precious").await, "x");
     for uid in waiting {
         end(&node, &uid).await;
     }

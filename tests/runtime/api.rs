@@ -404,7 +404,7 @@ async fn logs_of_a_real_container() {
     assert_eq!((time.parse::<jiff::Timestamp>().is_ok(), rest), (true, "one\n"), "{stamped}");
     assert_eq!(get("sinceTime=2100-01-01T00%3A00%3A00Z").await.1, "");
 
-    // A20.8
+    // A20.6, A20.7, A20.8; upstream's `cannot be found` is of a pod that goes between its two looks, and here there is one.
     assert_eq!(get("tailLines=-1").await.0, StatusCode::UNPROCESSABLE_ENTITY);
     assert_eq!(get("sinceTime=never").await.0, StatusCode::BAD_REQUEST);
     let previous = "previous terminated container \"main\" in pod \"p\" not found";
@@ -483,7 +483,7 @@ async fn what_is_for_debugging_can_be_switched_off() {
 
 #[tokio::test]
 async fn what_needs_no_credentials_is_on_the_read_only_port_alone() {
-    // A18.19
+    // A18.19, A5.13
     let node = Node::start().await;
     let open = async |path: &str| {
         read(exchange(TcpStream::connect(node.read_only).await.unwrap(), "GET", path).await.unwrap()).await
@@ -500,6 +500,7 @@ async fn what_needs_no_credentials_is_on_the_read_only_port_alone() {
     ] {
         assert_eq!(open(path).await.0, StatusCode::OK, "{path}");
     }
+    assert_eq!(open("/metrics/probes").await.1, "prober_probe_total 7\n");
     for path in [
         "/containerLogs/default/p/main",
         "/exec/default/p/main?command=id",

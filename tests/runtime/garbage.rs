@@ -53,6 +53,24 @@ async fn images_that_nobody_uses_go_when_the_disk_is_full() {
     assert_eq!(gone, ["127.0.0.1:1/unused:1"]);
     assert!(after.contains(&BUSYBOX.to_owned()), "a container uses it");
 
+    // Old ones go though there is room, once the collector itself is as old; those in use, the sandbox's and younger ones stay.
+    let full = ImagePolicy { high_percent: 100, low_percent: 99, max_age: Duration::from_secs(1), ..policy };
+    let mut collector = ImageCollector::new(lab.runtime.clone(), full, keep(), Clock);
+    add_image(&lab, "127.0.0.1:1/old:1").await;
+    collector.collect().await.unwrap();
+    assert!(names(&lab).await.contains(&"127.0.0.1:1/old:1".to_owned()), "ages count from the start");
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    collector.collect().await.unwrap();
+    assert_eq!(names(&lab).await, after);
+    let never = ImagePolicy { max_age: Duration::ZERO, ..full };
+    let mut lazy = ImageCollector::new(lab.runtime.clone(), never, keep(), Clock);
+    add_image(&lab, "127.0.0.1:1/old:1").await;
+    lazy.collect().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    lazy.collect().await.unwrap();
+    assert!(names(&lab).await.contains(&"127.0.0.1:1/old:1".to_owned()), "0 is off");
+    let mut collector = ImageCollector::new(lab.runtime.clone(), policy, keep(), Clock);
+
     lab.runtime.stop_container(&container, Duration::ZERO).await.unwrap();
     lab.runtime.remove_container(&container).await.unwrap();
     lab.runtime.stop_pod_sandbox(&sandbox).await.unwrap();
@@ -80,6 +98,16 @@ async fn logs_of_running_containers_are_rotated() {
     let (_, container, log) = lab.run("chatty", script).await;
     let folder = log.parent().unwrap().to_owned();
     let config = RotationConfig { max_size: 8 << 10, max_files: 3, workers: 1, interval: Duration::from_millis(300) };
+    let (_, dead, dead_log) = lab.run("dead", "i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo line $i; done").await;
+    for _ in 0..200 {
+        let status = lab.runtime.container_status(&dead, false).await.unwrap().status.unwrap();
+        if status.finished_at > 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let of_dead = fs::metadata(&dead_log).unwrap().len();
+    assert!(of_dead > config.max_size, "{of_dead}");
     let task = tokio::spawn(rotate_logs(lab.runtime.clone(), config, Clock));
     let name = log.file_name().unwrap().to_string_lossy().into_owned();
     let looks_right = |found: &[String]| {
@@ -99,6 +127,7 @@ async fn logs_of_running_containers_are_rotated() {
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert!(logs(&folder).len() <= 4, "never more than the limit and the one being compressed");
     }
+    assert_eq!(logs(dead_log.parent().unwrap()).len(), 1, "what has ended writes no more");
     task.abort();
     // It may have been in the middle of a rotation.
     lab.runtime.reopen_container_log(&container).await.unwrap();

@@ -17,6 +17,7 @@ use tokio_rustls::TlsConnector;
 use super::respond::Answer;
 use super::serve::{Asked, Server};
 use crate::resources;
+use crate::resources::field::FieldError;
 use crate::resources::status::StatusError;
 use crate::resources::tree::{items, text};
 
@@ -125,6 +126,10 @@ pub(super) async fn log(server: &Server, namespace: &str, name: &str, asked: &As
     let pods = resources::find("", "pods").expect("`resources::core` has pods");
     let pod = core.find(pods, namespace, name).await?.ok_or_else(|| StatusError::not_found(pods, name))?;
     let container = container(&pod, asked.query.get("container"), name)?;
+    let wrong = wrong_log_options(|option| asked.query.get(option));
+    if !wrong.is_empty() {
+        return Err(StatusError::invalid_kind("", "PodLogOptions", name, &wrong));
+    }
     let Some(node) = node_of(server, &pod).await? else {
         // Nothing was started yet, so nothing was written.
         return Ok(super::respond::text(200, ""));
@@ -157,6 +162,29 @@ pub(super) async fn log(server: &Server, namespace: &str, name: &str, asked: &As
     let plain = http::HeaderValue::from_static("text/plain");
     passed.headers_mut().insert("content-type", kind.unwrap_or(plain));
     Ok(passed)
+}
+
+/// What is wrong with the options of a log (A20.8). What is no number the node refuses.
+fn wrong_log_options<'a>(get: impl Fn(&str) -> &'a str) -> Vec<FieldError> {
+    let mut wrong = Vec::new();
+    let mut at_least = |option: &str, least: i64, detail: &str| {
+        if let Some(number) = get(option).parse::<i64>().ok().filter(|number| *number < least) {
+            wrong.push(FieldError::invalid(option, number, detail));
+        }
+    };
+    at_least("tailLines", 0, "must be greater than or equal to 0");
+    at_least("limitBytes", 1, "must be greater than 0");
+    let [seconds, time] = ["sinceSeconds", "sinceTime"].map(|option| !get(option).is_empty());
+    if !(seconds && time) {
+        at_least("sinceSeconds", 1, "must be greater than 0");
+    }
+    if seconds && time {
+        wrong.push(FieldError::forbidden("", "at most one of `sinceTime` or `sinceSeconds` may be specified"));
+    }
+    if !get("stream").is_empty() {
+        wrong.push(FieldError::forbidden("stream", "may not be specified"));
+    }
+    wrong
 }
 
 /// The node of a pod; `None` where it has none yet.
@@ -232,6 +260,30 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn options_of_logs_are_checked() {
+        // A20.8
+        let of = |options: &[(&str, &str)]| {
+            let get = |name: &str| options.iter().find(|(option, _)| *option == name).map_or("", |(_, value)| *value);
+            wrong_log_options(get).iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert!(of(&[("tailLines", "0"), ("limitBytes", "1"), ("sinceSeconds", "1"), ("follow", "true")]).is_empty());
+        for (option, value, text) in [
+            ("tailLines", "-1", "tailLines: Invalid value: -1: must be greater than or equal to 0"),
+            ("limitBytes", "0", "limitBytes: Invalid value: 0: must be greater than 0"),
+            ("sinceSeconds", "0", "sinceSeconds: Invalid value: 0: must be greater than 0"),
+            ("stream", "Stdout", "stream: Forbidden: may not be specified"),
+        ] {
+            assert_eq!(of(&[(option, value)]), [text]);
+        }
+        let both = of(&[("sinceSeconds", "5"), ("sinceTime", "2026-01-02T03:04:05Z")]);
+        assert_eq!(both.len(), 1);
+        assert!(
+            both[0].ends_with("Forbidden: at most one of `sinceTime` or `sinceSeconds` may be specified"),
+            "{both:?}"
+        );
+    }
 
     #[test]
     fn one_container_is_picked_or_asked_for() {

@@ -416,6 +416,35 @@ mod tests {
     }
 
     #[test]
+    fn each_condition_has_its_taint() {
+        // A13.12, C7.10
+        let taints = |ready: &str, kind: &str| {
+            let conditions = json!([{"type": "Ready", "status": ready}, {"type": kind, "status": "True"}]);
+            let node = json!({"spec": {}, "status": {"conditions": conditions}});
+            keys(taints_for(&node, "now")).unwrap_or_default()
+        };
+        for (ready, kind, expected) in [
+            ("True", "Other", vec![]),
+            ("False", "Other", vec!["not-ready:NoSchedule", "not-ready:NoExecute"]),
+            ("Unknown", "Other", vec!["unreachable:NoSchedule", "unreachable:NoExecute"]),
+            ("True", "MemoryPressure", vec!["memory-pressure:NoSchedule"]),
+            ("True", "DiskPressure", vec!["disk-pressure:NoSchedule"]),
+            ("True", "PIDPressure", vec!["pid-pressure:NoSchedule"]),
+            ("True", "NetworkUnavailable", vec!["network-unavailable:NoSchedule"]),
+            ("False", "DiskPressure", vec!["not-ready:NoSchedule", "not-ready:NoExecute", "disk-pressure:NoSchedule"]),
+        ] {
+            let expected: Vec<String> = expected.iter().map(|taint| format!("node.kubernetes.io/{taint}")).collect();
+            assert_eq!(taints(ready, kind), expected, "{ready} {kind}");
+        }
+        // What has passed takes its taint along, and leaves what an operator has set.
+        let set = |key: &str| json!({"key": format!("node.kubernetes.io/{key}"), "effect": "NoSchedule"});
+        let conditions = json!([{"type": "Ready", "status": "True"}, {"type": "DiskPressure", "status": "False"}]);
+        let taints = json!([set("disk-pressure"), {"key": "node.kubernetes.io/out-of-service", "effect": "NoExecute"}]);
+        let node = json!({"spec": {"taints": taints}, "status": {"conditions": conditions}});
+        assert_eq!(keys(taints_for(&node, "now")).unwrap(), ["node.kubernetes.io/out-of-service:NoExecute"]);
+    }
+
+    #[test]
     fn conditions_become_taints_and_others_stay() {
         assert_eq!(taints_for(&node("True", json!({})), "now"), None);
         let unreachable = [

@@ -70,6 +70,10 @@ fn classes_decide_about_pods_and_claims() {
         &pod("p", "default", json!({"runtimeClassName": "vm", "nodeSelector": {"vm": "no"}})),
         "conflict: runtimeClass.scheduling.nodeSelector[vm] = yes; pod.spec.nodeSelector[vm] = no",
     );
+    plane.refused_with(
+        &pod("p", "default", json!({"runtimeClassName": "vm", "overhead": {"cpu": "1"}})),
+        "pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead",
+    );
     // C5.11
     assert_eq!(plane.kubectl("get pc system-node-critical -o jsonpath={.value}"), "2000001000");
     plane.refused_with(

@@ -143,7 +143,7 @@ async fn volumes_are_attached_for_pods_and_leave_when_nobody_uses_them() {
     lab.until("both attachments", async || attachments(&lab).await.len() == 4).await;
     assert!(attachments(&lab).await.iter().any(|(name, _)| name == "mine"));
 
-    // Of a node that is out of service they are taken though it says that it uses them.
+    // A13.12: of a node that is out of service they are taken though it says that it uses them.
     let shared = "kubernetes.io/csi/disk.example.com^vol-shared";
     let of_n1 = format!("csi-{}", sha256("vol-shareddisk.example.comn1"));
     lab.patch(GROUP, "volumeattachments", "", &of_n1, "status", attached).await;

@@ -108,6 +108,81 @@ fn a_group_is_made_limited_and_removed() {
     }
 }
 
+/// Needs root, and cpu.
+#[test]
+fn who_has_no_limit_is_not_limited() {
+    // A12.3, A12.5, A12.6
+    let root = format!("stoker-cgroup-test-free-{}", std::process::id());
+    let mut cgroups = cgroups(CgroupDriver::Cgroupfs, &root);
+    cgroups.config.pod_pids_limit = None;
+    cgroups.make_tree().expect("the tree");
+    cgroups.set_burstable_shares(3584).expect("shares");
+    let limits = |milli_cpu| PodLimits {
+        qos: QosClass::BestEffort,
+        shares: 2,
+        milli_cpu,
+        memory_bytes: None,
+        hugepages: BTreeMap::new(),
+    };
+    cgroups.make_pod("free", &limits(None)).expect("a pod");
+    cgroups.config.cpu_cfs_quota = false;
+    cgroups.make_pod("unbound", &limits(Some(500))).expect("a pod");
+    let read = |qos, pod: Option<&str>, controller: &str, v1: &str, v2: &str| {
+        let group = cgroups.path(&cgroups.names(qos, pod));
+        let file = if cgroups.is_v2() { v2 } else { v1 };
+        cgroups.read(controller, &group, file).expect("a limit")
+    };
+    let v2 = cgroups.is_v2();
+    for pod in ["free", "unbound"] {
+        let quota = read(QosClass::BestEffort, Some(pod), "cpu", "cpu.cfs_quota_us", "cpu.max");
+        assert_eq!(quota, if v2 { "max 100000" } else { "-1" }, "{pod}");
+        assert_eq!(
+            read(QosClass::BestEffort, Some(pod), "cpu", "cpu.shares", "cpu.weight"),
+            if v2 { "1" } else { "2" }
+        );
+        assert_eq!(read(QosClass::BestEffort, Some(pod), "pids", "pids.max", "pids.max"), "max");
+        assert_eq!(cgroups.pod_limits(QosClass::BestEffort, pod).expect("limits").memory_bytes, None);
+    }
+    let best_effort = read(QosClass::BestEffort, None, "cpu", "cpu.shares", "cpu.weight");
+    let burstable = read(QosClass::Burstable, None, "cpu", "cpu.shares", "cpu.weight");
+    assert_eq!((best_effort.as_str(), burstable.as_str()), if v2 { ("1", "137") } else { ("2", "3584") });
+    for tree in cgroups.hierarchy.trees() {
+        remove_below(&tree.join(&root)).expect("empty groups go");
+    }
+}
+
+/// In a directory, since not every kernel has the controller.
+#[test]
+fn huge_pages_are_limited_for_pods_alone() {
+    // A12.5, A12.6
+    let dir = tempfile::tempdir().unwrap();
+    let controllers = ["cpu", "memory", "pids", "hugetlb"].map(|name| (name.to_owned(), dir.path().join(name)));
+    let config = CgroupConfig { root: "/".into(), ..CgroupConfig::default() };
+    let hierarchy = Hierarchy::V1 { controllers: controllers.into(), others: Vec::new() };
+    let cgroups = Cgroups { config, hierarchy };
+    let sizes = crate::cgroup::limits::hugepage_sizes();
+    let file = |group: &str, size: &str| {
+        let name = format!("hugetlb.{}.limit_in_bytes", crate::cgroup::kernel_size(size));
+        dir.path().join("hugetlb").join(group).join(name)
+    };
+    for group in ["kubepods", "kubepods/burstable", "kubepods/besteffort", "kubepods/burstable/podu"] {
+        fs::create_dir_all(dir.path().join("hugetlb").join(group)).unwrap();
+        for size in &sizes {
+            fs::write(file(group, size), "no limit").unwrap();
+        }
+    }
+    let pod = cgroups.path(&cgroups.names(QosClass::Burstable, Some("u")));
+    let asked: BTreeMap<String, i64> = sizes.first().map(|size| (size.clone(), 4 << 20)).into_iter().collect();
+    cgroups.limit_hugepages(&pod, &asked).expect("limits");
+    for size in &sizes {
+        let expected = asked.get(size).copied().unwrap_or_default().to_string();
+        assert_eq!(fs::read_to_string(file(&pod, size)).unwrap(), expected, "{size}: as many as asked for, else none");
+        for group in ["kubepods", "kubepods/burstable", "kubepods/besteffort"] {
+            assert_eq!(fs::read_to_string(file(group, size)).unwrap(), "no limit", "{group}");
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs systemd as the machine's init"]
 fn slices_are_made_limited_and_ended() {

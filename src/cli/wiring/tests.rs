@@ -71,7 +71,7 @@ fn sources_of_pods_are_configured() {
 
 #[test]
 fn groups_are_made_as_configured() {
-    // A22.1f, A12.9
+    // A22.1f, A12.9, A15.9
     let plain = cgroup_config(&config(&json!({})), None);
     assert_eq!((plain.root.as_str(), plain.driver, plain.cpu_cfs_quota), ("/", CgroupDriver::Cgroupfs, true));
     assert_eq!((plain.cpu_cfs_period, plain.pod_pids_limit), (Duration::from_millis(100), None));
@@ -112,7 +112,7 @@ fn what_the_runtime_is_asked_for_is_configured() {
 
 #[test]
 fn the_node_is_told_what_it_is() {
-    // A22.1d
+    // A22.1d, A11.7
     let flags = flags();
     let of = |fields: Value| node_settings(&config(&fields), &flags).expect("settings");
     let plain = of(json!({}));
@@ -130,6 +130,9 @@ fn the_node_is_told_what_it_is() {
     let resolver = pods(json!({}));
     assert_eq!(resolver.resolv_conf.as_deref(), Some(Path::new("/etc/resolv.conf")));
     assert_eq!(resolver.cluster_dns.len(), 0);
+    // What kubeadm writes where systemd-resolved runs.
+    let upstream = "/run/systemd/resolve/resolv.conf";
+    assert_eq!(pods(json!({"resolvConf": upstream})).resolv_conf.as_deref(), Some(Path::new(upstream)));
     let resolver = pods(json!({"resolvConf": "", "clusterDNS": ["192.0.2.53"], "clusterDomain": "example.org"}));
     assert_eq!((resolver.resolv_conf, resolver.cluster_domain.as_str()), (None, "example.org"));
     assert_eq!(resolver.cluster_dns, ["192.0.2.53".parse::<IpAddr>().expect("an address")]);
@@ -155,9 +158,9 @@ fn shutdown_restarts_and_events_are_configured() {
     let longest = |fields: Value| pods_config(&config(&fields), Path::new("/r")).expect("settings").longest_backoff;
     assert_eq!(longest(json!({})), seconds(300));
     assert_eq!(longest(json!({"crashLoopBackOff": {"maxContainerRestartPeriod": "7s"}})), seconds(7));
-    let declared = |fields: Value| declared_features(&config(&fields));
-    let feature = "ExtendWebSocketsToKubelet".to_owned();
     // A16.7
+    let declared =
+        |fields: Value| node_settings(&config(&fields), &flags()).expect("settings").declared_features.clone();
     let all = [
         "ExtendWebSocketsToKubelet",
         "InPlacePodLevelResourcesVerticalScaling",
@@ -165,7 +168,8 @@ fn shutdown_restarts_and_events_are_configured() {
         "RestartAllContainersOnContainerExits",
     ];
     assert_eq!(declared(json!({})), all);
-    assert!(!declared(json!({"featureGates": {"ExtendWebSocketsToKubelet": false}})).contains(&feature));
+    assert_eq!(declared(json!({"featureGates": {"ExtendWebSocketsToKubelet": false}})), all[1..]);
+    assert_eq!(declared(json!({"featureGates": {"NodeDeclaredFeatures": false}})), [""; 0]);
 }
 
 /// B1.4: mode nftables serves NodePorts at the node's own addresses, the others at all; unless something is said.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, ContainerPort, PodOS, ResourceRequirements};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerPort, ContainerRestartRule, PodOS, PodStatus, ResourceRequirements,
+};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::*;
@@ -31,11 +33,17 @@ fn pod(requests: &[(&str, &str)], change: impl FnOnce(&mut PodSpec)) -> Pod {
     Pod { spec: Some(spec), ..Pod::default() }
 }
 
+/// On a host without AppArmor.
+fn with_rules<T>(sysctls: &SysctlRules, features: &Features, act: impl FnOnce(Rules<'_>) -> T) -> T {
+    act(Rules { sysctls, features, app_armor: false })
+}
+
 #[track_caller]
 fn check(row: &str, pod: &Pod, others: &[Pod], node: &NodeSnapshot, expected: &str) {
     let others: Vec<Arc<Pod>> = others.iter().cloned().map(Arc::new).collect();
-    let sysctls = SysctlRules::default();
-    let told = match admit(pod, &others, &[], node, Rules { sysctls: &sysctls, app_armor: false }) {
+    let told = match with_rules(&SysctlRules::default(), &Features::default(), |rules| {
+        admit(pod, &others, &[], node, rules)
+    }) {
         Verdict::Admitted => String::new(),
         Verdict::Rejected(r) => format!("{}: {}", r.reason, r.text),
         Verdict::Preempts(uids) => uids.iter().map(|uid| format!("preempts {uid}")).collect::<Vec<_>>().join(", "),
@@ -87,8 +95,10 @@ fn the_first_check_that_fails_is_told() {
         })
     };
     let reason = |right: usize| {
-        let (others, sysctls) = (others.iter().cloned().map(Arc::new).collect::<Vec<_>>(), SysctlRules::default());
-        match admit(&wrong(right), &others, &[], &node, Rules { sysctls: &sysctls, app_armor: false }) {
+        let others = others.iter().cloned().map(Arc::new).collect::<Vec<_>>();
+        match with_rules(&SysctlRules::default(), &Features::default(), |rules| {
+            admit(&wrong(right), &others, &[], &node, rules)
+        }) {
             Verdict::Rejected(rejection) => rejection.reason,
             _ => "none".into(),
         }
@@ -132,6 +142,48 @@ fn predicates_have_their_texts() {
     check("A6.2", &on_port("10.0.0.1"), &[on_port("10.0.0.2")], &node(), "");
     let text = "NodePorts: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
     check("A6.2", &on_port(""), &[on_port("10.0.0.2")], &node(), text);
+}
+
+#[test]
+fn a_host_port_has_one_owner() {
+    // A11.9, A6.2
+    let on = |ip: &str, protocol: &str, port: i32| {
+        let text = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+        let port = ContainerPort {
+            container_port: 1,
+            host_port: Some(port),
+            host_ip: text(ip),
+            protocol: text(protocol),
+            ..ContainerPort::default()
+        };
+        pod(&[], |s| s.containers[0].ports = Some(vec![port]))
+    };
+    let taken = "NodePorts: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
+    for (ip, protocol, port, expected) in [
+        ("10.0.0.1", "TCP", 80, taken),
+        ("10.0.0.1", "", 80, taken),
+        ("0.0.0.0", "TCP", 80, taken),
+        ("", "TCP", 80, taken),
+        ("10.0.0.2", "TCP", 80, ""),
+        ("10.0.0.1", "UDP", 80, ""),
+        ("10.0.0.1", "SCTP", 80, ""),
+        ("10.0.0.1", "TCP", 81, ""),
+    ] {
+        check("A11.9", &on(ip, protocol, port), &[on("10.0.0.1", "TCP", 80)], &node(), expected);
+        check("A11.9", &on("10.0.0.1", "TCP", 80), &[on(ip, protocol, port)], &node(), expected);
+    }
+    check("A11.9", &on("10.0.0.1", "UDP", 53), &[on("", "UDP", 53)], &node(), taken);
+    let with_init = |policy: Option<&str>| {
+        let mut with_init = on("", "TCP", 80);
+        let spec = with_init.spec.as_mut().unwrap();
+        let mut init = spec.containers[0].clone();
+        spec.containers[0].ports = None;
+        init.restart_policy = policy.map(str::to_owned);
+        spec.init_containers = Some(vec![init]);
+        with_init
+    };
+    check("A11.9", &with_init(Some("Always")), &[on("", "TCP", 80)], &node(), taken);
+    check("A11.9", &with_init(None), &[on("", "TCP", 80)], &node(), "");
 }
 
 #[test]
@@ -212,6 +264,55 @@ fn what_the_host_cannot_do_is_refused() {
     let text = "AppArmor: Cannot enforce AppArmor: AppArmor is not enabled on the host";
     check("A6.4", &confined("RuntimeDefault"), &[], &node(), text);
     check("A6.4", &confined("Unconfined"), &[], &node(), "");
+    let text = "AppArmor: Cannot enforce AppArmor: AppArmor is not enabled on the host";
+    for (phase, text) in [("Pending", text), ("Running", ""), ("Succeeded", "")] {
+        let mut pod = confined("RuntimeDefault");
+        pod.status = Some(PodStatus { phase: Some(phase.into()), ..PodStatus::default() });
+        check("A6.4", &pod, &[], &node(), text);
+    }
+    let down = NodeSnapshot { shutting_down: true, ..node() };
+    let text = "NodeShutdown: Pod was rejected as the node is shutting down.";
+    check("A6.4", &pod(&[], |_| {}), &[], &down, text);
+}
+
+#[test]
+fn features_that_the_node_does_not_declare_are_refused() {
+    // A6.3
+    let restarts = pod(&[], |spec| {
+        let rule = ContainerRestartRule { action: "RestartAllContainers".into(), exit_codes: None };
+        spec.containers[0].restart_policy_rules = Some(vec![rule]);
+    });
+    let both = pod(&[], |spec| (spec.host_network, spec.host_users) = (Some(true), Some(false)));
+    let whole = pod(&[], |spec| {
+        let requests = Some(amounts(&[("cpu", "1")]));
+        spec.resources = Some(ResourceRequirements { requests, ..ResourceRequirements::default() });
+    });
+    let told = |pod: &Pod, gates: &[(&str, bool)]| {
+        let gates = gates.iter().map(|(name, on)| ((*name).to_owned(), *on)).collect();
+        let node = node();
+        match with_rules(&SysctlRules::default(), &Features::of(&gates), |rules| admit(pod, &[], &[], &node, rules)) {
+            Verdict::Rejected(r) => format!("{}: {}", r.reason, r.text),
+            _ => String::new(),
+        }
+    };
+    let missing =
+        |name: &str| format!("PodFeatureUnsupported: Pod requires node features that are not available: {name}");
+    let (all, users) = ("RestartAllContainersOnContainerExits", "UserNamespacesHostNetworkSupport");
+    for (pod, gates, expected) in [
+        (&restarts, &[][..], String::new()),
+        (&restarts, &[(all, false)], missing(all)),
+        (&restarts, &[(all, false), ("NodeDeclaredFeatures", false)], String::new()),
+        (&both, &[], missing(users)),
+        (&both, &[("NodeDeclaredFeatures", false)], String::new()),
+        (&whole, &[], String::new()),
+        (
+            &whole,
+            &[("PodLevelResources", false)],
+            "PodLevelResourcesNotSupported: PodLevelResources feature gate is disabled".to_owned(),
+        ),
+    ] {
+        assert_eq!(told(pod, gates), expected, "{gates:?}");
+    }
 }
 
 /// A pod with a UID and a priority.

@@ -667,7 +667,7 @@ fn the_images_of_volumes_are_there_before_the_container() {
 
 #[test]
 fn one_dead_instance_is_kept() {
-    // A14.9
+    // A14.9, A20.6
     let case = pod(&["a"]).exited("a", 1).exited("a", 1).exited("a", 1).runs("a");
     check("A14.9", case, "remove-a1 remove-a0");
 }

@@ -1,6 +1,7 @@
 //! Looks for images, and pulls them (A14.1, A14.2).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use stoker_model::handle::EventType;
@@ -167,14 +168,13 @@ impl Seeker<'_> {
                 let waited = self.shared.clock.now().monotonic.saturating_sub(asked);
                 let status = self.shared.images.status(&pulled.id).await.ok().flatten().unwrap_or_default();
                 metrics::IMAGE_PULL_DURATION.observe(&[size_bucket(status.size)], pulled.took);
-                let round = |d: std::time::Duration| format!("{}ms", d.as_millis());
                 self.tell(
                     EventType::Normal,
                     "Pulled",
                     format!(
                         "Successfully pulled image \"{image}\" in {} ({} including waiting). Image size: {} bytes.",
-                        round(pulled.took),
-                        round(waited),
+                        go_time(pulled.took),
+                        go_time(waited),
                         status.size
                     ),
                 );
@@ -211,6 +211,22 @@ fn reason_of(error: &RuntimeError) -> &'static str {
         RuntimeError::ImagePull { failure: PullFailure::RegistryUnavailable, .. } => "RegistryUnavailable",
         RuntimeError::ImagePull { failure: PullFailure::SignatureValidation, .. } => "SignatureValidationFailed",
         _ => "ErrImagePull",
+    }
+}
+
+/// As Go prints what is cut to milliseconds: `1m2.5s`, `12ms`.
+fn go_time(took: Duration) -> String {
+    let millis = took.as_millis();
+    if millis < 1000 {
+        return if millis == 0 { "0s".to_owned() } else { format!("{millis}ms") };
+    }
+    let (minutes, rest) = (millis / 60_000, millis % 60_000);
+    let fraction = format!(".{:03}", rest % 1000);
+    let seconds = format!("{}{}s", rest / 1000, fraction.trim_end_matches('0').trim_end_matches('.'));
+    match (minutes / 60, minutes % 60) {
+        (0, 0) => seconds,
+        (0, minutes) => format!("{minutes}m{seconds}"),
+        (hours, minutes) => format!("{hours}h{minutes}m{seconds}"),
     }
 }
 
@@ -261,6 +277,43 @@ fn size_bucket(bytes: u64) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Now;
+    use crate::pod::observed;
+    use crate::pod::steps::pull_failure;
+
+    #[test]
+    fn times_are_written_as_go_does() {
+        // A14.2
+        for (millis, text) in [
+            (0, "0s"),
+            (7, "7ms"),
+            (999, "999ms"),
+            (1000, "1s"),
+            (1500, "1.5s"),
+            (12_034, "12.034s"),
+            (60_000, "1m0s"),
+            (62_500, "1m2.5s"),
+            (3_600_000, "1h0m0s"),
+        ] {
+            assert_eq!(go_time(Duration::from_millis(millis)), text);
+        }
+    }
+
+    #[test]
+    fn each_failure_of_a_pull_waits_longer() {
+        // A14.2
+        let start = Now { wall: jiff::Timestamp::UNIX_EPOCH, monotonic: Duration::ZERO };
+        let mut last: Option<observed::PullFailure> = None;
+        let mut waited = Duration::ZERO;
+        for seconds in [10, 20, 40, 80, 160, 300, 300] {
+            let now = start.plus(waited);
+            let failure = pull_failure(last.as_ref(), "ErrImagePull", "no".into(), true, now);
+            assert_eq!(failure.retry_at - now.monotonic, Duration::from_secs(seconds));
+            assert!(failure.backoff_at > now.monotonic && failure.backoff_at < failure.retry_at);
+            waited += Duration::from_secs(seconds);
+            last = Some(failure);
+        }
+    }
 
     #[test]
     fn references_are_told_from_nonsense() {

@@ -27,7 +27,10 @@ impl Hand {
         self.refuse_too_little(running)?;
         let spec = self.pod.spec.clone().unwrap_or_default();
         let (qos, uid) = (qos_class(&spec), self.reference.uid.as_str().to_owned());
-        let wanted = PodLimits::of(&spec);
+        let mut wanted = PodLimits::of(&spec);
+        if self.shared.assignments.has_own_cpus(&self.reference.uid) {
+            wanted.milli_cpu = None;
+        }
         let wider = match self.shared.cgroups.pod_limits(qos, &uid) {
             Some(current) => wanted.wider(&current),
             None => wanted.clone(),
@@ -61,9 +64,10 @@ impl Hand {
         let spec = self.pod.spec.clone().unwrap_or_default();
         let container = desired.container(name).map(|(_, container)| container).unwrap_or_default();
         let all = resources::of_container(&spec, &container, self.node_resources());
+        let owns = self.shared.assignments.owns_cpus(&self.reference.uid, name);
         let linux = cri::LinuxContainerResources {
             cpu_period: all.cpu_period,
-            cpu_quota: all.cpu_quota,
+            cpu_quota: if owns && all.cpu_quota > 0 { -1 } else { all.cpu_quota },
             cpu_shares: all.cpu_shares,
             memory_limit_in_bytes: all.memory_limit_in_bytes,
             memory_swap_limit_in_bytes: all.memory_swap_limit_in_bytes,

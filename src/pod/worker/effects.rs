@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use stoker_model::handle::EventType;
+use stoker_model::metrics;
 
 use super::Worker;
 use crate::pod::backoff::{Backoff, lengthened};
-use crate::pod::observed::{Failure, ImageKey, ImageState, VolumesState};
+use crate::pod::observed::{Cause, Failure, ImageKey, ImageState, Stage, VolumesState};
 use crate::pod::resize::{self, Failed};
 use crate::pod::steps::{Effect, pull_failure};
 
@@ -41,6 +42,12 @@ impl Worker {
                 self.mount_failures += 1;
                 memory.volumes = VolumesState::Failed { message, retry_at: now.monotonic + delay };
                 self.repeated = (Vec::new(), 0);
+            }
+            Effect::Rejected { reason, text } => {
+                metrics::ADMISSION_REJECTIONS.inc(&[reason]);
+                self.shared.tell(&self.reference, EventType::Warning, reason, text.clone());
+                let cause = Cause::Rejected { reason: reason.to_owned(), message: format!("Pod was rejected: {text}") };
+                memory.stage = Stage::Terminating { deadline: now.monotonic, cause };
             }
             Effect::SandboxMade => memory.sandbox_failure = None,
             Effect::SandboxFailed { reason, message, retry } => {

@@ -82,7 +82,8 @@ impl Worker {
         let now = self.shared.clock.now().monotonic;
         let (node, app_armor) = (self.shared.countable(&self.shared.node()), app_armor_enabled());
         self.shared.directory.replace_if(pod, now, |pod, others| {
-            let rules = Rules { sysctls: &self.shared.config.sysctls, app_armor };
+            let config = &self.shared.config;
+            let rules = Rules { sysctls: &config.sysctls, features: &config.features, app_armor };
             match admission::admit(pod, others, &[], &node, rules) {
                 Verdict::Admitted => Ok(()),
                 Verdict::Rejected(rejection) => Err(rejection.text),

@@ -203,6 +203,12 @@ fn what_comes_of_attempts_is_told() {
         let message = c.board.record(due.number, Some((outcome.clone(), Duration::ZERO)), at);
         assert_eq!(message.as_ref().map(|m| (m.reason, m.text.as_str())), expected);
         assert!(message.is_none_or(|m| m.field_path == "spec.containers{c}"));
+        let woken = futures::FutureExt::now_or_never(c.wake.notified()).is_some();
+        assert_eq!(
+            woken,
+            matches!(outcome, Outcome::Failure(_)),
+            "who reports is woken when something is new: {outcome:?}"
+        );
         let ready = !matches!(outcome, Outcome::Failure(_));
         assert_eq!(c.keep(110), verdict(true, ready, false), "what is unknown changes nothing: {outcome:?}");
     }

@@ -89,6 +89,35 @@ async fn containers_are_aligned_or_refused() {
 }
 
 #[tokio::test]
+async fn whole_cores_and_what_is_not_there_are_refused_with_their_reasons() {
+    // A6.4, A15.2
+    let dir = tempfile::tempdir().unwrap();
+    let reserved = ReservedCpus::Cpus("0,8".parse().unwrap());
+    let whole = StaticCpus { reserved, options: CpuOptions { whole_cores: true, ..CpuOptions::default() } };
+    let assignments = start(ResourcesConfig { cpus: Some(whole), ..ResourcesConfig::new(dir.path().to_owned()) });
+    for (cpus, reason, text) in [
+        ("3", "SMTAlignmentError", "SMT Alignment Error: requested 3 cpus not multiple cpus per core = 2"),
+        (
+            "16",
+            "SMTAlignmentError",
+            "SMT Alignment Error: not enough free physical CPUs: available physical CPUs = 14, requested CPUs = 16, CPUs per core = 2",
+        ),
+    ] {
+        let refusal = assignments.admit(&pod("p", &[(cpus, "1Gi")])).await.unwrap_err();
+        assert_eq!((refusal.reason.as_str(), refusal.text.as_str()), (reason, text));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let assignments = start(config(&dir, TopologyPolicy::None, false));
+    let refusal = assignments.admit(&pod("p", &[("1", "100Gi")])).await.unwrap_err();
+    assert_eq!(refusal.reason, "UnexpectedAdmissionError");
+    assert!(
+        refusal.text.starts_with("Allocate failed due to [memorymanager] failed to get the default NUMA affinity"),
+        "{}",
+        refusal.text
+    );
+}
+
+#[tokio::test]
 async fn memory_comes_from_where_the_cpus_are() {
     // A15.4, A15.3
     let dir = tempfile::tempdir().unwrap();

@@ -177,6 +177,7 @@ mod tests {
 
     #[test]
     fn moments_are_compared_whatever_the_zone() {
+        // A20.3
         let since = Since::new("2026-01-02T03:04:05.5Z".parse().unwrap());
         for (time, is) in [
             ("2026-01-02T03:04:05.500000000Z", true),

@@ -237,12 +237,17 @@ mod tests {
     fn the_last_lines_are_found_from_the_end() {
         // A20.3
         let file = file_of(0..20_000);
+        // What was rotated away is not counted.
+        let mut rotated = file.path().as_os_str().to_owned();
+        rotated.push(".20260102-030405");
+        std::fs::copy(file.path(), &rotated).unwrap();
         for lines in [0, 1, 2, 500, 19_999, 20_000, 50_000] {
             let given = read(&file, LogOptions { tail_lines: Some(lines), ..Default::default() });
             let count = usize::try_from(lines).unwrap().min(20_000);
             let expected: String = (20_000 - count..20_000).map(|line| format!("line {line}\n")).collect();
             assert!(given == expected, "{lines} lines: {} bytes instead of {}", given.len(), expected.len());
         }
+        std::fs::remove_file(&rotated).unwrap();
     }
 
     #[test]

@@ -100,10 +100,20 @@ async fn look_after(runtime: &Runtime, id: &str, config: RotationConfig, clock: 
         // A file of this second would be lost: the next look is in another one.
         return Ok(());
     }
-    tokio::fs::rename(&*log, &rotated).await.map_err(failed)?;
-    if let Err(error) = runtime.reopen_container_log(id).await {
+    replace(&log, &rotated, runtime.reopen_container_log(id)).await
+}
+
+/// Renames the log, and has the runtime open it anew.
+async fn replace(
+    log: &Path,
+    rotated: &Path,
+    reopened: impl Future<Output = Result<(), RuntimeError>>,
+) -> Result<(), RotateError> {
+    let failed = |source| RotateError::File { path: log.to_owned(), source };
+    tokio::fs::rename(log, rotated).await.map_err(failed)?;
+    if let Err(error) = reopened.await {
         // The runtime goes on to write to the renamed file, so that has to be the log again.
-        tokio::fs::rename(&rotated, &*log).await.map_err(failed)?;
+        tokio::fs::rename(rotated, log).await.map_err(failed)?;
         return Err(error.into());
     }
     Ok(())
@@ -226,6 +236,22 @@ mod tests {
         assert_eq!(text, "five");
         tidy(&log, 2).unwrap();
         assert_eq!(names(folder.path()), ["0.log", "1.log.20260101-000001"]);
+    }
+
+    #[tokio::test]
+    async fn a_log_that_the_runtime_does_not_reopen_stays_the_log() {
+        // A20.5
+        let folder = tempfile::tempdir().unwrap();
+        let (log, rotated) = (folder.path().join("0.log"), folder.path().join("0.log.20260101-000001"));
+        fs::write(&log, "text").unwrap();
+        let refuses = async {
+            assert_eq!(names(folder.path()), ["0.log.20260101-000001"]);
+            Err(RuntimeError::NotFound("no such container".to_owned()))
+        };
+        assert!(replace(&log, &rotated, refuses).await.is_err());
+        assert_eq!(names(folder.path()), ["0.log"]);
+        replace(&log, &rotated, async { Ok(()) }).await.unwrap();
+        assert_eq!(names(folder.path()), ["0.log.20260101-000001"]);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use stoker_model::handle::StorageApi;
 use tonic::transport::{Channel, Endpoint};
 
 pub(super) use data::{PodData, published};
@@ -52,6 +53,12 @@ impl Drivers {
             all.retain(|_, driver| driver.socket != socket);
             gone
         })
+    }
+
+    /// Asks a driver again what it can do, and tells the cluster.
+    pub(super) async fn tell_again(&self, name: &str, api: &dyn StorageApi) -> Result<(), VolumeError> {
+        let told = registration::described(name, self.channel(name)?).await?;
+        Ok(api.put_driver(&told).await?)
     }
 
     /// A connection to a driver.

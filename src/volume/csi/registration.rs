@@ -12,6 +12,7 @@ use inotify::{Inotify, WatchMask};
 use stoker_model::handle::{CsiDriverInfo, FoundPlugin, PluginKind, StorageApi};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
 
 use super::proto::NodeGetInfoRequest;
 use super::proto::node_client::NodeClient;
@@ -212,18 +213,23 @@ async fn accept(socket: &Path, info: &PluginInfo, drivers: &Drivers, api: &dyn S
         ));
     }
     let endpoint = endpoint(socket, info);
-    let mut client = NodeClient::new(connect(&endpoint)?);
-    let node = call(CALL_LIMIT, client.node_get_info(NodeGetInfoRequest {})).await?;
-    if node.node_id.is_empty() {
-        return other("error adding CSI driver node info: driverNodeID must not be empty".to_owned());
-    }
+    let told = described(&info.name, connect(&endpoint)?).await?;
     // Volumes can be mounted while the API server is away; only CSINode waits for it.
     drivers.put(&info.name, Driver { endpoint, socket: socket.to_owned() });
-    let told = CsiDriverInfo {
-        name: info.name.clone(),
+    Ok(api.put_driver(&told).await?)
+}
+
+/// What a driver says of itself and of this node.
+pub(super) async fn described(name: &str, channel: Channel) -> Result<CsiDriverInfo, VolumeError> {
+    let node = call(CALL_LIMIT, NodeClient::new(channel).node_get_info(NodeGetInfoRequest {})).await?;
+    if node.node_id.is_empty() {
+        let text = "error adding CSI driver node info: driverNodeID must not be empty";
+        return Err(VolumeError::Other(text.to_owned()));
+    }
+    Ok(CsiDriverInfo {
+        name: name.to_owned(),
         node_id: node.node_id,
         attach_limit: node.max_volumes_per_node,
         topology: node.accessible_topology.map(|topology| topology.segments).unwrap_or_default(),
-    };
-    Ok(api.put_driver(&told).await?)
+    })
 }

@@ -7,6 +7,7 @@ use super::*;
 
 #[test]
 fn volumes() {
+    // A9.10, A9.11
     check_volume(
         json!({"name": "V"}),
         &[
