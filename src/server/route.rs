@@ -516,7 +516,7 @@ mod tests {
 
     #[test]
     fn each_page_takes_its_own_permission() {
-        // A18.1 to A18.11, A18.13 to A18.15, A18.17
+        // A18.1, A18.2, A18.3, A18.4, A18.5, A18.6, A18.7, A18.8, A18.9, A18.10, A18.11, A18.13, A18.14, A18.15, A18.17
         for (path, subresources) in [
             ("/healthz", &["healthz", "proxy"][..]),
             ("/healthz/syncloop", &["healthz", "proxy"]),

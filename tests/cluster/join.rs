@@ -92,11 +92,6 @@ fn a_machine_joins_with_a_token_and_leaves_without_a_trace() {
     // A16.1, A17.1: it registers as soon as there is somebody to register with.
     lab.start_control_plane();
     lab.eventually("the node is ready", Lab::node_is_ready);
-    // A18.2: with the pods that no API server has made.
-    lab.eventually("its pods are listed", |lab| {
-        let list = lab.try_kubectl(&format!("get --raw /api/v1/nodes/{NODE}/proxy/pods")).out;
-        list.contains("PodList") && list.contains("still")
-    });
     let written = fs::read_to_string(format!("{etc}/node.kubeconfig")).expect("written");
     let current = format!("{dir}/kubelet/pki/kubelet-client-current.pem");
     assert!(written.contains(&current), "{written}");
@@ -127,6 +122,11 @@ fn a_machine_joins_with_a_token_and_leaves_without_a_trace() {
     }
     lab.eventually("it serves with it", |lab| lab.run("curl", &ask).out == "Unauthorized");
     assert!(Path::new(&format!("{dir}/kubelet/pki/kubelet-server-current.pem")).exists());
+    // A18.2: with the pods that no API server has made.
+    lab.eventually("its pods are listed", |lab| {
+        let list = lab.try_kubectl(&format!("get --raw /api/v1/nodes/{NODE}/proxy/pods")).out;
+        list.contains("PodList") && list.contains("still")
+    });
     lab.apply(&pod("web").script("echo hello; sleep 10000").build());
     lab.eventually("a pod runs", |lab| lab.ready_pods("web") == 1);
     lab.eventually("its log is read", |lab| lab.try_kubectl("logs web").out == "hello\n");

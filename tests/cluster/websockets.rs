@@ -73,11 +73,8 @@ impl<'a> Api<'a> {
                 .header("Connection", "Upgrade")
                 .header("Upgrade", "websocket")
                 .header("Sec-WebSocket-Version", "13")
-                .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==");
-            let request = match protocol {
-                "" => request,
-                protocol => request.header("Sec-WebSocket-Protocol", protocol),
-            };
+                .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")
+                .header("Sec-WebSocket-Protocol", protocol);
             let (mut socket, answer) = match client_async(request.body(()).expect("a request"), stream).await {
                 Ok(open) => open,
                 Err(Error::Http(refusal)) => {
@@ -147,7 +144,6 @@ fn raw_websockets_go_through_the_api_server() {
 
     // A19.3, A19.7: every protocol, of which only the newer ones tell of success.
     for protocol in [
-        "",
         "channel.k8s.io",
         "base64.channel.k8s.io",
         "v4.channel.k8s.io",
@@ -247,7 +243,7 @@ fn raw_websockets_go_through_the_api_server() {
         assert!(run(path).err.contains("could not find the requested resource"), "{path}: {:?}", run(path));
     }
 
-    // A19.4: a node that does not declare them gets no websockets: the API server translates.
+    // A19.4: a node that does not declare them gets none of the newest protocol; kubectl is told to take SPDY, and does.
     drop(api);
     let mut lab = lab;
     let config = lab.dir().join("kubelet.yaml");
@@ -260,13 +256,16 @@ fn raw_websockets_go_through_the_api_server() {
     lab.eventually("it is not declared", |lab| !declared(lab).contains("ExtendWebSocketsToKubelet"));
     lab.eventually("the node is ready", Lab::node_is_ready);
     let api = Api::new(&lab);
-    for protocol in ["channel.k8s.io", "v4.channel.k8s.io", "v5.channel.k8s.io"] {
+    for protocol in ["channel.k8s.io", "v4.channel.k8s.io"] {
         let pieces = api.talk(&shell("echo out; echo err >&2; exit 3"), protocol, &[], to_the_end).expect(protocol);
         assert_eq!((of(&pieces, 1).as_str(), of(&pieces, 2).as_str()), ("out\n", "err\n"), "{protocol}");
         assert!(of(&pieces, 3).contains("exit code"), "{protocol} {pieces:?}");
     }
     let pieces = api.talk("web/portforward?ports=8080", "v4.channel.k8s.io", &request, answered).expect("v4");
     assert!(of(&pieces, 0).contains("hello from web"));
+    let (code, told) = api.talk(&shell("true"), "v5.channel.k8s.io", &[], to_the_end).expect_err("not taken");
+    assert!(code == 400 && told.contains("use SPDY"), "{code} {told}");
+    assert_eq!(lab.kubectl("exec box -- echo over SPDY"), "over SPDY\n");
     drop(api);
     lab.finish();
 }

@@ -271,11 +271,6 @@ impl Lab {
         self.enclosure.dir.join("control-plane/admin.kubeconfig")
     }
 
-    /// A program on the lab's machine, of which a test wants more than its outcome.
-    pub(crate) fn enclosed(&self, program: &str) -> Command {
-        self.enclosure.command(program)
-    }
-
     /// A kubectl of which a test wants more than its outcome, such as one that follows a log.
     pub(crate) fn kubectl_command(&self, arguments: &str) -> Command {
         let mut command = self.enclosure.command("kubectl");

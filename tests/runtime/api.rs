@@ -483,7 +483,7 @@ async fn what_is_for_debugging_can_be_switched_off() {
 
 #[tokio::test]
 async fn what_needs_no_credentials_is_on_the_read_only_port_alone() {
-    // A18.19, A5.13
+    // A18.4, A18.19, A5.13
     let node = Node::start().await;
     let open = async |path: &str| {
         read(exchange(TcpStream::connect(node.read_only).await.unwrap(), "GET", path).await.unwrap()).await

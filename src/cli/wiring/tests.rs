@@ -112,7 +112,7 @@ fn what_the_runtime_is_asked_for_is_configured() {
 
 #[test]
 fn the_node_is_told_what_it_is() {
-    // A22.1d, A11.7
+    // A22.1d, A11.7, A16.8
     let flags = flags();
     let of = |fields: Value| node_settings(&config(&fields), &flags).expect("settings");
     let plain = of(json!({}));
@@ -140,7 +140,7 @@ fn the_node_is_told_what_it_is() {
 
 #[test]
 fn shutdown_restarts_and_events_are_configured() {
-    // A3.9, A22.1k, A22.1m
+    // A3.9, A16.11, A22.1k, A22.1m
     assert_eq!(event_pace(&config(&json!({}))), (50, 100));
     assert_eq!(event_pace(&config(&json!({"eventRecordQPS": 7, "eventBurst": 8}))), (7, 8));
     assert_eq!(request_pace(&config(&json!({}))), (50, 100));
