@@ -184,11 +184,11 @@ fn a_running_process_is_attached_to() {
     }
     // A19.6: with stdinOnce the end of the first client's input is that of the process.
     let script = "read line; echo heard $line; cat; echo end of input";
-    let ends = pod("once").script(script).container("stdin", true.into()).container("stdinOnce", true.into());
+    let ends = pod("ends").script(script).container("stdin", true.into()).container("stdinOnce", true.into());
     lab.apply(&ends.spec("restartPolicy", "Never".into()).build());
-    lab.eventually("it is ready", |lab| lab.ready_pods("once") == 1);
-    let once = fed(&mut lab.kubectl_command("attach -i once"), b"you\n");
-    assert!(out(&once).ends_with("heard you\nend of input\n"), "{once:?}");
+    lab.eventually("it is ready", |lab| lab.ready_pods("ends") == 1);
+    let ended = fed(&mut lab.kubectl_command("attach -i ends"), b"you\n");
+    assert!(out(&ended).ends_with("heard you\nend of input\n"), "{ended:?}");
 
     lab.eventually("both clients were heard", |lab| lab.kubectl("logs ears").matches("heard you").count() == 2);
 

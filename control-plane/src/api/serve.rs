@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use http::header::AUTHORIZATION;
 use http::{HeaderValue, Method, Request};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
@@ -36,6 +37,9 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const FIRST_REQUEST: Duration = Duration::from_secs(30);
 /// After a stop, requests that run may take so long.
 const DRAIN: Duration = Duration::from_secs(2);
+/// So many bytes are read of a body that nobody wants, and for so long.
+const UNWANTED: usize = 256 << 10;
+const UNWANTED_TIME: Duration = Duration::from_secs(1);
 
 /// What the server needs of others.
 pub struct ServerConfig {
@@ -190,9 +194,15 @@ async fn handle(
     mut request: Request<Incoming>,
 ) -> Result<Answer, StatusError> {
     let upgrade = hyper::upgrade::on(&mut request);
-    let user = authenticate(server, certificate, request.headers()).await?;
-    let user = impersonate::acting(server.authorizer.as_ref(), user, request.headers()).await?;
+    let user = user_of(server, certificate, request.headers()).await;
     let (mut parts, body) = request.into_parts();
+    let user = match user {
+        Ok(user) => user,
+        Err(error) => {
+            read_off(body).await;
+            return Err(error);
+        }
+    };
     front_proxy::forget(&mut parts.headers);
     let raw_query = parts.uri.query().unwrap_or_default().to_owned();
     let asked = Asked {
@@ -210,13 +220,39 @@ async fn handle(
     match server.authorizer.authorize(&attributes).await {
         Decision::Allow(_) => {}
         Decision::Deny(reason) | Decision::NoOpinion(reason) => {
-            return Err(refused(&attributes, &reason));
+            let error = refused(&attributes, &reason);
+            read_off(asked.body).await;
+            return Err(error);
         }
     }
     match route {
         Some(route) => verbs::dispatch(server, route, asked).await,
         None => paths::dispatch(server, asked).await,
     }
+}
+
+async fn user_of(
+    server: &Server,
+    certificate: Option<&[u8]>,
+    headers: &http::HeaderMap,
+) -> Result<UserInfo, StatusError> {
+    let user = authenticate(server, certificate, headers).await?;
+    impersonate::acting(server.authorizer.as_ref(), user, headers).await
+}
+
+/// Reads a body that nobody wants. A refusal that overtakes it makes some clients of HTTP/2 tell of a broken stream and not of the refusal.
+/// Who sends more than a few objects, or takes his time, is broken off all the same.
+async fn read_off(mut body: Incoming) {
+    let mut left = UNWANTED;
+    let rest = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.len()));
+            if left == 0 {
+                break;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(UNWANTED_TIME, rest).await;
 }
 
 /// The 403 of a request that nothing allows.
