@@ -114,7 +114,7 @@ impl Path {
         let mut batch = Batch::before_reconciling();
         let (_, deciding) = timed(|| {
             let dirty = self.model.take_dirty();
-            self.table.expect(dirty.len());
+            self.table.reserve(dirty.len());
             for name in dirty {
                 self.table.set(&name, self.model.routes(&name), &mut batch);
             }

@@ -385,3 +385,50 @@ pub struct NodeTopology {
     /// The node's own addresses, primary family first.
     pub ips: Vec<std::net::IpAddr>,
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_what_is_read_is_kept() {
+        let service: Service = serde_json::from_value(json!({
+            "metadata": {
+                "name": "web", "namespace": "shop",
+                "labels": {names::SERVICE_PROXY_NAME: "other", "team": "a", "app": "web"},
+                "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "long"},
+            },
+            "spec": {"type": "LoadBalancer", "sessionAffinity": "ClientIP", "ports": [{"port": 80, "protocol": "UDP"}]},
+        }))
+        .expect("a Service");
+        let label = (names::SERVICE_PROXY_NAME.to_owned(), "other".to_owned());
+        assert_eq!(service.metadata.labels.into_iter().collect::<Vec<_>>(), [label]);
+        assert_eq!(service.metadata.annotations, BTreeMap::new());
+
+        let slice: EndpointSlice = serde_json::from_value(json!({
+            "metadata": {
+                "name": "web-1", "namespace": "shop", "labels": null,
+                "annotations": {names::LAST_CHANGE_TRIGGER_TIME: "2026-01-01T00:00:00Z", "note": "x"},
+            },
+            "addressType": "IPv4", "endpoints": null, "ports": null,
+        }))
+        .expect("a slice");
+        assert_eq!(slice.metadata.labels, BTreeMap::new());
+        assert_eq!(slice.metadata.annotations.keys().collect::<Vec<_>>(), [names::LAST_CHANGE_TRIGGER_TIME]);
+        assert_eq!((slice.endpoints.len(), slice.ports.len()), (0, 0));
+    }
+
+    #[test]
+    fn known_words_take_no_memory() {
+        let read = |text: &str| -> ServicePort { serde_json::from_value(json!({ "protocol": text })).expect("a port") };
+        for text in ["TCP", "UDP", "SCTP", ""] {
+            let port = read(text);
+            assert!(matches!(port.protocol, Cow::Borrowed(word) if word == text), "{text}");
+        }
+        assert_eq!(read("QUIC").protocol, Cow::<str>::Owned("QUIC".to_owned()));
+        let wrong: Result<ServicePort, _> = serde_json::from_value(json!({"protocol": 6}));
+        assert!(wrong.expect_err("a number is no word").to_string().contains("a string"));
+    }
+}

@@ -348,17 +348,6 @@ mod tests {
         fn publish(&self, _: EventSubject, _: EventType, reason: &str, _: String) {
             self.0.lock().unwrap().push(reason.to_owned());
         }
-
-        fn publish_annotated(
-            &self,
-            subject: EventSubject,
-            kind: EventType,
-            reason: &str,
-            message: String,
-            _: BTreeMap<String, String>,
-        ) {
-            self.publish(subject, kind, reason, message);
-        }
     }
 
     #[tokio::test]

@@ -81,7 +81,6 @@ async fn tell_of(log: File, events: &dyn EventSink) -> io::Result<std::convert::
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::io::Write;
     use std::sync::Mutex;
 
@@ -92,17 +91,6 @@ mod tests {
 
     impl EventSink for Told {
         fn publish(&self, subject: EventSubject, kind: EventType, reason: &str, message: String) {
-            self.publish_annotated(subject, kind, reason, message, BTreeMap::new());
-        }
-
-        fn publish_annotated(
-            &self,
-            subject: EventSubject,
-            kind: EventType,
-            reason: &str,
-            message: String,
-            _: BTreeMap<String, String>,
-        ) {
             self.0.lock().unwrap().push(format!("{subject:?} {kind:?} {reason}: {message}"));
         }
     }

@@ -350,7 +350,6 @@ fn reconcile_patch(settings: &NodeSettings, node: &Node) -> Option<Value> {
 #[cfg(test)]
 mod tests {
     use super::super::machine::system_info;
-    use stoker_model::handle::RuntimeHandler;
 
     use super::super::settings::tests_support;
     use super::*;

@@ -136,7 +136,7 @@ pub struct Table {
 
 impl Table {
     /// Makes room at once for so many Services in all, one address and port each.
-    pub fn expect(&mut self, services: usize) {
+    pub fn reserve(&mut self, services: usize) {
         let more = services.saturating_sub(self.services.len());
         self.services.reserve(more);
         self.frontends.reserve(more);

@@ -570,7 +570,7 @@ impl Programmer {
         if let Some(ranges) = ranges {
             self.table.set_service_ranges(ranges, &mut batch);
         }
-        self.table.expect(compiled.len());
+        self.table.reserve(compiled.len());
         for (name, routes) in compiled {
             self.table.set(&name, routes, &mut batch);
         }

@@ -38,8 +38,18 @@ impl Storage {
     /// Makes the node's CSINode, where there is none: however long it takes (A13.11).
     pub async fn ensure_csi_node(&self) {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+        let mut told = String::new();
         while let Err(error) = self.change_node(|_| ()).await {
-            tracing::debug!(%error, "the node has no CSINode yet");
+            let reason = error.to_string();
+            if reason == told {
+                tracing::debug!(error = reason, "the node still has no CSINode");
+            } else {
+                tracing::warn!(
+                    error = reason,
+                    "CSINode cannot be made, and the node is not Ready before: nodes need the right to create csinodes (ClusterRole system:node)"
+                );
+                told = reason;
+            }
             tokio::time::sleep(backoff.wait()).await;
         }
     }

@@ -153,6 +153,26 @@ fn a_flood_of_services_is_written_and_watched() {
     eventually("the repair", || lab.answers_at_once("client", &format!("{}:80", ip(7))));
 }
 
+/// What comes shortly after a transaction shares the next one: a change at a time costs what it costs, many do not cost that many times.
+#[test]
+fn changes_that_follow_one_another_share_a_transaction() {
+    let lab = Lab::with_pods(1);
+    let daemon = lab.start();
+    daemon.apply([service(json!({}))].into_iter().chain(endpoints(&[1])).chain([Complete]));
+    let before = daemon.transactions();
+    let (address, ports) = (json!([{"addresses": ["10.244.1.2"]}]), json!([{"port": 8080}]));
+    let ip = |n: u32| std::net::Ipv4Addr::from(0x0a61_0000 + n).to_string();
+    for n in 0..200 {
+        let name = format!("s-{n}");
+        daemon.tell(other(&name, json!({"clusterIP": ip(n), "clusterIPs": [ip(n)]})));
+        daemon.tell(slice(&name, &name, &address, &ports));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    eventually("the last is written", || lab.answers_at_once("client", &format!("{}:80", ip(199))));
+    let written = daemon.transactions() - before;
+    assert!((2..=100).contains(&written), "{written} transactions for 200 Services");
+}
+
 /// B1.20: to zero endpoints and back to another; flows of others stay, also those to the same port number elsewhere.
 #[test]
 fn udp_flows_follow_a_service_through_zero() {

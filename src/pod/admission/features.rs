@@ -16,7 +16,7 @@ const OURS: [&str; 4] = [
     RESTART_ALL,
 ];
 
-/// See the module.
+/// What this node declares, and what it refuses because it lacks it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Features {
     /// What the Node declares; `None`: nothing is declared, nor asked for.
