@@ -60,6 +60,14 @@ fn word<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Word, D::Error> {
     from.deserialize_str(Read)
 }
 
+/// Without room for more, which a list that grew has: most Services have one port and one address.
+fn exact<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+    Vec::deserialize(from).map(|mut list| {
+        list.shrink_to_fit();
+        list
+    })
+}
+
 /// A map of which only some keys are read: there are thousands of objects, and users write much into these maps.
 fn only<'de, D: serde::Deserializer<'de>>(
     keys: &'static [&'static str],
@@ -163,9 +171,10 @@ pub struct ServiceSpec {
     #[serde(rename = "clusterIP")]
     pub cluster_ip: String,
     /// All cluster IPs, at most one of each family.
-    #[serde(rename = "clusterIPs")]
+    #[serde(rename = "clusterIPs", deserialize_with = "exact")]
     pub cluster_ips: Vec<String>,
     /// Ports.
+    #[serde(deserialize_with = "exact")]
     pub ports: Vec<ServicePort>,
     /// Addresses outside the cluster's control that nodes accept.
     #[serde(rename = "externalIPs")]
@@ -418,6 +427,13 @@ mod tests {
         assert_eq!(slice.metadata.labels, BTreeMap::new());
         assert_eq!(slice.metadata.annotations.keys().collect::<Vec<_>>(), [names::LAST_CHANGE_TRIGGER_TIME]);
         assert_eq!((slice.endpoints.len(), slice.ports.len()), (0, 0));
+    }
+
+    #[test]
+    fn lists_have_no_room_to_spare() {
+        let text = r#"{"clusterIPs": ["10.96.0.10"], "ports": [{"port": 80}]}"#;
+        let spec: ServiceSpec = serde_json::from_str(text).expect("a spec");
+        assert_eq!((spec.cluster_ips.capacity(), spec.ports.capacity()), (1, 1));
     }
 
     #[test]

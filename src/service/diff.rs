@@ -127,7 +127,8 @@ struct Held {
 /// What the kernel was told, and by which Service.
 #[derive(Debug, Default)]
 pub struct Table {
-    services: HashMap<NamespacedName, ServiceRoutes>,
+    /// Boxed, since a map has room for up to twice its entries.
+    services: HashMap<NamespacedName, Box<ServiceRoutes>>,
     frontends: HashMap<Frontend, Held>,
     cluster_ips: HashMap<IpAddr, u32>,
     hairpins: HashMap<IpAddr, u32>,
@@ -172,7 +173,7 @@ impl Table {
             }
         }
         if routes != ServiceRoutes::default() {
-            self.services.insert(name.clone(), routes);
+            self.services.insert(name.clone(), Box::new(routes));
         }
         for frontend in touched {
             self.settle(frontend, batch);
@@ -306,7 +307,7 @@ impl Table {
 
     /// What was programmed for one Service.
     pub fn service(&self, name: &NamespacedName) -> Option<&ServiceRoutes> {
-        self.services.get(name)
+        self.services.get(name).map(Box::as_ref)
     }
 
     /// Which Service a frontend was given to, and its route.
@@ -339,7 +340,7 @@ impl Held {
     /// Nothing in the kernel yet: no route has elements like a balance without backends.
     fn empty() -> Self {
         let route = Route::Balance { backends: Arc::default(), masquerade: false, affinity_seconds: None };
-        Self { claims: Vec::new(), route, allowed_sources: Vec::new() }
+        Self { claims: Vec::with_capacity(1), route, allowed_sources: Vec::new() }
     }
 
     fn elements(&self, at: Frontend, mut each: impl FnMut(Key, Value)) {

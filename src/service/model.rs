@@ -209,6 +209,9 @@ pub fn routes(service: &Service, slices: &[KeptSlice], node: &NodeTopology) -> S
     all.hairpins = hairpins.into_iter().collect();
     all.problems.sort_unstable();
     all.problems.dedup();
+    // Kept for as long as the Service is.
+    all.paths.shrink_to_fit();
+    all.cluster_ips.shrink_to_fit();
     if service.spec.health_check_node_port != 0 && is_local(&service.spec.external_traffic_policy) {
         // One endpoint has an address of each family of the Service.
         let of = |family| local_ready.iter().filter(|ip| Family::of(**ip) == family).count();

@@ -35,6 +35,8 @@ const CHANGES_AT_ONCE: usize = 100_000;
 /// From one transaction to the next at least: what changes meanwhile goes into one. The first change after a quiet time waits for nothing,
 /// and no connection notices so short a wait (a new Service has 20 ms to answer).
 const GATHER: Duration = Duration::from_millis(10);
+/// So many elements are written in some ten microseconds, by the task itself.
+const BRIEF: usize = 100;
 
 /// How the data path is doing, for the health port (B2.1) and metrics.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -423,7 +425,8 @@ impl Owner {
         compiled.iter().for_each(|(name, routes)| self.metrics.compiled(name, routes));
         let doubt = self.doubt;
         let listens = self.listener.is_some();
-        let written = tokio::task::spawn_blocking(move || {
+        let brief = listens && doubt == Doubt::None && ranges.is_none() && programmer.is_brief(&compiled);
+        let write = move || {
             let result = programmer.write(compiled, ranges, doubt).and_then(|operations| {
                 let tend = programmer.path.tend()?;
                 let listener = if listens { None } else { programmer.listen() };
@@ -431,11 +434,14 @@ impl Owner {
                 Ok(Written { operations, tend, listener, missed })
             });
             (programmer, result)
-        })
-        .await;
-        let (programmer, result) = match written {
-            Ok(written) => written,
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        };
+        let (programmer, result) = if brief {
+            write()
+        } else {
+            match tokio::task::spawn_blocking(write).await {
+                Ok(written) => written,
+                Err(error) => std::panic::resume_unwind(error.into_panic()),
+            }
         };
         let programmer = self.programmer.insert(programmer);
         self.written = Some(self.clock.now());
@@ -559,6 +565,19 @@ impl Owner {
 }
 
 impl Programmer {
+    /// Whether a write takes less time than to hand it to another thread and back: few elements, and no flows to search for.
+    fn is_brief(&self, compiled: &[(NamespacedName, ServiceRoutes)]) -> bool {
+        let elements = |routes: &ServiceRoutes| -> usize {
+            routes.paths.iter().map(|path| path.route.backends().0.len() + path.allowed_sources.len() + 1).sum()
+        };
+        let mut all = 0;
+        compiled.iter().all(|(name, routes)| {
+            let before = self.table.service(name);
+            all += elements(routes) + before.map_or(0, elements);
+            all <= BRIEF && routes.serving.is_empty() && before.is_none_or(|before| before.serving.is_empty())
+        })
+    }
+
     /// Exchanges the routes of some Services. Blocks for as long as the kernel takes.
     fn write(
         &mut self,
