@@ -36,6 +36,11 @@ fn compile_proto() -> Result<(), Box<dyn Error>> {
     // Here both sides serve: the agent takes registrations and questions, the tests play plugins and monitors.
     let files = ["proto/deviceplugin.proto", "proto/podresources.proto", "proto/podresources_v1alpha1.proto"];
     configure().compile_fds(protox::compile(files, ["proto"])?)?;
+    configure().compile_fds(protox::compile(["proto/dra.proto", "proto/dra_v1beta1.proto"], ["proto"])?)?;
+    // Its package has the name of another's, so it needs a folder of its own.
+    let health = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?).join("dra_health");
+    std::fs::create_dir_all(&health)?;
+    configure().out_dir(health).compile_fds(protox::compile(["proto/dra_health.proto"], ["proto"])?)?;
     Ok(())
 }
 

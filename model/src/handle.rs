@@ -80,6 +80,11 @@ pub trait ObjectApi: Send + Sync + 'static {
         expiration_seconds: i64,
     ) -> Result<BoundToken, ApiError>;
 
+    /// The pod's service account (A14.4). `Ok(None)`: there is no such account.
+    async fn service_account(&self, _namespace: &str, _name: &str) -> Result<Option<ServiceAccountInfo>, ApiError> {
+        Err(ApiError::NotFound("serviceaccounts are not to be had here".to_owned()))
+    }
+
     /// From now on the pod uses exactly these objects (none: the pod is gone); `changed` is notified when one of them changes (A9.8).
     /// Reads of followed objects are answered from the watch.
     fn follow(&self, _pod: &PodUid, _objects: BTreeSet<ObjectName>, _changed: &Arc<Notify>) {}
@@ -98,6 +103,15 @@ pub trait ObjectApi: Send + Sync + 'static {
     async fn trust_bundles(&self, _choice: &TrustBundles) -> Result<Vec<String>, ApiError> {
         Err(ApiError::NotFound("clustertrustbundles are not to be had here".to_owned()))
     }
+}
+
+/// Of a ServiceAccount, what programs that know registries' passwords are told.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ServiceAccountInfo {
+    /// UID.
+    pub uid: String,
+    /// Annotations.
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// An object that pods refer to.
@@ -411,6 +425,12 @@ pub trait UsageReader: Send + Sync + 'static {
         GroupDetails::default()
     }
 
+    /// The directories of cgroup v1's memory controller, of the machine and of all pods; `None` with cgroup v2, which tells of no marks
+    /// (A13.5).
+    fn memory_groups(&self) -> Option<[std::path::PathBuf; 2]> {
+        None
+    }
+
     /// The agent's own group, and that of all pods.
     fn system_groups(&self) -> Vec<(&'static str, String, Usage)> {
         Vec::new()
@@ -516,7 +536,8 @@ impl std::iter::Sum for DiskUsage {
     }
 }
 
-/// Measures what pods have written to this node's disk. It walks directories, so both calls block. `volume` implements it.
+/// Measures what pods have written to this node's disk. It walks directories, so the calls that do not wait block. `volume` implements it.
+#[async_trait]
 pub trait DiskMeter: Send + Sync + 'static {
     /// The pod's volumes that lie on this node without being asked to stay, by name: of emptyDirs, and of what the agent wrote itself.
     fn volumes(&self, pod: &Pod) -> BTreeMap<String, DiskUsage>;
@@ -528,6 +549,28 @@ pub trait DiskMeter: Send + Sync + 'static {
     fn mounted(&self, _pod: &Pod) -> Vec<MountedVolume> {
         Vec::new()
     }
+
+    /// What drivers tell of the pod's volumes, by name: of a file system of their own the node may see less than they do (A9.18).
+    async fn told_by_drivers(&self, _pod: &Pod) -> BTreeMap<String, VolumeFill> {
+        BTreeMap::new()
+    }
+}
+
+/// What a volume takes and has left.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct VolumeFill {
+    /// All of it.
+    pub capacity_bytes: u64,
+    /// What may still be written.
+    pub available_bytes: u64,
+    /// What was.
+    pub used_bytes: u64,
+    /// How many files there may be.
+    pub inodes: u64,
+    /// How many more.
+    pub inodes_free: u64,
+    /// How many there are.
+    pub inodes_used: u64,
 }
 
 /// A volume that is there.
@@ -600,8 +643,22 @@ pub trait PluginKind: Send + Sync + 'static {
     /// Takes one, or says in upstream's words why not.
     async fn found(&self, plugin: &FoundPlugin) -> Result<(), String>;
 
-    /// Its socket is gone.
-    async fn lost(&self, name: &str);
+    /// The socket of the one that serves there is gone.
+    async fn lost(&self, name: &str, endpoint: &Path);
+}
+
+/// Reads claims of dynamic resources, and removes what drivers of this node have published (A15.8).
+#[async_trait]
+pub trait ClaimApi: Send + Sync + 'static {
+    /// One claim. `Ok(None)`: there is no such claim.
+    async fn resource_claim(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<k8s_openapi::api::resource::v1::ResourceClaim>, ApiError>;
+
+    /// Removes the ResourceSlices of this node: those of one driver, or all.
+    async fn remove_slices(&self, driver: Option<&str>) -> Result<(), ApiError>;
 }
 
 /// A certificate with its chain, and its key, both as PEM.

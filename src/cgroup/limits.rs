@@ -64,19 +64,6 @@ pub struct PodLimits {
 }
 
 impl PodLimits {
-    /// The wider of both, for the time in which the containers change from one to the other.
-    #[must_use]
-    pub fn wider(&self, other: &Self) -> Self {
-        let wider = |a: Option<i128>, b: Option<i128>| a.zip(b).map(|(a, b)| a.max(b));
-        Self {
-            qos: self.qos,
-            shares: self.shares.max(other.shares),
-            milli_cpu: wider(self.milli_cpu, other.milli_cpu),
-            memory_bytes: self.memory_bytes.zip(other.memory_bytes).map(|(a, b)| a.max(b)),
-            hugepages: self.hugepages.clone(),
-        }
-    }
-
     /// The limits of a pod: CPU and memory are bounded where every container, or the pod itself, has a limit (A12.5).
     pub fn of(spec: &PodSpec) -> Self {
         let qos = qos_class(spec);

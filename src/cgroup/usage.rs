@@ -71,6 +71,12 @@ impl UsageReader for Cgroups {
             .collect()
     }
 
+    fn memory_groups(&self) -> Option<[PathBuf; 2]> {
+        let Hierarchy::V1 { controllers, .. } = self.hierarchy() else { return None };
+        let tree = controllers.get("memory")?;
+        Some([tree.clone(), tree.join(self.class_groups().first()?)])
+    }
+
     fn all_pods(&self) -> Usage {
         // That of the guaranteed class is the one that all others lie in.
         self.class_groups().first().map(|group| self.usage(group)).unwrap_or_default()

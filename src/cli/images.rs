@@ -9,7 +9,7 @@ use crate::clock::Clock;
 use crate::config::{CredentialProvider, Flags, KubeletConfig, ProviderError, load_credential_providers};
 use crate::runtime::gc::ImagePolicy;
 use crate::runtime::logs::RotationConfig;
-use crate::runtime::plugins::{Plugin, Plugins};
+use crate::runtime::plugins::{Plugin, PluginTokens, Plugins};
 use crate::runtime::{BadPolicy, Images, NodeCredentials, PullRecords, Runtime, VerificationPolicy};
 
 /// Which setting cannot be used.
@@ -79,6 +79,13 @@ fn plugins(flags: &Flags) -> Result<Plugins, ProviderError> {
             api_version: provider.api_version,
             match_images: provider.match_images,
             default_cache: provider.default_cache,
+            tokens: provider.tokens.map(|tokens| PluginTokens {
+                audience: tokens.audience,
+                required: tokens.required,
+                per_token: tokens.per_token,
+                required_annotations: tokens.required_annotations,
+                optional_annotations: tokens.optional_annotations,
+            }),
         })
     };
     Ok(Plugins::new(load_credential_providers(config)?.into_iter().map(plugin).collect::<Result<_, _>>()?))

@@ -188,6 +188,18 @@ mod tests {
 ";
 
     #[test]
+    fn the_kernel_kills_agents_last() {
+        // A12.8
+        assert_eq!(KubeletConfig::default().oom_score_adj, -999);
+        let read = || fs::read_to_string("/proc/self/oom_score_adj").unwrap().trim().parse::<i32>().unwrap();
+        // Everybody may say that he is to be killed earlier; later, and back, takes more.
+        let before = read();
+        kill_late((before + 1).min(1000));
+        assert_eq!(read(), (before + 1).min(1000));
+        kill_late(before);
+    }
+
+    #[test]
     fn hosts_that_do_not_fit_are_refused() {
         // A22.2e, A12.9, A15.9
         let config = KubeletConfig::default;

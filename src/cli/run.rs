@@ -3,6 +3,7 @@
 //! Order: what needs neither the runtime nor the API server, then the runtime, then the rest; nothing waits for the
 //! API server, so static pods and rules in the kernel do not depend on it.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -11,6 +12,8 @@ use stoker_model::handle::{
     AgentState, Authorizer, EventSink, MirrorApi, NodeFeed, ObjectApi, PodApi, PodFeed, ServiceLinks,
     ServingCertificates, StorageApi, TokenReviewer,
 };
+use stoker_model::names;
+use stoker_model::pod::PodUid;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -41,8 +44,8 @@ use crate::runtime::logs::rotate_logs;
 use crate::runtime::{Runtime, RuntimeError, events as runtime_events, pause};
 use crate::server;
 use crate::upstream::{
-    self, AccessReviews, Backoff, CertificateStore, ConnectError, NodeApi, Objects, PodWriter, ServiceReaders,
-    ServiceStore, ServingKeeper, Storage,
+    self, AccessReviews, Backoff, CertificateStore, ChangeDetection, ClaimReader, ConnectError, NodeApi, Objects,
+    PodWriter, ServiceReaders, ServiceStore, ServingKeeper, Storage,
 };
 use crate::volume::Volumes;
 use crate::volume::csi::{Drivers, watch_plugins};
@@ -163,7 +166,10 @@ async fn start(decided: Decided, exporter: Option<Exporter>) -> Result<(), RunEr
     let reloading = reload::on_hangup(decided.flags.clone(), decided.kubelet.clone(), decided.as_kubelet);
     spawn(&mut tasks, "reload", reloading);
     let work = async {
-        let config = resources_config(&decided.kubelet, &decided.flags.root_dir)?;
+        let mut config = resources_config(&decided.kubelet, &decided.flags.root_dir)?;
+        if config.names_containers() {
+            config.containers = containers_by_id(&decided.kubelet).await?;
+        }
         let assignments = Assignments::start(config, Machine::read(Path::new("/sys")), stop.clone())?;
         let (decided, handles) = wire_node(decided, assignments, &mut tasks).await?;
         // Not later: a service manager that waits for us would give up on a machine whose runtime comes late.
@@ -329,6 +335,11 @@ async fn wire_node(
         certificate
     });
     let object = node_object.clone();
+    let detection = match kubelet.change_detection_strategy.as_str() {
+        "Get" => ChangeDetection::Get,
+        "Cache" => ChangeDetection::Cache(node_object.clone()),
+        _ => ChangeDetection::Watch,
+    };
     let volumes_in_use = watch::Sender::default();
     let seen = node::Seen { observations: observer.observations, volumes_in_use: volumes_in_use.subscribe() };
     let report = node::report(node.clone(), node_api, events.clone(), seen, node_object, *clock);
@@ -370,6 +381,7 @@ async fn wire_node(
         Arc::new(AccessReviews::new(api.clone(), node.name.clone()))
     };
     let reviews = || -> Arc<dyn TokenReviewer> { Arc::new(AccessReviews::new(api.clone(), node.name.clone())) };
+    assignments.use_claims_of(Arc::new(ClaimReader::new(api.clone(), node.name.clone())));
     let handles = NodeHandles {
         runtime,
         pressures,
@@ -379,7 +391,7 @@ async fn wire_node(
         pods,
         api: Arc::new(PodWriter::new(api.clone())),
         mirrors: Arc::new(PodWriter::new(api.clone())),
-        objects: Arc::new(Objects::new(api.clone(), *clock)),
+        objects: Arc::new(Objects::new(api.clone(), *clock).with_detection(detection)),
         storage: Some(Arc::new(Storage::new(api, node.name.clone()))),
         services: Arc::new(store),
         assignments,
@@ -429,7 +441,7 @@ async fn wire_pods(
         volumes = volumes.with_storage(storage, drivers.clone());
     }
     let registry = flags.root_dir.join("plugins_registry");
-    let others = vec![handles.assignments.plugins()];
+    let others = handles.assignments.plugins();
     // It ends with the agent.
     tokio::spawn(watch_plugins(registry, drivers, handles.storage, others, stop.clone()));
     spawn(tasks, "volumes in use", pass_on(volumes.in_use(), handles.volumes_in_use));
@@ -534,6 +546,19 @@ async fn runtime_driver(runtime: &Runtime) -> Option<CgroupDriver> {
         Told::Systemd => Some(CgroupDriver::Systemd),
         Told::Cgroupfs => Some(CgroupDriver::Cgroupfs),
     }
+}
+
+/// The runtime's containers by ID: the UID of their pod, and their name in it.
+async fn containers_by_id(kubelet: &KubeletConfig) -> Result<BTreeMap<String, (PodUid, String)>, RunError> {
+    let endpoint = &kubelet.container_runtime_endpoint;
+    let runtime = Runtime::connect(endpoint, kubelet.runtime_request_timeout.0)?;
+    wait_for_runtime(&runtime, endpoint).await;
+    let all = runtime.list_containers(None).await?.into_iter();
+    let named = all.filter_map(|container| {
+        let label = |key: &str| container.labels.get(key).cloned();
+        Some((container.id.clone(), (PodUid::new(&label(names::POD_UID)?), label(names::CONTAINER_NAME)?)))
+    });
+    Ok(named.collect())
 }
 
 /// Waits until the runtime answers, and says so while it does not.

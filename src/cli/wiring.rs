@@ -239,6 +239,7 @@ pub(super) fn eviction_settings(config: &KubeletConfig, flags: &Flags) -> Result
         enforces_pods: config.enforce_node_allocatable.iter().any(|what| what == "pods"),
     };
     let mut settings = EvictionSettings::new(&fields, flags.root_dir.clone(), PathBuf::from(&config.pod_logs_dir))?;
+    settings.memcg_notification = config.kernel_memcg_notification;
     settings.pressure_transition = config.eviction_pressure_transition_period.0;
     settings.max_pod_grace =
         Duration::from_secs(u64::try_from(config.eviction_max_pod_grace_period).unwrap_or_default());

@@ -32,6 +32,23 @@ pub struct CredentialProvider {
     pub args: Vec<String>,
     /// Variables beside the agent's own.
     pub env: Vec<(String, String)>,
+    /// It is asked with tokens of the pods' service accounts.
+    pub tokens: Option<ProviderTokens>,
+}
+
+/// `tokenAttributes`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ProviderTokens {
+    /// Whom the tokens are for.
+    pub audience: String,
+    /// Pods without a service account are not asked for.
+    pub required: bool,
+    /// `cacheType: Token`: an answer holds for one token, and so for one pod; otherwise for the service account.
+    pub per_token: bool,
+    /// Annotations of the service account that it must have, or else the program is not asked.
+    pub required_annotations: Vec<String>,
+    /// Those that the program is told besides.
+    pub optional_annotations: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -59,7 +76,84 @@ struct Provider {
     args: Option<Vec<String>>,
     #[serde(default)]
     env: Option<Vec<Variable>>,
-    token_attributes: Option<serde_json::Value>,
+    token_attributes: Option<TokenAttributes>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct TokenAttributes {
+    #[serde(default)]
+    service_account_token_audience: String,
+    #[serde(default)]
+    cache_type: String,
+    require_service_account: Option<bool>,
+    #[serde(default)]
+    required_service_account_annotation_keys: Vec<String>,
+    #[serde(default)]
+    optional_service_account_annotation_keys: Vec<String>,
+}
+
+impl TokenAttributes {
+    /// What is wrong is told in words.
+    fn checked(self, api_version: &str) -> Result<ProviderTokens, String> {
+        if self.service_account_token_audience.is_empty() {
+            return Err("tokenAttributes.serviceAccountTokenAudience is missing".to_owned());
+        }
+        let Some(required) = self.require_service_account else {
+            return Err("tokenAttributes.requireServiceAccount is missing".to_owned());
+        };
+        if api_version != API_VERSIONS[0] {
+            return Err(format!("tokenAttributes is only supported for {}", API_VERSIONS[0]));
+        }
+        let (wanted, others) =
+            (self.required_service_account_annotation_keys, self.optional_service_account_annotation_keys);
+        if !required && !wanted.is_empty() {
+            return Err("tokenAttributes.requireServiceAccount cannot be false when requiredServiceAccountAnnotationKeys is set".to_owned());
+        }
+        for (field, keys) in
+            [("requiredServiceAccountAnnotationKeys", &wanted), ("optionalServiceAccountAnnotationKeys", &others)]
+        {
+            let distinct: BTreeSet<&String> = keys.iter().collect();
+            if let Some(bad) = keys.iter().find(|key| !is_annotation_key(key)) {
+                return Err(format!("tokenAttributes.{field}: {bad:?} is no key of an annotation"));
+            }
+            if distinct.len() < keys.len() {
+                return Err(format!("tokenAttributes.{field}: a key is there twice"));
+            }
+        }
+        if wanted.iter().any(|key| others.contains(key)) {
+            return Err("tokenAttributes: annotation keys cannot be both required and optional".to_owned());
+        }
+        let per_token = match self.cache_type.as_str() {
+            "Token" => true,
+            "ServiceAccount" => false,
+            other => return Err(format!("tokenAttributes.cacheType: {other:?} must be ServiceAccount or Token")),
+        };
+        Ok(ProviderTokens {
+            audience: self.service_account_token_audience,
+            required,
+            per_token,
+            required_annotations: wanted,
+            optional_annotations: others,
+        })
+    }
+}
+
+/// A qualified name, upper case or not.
+fn is_annotation_key(key: &str) -> bool {
+    let (prefix, name) = key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
+    let plain = |c: char| c.is_ascii_alphanumeric();
+    let name_ok = (1..=63).contains(&name.len())
+        && name.chars().all(|c| plain(c) || matches!(c, '-' | '_' | '.'))
+        && name.starts_with(plain)
+        && name.ends_with(plain);
+    let label = |part: &str| {
+        !part.is_empty()
+            && part.chars().all(|c| plain(c) || c == '-')
+            && part.starts_with(plain)
+            && part.ends_with(plain)
+    };
+    name_ok && prefix.is_none_or(|prefix| prefix.len() <= 253 && prefix.split('.').all(label))
 }
 
 #[derive(Deserialize)]
@@ -140,9 +234,10 @@ fn read(path: &Path, text: &str, all: &mut Vec<CredentialProvider>) -> Result<()
         return Err(ConfigError::WrongKind { path, found, expected: KIND }.into());
     }
     let mut names: BTreeSet<String> = all.iter().map(|provider| provider.name.clone()).collect();
-    for provider in file.providers {
+    for mut provider in file.providers {
+        let name = provider.name.clone();
         let invalid = |problem: &str| {
-            Err(ProviderError::Invalid { path: path.clone(), name: provider.name.clone(), problem: problem.to_owned() })
+            Err(ProviderError::Invalid { path: path.clone(), name: name.clone(), problem: problem.to_owned() })
         };
         if provider.name.is_empty() || provider.name.contains(['/', ' ']) || [".", ".."].contains(&&*provider.name) {
             return invalid("name must be the name of a program, without / and spaces");
@@ -156,12 +251,14 @@ fn read(path: &Path, text: &str, all: &mut Vec<CredentialProvider>) -> Result<()
         if provider.match_images.is_empty() {
             return invalid("matchImages needs at least one registry");
         }
-        if provider.token_attributes.is_some() {
-            return invalid("tokenAttributes is not supported: leave it out");
-        }
         let Some(default_cache) = provider.default_cache_duration else {
             return invalid("defaultCacheDuration is missing");
         };
+        let tokens =
+            match provider.token_attributes.take().map(|tokens| tokens.checked(&provider.api_version)).transpose() {
+                Ok(tokens) => tokens,
+                Err(problem) => return invalid(&problem),
+            };
         all.push(CredentialProvider {
             name: provider.name,
             match_images: provider.match_images,
@@ -169,6 +266,7 @@ fn read(path: &Path, text: &str, all: &mut Vec<CredentialProvider>) -> Result<()
             api_version: provider.api_version,
             args: provider.args.unwrap_or_default(),
             env: provider.env.into_iter().flatten().map(|variable| (variable.name, variable.value)).collect(),
+            tokens,
         });
     }
     Ok(())
@@ -211,7 +309,6 @@ mod tests {
         let path = Path::new("/etc/providers.yaml");
         for (text, part) in [
             (provider("a/b", ""), "name must be"),
-            (provider("a", "  tokenAttributes: {}\n"), "tokenAttributes is not supported"),
             (provider("a", "  unknown: 1\n"), "unknown"),
             (provider("a", "").replace("v1\n  match", "v9\n  match"), "apiVersion"),
             (provider("a", "").replace("['*.example']", "[]"), "matchImages"),
@@ -220,6 +317,41 @@ mod tests {
         ] {
             let error = read(path, &text, &mut Vec::new()).unwrap_err().to_string();
             assert!(error.contains(part) && error.contains("providers.yaml"), "{error}");
+        }
+    }
+
+    #[test]
+    fn tokens_of_service_accounts_have_rules_of_their_own() {
+        // A14.4
+        let tokens = |fields: &str| provider("a", &format!("  tokenAttributes: {{{fields}}}\n"));
+        let good = "serviceAccountTokenAudience: r.example, requireServiceAccount: true, cacheType: Token, \
+                    requiredServiceAccountAnnotationKeys: [Example.com/Role], optionalServiceAccountAnnotationKeys: [zone]";
+        let mut all = Vec::new();
+        read(Path::new("/p"), &tokens(good), &mut all).unwrap();
+        assert_eq!(
+            all[0].tokens,
+            Some(ProviderTokens {
+                audience: "r.example".into(),
+                required: true,
+                per_token: true,
+                required_annotations: vec!["Example.com/Role".into()],
+                optional_annotations: vec!["zone".into()],
+            })
+        );
+        let old = tokens(good).replace("kubelet.k8s.io/v1\n", "kubelet.k8s.io/v1beta1\n");
+        for (text, part) in [
+            (tokens(""), "serviceAccountTokenAudience is missing"),
+            (tokens(&good.replace("requireServiceAccount: true, ", "")), "requireServiceAccount is missing"),
+            (tokens(&good.replace(": true", ": false")), "requireServiceAccount cannot be false"),
+            (tokens(&good.replace("cacheType: Token, ", "")), "must be ServiceAccount or Token"),
+            (tokens(&good.replace("[zone]", "[zone, zone]")), "a key is there twice"),
+            (tokens(&good.replace("[zone]", "[Example.com/Role]")), "both required and optional"),
+            (tokens(&good.replace("[zone]", "['a b']")), "is no key of an annotation"),
+            (tokens(&good.replace("[zone]", "[-.x/y]")), "is no key of an annotation"),
+            (old, "only supported for credentialprovider.kubelet.k8s.io/v1"),
+        ] {
+            let error = read(Path::new("/p"), &text, &mut Vec::new()).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
         }
     }
 }

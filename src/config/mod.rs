@@ -22,7 +22,7 @@ mod tests;
 mod validate;
 mod without_effect;
 
-pub use credential_providers::{CredentialProvider, ProviderError, load_credential_providers};
+pub use credential_providers::{CredentialProvider, ProviderError, ProviderTokens, load_credential_providers};
 pub use duration::GoDuration;
 pub use flags::{FlagError, Flags, arguments, read_flags, with_pflag_names};
 pub use kube_proxy::{

@@ -293,10 +293,10 @@ fn fields_of_eviction_logs_and_pulls_are_checked() {
         let error = file(fields).expect_err(fields);
         assert!(words.iter().all(|word| error.contains(word)), "{error}");
     }
-    let fields = "kernelMemcgNotification: true\nlogging: {vmodule: [{filePattern: a, verbosity: 3}]}\n";
+    let fields = "hairpinMode: none\nlogging: {vmodule: [{filePattern: a, verbosity: 3}]}\n";
     let warnings = file(fields).expect("valid").warnings;
     assert_eq!(warnings.len(), 2, "{warnings:?}");
-    assert!(warnings[0].contains("kernelMemcgNotification has no effect") && warnings[1].contains("vmodule"));
+    assert!(warnings[0].contains("hairpinMode has no effect") && warnings[1].contains("vmodule"));
 }
 
 #[test]

@@ -7,14 +7,12 @@ use super::validate::{Invalid, invalid};
 
 /// Fields whose value does no harm, but no good either.
 const WITHOUT_EFFECT: &[(&str, &str)] = &[
-    ("configMapAndSecretChangeDetectionStrategy", "objects are always watched"),
     ("contentType", "the API server is always asked for JSON"),
     ("enableContentionProfiling", "there is no Go runtime to profile"),
     ("enableProfilingHandler", "there is no Go runtime to profile"),
     ("hairpinMode", "the pod network decides it"),
     ("iptablesDropBit", "packets are marked by the service rules alone"),
     ("iptablesMasqueradeBit", "packets are marked by the service rules alone; set it in KubeProxyConfiguration"),
-    ("kernelMemcgNotification", "the kernel tells of short memory by pressure stall information, where it has that"),
     ("kubeletCgroups", "the unit's own group is used"),
     ("logging.flushFrequency", "lines are written at once"),
     ("logging.vmodule", "set logging.verbosity"),

@@ -113,7 +113,7 @@ pub fn observe(
         supplemental_groups_policy: None,
         settings,
     };
-    let first = eye.look(RuntimeHealth::Unknown);
+    let first = eye.look(RuntimeHealth::Unknown, clock.now());
     let (snapshots, snapshot_feed) = watch::channel(Arc::new(eye.snapshot(&first, false, None)));
     let (facts, facts_feed) = watch::channel(Arc::new(topology(&snapshot_feed.borrow())));
     let (observations, observation_feed) = watch::channel(None);
@@ -128,7 +128,7 @@ pub fn observe(
             if network_ready {
                 eye.read_images().await;
             }
-            let seen = eye.look(health);
+            let seen = eye.look(health, clock.now());
             let is_ready = seen.is_ready();
             let snapshot = eye.snapshot(&seen, network_ready, node.borrow_and_update().as_ref());
             publish(&facts, topology(&snapshot));
@@ -214,7 +214,7 @@ struct Eye {
 }
 
 impl Eye {
-    fn look(&mut self, health: RuntimeHealth) -> Observation {
+    fn look(&mut self, health: RuntimeHealth, now: Now) -> Observation {
         let machine = Machine::read(&self.settings.root_dir);
         let capacity = capacity(&machine, &self.settings);
         let missing: Vec<_> = ["cpu", "memory", "pods"]
@@ -222,7 +222,7 @@ impl Eye {
             .filter(|name| capacity.get(*name).is_none_or(|a| *a <= Milli::ZERO))
             .collect();
         let mut verdicts = pressures(&self.signs.pressures.borrow_and_update()).to_vec();
-        let silent = self.clock.now().monotonic.saturating_sub(self.listed.monotonic);
+        let silent = now.monotonic.saturating_sub(self.listed.monotonic);
         let signs = &mut self.signs;
         let (storage, going_down) = (*signs.storage_ready.borrow_and_update(), *signs.going_down.borrow_and_update());
         verdicts.push(ready(&health, silent, storage, going_down, &missing));
@@ -394,6 +394,45 @@ mod tests {
             ["container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady \
               message:cni plugin not initialized"]
         );
+    }
+
+    #[tokio::test]
+    async fn a_runtime_that_lists_nothing_is_no_good() {
+        // A1.7
+        let (_, pressures) = watch::channel(Pressures::new());
+        let (_, going_down) = watch::channel(false);
+        let (_, storage_ready) = watch::channel(true);
+        let (_, devices) = watch::channel(Arc::default());
+        let clock = Clock;
+        let now = clock.now();
+        let mut eye = Eye {
+            settings: Arc::new(tests_support()),
+            devices,
+            runtime: Runtime::connect("unix:///nowhere/c.sock", Duration::from_secs(1)).unwrap(),
+            clock,
+            signs: Signs { pressures, going_down, storage_ready },
+            info: None,
+            images: Vec::new(),
+            images_read: None,
+            listed: now,
+            handlers: BTreeMap::new(),
+            supplemental_groups_policy: None,
+        };
+        let up = || RuntimeHealth::Up { problems: Vec::new(), network_ready: true };
+        let ready = |seen: &Observation| {
+            let found = seen.verdicts.iter().find(|verdict| verdict.kind == "Ready").expect("a verdict");
+            (found.holds, found.message.clone())
+        };
+        assert_eq!(
+            ready(&eye.look(up(), now.plus(Duration::from_secs(179)))),
+            (true, "kubelet is posting ready status".into())
+        );
+        let text = "PLEG is not healthy: pleg was last seen active 3m1s ago; threshold is 3m0s";
+        assert_eq!(ready(&eye.look(up(), now.plus(Duration::from_secs(181)))), (false, text.into()));
+        // It is asked again each minute, and what fails does not count.
+        eye.listed = Now { monotonic: Duration::ZERO, ..now };
+        eye.list().await;
+        assert_eq!(eye.listed.monotonic, Duration::ZERO);
     }
 
     #[test]

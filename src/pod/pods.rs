@@ -89,7 +89,7 @@ impl Pods {
         let commands = Arc::new(Commands(runtime.clone()));
         let prober = Prober::spawn(commands, sink.clone(), stop.clone());
         let reported = Reported::default();
-        let wanted = sources::gather(&config.static_sources, pods, &node, reported.clone(), &stop);
+        let wanted = sources::gather(&config.static_sources, pods, &node, reported.clone(), &sink, &stop);
         let keeper =
             keep_mirrors(mirrors, api.clone(), wanted.clone(), node.clone(), reported.clone(), directory.clone());
         tokio::spawn(stop.clone().run_until_cancelled_owned(keeper));
@@ -540,7 +540,9 @@ impl Supervisor {
         let on_disk = self.shared.volumes.pods_on_disk();
         let in_groups = self.shared.cgroups.pods().into_iter().map(|(_, uid)| PodUid::new(&uid));
         let with_logs = garbage::pods_with_logs(&self.shared.config.log_dir);
-        let others: BTreeSet<PodUid> = on_disk.into_iter().chain(in_groups).chain(with_logs).collect();
+        let with_claims = self.shared.assignments.pods_with_claims();
+        let others: BTreeSet<PodUid> =
+            on_disk.into_iter().chain(in_groups).chain(with_logs).chain(with_claims).collect();
         for uid in others.into_iter().filter(|uid| !known(uid)) {
             orphans.entry(uid.clone()).or_insert_with(|| remains(uid.as_str(), None, None));
         }

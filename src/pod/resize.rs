@@ -3,6 +3,7 @@
 //! Kept in one file per pod, beside its volumes: it goes with the pod, and no pod waits for another's. kubelet keeps two files for
 //! the whole node, with a checksum over Go's memory layout; they could not be shared with it anyway.
 
+mod phases;
 mod rules;
 mod turns;
 
@@ -17,13 +18,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use stoker_model::resources::{Amounts, amounts, requests_of};
 
+pub(super) use phases::{Part, Phase, phases};
 pub use rules::ResizeRules;
 pub(super) use rules::infeasible;
 pub(super) use turns::{Wish, frees, in_turn};
 
-/// The resources that can change while a pod runs.
 /// Where it is kept what a pod was given, in its directory.
 pub(super) const RESOURCES_FILE: &str = "resources";
+/// The resources that can change while a pod runs.
 const RESIZABLE: [&str; 2] = ["cpu", "memory"];
 
 /// Resources of containers by name.

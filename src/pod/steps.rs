@@ -251,7 +251,7 @@ impl Hand {
                 Outcome::Done
             }
             Err(error) => {
-                let message = format!("error determining status: failed to create the pod's control group: {error}");
+                let message = format!("unable to ensure pod container exists: {error}");
                 self.shared.tell(&self.reference, EventType::Warning, "FailedCreatePodContainer", message.clone());
                 let retry = Duration::from_secs(10);
                 self.effects.push(Effect::SandboxFailed { reason: "CreatePodSandboxError", message, retry });
@@ -318,7 +318,7 @@ impl Hand {
         let made = self.shared.volumes.make_dirs(&self.reference.uid);
         made.map(drop).map_err(|error| {
             let message = format!("error making pod data directories: {error}");
-            self.shared.tell(&self.reference, EventType::Warning, "FailedMakePodDataDirectories", message.clone());
+            self.shared.tell(&self.reference, EventType::Warning, "Failed", message.clone());
             self.effects.push(Effect::VolumesFailed(message));
             Outcome::Stop
         })

@@ -9,6 +9,7 @@ mod effects;
 mod probing;
 mod refresh;
 mod resizing;
+mod unseen;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -36,6 +37,7 @@ use super::shared::Shared;
 use super::status::{Facts, differs, status};
 use super::steps::{Effect, Hand, StopRequest, find_image, look_for_image, run_pre_stop, step_span, stop_container};
 use super::writer::StatusWriter;
+use crate::runtime::RuntimeError;
 
 /// First and longest delay while the runtime is away.
 const RUNTIME_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
@@ -190,6 +192,9 @@ impl Worker {
                         }
                         Err(error) => {
                             debug!(%error, "cannot look at the pod");
+                            if let Some((reason, text)) = unseen::not_seen(&error) {
+                                self.shared.tell(&self.reference, EventType::Warning, reason, text);
+                            }
                             let at = self.shared.clock.now().monotonic + runtime_delay;
                             runtime_delay = (runtime_delay * 2).min(RUNTIME_RETRY.1);
                             Some(at)
@@ -303,7 +308,7 @@ impl Worker {
     }
 
     /// Looks where something may have changed, plans, reports and begins what is to be done. When to do so again (monotonic).
-    async fn round(&mut self) -> Result<Option<Duration>, crate::runtime::RuntimeError> {
+    async fn round(&mut self) -> Result<Option<Duration>, RuntimeError> {
         let (runtime, directory) = (&self.shared.runtime, &self.shared.directory);
         let (sandboxes, containers) = match self.view.take() {
             Some(view) => view,
@@ -378,7 +383,7 @@ impl Worker {
         let facts = Facts { desired, seen, waiting, node_ips: &node.ips, previous: &self.previous };
         let now = self.shared.clock.now();
         let mut status = status(facts, now);
-        self.shared.assignments.tell_health(&self.reference.uid, &mut status);
+        self.shared.assignments.tell_health(&desired.pod, &mut status);
         let mut shown = (*desired.pod).clone();
         shown.status = Some(status.clone());
         self.shared.directory.put(&self.reference.uid, Arc::new(shown));

@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus, ResourceHealth, ResourceStatus};
-use stoker_model::handle::{DeviceFeed, PluginKind};
+use stoker_model::handle::{ClaimApi, DeviceFeed, PluginKind};
 use stoker_model::pod::{PodRef, PodUid};
 use stoker_model::resources::{Amounts, amounts, is_sidecar, pod_limits};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::checkpoint::CheckpointError;
+use super::claims::{Claims, Given};
 use super::cpu_set::CpuSet;
 use super::cpus::{self, CpuRefusal, Cpus, StaticCpus};
 use super::devices::{Devices, Reusable, Wanted, pool};
@@ -36,11 +37,13 @@ pub struct ResourcesConfig {
     pub cpus: Option<StaticCpus>,
     /// `memoryManagerPolicy` is `Static`.
     pub memory: Option<StaticMemory>,
+    /// The runtime's containers by ID, with their pods and names, where [`ResourcesConfig::names_containers`].
+    pub containers: BTreeMap<String, (PodUid, String)>,
 }
 
 impl ResourcesConfig {
     /// kubelet's defaults.
-    pub const fn new(root_dir: PathBuf) -> Self {
+    pub fn new(root_dir: PathBuf) -> Self {
         Self {
             root_dir,
             topology: TopologyPolicy::None,
@@ -49,9 +52,18 @@ impl ResourcesConfig {
             most_nodes: 8,
             cpus: None,
             memory: None,
+            containers: BTreeMap::new(),
         }
     }
+
+    /// Whether what a very old kubelet left names containers by the runtime's IDs, so that they have to be known.
+    pub fn names_containers(&self) -> bool {
+        cpus::names_containers(&self.root_dir.join(CPU_STATE))
+    }
 }
+
+/// Who has which CPUs, below the root directory.
+const CPU_STATE: &str = "cpu_manager_state";
 
 /// Why nothing can be assigned on this node.
 #[derive(Debug, thiserror::Error)]
@@ -166,6 +178,7 @@ struct Inner {
     /// One pod at a time is given something: what is free for one is not for the next.
     turn: Semaphore,
     devices: Devices,
+    claims: Claims,
     cpus: Cpus,
     memory: Memory,
 }
@@ -197,12 +210,14 @@ impl Assignments {
         }
         let distances = machine.nodes.iter().map(|(number, node)| (*number, node.distances.clone())).collect();
         let chooser = Chooser { policy: config.topology, closest: config.closest, distances };
-        let cpus = Cpus::open(config.cpus.as_ref(), &machine, &config.root_dir.join("cpu_manager_state"))?;
+        let state = config.root_dir.join(CPU_STATE);
+        let cpus = Cpus::open(config.cpus.as_ref(), &machine, &state, &config.containers)?;
         let memory = Memory::open(config.memory.as_ref(), &machine, &config.root_dir.join("memory_manager_state"))?;
         let dir = config.root_dir.join("device-plugins");
-        let devices = Devices::open(&dir, stop);
+        let devices = Devices::open(&dir, stop.clone());
+        let claims = Claims::open(&config.root_dir, devices.health_changes(), stop);
         devices.start().map_err(|source| ResourcesError::Socket { path: dir, source })?;
-        Ok(Self(Arc::new(Inner { config, machine, chooser, turn: Semaphore::new(1), devices, cpus, memory })))
+        Ok(Self(Arc::new(Inner { config, machine, chooser, turn: Semaphore::new(1), devices, claims, cpus, memory })))
     }
 
     /// Devices for the Node.
@@ -210,9 +225,42 @@ impl Assignments {
         self.0.devices.feed()
     }
 
-    /// Takes device plugins that put a socket into `plugins_registry`.
-    pub fn plugins(&self) -> Arc<dyn PluginKind> {
-        Arc::new(self.0.devices.clone())
+    /// Takes device plugins, and drivers of dynamic resources, that put a socket into `plugins_registry`.
+    pub fn plugins(&self) -> Vec<Arc<dyn PluginKind>> {
+        vec![Arc::new(self.0.devices.clone()), self.0.claims.plugins()]
+    }
+
+    /// From now on claims of dynamic resources can be read.
+    ///
+    /// Must be called in a tokio runtime.
+    pub fn use_claims_of(&self, api: Arc<dyn ClaimApi>) {
+        self.0.claims.use_api(api);
+    }
+
+    /// Has the drivers of dynamic resources prepare what the pod claims (A15.8).
+    ///
+    /// # Errors
+    /// Upstream's text.
+    pub async fn prepare_claims(&self, pod: &Pod) -> Result<(), String> {
+        self.0.claims.prepare(pod).await
+    }
+
+    /// Has them undo it: the pod's containers have ended.
+    ///
+    /// # Errors
+    /// Upstream's text; then it is to be tried again.
+    pub async fn unprepare_claims(&self, pod: &PodUid) -> Result<(), String> {
+        self.0.claims.unprepare(pod).await
+    }
+
+    /// Pods whose claims are prepared.
+    pub fn pods_with_claims(&self) -> BTreeSet<PodUid> {
+        self.0.claims.pods()
+    }
+
+    /// What a container has of its pod's claims.
+    pub(super) fn claims_of(&self, pod: &Pod, container: &Container) -> Vec<Given> {
+        self.0.claims.given(pod, container)
     }
 
     /// Changes when the health of somebody's device does.
@@ -225,6 +273,7 @@ impl Assignments {
         let mut pods = self.0.devices.pods();
         pods.extend(self.0.cpus.pods());
         pods.extend(self.0.memory.pods());
+        pods.extend(self.0.claims.pods());
         pods
     }
 
@@ -306,18 +355,26 @@ impl Assignments {
                 self.0.devices.allocate(place, &wanted, &Reusable::new(), None).await?;
             }
         }
+        let mut extras = extras(&self.0.devices.shares(&uid, &container.name));
+        let claimed = self.0.claims.cdi_devices(pod, container)?;
+        for name in claimed {
+            if !extras.cdi_devices.contains(&name) {
+                extras.cdi_devices.push(name);
+            }
+        }
         Ok(Extras {
             cpus: self.cpus_of(&uid, &container.name).unwrap_or_default().to_string(),
             memory_nodes: self.memory_nodes_of(&uid, &container.name),
             own_cpus: self.0.cpus.own(&uid, &container.name).is_some(),
-            ..extras(&self.0.devices.shares(&uid, &container.name))
+            ..extras
         })
     }
 
     /// Writes into a status which devices the containers have, and how they are (A15.15).
-    pub fn tell_health(&self, pod: &PodUid, status: &mut PodStatus) {
+    pub fn tell_health(&self, pod: &Pod, status: &mut PodStatus) {
+        let uid = &PodRef::of(pod).uid;
         for container in status.container_statuses.iter_mut().flatten() {
-            let shares = self.0.devices.shares(pod, &container.name);
+            let shares = self.0.devices.shares(uid, &container.name);
             let health = |resource: &str, id: String| {
                 let healthy = self.0.devices.is_healthy(resource, &id);
                 let health = if healthy { "Healthy" } else { "Unhealthy" };
@@ -330,6 +387,7 @@ impl Assignments {
             let all: Vec<ResourceStatus> = shares.iter().map(of_resource).collect();
             container.allocated_resources_status = Some(all).filter(|all| !all.is_empty());
         }
+        self.0.claims.tell_health(pod, status);
     }
 
     /// Devices of a container with their memory nodes, by resource.

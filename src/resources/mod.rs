@@ -1,4 +1,5 @@
-//! What a container has for itself: devices of plugins, CPUs, memory of certain nodes, and how they are brought together (A15).
+//! What a container has for itself: devices of plugins and of claims, CPUs, memory of certain nodes, and how they are brought together
+//! (A15).
 //!
 //! [`Assignments`] decides once for each pod, keeps what it decided in kubelet's own files, and tells what a container needs to be
 //! made with. [`serve_pod_resources`] tells monitors.
@@ -6,6 +7,7 @@
 
 mod assign;
 mod checkpoint;
+mod claims;
 mod cpu_set;
 mod cpus;
 mod devices;

@@ -17,11 +17,12 @@ use tonic::{Request, Response, Status};
 
 use self::v1::pod_resources_lister_server::{PodResourcesLister, PodResourcesListerServer};
 use self::v1::{
-    AllocatableResourcesRequest, AllocatableResourcesResponse, ContainerDevices, ContainerMemory, ContainerResources,
-    GetPodResourcesRequest, GetPodResourcesResponse, ListPodResourcesRequest, ListPodResourcesResponse, NumaNode,
-    PodResources, TopologyInfo,
+    AllocatableResourcesRequest, AllocatableResourcesResponse, CdiDevice, ClaimResource, ContainerDevices,
+    ContainerMemory, ContainerResources, DynamicResource, GetPodResourcesRequest, GetPodResourcesResponse,
+    ListPodResourcesRequest, ListPodResourcesResponse, NumaNode, PodResources, TopologyInfo,
 };
 use super::assign::Assignments;
+use super::claims::{Given, GivenDevice};
 use super::cpu_set::CpuSet;
 use super::memory::Block;
 use crate::clock::Clock;
@@ -126,6 +127,7 @@ impl Lister {
             devices: devices(self.assignments.devices_of(&reference.uid, &container.name)),
             cpu_ids: numbers(&self.assignments.own_cpus(&reference.uid, &container.name)),
             memory: memory(self.assignments.memory_of(&reference.uid, &container.name)),
+            dynamic_resources: self.assignments.claims_of(pod, container).into_iter().map(of_claim).collect(),
         };
         let containers = pod.spec.iter().flat_map(|spec| {
             let sidecars = spec.init_containers.iter().flatten().filter(|c| is_sidecar(c));
@@ -133,6 +135,21 @@ impl Lister {
         });
         let containers = containers.map(resources).collect();
         PodResources { containers, name: reference.name, namespace: reference.namespace }
+    }
+}
+
+fn of_claim(given: Given) -> DynamicResource {
+    let device = |device: GivenDevice| ClaimResource {
+        cdi_devices: device.cdi.into_iter().map(|name| CdiDevice { name }).collect(),
+        driver_name: device.driver,
+        pool_name: device.pool,
+        device_name: device.device,
+        share_id: device.share,
+    };
+    DynamicResource {
+        claim_name: given.name,
+        claim_namespace: given.namespace,
+        claim_resources: given.devices.into_iter().map(device).collect(),
     }
 }
 

@@ -17,7 +17,7 @@ use super::client::Runtime;
 use super::credentials::{self, Keyring};
 use super::cri;
 use super::error::{PullFailure, RuntimeError};
-use super::plugins::Plugins;
+use super::plugins::{Asker, Plugins};
 use super::pulled::PullRecords;
 use super::turns::Turns;
 use crate::clock::Clock;
@@ -48,11 +48,13 @@ pub struct Credential {
     pub identity_token: String,
     /// A bearer token.
     pub registry_token: String,
-    /// The secret that it comes from; `None`: the node has it for all pods.
+    /// The secret that it comes from.
     pub secret: Option<SecretRef>,
+    /// The service account that it was given for. With neither of them the node has it for all pods.
+    pub account: Option<SecretRef>,
 }
 
-/// A Secret of the API.
+/// A Secret or a ServiceAccount of the API.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct SecretRef {
     /// Its namespace.
@@ -200,14 +202,14 @@ impl Images {
         self
     }
 
-    /// What the node itself has for an image, in the order of trying.
-    pub async fn node_credentials(&self, image: &str) -> Vec<Credential> {
+    /// What the node itself has for an image that this pod asks for, in the order of trying.
+    pub async fn node_credentials(&self, image: &str, asker: &Asker<'_>) -> Vec<Credential> {
         let mut found = match &self.node.root_dir {
             Some(root) => credentials::of_node(root).await.lookup(image),
             None => Vec::new(),
         };
         let mut keyring = Keyring::default();
-        self.node.plugins.add_to(&mut keyring, image).await;
+        self.node.plugins.add_to(&mut keyring, image, asker).await;
         found.extend(keyring.lookup(image));
         found
     }

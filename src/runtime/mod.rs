@@ -22,4 +22,5 @@ pub use client::Runtime;
 pub use error::{PullFailure, RuntimeError};
 pub use images::{Credential, Images, NodeCredentials, Pull, Pulled, SecretRef};
 pub use import::{ImageSource, import};
+pub use plugins::Asker;
 pub use pulled::{BadPolicy, PullRecords, VerificationPolicy};

@@ -128,9 +128,9 @@ struct Record {
 struct Accepted {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     kubernetes_secrets: Vec<Secret>,
-    /// Of kubelet's token plugins; kept as they are.
+    /// Those that a program gave credentials for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    kubernetes_service_accounts: Vec<serde_json::Value>,
+    kubernetes_service_accounts: Vec<Account>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     node_pods_accessible: bool,
 }
@@ -152,6 +152,32 @@ impl Secret {
 
     fn is_same(&self, other: &Self) -> bool {
         (&self.namespace, &self.name, &self.uid) == (&other.namespace, &other.name, &other.uid)
+    }
+}
+
+/// A ServiceAccount; sorted as kubelet sorts them.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Account {
+    namespace: String,
+    name: String,
+    uid: String,
+}
+
+impl Account {
+    fn of(credential: &Credential) -> Option<Self> {
+        let SecretRef { namespace, name, uid } = credential.account.clone()?;
+        Some(Self { namespace, name, uid })
+    }
+}
+
+impl Accepted {
+    /// What opened the registry: a pod's own, or what the node has for all, or nothing.
+    fn by(credential: Option<&Credential>) -> Self {
+        let secrets: Vec<Secret> = credential.and_then(Secret::of).into_iter().collect();
+        let accounts: Vec<Account> = credential.and_then(Account::of).into_iter().collect();
+        let node_pods_accessible = secrets.is_empty() && accounts.is_empty();
+        Self { kubernetes_secrets: secrets, kubernetes_service_accounts: accounts, node_pods_accessible }
     }
 }
 
@@ -214,16 +240,12 @@ impl PullRecords {
     /// A pull has ended: with the image's ID and the credential that opened the registry, if it succeeded.
     pub(super) fn end(&self, image: &str, pulled: Option<(&str, Option<&Credential>)>) {
         let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((id, credential)) = pulled {
-            let accepted = match credential.and_then(Secret::of) {
-                Some(secret) => Accepted { kubernetes_secrets: vec![secret], ..Accepted::default() },
-                None => Accepted { node_pods_accessible: true, ..Accepted::default() },
-            };
-            if let Err(error) = self.add(image, id, Some(accepted)) {
-                // The intent stays: it keeps the image from being everybody's.
-                warn!(image, %error, "not recorded who may use the image");
-                return;
-            }
+        if let Some((id, credential)) = pulled
+            && let Err(error) = self.add(image, id, Some(Accepted::by(credential)))
+        {
+            // The intent stays: it keeps the image from being everybody's.
+            warn!(image, %error, "not recorded who may use the image");
+            return;
         }
         let count = under_way.get(image).copied().unwrap_or_default();
         if count > 1 {
@@ -289,10 +311,11 @@ impl PullRecords {
         if accepted.node_pods_accessible {
             return false;
         }
-        if accepted.kubernetes_secrets.is_empty() {
+        if accepted.kubernetes_secrets.is_empty() && accepted.kubernetes_service_accounts.is_empty() {
             return true;
         }
-        for own in credentials.await.iter().filter_map(Secret::of) {
+        let credentials = credentials.await;
+        for own in credentials.iter().filter_map(Secret::of) {
             let same_content = |known: &Secret| known.credential_hash == own.credential_hash;
             let same_secret = |known: &Secret| known.is_same(&own);
             if !accepted.kubernetes_secrets.iter().any(|known| same_content(known) || same_secret(known)) {
@@ -308,7 +331,9 @@ impl PullRecords {
             }
             return false;
         }
-        true
+        // A pod has one service account.
+        let account = credentials.iter().find_map(Account::of);
+        account.is_none_or(|account| !accepted.kubernetes_service_accounts.contains(&account))
     }
 
     /// Adds to a record what opened the image; `None`: nobody knows. The caller holds the lock.
@@ -332,6 +357,12 @@ impl PullRecords {
                     all.kubernetes_secrets.push(secret);
                 }
                 all.kubernetes_secrets.sort();
+                for account in new.kubernetes_service_accounts {
+                    if !all.kubernetes_service_accounts.contains(&account) {
+                        all.kubernetes_service_accounts.push(account);
+                    }
+                }
+                all.kubernetes_service_accounts.sort();
             }
         }
         if before.as_ref() == Some(&record) {

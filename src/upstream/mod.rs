@@ -7,6 +7,7 @@
 mod authorize;
 mod backoff;
 mod certificates;
+mod claims;
 mod client;
 mod cluster;
 mod connect;
@@ -31,6 +32,7 @@ pub(crate) use backoff::spread;
 pub use certificates::{
     CertificateStore, ClientKeeper, Identity, IdentitySource, ServingKeeper, Shown, follow_files, until_hopeless,
 };
+pub use claims::ClaimReader;
 pub use client::{ApiServer, ConnectError, DEFAULT_TIMEOUT};
 pub use cluster::{watch_nodes, watch_policies};
 pub use discovery::{
@@ -38,7 +40,7 @@ pub use discovery::{
 };
 pub use events::{EventTask, Events, event_queue};
 pub use node_api::NodeApi;
-pub use objects::Objects;
+pub use objects::{ChangeDetection, Objects};
 pub use pod_api::PodWriter;
 pub use pods::watch_pods;
 pub use service_ranges::watch_service_ranges;

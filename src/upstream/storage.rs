@@ -200,3 +200,126 @@ impl StorageApi for Storage {
         self.change_ids(&BTreeMap::new(), |ids| drop(ids.remove(name))).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use serde_json::Value;
+    use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    type Objects = Arc<Mutex<BTreeMap<String, Value>>>;
+
+    /// What a patch of nested maps does.
+    fn merge(object: &mut Value, patch: &Value) {
+        let (Some(fields), Some(changes)) = (object.as_object_mut(), patch.as_object()) else {
+            *object = patch.clone();
+            return;
+        };
+        for (key, value) in changes {
+            match value {
+                Value::Null => drop(fields.remove(key)),
+                value => merge(fields.entry(key.clone()).or_insert(Value::Null), value),
+            }
+        }
+    }
+
+    /// One request to an API server that holds a few objects.
+    async fn answer(stream: TcpStream, objects: Objects) {
+        let mut stream = BufReader::new(stream);
+        let (mut first, mut line, mut length) = (String::new(), String::new(), 0);
+        while stream.read_line(&mut line).await.is_ok_and(|read| read > 2) {
+            if first.is_empty() {
+                first.clone_from(&line);
+            }
+            if let Some(said) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = said.trim().parse().expect("a number");
+            }
+            line.clear();
+        }
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body).await.expect("a body");
+        let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let mut words = first.split(' ');
+        let (verb, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default().to_owned());
+        let result = {
+            let mut objects = objects.lock().expect("not poisoned");
+            match verb {
+                "POST" => {
+                    let name = body["metadata"]["name"].as_str().unwrap_or_default();
+                    objects.insert(format!("{path}/{name}"), body.clone());
+                }
+                "PUT" => drop(objects.insert(path.clone(), body.clone())),
+                "PATCH" => merge(objects.entry(path.clone()).or_default(), &body),
+                _ => {}
+            }
+            if verb == "POST" { Some(body) } else { objects.get(&path).cloned() }
+        };
+        let (code, text) = match result {
+            Some(object) => ("200 OK", object.to_string()),
+            None => {
+                let status = json!({"kind": "Status", "apiVersion": "v1", "code": 404, "reason": "NotFound"});
+                ("404 Not Found", status.to_string())
+            }
+        };
+        let head = format!("HTTP/1.1 {code}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", text.len());
+        let _ = stream.get_mut().write_all(format!("{head}{text}").as_bytes()).await;
+    }
+
+    #[tokio::test]
+    async fn the_cluster_learns_of_drivers() {
+        // A9.18
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("bound")).parse().expect("a URL");
+        let api = ApiServer::new(&kube::Config::new(url)).expect("a connection");
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {
+            "name": "n1", "uid": "n1-uid", "labels": {"mine": "stays"}, "annotations": {"mine": "stays"},
+        }});
+        let objects: Objects = Arc::new(Mutex::new([("/api/v1/nodes/n1".to_owned(), node)].into()));
+        let held = objects.clone();
+        let server = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(answer(stream, held.clone()));
+            }
+        });
+        let storage = Storage::new(api, "n1".into());
+        let rack = || -> BTreeMap<String, String> { [("example.com/rack".to_owned(), "r1".to_owned())].into() };
+        let driver = |name: &str, attach_limit, topology| CsiDriverInfo {
+            name: name.into(),
+            node_id: format!("{name}-on-n1"),
+            attach_limit,
+            topology,
+        };
+        storage.put_driver(&driver("disk.example.com", 8, rack())).await.expect("written");
+        storage.put_driver(&driver("nfs.example.com", 0, BTreeMap::new())).await.expect("written");
+        let at = |path: &str| objects.lock().expect("not poisoned")[path].clone();
+        let csi_node = || at("/apis/storage.k8s.io/v1/csinodes/n1");
+        let owner = &csi_node()["metadata"]["ownerReferences"][0];
+        assert_eq!((&owner["kind"], &owner["uid"]), (&json!("Node"), &json!("n1-uid")));
+        let drivers = json!([
+            {"name": "disk.example.com", "nodeID": "disk.example.com-on-n1", "topologyKeys": ["example.com/rack"], "allocatable": {"count": 8}},
+            {"name": "nfs.example.com", "nodeID": "nfs.example.com-on-n1"},
+        ]);
+        assert_eq!(csi_node()["spec"]["drivers"], drivers);
+        let metadata = || at("/api/v1/nodes/n1")["metadata"].clone();
+        let ids = r#"{"disk.example.com":"disk.example.com-on-n1","nfs.example.com":"nfs.example.com-on-n1"}"#;
+        assert_eq!(metadata()["annotations"], json!({"mine": "stays", NODE_IDS: ids}));
+        assert_eq!(metadata()["labels"], json!({"mine": "stays", "example.com/rack": "r1"}));
+        // Two places for one machine cannot be.
+        let elsewhere = [("example.com/rack".to_owned(), "r2".to_owned())].into();
+        let error = storage.put_driver(&driver("late.example.com", 0, elsewhere)).await.expect_err("a collision");
+        assert!(error.to_string().contains("detected topology value collision"), "{error}");
+        // What goes takes its entries with it, and the last one the annotation.
+        storage.remove_driver("disk.example.com").await.expect("written");
+        storage.remove_driver("nfs.example.com").await.expect("written");
+        assert_eq!(
+            (csi_node()["spec"]["drivers"].clone(), metadata()["annotations"].clone()),
+            (json!([]), json!({"mine": "stays"}))
+        );
+        server.abort();
+    }
+}

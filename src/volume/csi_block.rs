@@ -74,7 +74,7 @@ impl Volumes {
         let policy = Policy::of(api.csi_driver(&source.driver).await?);
         let reference = PodRef::of(pod);
         let (driver, spec_name) = (source.driver.as_str(), bound.name());
-        let job = Job { pod, reference, node, now, driver, mode: "Persistent", spec_name };
+        let job = Job { pod, reference, node, now, driver, mode: "Persistent", spec_name, label: None };
         job.check_mode(&policy)?;
         let (uid, handle) = (&job.reference.uid, source.volume_handle.as_str());
         let places = self.block_places(uid, spec_name);

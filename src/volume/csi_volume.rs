@@ -19,6 +19,7 @@ use super::expand::Growth;
 use super::kernel;
 use super::ownership::{self, Access};
 use super::places::Place;
+use super::selinux;
 use super::volumes::{Volumes, fs_group};
 use crate::clock::Now;
 
@@ -36,6 +37,8 @@ pub(super) struct Policy {
     audiences: Vec<(String, Option<i64>)>,
     tokens_in_secrets: bool,
     republish: bool,
+    /// It can mount with the label of the pod that uses the volume.
+    labels: bool,
     /// How many volumes it can attach may change.
     pub(super) counts: bool,
 }
@@ -52,6 +55,7 @@ impl Policy {
             audiences: requests.map(|r| (r.audience, r.expiration_seconds)).collect(),
             tokens_in_secrets: spec.service_account_token_in_secrets.unwrap_or_default(),
             republish: spec.requires_republish.unwrap_or_default(),
+            labels: spec.se_linux_mount.unwrap_or_default(),
             counts: spec.node_allocatable_update_period_seconds.is_some_and(|seconds| seconds > 0),
         }
     }
@@ -67,6 +71,8 @@ pub(super) struct Job<'a> {
     /// `Persistent` or `Ephemeral`.
     pub(super) mode: &'static str,
     pub(super) spec_name: &'a str,
+    /// What SELinux knows the volume by.
+    pub(super) label: Option<String>,
 }
 
 impl Volumes {
@@ -83,8 +89,12 @@ impl Volumes {
         let api = self.storage()?;
         let policy = Policy::of(api.csi_driver(&source.driver).await?);
         let reference = PodRef::of(pod);
-        let job =
-            Job { pod, reference, node, now, driver: &source.driver, mode: "Persistent", spec_name: bound.name() };
+        let label = match policy.labels && bound.is_for_one_pod() {
+            true => selinux::label_of_mount(pod, volume_name).map_err(VolumeError::Other)?,
+            false => None,
+        };
+        let (driver, spec_name) = (source.driver.as_str(), bound.name());
+        let job = Job { pod, reference, node, now, driver, mode: "Persistent", spec_name, label };
         job.check_mode(&policy)?;
         let spec = bound.spec().cloned().unwrap_or_default();
         let target = self.csi_target(&job);
@@ -110,6 +120,7 @@ impl Volumes {
             group: fs_group(pod),
             ..MountDevice::default()
         };
+        device.options.extend(job.label.as_deref().map(selinux::option));
         let fresh = !kernel::is_mount_point(&target).map_err(VolumeError::file("look at", &target))?;
         if fresh && bound.is_for_one_pod() && self.is_used_by_other(&job.reference.uid, &source.driver, &device.handle)
         {
@@ -175,7 +186,8 @@ impl Volumes {
     ) -> Result<Place, VolumeError> {
         let policy = Policy::of(self.storage()?.csi_driver(&source.driver).await?);
         let reference = PodRef::of(pod);
-        let job = Job { pod, reference, node, now, driver: &source.driver, mode: "Ephemeral", spec_name: volume_name };
+        let (driver, spec_name, label) = (source.driver.as_str(), volume_name, None);
+        let job = Job { pod, reference, node, now, driver, mode: "Ephemeral", spec_name, label };
         job.check_mode(&policy)?;
         let mut csi = Csi::connect(&self.drivers, &source.driver).await.map_err(|error| match error {
             VolumeError::Other(text) => {
@@ -401,10 +413,13 @@ impl Job<'_> {
     fn remember(&self, target: &Path, handle: &str) -> Result<(), VolumeError> {
         let dir = target.parent().unwrap_or(target);
         make_dir(dir)?;
-        let data = PodData {
+        let mut data = PodData {
             volume_lifecycle_mode: self.mode.to_owned(),
             ..PodData::of(self.spec_name, self.driver, handle, &self.node.name)
         };
+        if let Some(label) = &self.label {
+            data.others.insert("seLinuxMountContext".to_owned(), label.as_str().into());
+        }
         data.save(dir)
     }
 

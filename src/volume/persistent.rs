@@ -98,17 +98,8 @@ pub(super) async fn mount_nfs(
         return Err(VolumeError::Other(text));
     }
     make_dir(target)?;
-    let mut all: Vec<&str> = options.iter().map(String::as_str).collect();
-    if read_only || source.read_only.unwrap_or_default() {
-        all.push("ro");
-    }
-    let server = if source.server.contains(':') { format!("[{}]", source.server) } else { source.server.clone() };
     let mut command = Command::new("mount");
-    command.args(["-t", "nfs"]);
-    if !all.is_empty() {
-        command.args(["-o", &all.join(",")]);
-    }
-    command.arg(format!("{server}:{}", source.path)).arg(target);
+    command.args(nfs_arguments(source, options, read_only)).arg(target);
     command.stdin(Stdio::null()).kill_on_drop(true);
     let result = match tokio::time::timeout(MOUNT_LIMIT, command.output()).await {
         Ok(Ok(output)) if output.status.success() => return Ok(()),
@@ -123,7 +114,46 @@ pub(super) async fn mount_nfs(
     Err(VolumeError::Other(result))
 }
 
+/// How the system's mount program is called, but for the place.
+fn nfs_arguments(source: &NFSVolumeSource, options: &[String], read_only: bool) -> Vec<String> {
+    let mut options = options.to_vec();
+    if read_only || source.read_only.unwrap_or_default() {
+        options.push("ro".to_owned());
+    }
+    let server = if source.server.contains(':') { format!("[{}]", source.server) } else { source.server.clone() };
+    let mut all = vec!["-t".to_owned(), "nfs".to_owned()];
+    if !options.is_empty() {
+        all.extend(["-o".to_owned(), options.join(",")]);
+    }
+    all.push(format!("{server}:{}", source.path));
+    all
+}
+
 fn make_dir(target: &Path) -> Result<(), VolumeError> {
     use std::os::unix::fs::DirBuilderExt;
     fs::DirBuilder::new().recursive(true).mode(0o750).create(target).map_err(VolumeError::file("make", target))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exports_are_mounted_as_the_claim_says() {
+        // A9.17
+        let source = |server: &str, read_only| NFSVolumeSource {
+            server: server.into(),
+            path: "/export".into(),
+            read_only: Some(read_only),
+        };
+        let options = ["vers=4.2".to_owned(), "hard".to_owned()];
+        let call = |source: &NFSVolumeSource, options: &[String], ro| nfs_arguments(source, options, ro).join(" ");
+        assert_eq!(call(&source("nfs.example", false), &[], false), "-t nfs nfs.example:/export");
+        assert_eq!(call(&source("fd00::1", false), &options, false), "-t nfs -o vers=4.2,hard [fd00::1]:/export");
+        assert_eq!(
+            call(&source("nfs.example", true), &options, false),
+            "-t nfs -o vers=4.2,hard,ro nfs.example:/export"
+        );
+        assert_eq!(call(&source("nfs.example", false), &[], true), "-t nfs -o ro nfs.example:/export");
+    }
 }

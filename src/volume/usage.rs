@@ -4,16 +4,19 @@ use std::collections::{BTreeMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{Pod, Volume};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, openat2, statat};
-use stoker_model::handle::{DiskMeter, DiskUsage, MountedVolume};
+use stoker_model::handle::{DiskMeter, DiskUsage, MountedVolume, VolumeFill};
 use stoker_model::pod::PodRef;
 
+use super::csi::{Csi, PodData};
 use super::volumes::Volumes;
 
 /// What `st_blocks` counts in, whatever the file system's own blocks are.
 const BLOCK: u64 = 512;
 
+#[async_trait]
 impl DiskMeter for Volumes {
     fn volumes(&self, pod: &Pod) -> BTreeMap<String, DiskUsage> {
         let uid = PodRef::of(pod).uid;
@@ -40,6 +43,22 @@ impl DiskMeter for Volumes {
             Some(MountedVolume { name: volume.name.clone(), claim: of_claim.or(generic), in_memory, path })
         };
         volumes.filter_map(mounted).collect()
+    }
+
+    async fn told_by_drivers(&self, pod: &Pod) -> BTreeMap<String, VolumeFill> {
+        let uid = PodRef::of(pod).uid;
+        let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+        let told = volumes.map(|volume| {
+            let place = self.place(&uid, volume);
+            async move {
+                let place = place?;
+                // Beside what a driver has mounted lies what is remembered of it.
+                let data = PodData::load(place.parent()?).ok().flatten()?;
+                let mut csi = Csi::connect(&self.drivers, &data.driver_name).await.ok()?;
+                Some((volume.name.clone(), csi.fill(&data.volume_handle, &place).await?))
+            }
+        });
+        futures::future::join_all(told).await.into_iter().flatten().collect()
     }
 }
 

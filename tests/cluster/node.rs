@@ -47,9 +47,12 @@ fn a_node_is_kept_and_tells_what_happens_to_it() {
     let service_manager = UnixDatagram::bind(lab.dir().join("notify")).unwrap();
     service_manager.set_nonblocking(true).unwrap();
     lab.agent_is_watched(&lab.dir().join("notify"), 2_000_000);
-    lab.start_containerd();
     lab.start_control_plane();
+    // A15.13: an agent that starts before its runtime waits for it.
     lab.start_agent();
+    sleep(Duration::from_secs(2));
+    assert!(!lab.node_is_ready());
+    lab.start_containerd();
     lab.eventually("the node is ready", Lab::node_is_ready);
     // A12.8, where the host lets it.
     if lab.run("sh", &["-c", "echo -999 > /proc/self/oom_score_adj"]).success {

@@ -8,12 +8,13 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, PodStatus, Secret};
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use stoker_model::handle::{
-    ApiError, BoundToken, CsiDriverInfo, DesiredPods, EventSink, EventSubject, EventType, MirrorApi, NodeVolumes,
-    ObjectApi, ObjectName, PodApi, PodFeed, ServiceLinks, StorageApi, TrustBundles,
+    ApiError, BoundToken, ClaimApi, CsiDriverInfo, DesiredPods, EventSink, EventSubject, EventType, MirrorApi,
+    NodeVolumes, ObjectApi, ObjectName, PodApi, PodFeed, ServiceLinks, StorageApi, TrustBundles,
 };
 use stoker_model::pod::{PodRef, PodUid};
 use tokio::sync::{Notify, watch};
@@ -381,6 +382,22 @@ pub struct Storage {
     pub attached: BTreeSet<String>,
     /// What CSINode holds.
     pub registered: BTreeMap<String, CsiDriverInfo>,
+    /// Claims of dynamic resources.
+    pub resource_claims: BTreeMap<String, ResourceClaim>,
+    /// Drivers whose slices were removed; `all` for all of them.
+    pub removed_slices: Vec<String>,
+}
+
+#[async_trait]
+impl ClaimApi for Api {
+    async fn resource_claim(&self, _: &str, name: &str) -> Result<Option<ResourceClaim>, ApiError> {
+        Ok(self.storage(|all| all.resource_claims.get(name).cloned()))
+    }
+
+    async fn remove_slices(&self, driver: Option<&str>) -> Result<(), ApiError> {
+        self.storage(|all| all.removed_slices.push(driver.unwrap_or("all").to_owned()));
+        Ok(())
+    }
 }
 
 #[async_trait]

@@ -254,6 +254,8 @@ async fn one_exit_makes_all_start_over_in_the_same_place() {
     let sandboxes = node.lab.runtime.list_pod_sandbox(None).await.unwrap();
     let attempts = sandboxes.iter().filter(|s| s.metadata.as_ref().unwrap().uid == uid.as_str());
     assert_eq!(attempts.map(|s| s.metadata.as_ref().unwrap().attempt).collect::<Vec<_>>(), [0], "the sandbox stays");
+    // Who runs may not have written its line yet.
+    crate::volumes::until("everybody's second line", || notes.lines("log").len() >= 8).await;
     let log = notes.lines("log");
     assert_eq!(log.len(), 8, "{log:?}");
     for half in log.chunks(4) {

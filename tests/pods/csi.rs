@@ -194,6 +194,24 @@ impl Node for Driver {
         Ok(Response::new(NodeUnpublishVolumeResponse {}))
     }
 
+    async fn node_get_volume_stats(
+        &self,
+        request: Request<NodeGetVolumeStatsRequest>,
+    ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
+        let asked = request.into_inner();
+        if !is_mounted(&asked.volume_path) {
+            return Err(Status::not_found(asked.volume_path));
+        }
+        let of = |unit: volume_usage::Unit, [available, total, used]: [i64; 3]| VolumeUsage {
+            available,
+            total,
+            used,
+            unit: unit.into(),
+        };
+        let usage = vec![of(volume_usage::Unit::Bytes, [600, 1000, 400]), of(volume_usage::Unit::Inodes, [6, 10, 4])];
+        Ok(Response::new(NodeGetVolumeStatsResponse { usage }))
+    }
+
     async fn node_expand_volume(
         &self,
         request: Request<NodeExpandVolumeRequest>,
@@ -209,7 +227,8 @@ impl Node for Driver {
         _: Request<NodeGetCapabilitiesRequest>,
     ) -> Result<Response<NodeGetCapabilitiesResponse>, Status> {
         let can = |what: rpc::Type| NodeServiceCapability { r#type: Some(Type::Rpc(Rpc { r#type: what.into() })) };
-        let capabilities = vec![can(rpc::Type::StageUnstageVolume), can(rpc::Type::ExpandVolume)];
+        let all = [rpc::Type::StageUnstageVolume, rpc::Type::ExpandVolume, rpc::Type::GetVolumeStats];
+        let capabilities = all.map(can).to_vec();
         Ok(Response::new(NodeGetCapabilitiesResponse { capabilities }))
     }
 

@@ -20,7 +20,7 @@ use crate::node::{Builder, Node, condition, phase, pod, state, status};
 
 #[expect(clippy::allow_attributes_without_reason, reason = "generated code")]
 #[allow(clippy::pedantic, missing_docs, dead_code, reason = "generated code")]
-mod proto {
+pub mod proto {
     include!(concat!(env!("OUT_DIR"), "/v1.rs"));
 }
 
@@ -53,6 +53,17 @@ fn seen(node: &Node, name: &str) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
+/// Who runs may not have written its line yet.
+async fn until_seen(node: &Node, name: &str, lines: &[&str]) {
+    for _ in 0..200 {
+        if seen(node, name) == lines {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("{name} is to say {lines:?}, and says {:?}", seen(node, name));
+}
+
 async fn until_count(node: &Node, capacity: i64, allocatable: i64) {
     let mut feed = node.assignments.as_ref().unwrap().device_feed();
     let wanted = DeviceCount { capacity, allocatable };
@@ -70,7 +81,7 @@ async fn until_failed(node: &Node, uid: &PodUid, reason: &str, message: &str) {
     assert!(node.api.events().contains(&format!("{name}  {reason}: {message}")), "{:#?}", node.api.events());
 }
 
-async fn client(node: &Node) -> PodResourcesListerClient<tonic::transport::Channel> {
+pub async fn client(node: &Node) -> PodResourcesListerClient<tonic::transport::Channel> {
     PodResourcesListerClient::new(connect(&node.path("kubelet/pod-resources/kubelet.sock")).await)
 }
 
@@ -123,7 +134,8 @@ async fn containers_get_devices_and_keep_them() {
 
     let first = node.api.create(with_gadgets(&node, "first", "1").0);
     let running = node.api.until(&first, "ready", |p| condition(p, "Ready")).await;
-    assert_eq!(seen(&node, "first"), ["g1 gadgets inside node"], "the plugin preferred the last one");
+    // The plugin preferred the last one.
+    until_seen(&node, "first", &["g1 gadgets inside node"]).await;
     assert_eq!(plugin.calls(), ["prefer g0,g1", "allocate g1", "prepare g1"]);
     assert_eq!(health(&running), ["example.com/gadget g1 Healthy"]);
     let many = node.api.create(with_gadgets(&node, "many", "2").0);
@@ -190,20 +202,21 @@ async fn containers_get_devices_and_keep_them() {
     until_count(&node, 2, 2).await;
     let second = node.api.create(with_gadgets(&node, "second", "1").0);
     node.api.until(&second, "ready", |p| condition(p, "Ready")).await;
-    assert_eq!(seen(&node, "second"), ["g0 gadgets inside node"]);
+    until_seen(&node, "second", &["g0 gadgets inside node"]).await;
     let id = status(&node.api.pod(&first).unwrap(), "main").container_id;
     assert_eq!(id, status(&running, "main").container_id, "nobody touched it");
     let id = id.unwrap().trim_start_matches("containerd://").to_owned();
     node.lab.runtime.stop_container(&id, Duration::ZERO).await.unwrap();
     node.api.until(&first, "restarted", |p| status(p, "main").restart_count == 1 && condition(p, "Ready")).await;
-    assert_eq!(seen(&node, "first"), ["g1 gadgets inside node"; 2], "the same device again");
+    // The same device again.
+    until_seen(&node, "first", &["g1 gadgets inside node"; 2]).await;
 
     // What a pod had is the next one's.
     node.api.delete(&first, 1);
     node.api.until_gone(&first).await;
     let third = node.api.create(with_gadgets(&node, "third", "1").0);
     node.api.until(&third, "ready", |p| condition(p, "Ready")).await;
-    assert_eq!(seen(&node, "third"), ["g1 gadgets inside node"]);
+    until_seen(&node, "third", &["g1 gadgets inside node"]).await;
 
     // Without its plugin a resource has nothing to give, until it registers again.
     serving.stop().await;

@@ -123,6 +123,37 @@ async fn a_csi_driver_is_registered_and_called() {
     node.stop().await;
 }
 
+#[tokio::test]
+async fn drivers_are_asked_again_and_tell_what_volumes_take() {
+    // A9.18
+    let mut node = Node::start().await;
+    node.stop_agent().await;
+    node.sync_frequency = Duration::from_secs(1);
+    node.start_agent();
+    let root = node.path("kubelet");
+    let driver = Driver::new(&root);
+    let _serving = driver.serve(&root);
+    until("the registration", || driver.calls().contains(&"registered".to_owned())).await;
+    let described = json!({"metadata": {"name": NAME}, "spec": {
+        "requiresRepublish": true, "volumeLifecycleModes": ["Ephemeral"], "tokenRequests": [{"audience": "vault"}],
+    }});
+    node.api.storage(|all| all.drivers.insert(NAME.into(), serde_json::from_value(described).unwrap()));
+    let inline = volume("scratch", json!({"csi": {"driver": NAME, "volumeAttributes": {"size": "1"}}}));
+    let uid = run(&node, pod("again").container("main", SLEEP).volume(inline, "/scratch")).await;
+    // With a new token each time, and the pod does not notice.
+    let published = || driver.calls().iter().filter(|call| call.starts_with("publish")).count();
+    until("the same volume again", || published() >= 3).await;
+    assert!(driver.contexts().iter().all(|context| context.contains_key("csi.storage.k8s.io/serviceAccount.tokens")));
+    let pod = node.api.pod(&uid).unwrap();
+    assert!(condition(&pod, "Ready") && crate::node::status(&pod, "main").restart_count == 0);
+    let told = node.told_by_drivers(&pod).await;
+    let fill = told["scratch"];
+    assert_eq!((fill.capacity_bytes, fill.available_bytes, fill.used_bytes), (1000, 600, 400));
+    assert_eq!((fill.inodes, fill.inodes_free, fill.inodes_used), (10, 6, 4));
+    end(&node, &uid).await;
+    node.stop().await;
+}
+
 /// Tells that a volume is attached.
 fn attach(node: &Node, handle: &str) {
     let name = attachment_of(handle, "node-1");
@@ -138,7 +169,7 @@ fn attach(node: &Node, handle: &str) {
 
 #[tokio::test]
 async fn devices_of_a_driver_are_mapped_and_volumes_grow() {
-    // A6.3, A9.1, A9.2, A9.3, A9.17, A9.18, A9.23, A10.11, A21.1
+    // A1.8, A6.3, A9.1, A9.2, A9.3, A9.17, A9.18, A9.23, A10.11, A21.1
     let mut node = Node::start().await;
     let root = node.path("kubelet");
     let driver = Driver::new(&root);

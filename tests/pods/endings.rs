@@ -330,7 +330,7 @@ async fn one_secure_request(listener: TcpListener) -> String {
 
 #[tokio::test]
 async fn nothing_is_probed_before_its_hook_has_returned_and_calls_reach_whom_they_mean() {
-    // A4.1, A4.4
+    // A2.14, A21.1, A4.1, A4.4
     let node = Node::start().await;
     // The pod's address, to which a hook goes that names no host.
     node.change_node(|node| node.ips = vec!["127.0.0.1".parse().unwrap()]);

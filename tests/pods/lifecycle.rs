@@ -12,7 +12,7 @@ use crate::node::{Node, condition, phase, pod, state, status};
 
 #[tokio::test]
 async fn a_pod_runs_and_goes() {
-    // A1.9, A1.10, A1.11, A2.11, A4.9, A8.1, A20.1
+    // A21.1, A1.9, A1.10, A1.11, A2.11, A4.9, A8.1, A20.1
     let node = Node::start().await;
     node.api.put_config_map("settings", &[("colour", "green")]);
     let config = ConfigMapVolumeSource { name: "settings".into(), ..Default::default() };
@@ -219,7 +219,7 @@ impl NowForTest for Instant {
 
 #[tokio::test]
 async fn a_runtime_class_chooses_the_handler() {
-    // A15.11
+    // A21.1, A15.11
     let node = Node::start().await;
     node.api.put_runtime_class("usual", "runc");
     node.api.put_runtime_class("strange", "nobody-has-it");

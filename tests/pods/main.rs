@@ -3,6 +3,7 @@
 #![expect(unreachable_pub, reason = "a test has no public face")]
 
 mod api;
+mod claims;
 mod companions;
 mod contents;
 mod csi;
@@ -26,3 +27,4 @@ mod restarts;
 mod security;
 mod sources;
 mod volumes;
+mod waits;

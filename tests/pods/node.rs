@@ -23,7 +23,7 @@ use stoker::runtime::gc::{ImageCollector, ImagePolicy};
 use stoker::runtime::{Images, NodeCredentials, PullRecords, VerificationPolicy, events};
 use stoker::volume::Volumes;
 use stoker::volume::csi::{Drivers, watch_plugins};
-use stoker_model::handle::{Eviction, NodeSnapshot, PodEvictor as _, ProbeMetrics as _};
+use stoker_model::handle::{DiskMeter as _, Eviction, NodeSnapshot, PodEvictor as _, ProbeMetrics as _, VolumeFill};
 use stoker_model::pod::PodUid;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -47,6 +47,10 @@ pub struct Node {
     pub static_path: Option<PathBuf>,
     /// So often the agents that are started from now on look for what pods left behind.
     pub garbage_every: Duration,
+    /// So often the agents that are started from now on look at a pod though nothing happened.
+    pub sync_frequency: Duration,
+    /// The agents that are started from now on hear nothing of the runtime.
+    pub is_deaf: bool,
     /// Goes after the lab, also when a test fails.
     _groups: Groups,
 }
@@ -105,6 +109,8 @@ impl Node {
             node,
             static_path: None,
             garbage_every: PodsConfig::default().garbage_every,
+            sync_frequency: PodsConfig::default().sync_frequency,
+            is_deaf: false,
             _groups: groups,
         };
         node.start_agent();
@@ -124,6 +130,7 @@ impl Node {
             resolv_conf: None,
             static_sources: StaticSources { path: self.static_path.clone(), ..StaticSources::default() },
             garbage_every: self.garbage_every,
+            sync_frequency: self.sync_frequency,
             users: Some(Users::open(&self.path("kubelet/pods"), IDS, 65536, 3).unwrap()),
             ..PodsConfig::default()
         };
@@ -133,7 +140,8 @@ impl Node {
         self.assignments = Some(assignments.clone());
         let drivers = Drivers::default();
         let plugins = self.path("kubelet/plugins_registry");
-        let others = vec![assignments.plugins()];
+        let others = assignments.plugins();
+        assignments.use_claims_of(api.clone());
         tokio::spawn(watch_plugins(plugins, drivers.clone(), Some(api.clone()), others, stop.clone()));
         let volumes = Volumes::new(&self.path("kubelet"), api.clone())
             .with_storage(api.clone(), drivers)
@@ -146,7 +154,10 @@ impl Node {
                     root_dir: Some(self.path("kubelet")),
                     ..NodeCredentials::default()
                 }),
-            events: events::spawn(runtime.clone(), stop.clone()),
+            events: match self.is_deaf {
+                false => events::spawn(runtime.clone(), stop.clone()),
+                true => tokio::sync::mpsc::channel(1).1,
+            },
             runtime,
             pods: self.api.feed(),
             node: self.node.subscribe(),
@@ -162,6 +173,12 @@ impl Node {
         let pods = Pods::spawn(config, handles, stop.clone());
         serve_pod_resources(&self.path("kubelet"), Arc::new(pods.clone()), assignments, stop.clone()).unwrap();
         self.agent = Some(Agent { stop, pods, cgroups, volumes });
+    }
+
+    /// What drivers tell of a pod's volumes.
+    pub async fn told_by_drivers(&self, pod: &Pod) -> BTreeMap<String, VolumeFill> {
+        let volumes = self.agent.as_ref().expect("an agent runs").volumes.clone();
+        volumes.told_by_drivers(pod).await
     }
 
     /// Bounds the memory of all pods together.
@@ -185,7 +202,8 @@ impl Node {
             images: collector.reclaimer(),
             events: api.clone(),
         };
-        let settings = EvictionSettings::new(fields, self.path("kubelet"), self.path("pod-logs")).unwrap();
+        let mut settings = EvictionSettings::new(fields, self.path("kubelet"), self.path("pod-logs")).unwrap();
+        settings.memcg_notification = true;
         let (pressures, held) = watch::channel(Pressures::new());
         tokio::spawn(agent.stop.clone().run_until_cancelled_owned(collector.run(api)));
         tokio::spawn(agent.stop.clone().run_until_cancelled_owned(evict(settings, handles, pressures, Clock)));

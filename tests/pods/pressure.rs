@@ -262,3 +262,26 @@ async fn a_runtime_that_does_not_kill_in_time_is_told_of() {
     );
     node.stop().await;
 }
+
+#[tokio::test]
+async fn the_kernel_tells_of_memory_before_the_next_look() {
+    // A13.5: kernelMemcgNotification, which is of cgroup v1.
+    if !std::path::Path::new("/sys/fs/cgroup/memory/cgroup.event_control").exists() {
+        return;
+    }
+    let node = Node::start().await;
+    let fill = "while ! test -e /v/go; do sleep 0.1; done; dd if=/dev/zero of=/dev/shm/fill bs=1M count=40";
+    let dir: Volume = serde_json::from_value(json!({ "name": "v", "emptyDir": {} })).unwrap();
+    let uid = all_ready(&node, vec![sleeper("greedy", fill).volume(dir, "/v")]).await.remove(0);
+    node.limit_pods(96 << 20);
+    let held = node.start_eviction(&hard(&[("allocatableMemory.available", "64Mi")]));
+    // The first look finds nothing, and the next one would come ten seconds later.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert!(held.borrow().is_empty());
+    let volume = node.path(&format!("kubelet/pods/{uid}/volumes/kubernetes.io~empty-dir/v"));
+    std::fs::write(volume.join("go"), "").unwrap();
+    let evicted = node.api.until(&uid, "evicted", |pod| phase(pod) == "Failed");
+    let evicted = tokio::time::timeout(Duration::from_secs(5), evicted).await.expect("the kernel told of it");
+    assert!(message(&evicted).starts_with("Evicted: The node was low on resource: memory."), "{}", message(&evicted));
+    node.stop().await;
+}

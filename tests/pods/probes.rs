@@ -108,6 +108,8 @@ async fn probes_start_ready_and_kill_a_container() {
     node.api.delete(&uid, 2);
     node.api.until_gone(&uid).await;
     node.until_nothing_is_left(&uid).await;
+    // A1.6: nobody probes it any more, and nothing is told of that.
+    crate::volumes::until("its probes are forgotten", || !node.probe_metrics().contains("pod=\"p\"")).await;
     node.stop().await;
 }
 

@@ -204,7 +204,7 @@ async fn an_end_that_was_interrupted_is_finished() {
 
 #[tokio::test]
 async fn a_sandbox_that_died_is_replaced_with_everything_in_it() {
-    // A1.17, A3.2
+    // A21.1, A1.17, A3.2
     let node = Node::start().await;
     let long = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
     let uid = node.api.create(pod("lost").init("first", "true").container("main", long).0);

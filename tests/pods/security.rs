@@ -200,7 +200,7 @@ async fn is_refused(node: &Node, pod: Builder, reason: &str, text: &str) {
 
 #[tokio::test]
 async fn containers_run_as_their_spec_says() {
-    // A8.7, A10.2, A10.3, A10.4, A10.11
+    // A8.7, A10.2, A10.3, A10.4, A10.11, A11.2, A12.8
     let node = Node::start().await;
     let scratch =
         || Volume { name: "scratch".into(), empty_dir: Some(EmptyDirVolumeSource::default()), ..Volume::default() };
@@ -219,7 +219,7 @@ async fn containers_run_as_their_spec_says() {
         ..EnvVar::default()
     };
     let script = "id -u; id -g; id -G; grep -E 'NoNewPrivs|CapEff|Seccomp:' /proc/self/status; touch /x || echo read-only; \
-                  echo colour=$COLOUR none=${NONE-unset}; sleep 1000";
+                  echo oom=$(cat /proc/self/oom_score_adj); echo colour=$COLOUR none=${NONE-unset}; sleep 1000";
     let made = pod("made")
         .init("writer", "printf \"COLOUR='deep blue'\\n\" > /scratch/env; chmod 644 /scratch/env")
         .spec(|spec| {
@@ -263,6 +263,7 @@ async fn containers_run_as_their_spec_says() {
         "CapEff:\t0000000000000000",
         "Seccomp:\t0",
         "F read-only\n",
+        "F oom=1000\n",
         "F colour=deep blue none=unset\n",
     ] {
         assert!(lines.contains(expected), "{expected}: {lines}");
@@ -273,8 +274,12 @@ async fn containers_run_as_their_spec_says() {
     let devices = fs::read_dir("/dev").unwrap().flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_char_device()));
     let mut names = devices.map(|e| e.file_name().to_string_lossy().into_owned());
     let special = names.find(|name| !standard.contains(&name.as_str()) && !name.starts_with("std")).unwrap_or_default();
-    let look = format!("grep -E 'CapEff' /proc/self/status; ls -d /dev/{special} 2>&1; echo looked; sleep 1000");
+    let look = format!(
+        "grep -E 'CapEff' /proc/self/status; echo oom=$(cat /proc/self/oom_score_adj); ls -d /dev/{special} 2>&1; echo looked; sleep 1000"
+    );
     let capable = pod("capable").container("main", &look).with(|c| {
+        let requests = [("memory".to_owned(), Quantity("1Gi".to_owned()))].into();
+        c.resources = Some(ResourceRequirements { requests: Some(requests), ..ResourceRequirements::default() });
         let capabilities = Capabilities { add: Some(vec!["NET_ADMIN".into()]), drop: Some(vec!["ALL".into()]) };
         c.security_context = Some(SecurityContext { capabilities: Some(capabilities), ..SecurityContext::default() });
     });
@@ -283,12 +288,14 @@ async fn containers_run_as_their_spec_says() {
     });
     let mine = fs::read_to_string("/proc/self/status").unwrap();
     let mine = mine.lines().find(|line| line.starts_with("CapBnd")).unwrap().split_whitespace().nth(1).unwrap();
-    for (name, builder, capabilities, sees) in
-        [("capable", capable, "0000000000001000", false), ("mighty", mighty, mine, true)]
+    // A12.8: of the 4Gi that the node has one asks for a quarter.
+    for (name, builder, capabilities, sees, score) in
+        [("capable", capable, "0000000000001000", false, 750), ("mighty", mighty, mine, true, 1000)]
     {
         let uid = node.api.create(builder.0);
         let said = node.log_with(&uid, name, "main", "looked").await;
         assert!(said.contains(&format!("CapEff:\t{capabilities}\n")), "{name}: {said}");
+        assert!(said.contains(&format!("oom={score}\n")), "{name}: {said}");
         if !special.is_empty() {
             assert_eq!(!said.contains("No such file"), sees, "{name}: {said}");
         }

@@ -67,6 +67,33 @@ fn annotation<'a>(pod: &'a Pod, name: &str) -> &'a str {
 }
 
 #[tokio::test]
+async fn of_two_manifests_with_one_name_the_later_counts() {
+    // A7.1, A21.1
+    let mut node = Node::start().await;
+    let manifests = node.path("manifests");
+    fs::create_dir(&manifests).unwrap();
+    for (file, answer) in [("a.yaml", "first"), ("b.yaml", "second")] {
+        fs::write(manifests.join(file), manifest("twin", answer)).unwrap();
+    }
+    node.stop_agent().await;
+    node.static_path = Some(manifests.clone());
+    node.start_agent();
+    until(&node.api, "twin-node-1", "ready", |pod| condition(pod, "Ready")).await;
+    assert_eq!(until_running(&node, 1).await.len(), 1);
+    let told = node.api.events().into_iter().filter(|event| event.contains(" FailedValidation: ")).collect::<Vec<_>>();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(
+        told[0].starts_with("twin-node-1  FailedValidation: Error validating pod twin-node-1_default("),
+        "{told:?}"
+    );
+    assert!(told[0].ends_with(" from file due to duplicate pod name \"twin-node-1\", ignoring"), "{told:?}");
+    fs::remove_file(manifests.join("a.yaml")).unwrap();
+    fs::remove_file(manifests.join("b.yaml")).unwrap();
+    until_running(&node, 0).await;
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn a_static_pod_runs_without_an_api_server_and_then_gets_its_mirror() {
     // A1.2, A7.1, A7.3, A7.5, A7.7
     let mut node = Node::start().await;

@@ -144,7 +144,7 @@ async fn content_follows_its_objects() {
 
 #[tokio::test]
 async fn directories_are_as_asked_and_go_with_the_pod() {
-    // A2.16, A9.1, A9.4, A9.5, A9.13, A9.14, A9.15, A9.16, A9.20, A9.21, A9.24, A9.25
+    // A2.14, A2.16, A9.1, A9.4, A9.5, A9.13, A9.14, A9.15, A9.16, A9.20, A9.21, A9.24, A9.25
     let node = Node::start().await;
     let host = node.path("host");
     fs::create_dir_all(host.join("made")).unwrap();
@@ -313,17 +313,22 @@ async fn bad_sub_paths(node: &Node) {
     }
     // This runtime cannot mount images; one that is not there is told of first.
     node.change_node(|node| node.runtime_version = "containerd://1.6.20".into());
-    let of_image = |reference: &str| json!({"image": {"reference": reference, "pullPolicy": "Never"}});
-    for (name, reference, reason, text) in [
+    let of_image = |reference: &str, policy: &str| json!({"image": {"reference": reference, "pullPolicy": policy}});
+    for (name, reference, policy, reason, text) in [
+        ("unpulled", "127.0.0.1:1/none:1", "Always", "ErrImagePull", "connection refused"),
+        ("backing-off", "127.0.0.1:1/none:2", "IfNotPresent", "ImagePullBackOff", "Back-off pulling image"),
         (
             "image",
             crate::lab::BUSYBOX,
+            "Never",
             "CreateContainerError",
             "containerd://1.6.20 cannot mount images: it takes containerd 2.1",
         ),
-        ("absent", "127.0.0.1:1/none:1", "ErrImageNeverPull", "is not present with pull policy of Never"),
+        ("absent", "127.0.0.1:1/none:1", "Never", "ErrImageNeverPull", "is not present with pull policy of Never"),
     ] {
-        let uid = node.api.create(pod(name).container("main", SLEEP).volume(volume("v", of_image(reference)), "/v").0);
+        let uid = node
+            .api
+            .create(pod(name).container("main", SLEEP).volume(volume("v", of_image(reference, policy)), "/v").0);
         let waits = format!("waiting {reason}");
         let told = node.api.until(&uid, name, |p| state(status(p, "main").state.as_ref()) == waits).await;
         let message = status(&told, "main").state.unwrap().waiting.unwrap().message.unwrap();

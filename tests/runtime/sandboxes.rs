@@ -163,7 +163,7 @@ async fn the_nodes_range_of_addresses_reaches_the_runtime() {
 
 #[tokio::test]
 async fn every_call_reaches_a_real_runtime() {
-    // A15.12
+    // A15.12, A15.13
     let lab = Lab::with_busybox().await;
     let runtime = &lab.runtime;
     assert_eq!(runtime.version().await.unwrap().runtime_name, "containerd");
@@ -174,7 +174,9 @@ async fn every_call_reaches_a_real_runtime() {
     assert_eq!(runtime.list_pod_sandbox(None).await.unwrap().len(), 1);
     let status = runtime.pod_sandbox_status(&sandbox, false).await.unwrap();
     assert_eq!(status.status.unwrap().metadata.unwrap().uid, "uid-p");
-    // Older runtimes do not know it, and say so.
+    // Older runtimes do not know these, and say so.
+    let config = runtime.runtime_config().await;
+    assert!(matches!(config, Ok(_) | Err(RuntimeError::Unsupported { .. })), "{config:?}");
     let request = cri::UpdatePodSandboxResourcesRequest { pod_sandbox_id: sandbox.clone(), ..Default::default() };
     let updated = runtime.update_pod_sandbox_resources(request).await;
     assert!(matches!(updated, Ok(()) | Err(RuntimeError::Unsupported { .. })), "{updated:?}");
@@ -206,7 +208,14 @@ async fn every_call_reaches_a_real_runtime() {
     let spec = cri::ImageSpec { image: image.id.clone(), ..Default::default() };
     assert_eq!(runtime.image_status(spec.clone()).await.unwrap().unwrap().id, image.id);
     assert!(!runtime.image_fs_info().await.unwrap().image_filesystems.is_empty());
+    // A15.13: an answer may be large.
+    let much = ["/bin/busybox", "head", "-c", "12000000", "/dev/zero"].map(String::from).to_vec();
+    let answer = runtime.exec_sync(&container, much, Duration::from_secs(20)).await.unwrap();
+    assert_eq!((answer.stdout.len(), answer.exit_code), (12_000_000, 0));
+    let mut told = events::spawn(runtime.clone(), CancellationToken::new());
+    assert_eq!(next(&mut told).await, RuntimeEvent::Resync);
     runtime.stop_container(&container, Duration::ZERO).await.unwrap();
+    wait_for(&mut told, &container, EventKind::Stopped).await;
     runtime.remove_container(&container).await.unwrap();
     runtime.stop_pod_sandbox(&sandbox).await.unwrap();
     runtime.remove_pod_sandbox(&sandbox).await.unwrap();

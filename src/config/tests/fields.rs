@@ -174,7 +174,7 @@ fn fields() -> Vec<(&'static str, Vec<Field>)> {
                 f("evictionMaxPodGracePeriod", json!(0), json!(7), Heeded),
                 f("mergeDefaultEvictionSettings", json!(false), json!(true), Heeded),
                 f("localStorageCapacityIsolation", json!(true), json!(false), Heeded),
-                f("kernelMemcgNotification", json!(false), json!(true), InVain),
+                f("kernelMemcgNotification", json!(false), json!(true), Heeded),
             ],
         ),
         (
@@ -212,7 +212,7 @@ fn fields() -> Vec<(&'static str, Vec<Field>)> {
                 ),
                 f("volumeStatsAggPeriod", json!("1m0s"), json!("7s"), Heeded),
                 f("enableControllerAttachDetach", json!(true), json!(false), Heeded),
-                f("configMapAndSecretChangeDetectionStrategy", json!("Watch"), json!("Get"), InVain),
+                f("configMapAndSecretChangeDetectionStrategy", json!("Watch"), json!("Get"), Heeded),
             ],
         ),
         (

@@ -1,10 +1,11 @@
 //! Keeps the node from running out of memory, disk and process numbers: tells of pressure, lets go of what nobody uses, and then
 //! ends one pod at a time (A13). Pods that took more of the disk than they may go in any case.
 //!
-//! It looks each ten seconds, and when the kernel says that memory is short. What pods take is only measured when
+//! It looks each ten seconds, and when the kernel says that memory is short, or, where the operator wants that, has crossed a threshold. What pods take is only measured when
 //! it matters: of those with a limit for local storage, and of all while a threshold is met.
 
 mod measure;
+mod memcg;
 mod psi;
 mod rank;
 mod storage;
@@ -28,6 +29,7 @@ pub use self::threshold::{Pressure, ThresholdError, ThresholdFields};
 pub use self::watch::Pressures;
 
 use self::measure::{Meter, Places};
+use self::memcg::Mark;
 use self::rank::{AT_ONCE, Candidate};
 use self::threshold::{Layout, Observations, Resource, Signal, Threshold};
 use self::watch::Watch;
@@ -43,6 +45,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(250);
 /// Dead containers have so long to be removed.
 const REMOVAL: Duration = Duration::from_secs(10);
+/// Memory may go to and fro around a mark: it is not looked at more often than this.
+const MARKS_APART: Duration = Duration::from_secs(1);
 /// The reason of event and status.
 const EVICTED: &str = "Evicted";
 
@@ -56,6 +60,8 @@ pub struct EvictionSettings {
     pub max_pod_grace: Duration,
     /// kubelet's `localStorageCapacityIsolation`: whether limits for local storage count (A13.10).
     pub local_storage: bool,
+    /// kubelet's `kernelMemcgNotification`: the kernel tells of memory that crosses a threshold, where it has cgroup v1.
+    pub memcg_notification: bool,
     /// Pods' directories.
     pub root_dir: PathBuf,
     /// Pods' logs.
@@ -73,6 +79,7 @@ impl EvictionSettings {
             pressure_transition: Duration::from_secs(300),
             max_pod_grace: Duration::ZERO,
             local_storage: true,
+            memcg_notification: false,
             root_dir,
             log_dir,
         })
@@ -142,14 +149,26 @@ pub async fn evict(
                     Err(_) => std::future::pending().await,
                 }
             };
+            let marks = keeper.marks();
             tokio::select! {
                 () = tokio::time::sleep(EVERY) => {}
                 () = early => {}
+                () = any_crossed(&marks) => {}
             }
         } else {
             keeper.wait_for(&gone).await;
         }
     }
+}
+
+/// Returns when memory has crossed one of the marks.
+async fn any_crossed(marks: &[Mark]) {
+    if marks.is_empty() {
+        return std::future::pending().await;
+    }
+    tokio::time::sleep(MARKS_APART).await;
+    let all = marks.iter().map(|mark| Box::pin(mark.crossed()));
+    futures::future::select_all(all).await;
 }
 
 struct Keeper {
@@ -196,6 +215,30 @@ impl Keeper {
             }
         }
         self.evict_one(all, (first, &due, &seen), layout).await.into_iter().collect()
+    }
+
+    /// Marks at the thresholds of memory, where they are to be had.
+    fn marks(&self) -> Vec<Mark> {
+        let groups = self.meter.usage.memory_groups().filter(|_| self.settings.memcg_notification);
+        let Some([machine, all_pods]) = groups else { return Vec::new() };
+        let of = |threshold: &Threshold| {
+            let (group, usage) = match threshold.signal {
+                Signal::Memory => (&machine, self.meter.usage.machine()),
+                Signal::AllocatableMemory => (&all_pods, self.meter.usage.all_pods()),
+                _ => return None,
+            };
+            let capacity = usage.memory_limit_bytes?;
+            let wanted = threshold.value.of(i64::try_from(capacity).unwrap_or(i64::MAX));
+            let bytes = memcg::mark_of(capacity, wanted, usage.memory_bytes, usage.working_set_bytes);
+            match Mark::set(group, bytes) {
+                Ok(mark) => Some(mark),
+                Err(error) => {
+                    debug!(%error, group = %group.display(), "the kernel does not tell of marks in this group");
+                    None
+                }
+            }
+        };
+        self.settings.thresholds.iter().filter_map(of).collect()
     }
 
     /// Pods that may still take something.

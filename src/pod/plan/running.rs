@@ -26,6 +26,9 @@ impl Planner<'_> {
             self.wake_at_wall(deadline);
         }
         self.default_waiting();
+        if self.waits_for_network() {
+            return;
+        }
         if !self.seen.memory.cgroup_ready {
             self.step(Step::MakeCgroup);
         }
@@ -49,6 +52,20 @@ impl Planner<'_> {
         if self.plan.steps.is_empty() {
             self.remove_dead();
         }
+    }
+
+    /// Nothing is set up for a pod that could get no sandbox (A1.8). What runs goes on.
+    fn waits_for_network(&mut self) -> bool {
+        let seen = self.seen;
+        let idle = !seen.sandboxes.iter().any(|s| s.ready) && seen.running().next().is_none();
+        if seen.network_ready || self.desired.host_network() || !idle {
+            return false;
+        }
+        match &seen.memory.sandbox_failure {
+            Some(failure) if self.now.monotonic < failure.retry_at => self.wake_at(failure.retry_at),
+            _ => self.step(Step::ReportNetworkNotReady),
+        }
+        true
     }
 
     /// What a container that has never run shows (A2.14).

@@ -184,6 +184,18 @@ fn a_new_pod_is_set_up_in_order() {
 }
 
 #[test]
+fn a_pod_that_is_over_is_not_set_up_again() {
+    // A1.8
+    for phase in ["Succeeded", "Failed"] {
+        let over = pod(&["a"]).seen(|s| s.sandboxes.clear()).edit(|pod| {
+            pod.status = Some(PodStatus { phase: Some(phase.into()), ..PodStatus::default() });
+        });
+        let fresh = over.memory(|m| (m.cgroup_ready, m.volumes) = (false, VolumesState::Unknown));
+        check("A1.8", fresh, "tear-down");
+    }
+}
+
+#[test]
 fn missing_volumes_hold_everything_up() {
     // A1.8
     let failed = |retry_at| {
@@ -199,7 +211,21 @@ fn without_network_only_host_network_pods_start() {
     // A1.8
     let down = pod(&["a"]).seen(|s| (s.sandboxes, s.network_ready) = (Vec::new(), false));
     check("A1.8", down.clone(), "no-network");
-    check("A1.8", down.spec(|s| s.host_network = Some(true)), "sandbox-0");
+    check("A1.8", down.clone().spec(|s| s.host_network = Some(true)), "sandbox-0");
+    // Nothing is made for a pod that could get no sandbox.
+    let fresh = |m: &mut Memory| (m.cgroup_ready, m.volumes) = (false, VolumesState::Unknown);
+    check("A1.8", down.clone().memory(fresh), "no-network");
+    check("A1.8", down.clone().memory(fresh).spec(|s| s.host_network = Some(true)), "cgroup volumes sandbox-0");
+    let told = |m: &mut Memory| {
+        let retry_at = Duration::from_secs(101);
+        let (reason, message) = ("NetworkNotReady".into(), String::new());
+        m.sandbox_failure = Some(Failure { reason, message, retry_at });
+    };
+    assert_eq!(check("A1.8", down.clone().memory(told), "").wake_at, Some(Duration::from_secs(101)));
+    check("A1.8", down.memory(told).at(101), "no-network");
+    // What runs goes on.
+    let runs = pod(&["a", "b"]).seen(|s| s.network_ready = false).runs("a");
+    check("A1.8", runs, "create-b-0 start-b");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use inotify::{EventStream, Inotify, WatchMask};
 use k8s_openapi::api::core::v1::Pod;
-use stoker_model::handle::DesiredPods;
+use stoker_model::handle::{DesiredPods, EventSink, EventSubject, EventType};
 use stoker_model::names;
 use stoker_model::pod::PodRef;
 use tokio::sync::watch;
@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use super::manifest::{LONGEST, ManifestError, Origin, pods};
 use super::{Statics, full_name, seen_now};
 use crate::clock::Clock;
+use crate::pod::plan::pod_text_of;
 
 /// An editor's burst of changes is one.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -25,8 +26,15 @@ const SETTLE: Duration = Duration::from_millis(50);
 const EVENT_BUFFER: usize = 4096;
 
 /// Reads the path when something in it changes, and each `every` in any case.
-pub(super) async fn run(path: PathBuf, node: String, every: Duration, out: watch::Sender<Statics>) {
-    let mut reader = Reader { path, node, clock: Clock, known: BTreeMap::new(), told: BTreeMap::new() };
+pub(super) async fn run(
+    path: PathBuf,
+    node: String,
+    every: Duration,
+    out: watch::Sender<Statics>,
+    sink: Option<Arc<dyn EventSink>>,
+) {
+    let (known, told) = (BTreeMap::new(), BTreeMap::new());
+    let mut reader = Reader { path, node, clock: Clock, known, told, sink };
     let mut period = tokio::time::interval(every.max(Duration::from_millis(100)));
     let mut events: Option<EventStream<Vec<u8>>> = None;
     loop {
@@ -102,6 +110,8 @@ struct Reader {
     known: BTreeMap<PathBuf, Known>,
     /// Problems that were told, so that each is told once.
     told: BTreeMap<PathBuf, String>,
+    /// Publishes events about pods that are not used.
+    sink: Option<Arc<dyn EventSink>>,
 }
 
 impl Reader {
@@ -159,12 +169,22 @@ impl Reader {
         let mut by_name: BTreeMap<_, (PathBuf, Arc<Pod>)> = BTreeMap::new();
         let mut doubles = Vec::new();
         for (file, known) in &self.known {
-            if let Some((other, _)) = by_name.insert(full_name(&known.pod), (file.clone(), known.pod.clone())) {
-                doubles.push((other, format!("{} has a pod of the same name, which is used", file.display())));
+            if let Some((other, pod)) = by_name.insert(full_name(&known.pod), (file.clone(), known.pod.clone())) {
+                doubles.push((other, pod, format!("{} has a pod of the same name, which is used", file.display())));
             }
         }
-        for (file, problem) in doubles {
-            self.tell(&file, problem);
+        for (file, pod, problem) in doubles {
+            if self.tell(&file, problem)
+                && let Some(sink) = &self.sink
+            {
+                let (text, pod) = (pod_text_of(&pod), PodRef::of(&pod));
+                let message = format!(
+                    "Error validating pod {text} from file due to duplicate pod name \"{}\", ignoring",
+                    pod.name
+                );
+                let subject = EventSubject::Pod { pod, field_path: None };
+                sink.publish(subject, EventType::Warning, "FailedValidation", message);
+            }
         }
         by_name.into_values().map(|(_, pod)| (PodRef::of(&pod).uid, pod)).collect()
     }
@@ -208,11 +228,14 @@ impl Reader {
         Ok(Known { content, pod: Arc::new(pod) })
     }
 
-    fn tell(&mut self, file: &Path, problem: String) {
-        if self.told.get(file) != Some(&problem) {
+    /// Whether it is news.
+    fn tell(&mut self, file: &Path, problem: String) -> bool {
+        let news = self.told.get(file) != Some(&problem);
+        if news {
             tracing::warn!(file = %file.display(), problem, "static pods: this is skipped, the others are not touched");
             self.told.insert(file.to_owned(), problem);
         }
+        news
     }
 }
 
@@ -227,7 +250,8 @@ mod tests {
     }
 
     fn reader(path: &Path) -> Reader {
-        Reader { path: path.into(), node: "n".into(), clock: Clock, known: BTreeMap::new(), told: BTreeMap::new() }
+        let (known, told) = (BTreeMap::new(), BTreeMap::new());
+        Reader { path: path.into(), node: "n".into(), clock: Clock, known, told, sink: None }
     }
 
     fn names(pods: Option<DesiredPods>) -> Vec<String> {
@@ -284,7 +308,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("not/there/yet");
         let (out, mut seen) = watch::channel(None);
-        let task = tokio::spawn(run(path.clone(), "n".into(), Duration::from_millis(50), out));
+        let task = tokio::spawn(run(path.clone(), "n".into(), Duration::from_millis(50), out, None));
         let mut until = async |wanted: &[&str]| {
             let wait = seen.wait_for(|s: &Statics| s.as_deref().is_some_and(|s| names(Some(s.clone())) == wanted));
             tokio::time::timeout(Duration::from_secs(10), wait).await.expect("it is seen").unwrap();
@@ -306,7 +330,7 @@ mod tests {
         // A7.1
         let dir = tempfile::tempdir().unwrap();
         let (out, mut seen) = watch::channel(None);
-        let task = tokio::spawn(run(dir.path().into(), "n".into(), Duration::from_secs(3600), out));
+        let task = tokio::spawn(run(dir.path().into(), "n".into(), Duration::from_secs(3600), out, None));
         let mut until = async |wanted: &[&str]| {
             let wait = seen.wait_for(|s: &Statics| s.as_deref().is_some_and(|s| names(Some(s.clone())) == wanted));
             tokio::time::timeout(Duration::from_secs(10), wait).await.expect("it is seen").unwrap();

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
-use stoker_model::handle::{DesiredPods, NodeFeed, PodFeed};
+use stoker_model::handle::{DesiredPods, EventSink, NodeFeed, PodFeed};
 use stoker_model::names;
 use stoker_model::pod::{PodRef, PodUid};
 use tokio::sync::watch;
@@ -99,13 +99,14 @@ pub(super) fn gather(
     api: PodFeed,
     node: &NodeFeed,
     reported: Reported,
+    sink: &Arc<dyn EventSink>,
     stop: &CancellationToken,
 ) -> WantedFeed {
     let name = node.borrow().name.clone();
     let mut statics = Vec::new();
     if let Some(path) = &sources.path {
         let (sender, receiver) = watch::channel(None);
-        let task = file::run(path.clone(), name.clone(), sources.path_every, sender);
+        let task = file::run(path.clone(), name.clone(), sources.path_every, sender, Some(sink.clone()));
         tokio::spawn(stop.clone().run_until_cancelled_owned(task));
         statics.push(receiver);
     }

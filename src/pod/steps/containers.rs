@@ -18,6 +18,16 @@ use crate::runtime::cri;
 /// Where a pod's emptyDir volumes lie in its directory.
 const EMPTY_DIRS: &str = "volumes/kubernetes.io~empty-dir";
 
+/// What the volumes hold belongs to the same users inside and outside (A11.2).
+fn map_users(mounts: &mut [cri::Mount], linux: &cri::LinuxContainerConfig) {
+    let options = linux.security_context.as_ref().and_then(|context| context.namespace_options.as_ref());
+    let Some(users) = options.and_then(|options| options.userns_options.as_ref()) else { return };
+    for mount in mounts {
+        mount.uid_mappings.clone_from(&users.uids);
+        mount.gid_mappings.clone_from(&users.gids);
+    }
+}
+
 impl Hand {
     /// Makes a container; its ID.
     pub(super) async fn create_container(
@@ -58,14 +68,7 @@ impl Hand {
                 resources.cpu_quota = -1;
             }
         }
-        let options = linux.security_context.as_ref().and_then(|context| context.namespace_options.as_ref());
-        if let Some(users) = options.and_then(|options| options.userns_options.as_ref()) {
-            // What the volumes hold belongs to the same users inside and outside.
-            for mount in &mut mounts {
-                mount.uid_mappings.clone_from(&users.uids);
-                mount.gid_mappings.clone_from(&users.gids);
-            }
-        }
+        map_users(&mut mounts, &linux);
         let parts = ContainerParts { restart_count, image: image_id, environment, mounts, linux, extras };
         let mut config = container::config(&self.pod, &spec, parts);
         config.devices.extend(self.block_devices(&spec)?);
@@ -151,5 +154,29 @@ impl Hand {
             }
         }
         Outcome::Done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn volumes_belong_to_the_same_users_inside_and_outside() {
+        // A11.2
+        let ids = |host_id| cri::IdMapping { host_id, container_id: 0, length: 65536 };
+        let with = |users: Option<cri::UserNamespace>| {
+            let options = cri::NamespaceOption { userns_options: users, ..Default::default() };
+            let context = cri::LinuxContainerSecurityContext { namespace_options: Some(options), ..Default::default() };
+            cri::LinuxContainerConfig { security_context: Some(context), ..Default::default() }
+        };
+        let users = cri::UserNamespace { mode: 0, uids: vec![ids(131_072)], gids: vec![ids(196_608)] };
+        let mut mounts = vec![cri::Mount::default(); 2];
+        map_users(&mut mounts, &with(None));
+        assert_eq!(mounts, [cri::Mount::default(), cri::Mount::default()]);
+        map_users(&mut mounts, &with(Some(users)));
+        for mount in &mounts {
+            assert_eq!((mount.uid_mappings[0].host_id, mount.gid_mappings[0].host_id), (131_072, 196_608));
+        }
     }
 }

@@ -13,7 +13,7 @@ use super::sandboxes::runtime_handler;
 use crate::pod::observed::{ImageKey, Kind, PullPolicy};
 use crate::pod::shared::Shared;
 use crate::runtime::credentials::{BadConfig, Keyring};
-use crate::runtime::{Credential, Pull, PullFailure, RuntimeError, SecretRef, cri};
+use crate::runtime::{Asker, Credential, Pull, PullFailure, RuntimeError, SecretRef, cri};
 
 /// Finds an image for the container that first asked for it, or for a volume, and tells what came of it.
 pub(in crate::pod) async fn find_image(
@@ -92,9 +92,9 @@ impl Seeker<'_> {
         let present = match self.shared.images.status(image).await {
             Ok(present) => present,
             Err(error) => {
-                let message = format!("Failed to inspect image \"{image}\": {error}");
+                let (reason, message) = not_inspected(image, &error);
                 self.tell(EventType::Warning, "InspectFailed", message.clone());
-                return self.missing("ImageInspectError", message, false);
+                return self.missing(reason, message, false);
             }
         };
         let usable = match present {
@@ -147,7 +147,9 @@ impl Seeker<'_> {
             self.shared.tell(self.pod, EventType::Warning, "FailedToRetrieveImagePullSecret", message);
         }
         let mut found = keyring.lookup(&self.key.image);
-        found.extend(self.shared.images.node_credentials(&self.key.image).await);
+        let account = self.object.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref());
+        let asker = Asker { pod: self.pod, account: account.unwrap_or_default(), objects: &*self.shared.objects };
+        found.extend(self.shared.images.node_credentials(&self.key.image, &asker).await);
         Ok(found)
     }
 
@@ -203,6 +205,11 @@ fn entries_of(secret: &Secret) -> Result<Keyring, BadConfig> {
         _ => Ok(()),
     }?;
     Ok(keyring)
+}
+
+/// Reason and message of a container whose image cannot be looked at.
+fn not_inspected(image: &str, error: &RuntimeError) -> (&'static str, String) {
+    ("ImageInspectError", format!("Failed to inspect image \"{image}\": {error}"))
 }
 
 fn reason_of(error: &RuntimeError) -> &'static str {
@@ -297,6 +304,25 @@ mod tests {
         ] {
             assert_eq!(go_time(Duration::from_millis(millis)), text);
         }
+    }
+
+    #[test]
+    fn each_failure_has_its_reason() {
+        // A2.14
+        let failed = |failure| RuntimeError::ImagePull { failure, message: "no".into() };
+        for (error, reason) in [
+            (failed(PullFailure::InvalidName), "InvalidImageName"),
+            (failed(PullFailure::RegistryUnavailable), "RegistryUnavailable"),
+            (failed(PullFailure::SignatureValidation), "SignatureValidationFailed"),
+            (failed(PullFailure::Other), "ErrImagePull"),
+            (RuntimeError::TimedOut { call: "PullImage", after: Duration::from_secs(1) }, "ErrImagePull"),
+        ] {
+            assert_eq!(reason_of(&error), reason, "{error:?}");
+        }
+        let error = RuntimeError::Failed { call: "ImageStatus", message: "the store is gone".into() };
+        let (reason, message) = not_inspected("a/b:1", &error);
+        assert_eq!(reason, "ImageInspectError");
+        assert!(message.starts_with("Failed to inspect image \"a/b:1\": "), "{message}");
     }
 
     #[test]

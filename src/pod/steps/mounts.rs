@@ -155,21 +155,7 @@ impl Hand {
         let key = ImageKey::of_volume(image);
         let found = self.images.iter().find(|(known, ..)| *known == key);
         let (_, id, _) = found.ok_or_else(|| config_error(format!("the image \"{reference}\" was not found")))?;
-        let runtime = &self.shared.node().runtime_version;
-        if !mounts_images(runtime) {
-            let text = format!(
-                "failed to mount image \"{reference}\" for volume \"{}\": {runtime} cannot mount images: it takes containerd 2.1 or CRI-O 1.31",
-                mount.name
-            );
-            return Err(("CreateContainerError", text));
-        }
-        Ok(cri::Mount {
-            container_path: container_path(mount),
-            readonly: true,
-            image: Some(cri::ImageSpec { image: id.clone(), user_specified_image: reference, ..Default::default() }),
-            image_sub_path,
-            ..Default::default()
-        })
+        mount_of_image(mount, (reference, id.clone()), image_sub_path, &self.shared.node().runtime_version)
     }
 
     /// Writes the pod's `/etc/hosts`, for each container anew (A11.4).
@@ -197,6 +183,29 @@ impl Hand {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
         Ok(path.to_string_lossy().into_owned())
     }
+}
+
+/// The mount of an image, by the name in the pod and by its ID.
+fn mount_of_image(
+    mount: &VolumeMount,
+    (reference, id): (String, String),
+    image_sub_path: String,
+    runtime: &str,
+) -> Result<cri::Mount, Refusal> {
+    if !mounts_images(runtime) {
+        let text = format!(
+            "failed to mount image \"{reference}\" for volume \"{}\": {runtime} cannot mount images: it takes containerd 2.1 or CRI-O 1.31",
+            mount.name
+        );
+        return Err(("CreateContainerError", text));
+    }
+    Ok(cri::Mount {
+        container_path: container_path(mount),
+        readonly: true,
+        image: Some(cri::ImageSpec { image: id, user_specified_image: reference, ..Default::default() }),
+        image_sub_path,
+        ..Default::default()
+    })
 }
 
 fn container_path(mount: &VolumeMount) -> String {
@@ -270,6 +279,22 @@ mod tests {
         ] {
             assert_eq!(mounts_images(runtime), can, "{runtime}");
         }
+    }
+
+    #[test]
+    fn the_runtime_is_asked_to_mount_the_image() {
+        // A9.20
+        let names = || ("r.example/data:1".to_owned(), "sha256:1".to_owned());
+        let writable = mount(|m| m.read_only = Some(false));
+        let made = mount_of_image(&writable, names(), "part/of/it".into(), "containerd://2.1.0").unwrap();
+        let image = made.image.unwrap();
+        assert_eq!((image.image.as_str(), image.user_specified_image.as_str()), ("sha256:1", "r.example/data:1"));
+        assert_eq!((made.container_path.as_str(), made.host_path.as_str()), ("/v", ""));
+        assert!(made.readonly, "an image is never written to");
+        assert_eq!(made.image_sub_path, "part/of/it");
+        let (reason, text) = mount_of_image(&writable, names(), String::new(), "containerd://1.7.0").unwrap_err();
+        assert_eq!(reason, "CreateContainerError");
+        assert!(text.starts_with("failed to mount image \"r.example/data:1\" for volume \"v\": containerd://1.7.0"));
     }
 
     #[test]

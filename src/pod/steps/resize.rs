@@ -6,6 +6,7 @@ use stoker_model::resources::{amounts, qos_class};
 use super::{Effect, Hand, Outcome};
 use crate::cgroup::PodLimits;
 use crate::pod::observed::DesiredPod;
+use crate::pod::resize::{Part, Phase, phases};
 use crate::pod::resources::{self, NodeResources, Swap};
 use crate::runtime::{RuntimeError, cri};
 
@@ -31,20 +32,41 @@ impl Hand {
         if self.shared.assignments.has_own_cpus(&self.reference.uid) {
             wanted.milli_cpu = None;
         }
-        let wider = match self.shared.cgroups.pod_limits(qos, &uid) {
-            Some(current) => wanted.wider(&current),
-            None => wanted.clone(),
-        };
-        let limit = |limits: &PodLimits| self.shared.cgroups.limit_pod(&uid, limits).map_err(|e| e.to_string());
-        limit(&wider)?;
-        for (name, id) in running {
-            let update = self.update_of(name, id);
-            self.shared.runtime.update_container_resources(update).await.map_err(|error| error.to_string())?;
-            self.effects.push(Effect::Resized { name: name.clone() });
+        // What cannot be read is written in any case.
+        let unknown = PodLimits { shares: 0, milli_cpu: Some(0), memory_bytes: Some(0), ..wanted.clone() };
+        let mut current = self.shared.cgroups.pod_limits(qos, &uid).unwrap_or(unknown);
+        for phase in phases(&current, &wanted) {
+            match phase {
+                Phase::Group(limits) => {
+                    self.limit_group(&uid, &current, &limits).await?;
+                    current = limits;
+                }
+                Phase::Containers(part) => {
+                    for (name, id) in running {
+                        let update = self.update_of(name, id, part);
+                        let updated = self.shared.runtime.update_container_resources(update).await;
+                        updated.map_err(|error| error.to_string())?;
+                    }
+                }
+            }
         }
-        limit(&wanted)?;
-        self.tell_runtime(&wanted).await?;
+        self.effects.extend(running.iter().map(|(name, _)| Effect::Resized { name: name.clone() }));
         self.effects.push(Effect::PodResized);
+        Ok(())
+    }
+
+    /// The runtime hears of it first, and may say no; when it cannot be done after all, it hears of that, too.
+    async fn limit_group(&mut self, uid: &str, current: &PodLimits, limits: &PodLimits) -> Result<(), String> {
+        let told = self.tell_runtime(limits).await;
+        told.map_err(|error| {
+            format!("failed to notify runtime for UpdatePodSandboxResources; resize rejected: {error}")
+        })?;
+        if let Err(error) = self.shared.cgroups.limit_pod(uid, limits) {
+            if let Err(error) = self.tell_runtime(current).await {
+                tracing::warn!(pod = %self.reference, error, "the runtime does not know that a resize failed");
+            }
+            return Err(error.to_string());
+        }
         Ok(())
     }
 
@@ -59,20 +81,26 @@ impl Hand {
         }
     }
 
-    fn update_of(&self, name: &str, id: &str) -> cri::UpdateContainerResourcesRequest {
+    fn update_of(&self, name: &str, id: &str, part: Part) -> cri::UpdateContainerResourcesRequest {
         let desired = DesiredPod { pod: self.pod.clone(), gone: false, ended: None, released: false };
         let spec = self.pod.spec.clone().unwrap_or_default();
         let container = desired.container(name).map(|(_, container)| container).unwrap_or_default();
         let all = resources::of_container(&spec, &container, self.node_resources());
         let owns = self.shared.assignments.owns_cpus(&self.reference.uid, name);
-        let linux = cri::LinuxContainerResources {
-            cpu_period: all.cpu_period,
-            cpu_quota: if owns && all.cpu_quota > 0 { -1 } else { all.cpu_quota },
-            cpu_shares: all.cpu_shares,
-            memory_limit_in_bytes: all.memory_limit_in_bytes,
-            memory_swap_limit_in_bytes: all.memory_swap_limit_in_bytes,
-            unified: all.unified.into_iter().filter(|(name, _)| name == "memory.swap.max").collect(),
-            ..Default::default()
+        // What is not named stays as it is.
+        let linux = match part {
+            Part::Memory => cri::LinuxContainerResources {
+                memory_limit_in_bytes: all.memory_limit_in_bytes,
+                memory_swap_limit_in_bytes: all.memory_swap_limit_in_bytes,
+                unified: all.unified.into_iter().filter(|(name, _)| name == "memory.swap.max").collect(),
+                ..Default::default()
+            },
+            Part::Cpu => cri::LinuxContainerResources {
+                cpu_period: all.cpu_period,
+                cpu_quota: if owns && all.cpu_quota > 0 { -1 } else { all.cpu_quota },
+                cpu_shares: all.cpu_shares,
+                ..Default::default()
+            },
         };
         cri::UpdateContainerResourcesRequest { container_id: id.to_owned(), linux: Some(linux), ..Default::default() }
     }

@@ -53,6 +53,12 @@ impl Hand {
             let message = "Pod sandbox changed, it will be killed and re-created.";
             self.shared.tell(&self.reference, EventType::Normal, "SandboxChanged", message);
         }
+        if let Err(error) = self.shared.assignments.prepare_claims(&self.pod).await {
+            let message = format!("Failed to prepare dynamic resources: prepare dynamic resources: {error}");
+            self.shared.tell(&self.reference, EventType::Warning, "FailedPrepareDynamicResources", message.clone());
+            self.effects.push(Effect::SandboxFailed { reason: "CreatePodSandboxError", message, retry: RETRY });
+            return Err(Outcome::Stop);
+        }
         let handler = match runtime_handler(&self.shared, &self.pod).await {
             Ok(handler) => handler,
             Err(message) => return Err(self.sandbox_failed(message)),

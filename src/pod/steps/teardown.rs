@@ -27,12 +27,15 @@ impl Hand {
     /// Unmounts, and removes the control group whatever class it was made in.
     async fn undo(&mut self) -> Vec<String> {
         let uid = &self.reference.uid;
+        // Whoever the cluster gives the devices to next must find them free, so nothing is told before this.
+        let claims = self.shared.assignments.unprepare_claims(uid).await.err();
+        let claims = claims.map(|error| format!("unprepare dynamic resources: {error}"));
         let volumes = self.shared.volumes.unmount(uid).await.into_iter().map(|e| e.to_string());
         let groups = CLASSES.iter().filter_map(|qos| {
             let removed = self.shared.cgroups.remove_pod(*qos, uid.as_str());
             removed.err().map(|e| e.to_string())
         });
-        volumes.chain(groups).collect()
+        claims.into_iter().chain(volumes).chain(groups).collect()
     }
 
     pub(super) async fn report(&mut self) -> Outcome {

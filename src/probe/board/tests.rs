@@ -187,7 +187,7 @@ fn a_new_agent_changes_nothing_until_a_probe_has_spoken() {
 
 #[test]
 fn what_comes_of_attempts_is_told() {
-    // A5.3, A5.5, A5.8, A5.12
+    // A21.1, A5.3, A5.5, A5.8, A5.12
     let texts = [
         (Outcome::Success, None),
         (failure(), Some(("Unhealthy", "Readiness probe failed: no"))),

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 pub use self::policy::ReservedCpus;
 pub(super) use self::policy::{CpuRefusal, count};
 use self::policy::{Policy, State};
+pub(super) use self::state_file::{Containers, names_containers};
 pub use self::take::CpuOptions;
 use super::checkpoint::CheckpointError;
 use super::cpu_set::CpuSet;
@@ -42,12 +43,17 @@ pub(super) struct Cpus {
 
 impl Cpus {
     /// Takes over what the file tells. `config`: the policy `static`, if it is set.
-    pub(super) fn open(config: Option<&StaticCpus>, machine: &Machine, path: &Path) -> Result<Self, CheckpointError> {
+    pub(super) fn open(
+        config: Option<&StaticCpus>,
+        machine: &Machine,
+        path: &Path,
+        containers: &Containers,
+    ) -> Result<Self, CheckpointError> {
         let wrong = |problem: String| CheckpointError::Content { path: path.display().to_string(), problem };
         let policy = config.map(|c| Policy::new(machine.clone(), &c.reserved, c.options)).transpose();
         let policy = policy.map_err(CheckpointError::Cpus)?;
         let name = if policy.is_some() { "static" } else { "none" };
-        let kept = state_file::load(path, name)?;
+        let kept = state_file::load(path, name, containers)?;
         let state = match &policy {
             Some(policy) => policy.checked(kept).map_err(wrong)?,
             None => State::default(),
@@ -141,17 +147,20 @@ mod tests {
         let path = dir.path().join("cpu_manager_state");
         let machine = tree(1, 1, 4, 1);
         let fixed = StaticCpus { reserved: ReservedCpus::Count(1), options: CpuOptions::default() };
-        assert_eq!(Cpus::open(None, &machine, &path).unwrap().of(&PodUid::new("p"), "c"), None);
-        let refused = Cpus::open(Some(&fixed), &machine, &path).err().unwrap().to_string();
+        assert_eq!(Cpus::open(None, &machine, &path, &Containers::new()).unwrap().of(&PodUid::new("p"), "c"), None);
+        let refused = Cpus::open(Some(&fixed), &machine, &path, &Containers::new()).err().unwrap().to_string();
         assert!(
             refused.contains("configured policy \"static\" differs from state checkpoint policy \"none\""),
             "{refused}"
         );
         std::fs::remove_file(&path).unwrap();
-        let cpus = Cpus::open(Some(&fixed), &machine, &path).unwrap();
+        let cpus = Cpus::open(Some(&fixed), &machine, &path, &Containers::new()).unwrap();
         assert_eq!(cpus.of(&PodUid::new("p"), "c").unwrap().to_string(), "0-3");
         assert_eq!(cpus.allocatable().to_string(), "1-3");
-        assert!(Cpus::open(Some(&fixed), &machine, &path).is_ok() && Cpus::open(None, &machine, &path).is_err());
-        assert!(Cpus::open(Some(&fixed), &tree(1, 1, 8, 1), &path).is_err(), "another machine");
+        assert!(
+            Cpus::open(Some(&fixed), &machine, &path, &Containers::new()).is_ok()
+                && Cpus::open(None, &machine, &path, &Containers::new()).is_err()
+        );
+        assert!(Cpus::open(Some(&fixed), &tree(1, 1, 8, 1), &path, &Containers::new()).is_err(), "another machine");
     }
 }

@@ -11,6 +11,8 @@ use super::policy::State;
 use crate::resources::checkpoint::{self, CheckpointError, Dump};
 
 type Entries = BTreeMap<String, BTreeMap<String, String>>;
+/// The runtime's containers by ID: their pod, and their name in it.
+pub(in crate::resources) type Containers = BTreeMap<String, (PodUid, String)>;
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -61,8 +63,15 @@ fn map_of_texts(all: &BTreeMap<String, String>) -> Dump {
     Dump::Map("map[string]string", Some(all.iter().map(|(k, v)| (k.clone(), Dump::text(v))).collect()))
 }
 
-/// What the file tells; nothing where there is none. The policy has to be the one that wrote it.
-pub(super) fn load(path: &Path, policy: &str) -> Result<State, CheckpointError> {
+/// Whether the file is of version 1, which names containers by the runtime's IDs.
+pub(in crate::resources) fn names_containers(path: &Path) -> bool {
+    let text = checkpoint::read(path).ok().flatten().unwrap_or_default();
+    serde_json::from_str::<File>(&text).is_ok_and(|file| !is_empty(&file.entries) && texts(&file.entries).is_some())
+}
+
+/// What the file tells; nothing where there is none. The policy has to be the one that wrote it. `containers`: those that a file of
+/// version 1 may name.
+pub(super) fn load(path: &Path, policy: &str, containers: &Containers) -> Result<State, CheckpointError> {
     let Some(text) = checkpoint::read(path)? else { return Ok(State::default()) };
     let wrong = |problem: String| CheckpointError::Content { path: path.display().to_string(), problem };
     let file: File = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
@@ -81,15 +90,27 @@ pub(super) fn load(path: &Path, policy: &str) -> Result<State, CheckpointError> 
     if !is_empty(&file.pod_entries) {
         return Err(wrong("podEntries: CPUs of pods as a whole are not supported".to_owned()));
     }
-    if !is_empty(&file.entries) && texts(&file.entries).is_some() {
-        return Err(wrong("entries: it is of version 1, which names containers that no longer run".to_owned()));
-    }
-    let entries = serde_json::from_value::<Option<Entries>>(file.entries).map_err(|error| wrong(error.to_string()))?;
+    let first = texts(&file.entries).filter(|_| !is_empty(&file.entries));
+    let entries = match first {
+        None => {
+            let entries = serde_json::from_value::<Option<Entries>>(file.entries);
+            entries.map_err(|error| wrong(error.to_string()))?.unwrap_or_default()
+        }
+        Some(first) => {
+            let mut entries = Entries::new();
+            for (id, cpus) in first {
+                let missing = || wrong(format!("containerID '{id}' not found in initial containers list"));
+                let (pod, name) = containers.get(&id).ok_or_else(missing)?;
+                entries.entry(pod.to_string()).or_default().insert(name.clone(), cpus);
+            }
+            entries
+        }
+    };
     let parse =
         |text: &str, what: String| text.parse().map_err(|_| wrong(format!("could not parse {what} \"{text}\"")));
     let shared = parse(&file.default_cpu_set, "default cpu set".to_owned())?;
     let mut state = State { shared, ..State::default() };
-    for (pod, containers) in entries.into_iter().flatten() {
+    for (pod, containers) in entries {
         for (container, cpus) in containers {
             let cpus = parse(&cpus, format!("cpuset for container \"{container}\" in pod \"{pod}\""))?;
             state.given.entry(PodUid::new(&pod)).or_default().insert(container, cpus);
@@ -127,7 +148,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         std::fs::write(&path, text).unwrap();
-        load(&path, "none").map_err(|error| error.to_string())
+        let container = |name: &str| (PodUid::new("pod"), name.to_owned());
+        let containers = [("containerID1", container("container1")), ("containerID2", container("container2"))];
+        let containers = containers.map(|(id, of)| (id.to_owned(), of)).into();
+        load(&path, "none", &containers).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -139,6 +163,20 @@ mod tests {
         assert_eq!(state.unwrap().given[&PodUid::new("pod")]["container1"].to_string(), "4-6");
         let first = r#"{"policyName": "none", "defaultCPUSet": "1-3", "checksum": 1694838852}"#;
         assert_eq!(read(first).unwrap().shared.to_string(), "1-3");
+        // Version 1 names containers, and is migrated.
+        let old = r#"{"policyName": "none", "defaultCPUSet": "1-3", "entries": {"containerID1": "4-6", "containerID2": "1-3"}, "checksum": 3680390589}"#;
+        let migrated = read(old).unwrap();
+        let given = migrated.given[&PodUid::new("pod")].iter().map(|(name, cpus)| format!("{name} {cpus}"));
+        assert_eq!(given.collect::<Vec<_>>(), ["container1 4-6", "container2 1-3"]);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        std::fs::write(&path, old).unwrap();
+        assert!(names_containers(&path));
+        let refused = load(&path, "none", &Containers::new()).unwrap_err().to_string();
+        assert!(refused.contains("containerID 'containerID1' not found in initial containers list"), "{refused}");
+        save(&path, "none", &migrated).unwrap();
+        assert!(!names_containers(&path) && !names_containers(&dir.path().join("absent")));
+        assert_eq!(load(&path, "none", &Containers::new()).unwrap(), migrated, "it is of version 2 now");
         for (text, problem) in [
             (
                 r#"{"policyName": "none", "defaultCPUSet": "4-6", "entries": {}, "checksum": 1337}"#,
@@ -170,6 +208,6 @@ mod tests {
         let given = [(PodUid::new("pod"), [("c".to_owned(), "4-6".parse().unwrap())].into())].into();
         let state = State { shared: "0-3".parse().unwrap(), given };
         save(&path, "static", &state).unwrap();
-        assert_eq!(load(&path, "static").unwrap(), state);
+        assert_eq!(load(&path, "static", &Containers::new()).unwrap(), state);
     }
 }

@@ -121,6 +121,11 @@ impl Devices {
         self.0.health.subscribe()
     }
 
+    /// For others that know how devices are.
+    pub(super) fn health_changes(&self) -> watch::Sender<u64> {
+        self.0.health.clone()
+    }
+
     pub(super) fn knows(&self, resource: &str) -> bool {
         self.with(|state| state.pool.knows(resource))
     }

@@ -104,7 +104,7 @@ impl PluginKind for Devices {
         self.register(&plugin.name, &plugin.endpoint).await
     }
 
-    async fn lost(&self, name: &str) {
+    async fn lost(&self, name: &str, _: &Path) {
         self.gone(name, None);
     }
 }

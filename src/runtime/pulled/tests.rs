@@ -123,3 +123,36 @@ fn records_are_kubelets_files() {
     fs::write(next.pulled("sha256:1"), "nonsense").unwrap();
     assert!(must_pull(&next, IMAGE, &[]), "what cannot be read opens nothing");
 }
+
+#[test]
+fn what_came_for_a_service_account_is_its_pods() {
+    // A14.4, A14.6
+    let dir = tempfile::tempdir().unwrap();
+    let records = records(dir.path(), VerificationPolicy::default());
+    let of_account = |name: &str, uid: &str| Credential {
+        account: Some(SecretRef { namespace: "ns".into(), name: name.into(), uid: uid.into() }),
+        ..credential(None, "s3cret")
+    };
+    let own = of_account("builder", "u1");
+    records.begin(IMAGE).unwrap();
+    records.end(IMAGE, Some(("sha256:1", Some(&own))));
+    for (credentials, pull, why) in [
+        (vec![own.clone()], false, "the same account"),
+        (vec![of_account("builder", "u2")], true, "another one of that name"),
+        (vec![of_account("other", "u1")], true, "another account"),
+        (vec![credential(None, "s3cret")], true, "what the node has is not the account's"),
+        (vec![credential(Some(("pull", "u3")), "s3cret")], true, "a secret is none of its"),
+        (vec![credential(Some(("pull", "u3")), "x"), own.clone()], false, "one of both kinds"),
+    ] {
+        assert_eq!(must_pull(&records, IMAGE, &credentials), pull, "{why}");
+    }
+    let text = fs::read_to_string(records.pulled("sha256:1")).unwrap();
+    let kept: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let expected = serde_json::json!([{"uid": "u1", "namespace": "ns", "name": "builder"}]);
+    assert_eq!(kept["credentialMapping"]["r.example/team/app"]["kubernetesServiceAccounts"], expected);
+    // Another account opens it, too, and then nobody needs one.
+    records.end(IMAGE, Some(("sha256:1", Some(&of_account("another", "u9")))));
+    assert!(!must_pull(&records, IMAGE, &[own]) && !must_pull(&records, IMAGE, &[of_account("another", "u9")]));
+    records.end(IMAGE, Some(("sha256:1", Some(&credential(None, "x")))));
+    assert!(!must_pull(&records, IMAGE, &[]));
+}

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
-use stoker_model::handle::{DiskMeter, MountedVolume};
+use stoker_model::handle::{DiskMeter, MountedVolume, VolumeFill};
 
 use super::text::{Page, value};
 use super::{Filesystem, Stats, namespace};
@@ -53,12 +53,25 @@ impl Stats {
             return all.clone();
         }
         let disks = self.disks.clone();
+        let asked = missing.iter().map(|pod| async { (uid(pod).to_owned(), disks.told_by_drivers(pod).await) });
+        let told: BTreeMap<String, BTreeMap<String, VolumeFill>> =
+            futures::future::join_all(asked).await.into_iter().filter(|(_, told)| !told.is_empty()).collect();
+        let disks = self.disks.clone();
         let measured = tokio::task::spawn_blocking(move || -> Volumes {
             missing.iter().map(|pod| (uid(pod).to_owned(), measure(pod, disks.as_ref(), now.wall))).collect()
         });
         let mut all = known.as_ref().map(|(_, all)| all.as_ref().clone()).unwrap_or_default();
         // A pod whose volumes are not there yet is asked for again.
-        all.extend(measured.await.unwrap_or_default().into_iter().filter(|(_, volumes)| !volumes.is_empty()));
+        let mut measured = measured.await.unwrap_or_default();
+        for (pod, volumes) in &mut measured {
+            let told = told.get(pod);
+            for volume in volumes {
+                if let Some(fill) = told.and_then(|told| told.get(&volume.volume.name)) {
+                    volume.take_over(fill);
+                }
+            }
+        }
+        all.extend(measured.into_iter().filter(|(_, volumes)| !volumes.is_empty()));
         all.retain(|known, _| pods.iter().any(|pod| uid(pod) == known));
         let all = Arc::new(all);
         let then = known.map_or(now, |(then, _)| then);
@@ -108,6 +121,12 @@ fn measure(pod: &Pod, disks: &dyn DiskMeter, time: jiff::Timestamp) -> Vec<Volum
 }
 
 impl VolumeStats {
+    /// What a driver tells counts more than what can be seen from here.
+    fn take_over(&mut self, fill: &VolumeFill) {
+        (self.fs.capacity, self.fs.available, self.used) = (fill.capacity_bytes, fill.available_bytes, fill.used_bytes);
+        (self.fs.inodes, self.fs.inodes_free, self.inodes_used) = (fill.inodes, fill.inodes_free, fill.inodes_used);
+    }
+
     /// As the summary has it.
     pub(super) fn report(&self, pod: &Pod) -> Value {
         let mut all = json!({
@@ -125,5 +144,36 @@ impl VolumeStats {
     pub(super) fn local(&self) -> (u64, u64) {
         let counts = self.volume.claim.is_none() && !self.volume.in_memory;
         if counts { (self.used, self.inodes_used) } else { (0, 0) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_knows_better_what_its_volume_takes() {
+        // A9.18, A18.5
+        let volume = MountedVolume { name: "v".into(), claim: Some("data".into()), in_memory: false, path: "/".into() };
+        let fs = Filesystem::read(std::path::Path::new("/")).expect("there is a root");
+        let mut stats = VolumeStats { time: jiff::Timestamp::UNIX_EPOCH, volume, fs, used: 1, inodes_used: 1 };
+        let fill = VolumeFill {
+            capacity_bytes: 1000,
+            available_bytes: 600,
+            used_bytes: 400,
+            inodes: 10,
+            inodes_free: 6,
+            inodes_used: 4,
+        };
+        stats.take_over(&fill);
+        let mut pod = Pod::default();
+        pod.metadata.namespace = Some("n".into());
+        assert_eq!(
+            stats.report(&pod),
+            json!({
+                "time": "1970-01-01T00:00:00Z", "name": "v", "availableBytes": 600, "capacityBytes": 1000, "usedBytes": 400,
+                "inodesFree": 6, "inodes": 10, "inodesUsed": 4, "pvcRef": {"name": "data", "namespace": "n"},
+            })
+        );
     }
 }

@@ -23,6 +23,8 @@ use super::error::VolumeError;
 
 /// What a call to a driver may take.
 const CALL_LIMIT: Duration = Duration::from_secs(120);
+/// Whoever asks for statistics does not wait that long.
+const STATS_LIMIT: Duration = Duration::from_secs(5);
 
 /// The drivers that are registered, and where they serve. Cloning is cheap.
 #[derive(Clone, Debug, Default)]

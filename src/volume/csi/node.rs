@@ -4,16 +4,19 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
+use stoker_model::handle::VolumeFill;
 
 use super::proto::node_client::NodeClient;
 use super::proto::node_service_capability::{Type as CapabilityType, rpc::Type as Capability};
 use super::proto::volume_capability::access_mode::Mode;
 use super::proto::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
+use super::proto::volume_usage::Unit;
 use super::proto::{
-    CapacityRange, NodeExpandVolumeRequest, NodeGetCapabilitiesRequest, NodePublishVolumeRequest,
-    NodeStageVolumeRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, VolumeCapability,
+    CapacityRange, NodeExpandVolumeRequest, NodeGetCapabilitiesRequest, NodeGetVolumeStatsRequest,
+    NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest,
+    VolumeCapability,
 };
-use super::{CALL_LIMIT, Drivers, call};
+use super::{CALL_LIMIT, Drivers, STATS_LIMIT, call};
 use crate::volume::error::VolumeError;
 
 /// Names and values.
@@ -136,6 +139,36 @@ impl Csi {
             secrets: Attributes::new(),
         };
         call(CALL_LIMIT, self.client.node_expand_volume(request)).await.map(|answer| answer.capacity_bytes)
+    }
+
+    /// What a volume takes and has left, where the driver tells it.
+    pub(in crate::volume) async fn fill(&mut self, handle: &str, target: &Path) -> Option<VolumeFill> {
+        if !self.can(Capability::GetVolumeStats) {
+            return None;
+        }
+        let request = NodeGetVolumeStatsRequest {
+            volume_id: handle.to_owned(),
+            volume_path: text(target),
+            staging_target_path: String::new(),
+        };
+        let answer = match call(STATS_LIMIT, self.client.node_get_volume_stats(request)).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                tracing::debug!(handle, %error, "the driver does not tell what the volume takes");
+                return None;
+            }
+        };
+        let number = |number: i64| u64::try_from(number).unwrap_or_default();
+        let mut fill = VolumeFill::default();
+        for usage in &answer.usage {
+            let [available, total, used] = [usage.available, usage.total, usage.used].map(number);
+            match usage.unit() {
+                Unit::Bytes => (fill.available_bytes, fill.capacity_bytes, fill.used_bytes) = (available, total, used),
+                Unit::Inodes => (fill.inodes_free, fill.inodes, fill.inodes_used) = (available, total, used),
+                Unit::Unknown => {}
+            }
+        }
+        (!answer.usage.is_empty()).then_some(fill)
     }
 
     pub(in crate::volume) async fn unpublish(&mut self, handle: &str, target: &Path) -> Result<(), VolumeError> {

@@ -38,8 +38,8 @@ struct Takers {
     /// Without an API server nobody takes CSI drivers.
     api: Option<Arc<dyn StorageApi>>,
     others: Vec<Arc<dyn PluginKind>>,
-    /// Plugins of others by socket: their type and name.
-    taken: Arc<Mutex<BTreeMap<PathBuf, (usize, String)>>>,
+    /// Plugins of others by socket, with their type.
+    taken: Arc<Mutex<BTreeMap<PathBuf, (usize, FoundPlugin)>>>,
 }
 
 /// Registers the plugins whose sockets lie in `dir`, until `stop` is cancelled: CSI drivers if there is an `api`, and those of `others`.
@@ -76,8 +76,8 @@ pub async fn watch_plugins(
                 token.cancel();
             }
             let again = found.contains_key(&path);
-            if let Some((kind, name)) = takers.with(|taken| taken.remove(&path)) {
-                takers.others[kind].lost(&name).await;
+            if let Some((kind, plugin)) = takers.with(|taken| taken.remove(&path)) {
+                takers.others[kind].lost(&plugin.name, &plugin.endpoint).await;
             }
             for name in takers.drivers.remove(&path) {
                 tracing::info!(driver = name, "CSI driver gone");
@@ -158,7 +158,7 @@ async fn register(socket: &Path, takers: &Takers) {
 }
 
 impl Takers {
-    fn with<R>(&self, act: impl FnOnce(&mut BTreeMap<PathBuf, (usize, String)>) -> R) -> R {
+    fn with<R>(&self, act: impl FnOnce(&mut BTreeMap<PathBuf, (usize, FoundPlugin)>) -> R) -> R {
         act(&mut self.taken.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -182,7 +182,7 @@ impl Takers {
             VolumeError::Other(format!("RegisterPlugin error -- plugin validation failed with err: {text}"))
         };
         self.others[kind].found(&found).await.map_err(failed)?;
-        self.with(|taken| taken.insert(socket.to_owned(), (kind, found.name)));
+        self.with(|taken| taken.insert(socket.to_owned(), (kind, found)));
         Ok(())
     }
 }
