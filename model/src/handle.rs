@@ -528,6 +528,11 @@ pub trait DiskMeter: Send + Sync + 'static {
     fn mounted(&self, _pod: &Pod) -> Vec<MountedVolume> {
         Vec::new()
     }
+
+    /// The plugin of each volume that the pod wants, and whether it is there (A23.3).
+    fn plugins(&self, _pod: &Pod) -> Vec<(String, bool)> {
+        Vec::new()
+    }
 }
 
 /// A volume that is there.
