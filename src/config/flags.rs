@@ -150,8 +150,12 @@ const OWN: &[(&str, Shape, &str)] = &[
     ("cloud-provider", Shape::Text, "external, or empty"),
     ("image-credential-provider-config", Shape::Text, "Configuration of credential providers"),
     ("image-credential-provider-bin-dir", Shape::Text, "Programs of credential providers"),
-    ("lock-file", Shape::Text, "Only one agent holds it [default: stoker.lock in --root-dir]"),
-    ("exit-on-lock-contention", Shape::Bool, "End when another agent wants --lock-file"),
+    (
+        "lock-file",
+        Shape::Text,
+        "Only one agent holds it, the next waits [default: stoker.lock in --root-dir, and nobody waits]",
+    ),
+    ("exit-on-lock-contention", Shape::Bool, "End when anybody else opens --lock-file"),
     ("stoker-config", Shape::Text, "StokerConfiguration file [default: /etc/stoker/stoker.yaml]"),
     ("proxy-config", Shape::Text, "KubeProxyConfiguration v1alpha1 file: how Services are served"),
     ("v", Shape::Number, "How much to log: 0 to 10"),
@@ -219,6 +223,7 @@ const REMOVED: &[(&str, Shape)] = &[
     ("really-crash-for-testing", Shape::Bool),
     ("redirect-container-streaming", Shape::Bool),
     ("register-schedulable", Shape::Bool),
+    ("runtime-cgroups", Shape::Text),
     ("seccomp-profile-root", Shape::Text),
     ("skip-headers", Shape::Bool),
     ("skip-log-headers", Shape::Bool),
@@ -259,6 +264,10 @@ pub struct Flags {
     pub external_cloud: bool,
     /// `--lock-file`
     pub lock_file: PathBuf,
+    /// It was named: who finds it taken waits, as kubelet does.
+    pub waits_for_lock: bool,
+    /// `--exit-on-lock-contention`
+    pub exit_on_contention: bool,
     /// `--image-credential-provider-config`
     pub credential_providers: Option<PathBuf>,
     /// `--image-credential-provider-bin-dir`
@@ -351,6 +360,11 @@ pub fn read_flags(matches: &ArgMatches) -> Result<Flags, FlagError> {
         node_labels: all("node-labels").join(","),
         cert_dir: path("cert-dir").unwrap_or_else(|| root_dir.join("pki")),
         external_cloud: last("cloud-provider").is_some_and(|provider| provider == "external"),
+        waits_for_lock: path("lock-file").is_some(),
+        exit_on_contention: last("exit-on-lock-contention")
+            .map(|text| boolean("exit-on-lock-contention", &text))
+            .transpose()?
+            .unwrap_or_default(),
         lock_file: path("lock-file").unwrap_or_else(|| root_dir.join("stoker.lock")),
         root_dir,
         credential_providers: path("image-credential-provider-config"),
