@@ -156,7 +156,7 @@ async fn silence(activity: &Activity, limits: Limits) {
         if end <= now {
             return;
         }
-        sleep(end - now).await;
+        sleep((end - now).min(limits.idle)).await;
     }
 }
 
@@ -198,8 +198,8 @@ mod tests {
         let request = Request::get("http://n/").body(http_body_util::Empty::<Bytes>::new()).expect("a request");
         let answer = sender.send_request(request).await.expect("an answer").into_body().collect().await;
         assert_eq!(answer.expect("all of it").to_bytes(), "here you are");
-        timeout(Duration::from_secs(20), client).await.expect("it ends").expect("well").expect("in peace");
         timeout(Duration::from_secs(20), served).await.expect("it ends").expect("well");
+        timeout(Duration::from_secs(20), client).await.expect("it has noticed").expect("well").expect("in peace");
     }
 
     /// What a client gets who sends this, piece by piece with pauses, and how long it is listened to.

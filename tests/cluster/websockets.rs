@@ -68,13 +68,15 @@ impl<'a> Api<'a> {
             let stream = tokio::net::TcpStream::from_std(stream).expect("a socket");
             let address: std::net::SocketAddr = self.host.parse().expect("an address");
             let stream = self.tls.connect(ServerName::IpAddress(address.ip().into()), stream).await.expect("TLS");
-            let request = Request::get(format!("wss://{}/api/v1/namespaces/default/pods/{path}", self.host))
+            let mut request = Request::get(format!("wss://{}/api/v1/namespaces/default/pods/{path}", self.host))
                 .header("Host", &self.host)
                 .header("Connection", "Upgrade")
                 .header("Upgrade", "websocket")
                 .header("Sec-WebSocket-Version", "13")
-                .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")
-                .header("Sec-WebSocket-Protocol", protocol);
+                .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==");
+            if !protocol.is_empty() {
+                request = request.header("Sec-WebSocket-Protocol", protocol);
+            }
             let (mut socket, answer) = match client_async(request.body(()).expect("a request"), stream).await {
                 Ok(open) => open,
                 Err(Error::Http(refusal)) => {
@@ -126,6 +128,9 @@ fn raw_websockets_go_through_the_api_server() {
     lab.apply(&pod("web").image(HELLO).build());
     let script = "while read line; do echo heard $line; done";
     lab.apply(&pod("ears").script(script).container("stdin", true.into()).build());
+    let script = "while read line; do stty size; echo and errors >&2; done";
+    lab.apply(&pod("term").script(script).container("stdin", true.into()).container("tty", true.into()).build());
+    lab.apply(&pod("ended").script("true").spec("restartPolicy", "Never".into()).build());
     let mut two = pod("two").build();
     let mut second = two["spec"]["containers"][0].clone();
     second["name"] = json!("second");
@@ -134,7 +139,7 @@ fn raw_websockets_go_through_the_api_server() {
     let mut waits = pod("waits").build();
     waits["spec"]["nodeSelector"] = json!({"nowhere": "yes"});
     lab.apply(&waits);
-    lab.eventually("all are ready", |lab| ["box", "web", "ears"].iter().all(|name| lab.ready_pods(name) == 1));
+    lab.eventually("all are ready", |lab| ["box", "web", "ears", "term"].iter().all(|name| lab.ready_pods(name) == 1));
     let api = Api::new(&lab);
     let to_the_end = |_: &[Piece]| false;
     let shell = |script: &str| {
@@ -144,6 +149,7 @@ fn raw_websockets_go_through_the_api_server() {
 
     // A19.3, A19.7: every protocol, of which only the newer ones tell of success.
     for protocol in [
+        "",
         "channel.k8s.io",
         "base64.channel.k8s.io",
         "v4.channel.k8s.io",
@@ -195,6 +201,15 @@ fn raw_websockets_go_through_the_api_server() {
     assert_eq!(lab.ready_pods("ears"), 1);
     assert_eq!(lab.get("pod ears")["status"]["containerStatuses"][0]["restartCount"], 0);
 
+    // A terminal's process that is attached to hears of its size, and everything it says comes on one channel.
+    let attached = "term/attach?stdin=1&stdout=1&stderr=1&tty=1";
+    let sized = [binary(4, br#"{"Width":81,"Height":27}"#), binary(0, b"go\n")];
+    for protocol in ["v4.channel.k8s.io", "v5.channel.k8s.io"] {
+        let heard = |pieces: &[Piece]| of(pieces, 1).contains("27 81") && of(pieces, 1).contains("and errors");
+        let pieces = api.talk(attached, protocol, &sized, heard).expect(protocol);
+        assert_eq!(of(&pieces, 2), "", "{protocol}");
+    }
+
     // A19.5, A19.7: two channels for each port, both begin with its number.
     let request = [binary(0, b"GET / HTTP/1.0\r\n\r\n")];
     let answered = |pieces: &[Piece]| of(pieces, 0).contains("hello from web");
@@ -203,6 +218,20 @@ fn raw_websockets_go_through_the_api_server() {
         let first = pieces.iter().find(|piece| piece.0 == channel && !piece.1.is_empty()).expect("its port");
         assert_eq!(first.1, 8080_u16.to_le_bytes(), "{channel}");
     }
+    // Of the second port they are the next two.
+    let second = [binary(2, b"GET / HTTP/1.0\r\n\r\n")];
+    let answered_there = |pieces: &[Piece]| of(pieces, 2).contains("hello from web");
+    let two_ports = "web/portforward?ports=8081&ports=8080";
+    let pieces = api.talk(two_ports, "v4.channel.k8s.io", &second, answered_there).expect("v4");
+    for (channel, port) in [(0, 8081_u16), (1, 8081), (2, 8080), (3, 8080)] {
+        let first = pieces.iter().find(|piece| piece.0 == channel && !piece.1.is_empty()).expect("its port");
+        assert_eq!(first.1, port.to_le_bytes(), "{channel}");
+    }
+    // A19.4, A19.5: frames of SPDY in binary messages, as kubectl sends them; a ping comes back as it went.
+    let ping = [0x80, 3, 0, 6, 0, 0, 0, 4, 0, 0, 0, 1];
+    let (tunnel, said) = ("SPDY/3.1+portforward.k8s.io", [Message::Binary(ping.to_vec().into())]);
+    let pieces = api.talk("web/portforward", tunnel, &said, |pieces| !pieces.is_empty()).expect("a tunnel");
+    assert_eq!((pieces[0].0, pieces[0].1.as_slice()), (ping[0], &ping[1..]));
 
     // A19.9: refusals are a Status.
     for (path, code, told) in [
@@ -219,6 +248,9 @@ fn raw_websockets_go_through_the_api_server() {
         ("waits/portforward?ports=80", 400, "pod waits does not have a host assigned"),
         ("box/attach?stdout=1&container=other", 400, "container other is not valid for pod box"),
         ("web/portforward", 400, "query parameter \"port\" is required"),
+        // In the node's own words.
+        ("ended/exec?command=true&stdout=1", 500, "container not found (\"ended\")"),
+        ("ended/attach?stdout=1", 500, "container ended not found in pod ended_default"),
     ] {
         let (status, body) = api.talk(path, "v4.channel.k8s.io", &[], to_the_end).expect_err(path);
         let body: Value = serde_json::from_str(&body).unwrap_or_else(|_| panic!("{path}: {body}"));

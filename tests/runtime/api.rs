@@ -592,10 +592,10 @@ async fn files_that_change_on_disk_are_served_without_a_restart() {
 
 #[tokio::test]
 async fn the_address_of_a_stream_holds_once() {
-    // A19.8, but for the minute after which it holds no more.
+    // A19.8
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let lab = Lab::with_busybox().await;
-    let (_, container, _) = lab.run("p", "sleep 60").await;
+    let (_, container, _) = lab.run("p", "sleep 100").await;
     let ask = async || {
         let exec = cri::ExecRequest {
             container_id: container.clone(),
@@ -615,12 +615,72 @@ async fn the_address_of_a_stream_holds_once() {
         stream.read_exact(&mut answer).await.unwrap();
         String::from_utf8_lossy(&answer).into_owned()
     };
+    let (late, asked) = (ask().await, std::time::Instant::now());
     let url = ask().await;
+    // It is reached from this host.
+    assert!(url.starts_with("http://127.0.0.1:"), "{url}");
     assert_eq!(url.rsplit('/').next().unwrap().len(), 8, "{url}");
     assert_eq!(first_line(&url).await, "HTTP/1.1 101");
     assert_eq!(first_line(&url).await, "HTTP/1.1 404");
     let other = ask().await;
     assert_ne!(other, url);
     assert_eq!(first_line(&other).await, "HTTP/1.1 101");
+    // And for a minute.
+    tokio::time::sleep(Duration::from_secs(62).saturating_sub(asked.elapsed())).await;
+    assert_eq!(first_line(&late).await, "HTTP/1.1 404");
     lab.stop().await;
+}
+
+#[tokio::test]
+async fn the_protocol_of_a_stream_is_negotiated() {
+    // A19.1
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let node = Node::start().await;
+    node.runs("p", "sleep 100").await;
+    let ask = async |offers: &[&str]| {
+        let admin = Node::certificate(&node.ca, "admin", "admins");
+        let mut stream = node.connect(Some(admin)).await.unwrap();
+        let offers: String = offers.iter().map(|offer| format!("X-Stream-Protocol-Version: {offer}\r\n")).collect();
+        let head = format!(
+            "POST /exec/default/p/main?output=1&command=true HTTP/1.1\r\nHost: node\r\nConnection: Upgrade\r\n\
+             Upgrade: SPDY/3.1\r\n{offers}\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            answer.push(stream.read_u8().await.unwrap());
+        }
+        (stream, String::from_utf8(answer).unwrap().to_lowercase())
+    };
+    let began = std::time::Instant::now();
+    let (mut silent, answer) = ask(&["v4.channel.k8s.io"]).await;
+    assert!(answer.starts_with("http/1.1 101") && answer.contains("upgrade: spdy/3.1\r\n"), "{answer}");
+    // The client's first that the runtime knows; it does not know the newest.
+    for (offers, chosen) in [
+        (&["v5.channel.k8s.io", "v4.channel.k8s.io", "v3.channel.k8s.io"][..], "v4.channel.k8s.io"),
+        (&["v5.channel.k8s.io, v3.channel.k8s.io"], "v3.channel.k8s.io"),
+        (&["v2.channel.k8s.io"], "v2.channel.k8s.io"),
+        (&["channel.k8s.io"], "channel.k8s.io"),
+    ] {
+        let (_, answer) = ask(offers).await;
+        assert!(answer.starts_with("http/1.1 101"), "{offers:?}: {answer}");
+        assert!(answer.contains(&format!("x-stream-protocol-version: {chosen}\r\n")), "{offers:?}: {answer}");
+    }
+    // Who offers none speaks the oldest.
+    let (_, answer) = ask(&[]).await;
+    assert!(answer.starts_with("http/1.1 101"), "{answer}");
+    for offers in [&["v5.channel.k8s.io"][..], &["v9.channel.k8s.io", "nonsense"]] {
+        let (_, answer) = ask(offers).await;
+        assert!(answer.starts_with("http/1.1 403"), "{offers:?}: {answer}");
+    }
+    // Who opens no streams is waited for half a minute.
+    let mut rest = Vec::new();
+    tokio::time::timeout(Duration::from_secs(60), silent.read_to_end(&mut rest)).await.expect("it ends").ok();
+    assert!(began.elapsed() > Duration::from_secs(25), "{:?}", began.elapsed());
+    // A18.20: a stream that is silent is the runtime's to end, after four hours, since only bytes pass here.
+    let config = node.lab.path().join("config.toml");
+    let dump = std::process::Command::new("containerd").arg("--config").arg(config).args(["config", "dump"]).output();
+    let dump = String::from_utf8(dump.unwrap().stdout).unwrap();
+    assert!(dump.contains("stream_idle_timeout = \"4h0m0s\""), "{dump}");
+    node.stop().await;
 }
