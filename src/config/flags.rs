@@ -463,3 +463,89 @@ fn put(object: &mut Value, path: &str, value: Value) {
     }
     *at = value;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> Result<Flags, String> {
+        let words = with_pflag_names(std::iter::once("kubelet".to_owned()).chain(line.split(' ').map(str::to_owned)));
+        let words: Vec<String> = words.into_iter().filter(|word| !word.is_empty()).collect();
+        let matches = clap::Command::new("kubelet").args(arguments()).try_get_matches_from(words);
+        read_flags(&matches.map_err(|error| error.to_string())?).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_kubeadm_writes_is_taken() {
+        // A22.2b: nothing, what it writes now, and what it wrote before.
+        assert_eq!(read("").expect("read").overrides, json!({}));
+        let now = "--register-with-taints=node-role.kubernetes.io/control-plane:NoSchedule --hostname-override=n \
+                   --node-ip=192.0.2.1,fd00::1";
+        let flags = read(now).expect("read");
+        assert_eq!(flags.hostname_override.as_deref(), Some("n"));
+        assert_eq!((flags.node_ip.as_deref(), flags.warnings.len()), (Some("192.0.2.1,fd00::1"), 0));
+        let taint = json!([{ "key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule" }]);
+        assert_eq!(flags.overrides, json!({ "registerWithTaints": taint }));
+        let before = "--container-runtime-endpoint=unix:///c.sock --pod-infra-container-image=pause --container-runtime=remote \
+                      --network-plugin=cni --hostname-override= --node-ip=";
+        let flags = read(before).expect("read");
+        assert_eq!(flags.overrides, json!({ "containerRuntimeEndpoint": "unix:///c.sock" }));
+        assert_eq!((flags.hostname_override, flags.node_ip, flags.warnings.len()), (None, None, 3));
+        // Whatever is gone is taken, and named.
+        for (name, shape) in REMOVED {
+            let value = if *shape == Shape::Bool { "" } else { "=x" };
+            let warnings = read(&format!("--{name}{value}")).expect(name).warnings;
+            assert!(matches!(&warnings[..], [one] if one.contains(&format!("--{name} "))), "{name}: {warnings:?}");
+        }
+        assert!(read("--no-such-flag=1").is_err());
+    }
+
+    #[test]
+    fn flags_in_use_reach_what_they_configure() {
+        // A22.2d
+        let line = "-v 3 --node-labels=a=b --node-ip=192.0.2.1 --cert-dir=/p --root-dir=/r --cloud-provider=external \
+                    --image-credential-provider-config=/i --image-credential-provider-bin-dir=/b --lock-file=/l \
+                    --exit-on-lock-contention";
+        let flags = read(line).expect("read");
+        let path = |text: &str| Some(PathBuf::from(text));
+        assert_eq!((flags.verbosity, flags.node_labels.as_str(), flags.node_ip.as_deref()), (3, "a=b", Some("192.0.2.1")));
+        assert_eq!((path("/p"), path("/r")), (Some(flags.cert_dir), Some(flags.root_dir)));
+        assert_eq!((flags.credential_providers, flags.credential_provider_programs), (path("/i"), path("/b")));
+        assert!(flags.external_cloud && flags.waits_for_lock && flags.exit_on_contention);
+        assert_eq!((Some(flags.lock_file), flags.overrides), (path("/l"), json!({})));
+        let plain = read("").expect("read");
+        assert!(!plain.waits_for_lock && !plain.exit_on_contention && !plain.external_cloud);
+        for (flag, field, expected) in [
+            ("--feature-gates=A=true", "/featureGates/A", json!(true)),
+            ("--cgroup-driver=systemd", "/cgroupDriver", json!("systemd")),
+            ("--max-pods=7", "/maxPods", json!(7)),
+            ("--eviction-hard=memory.available<7Mi,nodefs.available<5%", "/evictionHard/nodefs.available", json!("5%")),
+            ("--system-reserved=cpu=1", "/systemReserved/cpu", json!("1")),
+            ("--kube-reserved=memory=1Gi", "/kubeReserved/memory", json!("1Gi")),
+            ("--read-only-port=7", "/readOnlyPort", json!(7)),
+            ("--fail-swap-on=false", "/failSwapOn", json!(false)),
+            ("--container-log-max-size=7Mi", "/containerLogMaxSize", json!("7Mi")),
+            ("--container-log-max-files=7", "/containerLogMaxFiles", json!(7)),
+            ("--seccomp-default", "/seccompDefault", json!(true)),
+            ("--pod-manifest-path=/m", "/staticPodPath", json!("/m")),
+            ("--manifest-url=http://m", "/staticPodURL", json!("http://m")),
+            ("--cluster-dns=192.0.2.53", "/clusterDNS/0", json!("192.0.2.53")),
+            ("--cluster-domain=x", "/clusterDomain", json!("x")),
+            ("--resolv-conf=/x", "/resolvConf", json!("/x")),
+            ("--pod-max-pids=7", "/podPidsLimit", json!(7)),
+            ("--reserved-cpus=0-1", "/reservedSystemCPUs", json!("0-1")),
+            ("--enforce-node-allocatable=pods,kube-reserved", "/enforceNodeAllocatable/1", json!("kube-reserved")),
+            ("--rotate-server-certificates", "/serverTLSBootstrap", json!(true)),
+            ("--tls-cert-file=/c", "/tlsCertFile", json!("/c")),
+            ("--tls-private-key-file=/k", "/tlsPrivateKeyFile", json!("/k")),
+            ("--tls-min-version=VersionTLS13", "/tlsMinVersion", json!("VersionTLS13")),
+            ("--tls-cipher-suites=a,b", "/tlsCipherSuites/1", json!("b")),
+            ("--allowed-unsafe-sysctls=a.b,c.*", "/allowedUnsafeSysctls/1", json!("c.*")),
+            ("--register-node=false", "/registerNode", json!(false)),
+        ] {
+            let flags = read(flag).expect(flag);
+            assert_eq!(flags.overrides.pointer(field), Some(&expected), "{flag}: {}", flags.overrides);
+            assert_eq!(flags.warnings, [""; 0], "{flag}");
+        }
+    }
+}

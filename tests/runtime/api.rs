@@ -559,7 +559,7 @@ async fn what_needs_no_credentials_is_on_the_read_only_port_alone() {
 
 #[tokio::test]
 async fn files_that_change_on_disk_are_served_without_a_restart() {
-    // A17.5
+    // A17.3, A17.5
     let node = Node::start().await;
     assert_eq!(node.get("/healthz").await.0, StatusCode::OK);
     tokio::time::sleep(Duration::from_millis(1100)).await;
