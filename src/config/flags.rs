@@ -508,7 +508,10 @@ mod tests {
                     --exit-on-lock-contention";
         let flags = read(line).expect("read");
         let path = |text: &str| Some(PathBuf::from(text));
-        assert_eq!((flags.verbosity, flags.node_labels.as_str(), flags.node_ip.as_deref()), (3, "a=b", Some("192.0.2.1")));
+        assert_eq!(
+            (flags.verbosity, flags.node_labels.as_str(), flags.node_ip.as_deref()),
+            (3, "a=b", Some("192.0.2.1"))
+        );
         assert_eq!((path("/p"), path("/r")), (Some(flags.cert_dir), Some(flags.root_dir)));
         assert_eq!((flags.credential_providers, flags.credential_provider_programs), (path("/i"), path("/b")));
         assert!(flags.external_cloud && flags.waits_for_lock && flags.exit_on_contention);

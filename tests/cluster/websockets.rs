@@ -275,7 +275,7 @@ fn raw_websockets_go_through_the_api_server() {
         assert!(run(path).err.contains("could not find the requested resource"), "{path}: {:?}", run(path));
     }
 
-    // A19.4: a node that does not declare them gets none of the newest protocol; kubectl is told to take SPDY, and does.
+    // A19.4: to a node that does not declare them the API server speaks SPDY, whatever its clients speak.
     drop(api);
     let mut lab = lab;
     let config = lab.dir().join("kubelet.yaml");
@@ -295,8 +295,16 @@ fn raw_websockets_go_through_the_api_server() {
     }
     let pieces = api.talk("web/portforward?ports=8080", "v4.channel.k8s.io", &request, answered).expect("v4");
     assert!(of(&pieces, 0).contains("hello from web"));
-    let (code, told) = api.talk(&shell("true"), "v5.channel.k8s.io", &[], to_the_end).expect_err("not taken");
-    assert!(code == 400 && told.contains("use SPDY"), "{code} {told}");
+    let said = [binary(0, b"hello\n"), binary(255, &[0])];
+    let pieces = api.talk(&input, "v5.channel.k8s.io", &said, to_the_end).expect("v5");
+    assert_eq!((of(&pieces, 1).as_str(), pieces[0].1.len()), ("hello\nend\n", 0));
+    let failed = api.talk(&shell("echo err >&2; exit 3"), "v5.channel.k8s.io", &[], to_the_end).expect("v5");
+    assert!(of(&failed, 2) == "err\n" && of(&failed, 3).contains("NonZeroExitCode"), "{failed:?}");
+    let refused = api.talk("ended/exec?command=true&stdout=1", "v5.channel.k8s.io", &[], to_the_end);
+    assert!(matches!(&refused, Err((500, told)) if told.contains("container not found")), "{refused:?}");
+    let said = [Message::Binary(ping.to_vec().into())];
+    let pieces = api.talk("web/portforward", tunnel, &said, |pieces| !pieces.is_empty()).expect("a tunnel");
+    assert_eq!((pieces[0].0, pieces[0].1.as_slice()), (ping[0], &ping[1..]));
     assert_eq!(lab.kubectl("exec box -- echo over SPDY"), "over SPDY\n");
     drop(api);
     lab.finish();
