@@ -158,7 +158,13 @@ async fn the_nodes_range_of_addresses_reaches_the_runtime() {
     assert!(written().contains("10.9.0.0/24") && written().contains("fd00:9::/64"), "{}", written());
     drop(tell);
     task.await.unwrap();
+    lab.stop().await;
     // A22.1d: without an API server it is the configured one.
+    let lab = Lab::start().await;
+    let written = || {
+        let files = std::fs::read_dir(lab.path().join("cni")).unwrap().flatten();
+        files.map(|file| std::fs::read_to_string(file.path()).unwrap()).collect::<String>()
+    };
     let task = tokio::spawn(stoker::node::pass_configured_cidr(lab.runtime.clone(), "10.7.0.0/24".to_owned()));
     for _ in 0..400 {
         if written().contains("10.7.0.0/24") {
