@@ -554,6 +554,11 @@ pub trait DiskMeter: Send + Sync + 'static {
     async fn told_by_drivers(&self, _pod: &Pod) -> BTreeMap<String, VolumeFill> {
         BTreeMap::new()
     }
+
+    /// The plugin of each volume that the pod wants, and whether it is there (A23.3).
+    fn plugins(&self, _pod: &Pod) -> Vec<(String, bool)> {
+        Vec::new()
+    }
 }
 
 /// What a volume takes and has left.

@@ -15,6 +15,7 @@ pub mod quantity;
 pub mod resources;
 pub mod selector;
 pub mod service;
+pub mod streams;
 
 /// What `/debug/pprof/` answers (A18.14, B2.2): profiles of Go's runtime, which is not here.
 pub const NO_PROFILES: &str = "This program has no profiles of its own: it is no Go program. Use a profiler of the system on its process, for \

@@ -2,32 +2,15 @@
 //!
 //! They are statics, as log lines are: whoever does the work counts it where it is done. Nothing reads them but the page.
 
+mod kubelet;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// Seconds, as upstream's client library has them.
-const DEFAULT: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
-/// Seconds that a runtime may need.
-const OPERATIONS: [f64; 14] = [
-    0.005,
-    0.0125,
-    0.031_25,
-    0.078_125,
-    0.195_312_5,
-    0.488_281_25,
-    1.220_703_125,
-    3.051_757_812_5,
-    7.629_394_531_25,
-    19.073_486_328_125,
-    47.683_715_820_312_5,
-    119.209_289_550_781_25,
-    298.023_223_876_953_1,
-    745.058_059_692_382_8,
-];
-/// Seconds that a pull may need.
-const PULLS: [f64; 13] = [1.0, 5.0, 10.0, 20.0, 30.0, 60.0, 180.0, 300.0, 600.0, 900.0, 1200.0, 1800.0, 3600.0];
+pub use kubelet::*;
+
 type Series<T> = Mutex<BTreeMap<Vec<String>, T>>;
 
 /// It only grows.
@@ -47,6 +30,14 @@ pub struct Histogram {
     labels: &'static [&'static str],
     buckets: &'static [f64],
     series: Series<Observed>,
+}
+
+/// When something ends: told as the seconds that are left, negative after it, and infinite where there is none.
+#[derive(Debug)]
+pub struct Expiry {
+    name: &'static str,
+    help: &'static str,
+    at: Mutex<Option<i64>>,
 }
 
 #[derive(Clone, Debug)]
@@ -69,7 +60,7 @@ impl Counter {
         *series.entry(owned(values)).or_default() += 1;
     }
 
-    fn write(&self, page: &mut String) {
+    fn write(&self, page: &mut String, _now: i64) {
         let series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
         head(page, self.name, "counter", self.help);
         if self.labels.is_empty() && series.is_empty() {
@@ -91,13 +82,16 @@ impl Histogram {
         Self { name, help, labels, buckets, series: Mutex::new(BTreeMap::new()) }
     }
 
+    fn none(&self) -> Observed {
+        Observed { counts: vec![0; self.buckets.len()], count: 0, sum: 0.0 }
+    }
+
     /// It took so long, with the values of the labels in their order.
     pub fn observe(&self, values: &[&str], took: Duration) {
         debug_assert_eq!(values.len(), self.labels.len(), "{}", self.name);
         let seconds = took.as_secs_f64();
         let mut series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
-        let none = || Observed { counts: vec![0; self.buckets.len()], count: 0, sum: 0.0 };
-        let observed = series.entry(owned(values)).or_insert_with(none);
+        let observed = series.entry(owned(values)).or_insert_with(|| self.none());
         if let Some(place) = self.buckets.iter().position(|most| seconds <= *most) {
             observed.counts[place] += 1;
         }
@@ -105,10 +99,13 @@ impl Histogram {
         observed.sum += seconds;
     }
 
-    fn write(&self, page: &mut String) {
+    fn write(&self, page: &mut String, _now: i64) {
         let series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
         head(page, self.name, "histogram", self.help);
-        for (values, observed) in series.iter() {
+        // What has no labels is told of before anything was seen, as clients of Prometheus do.
+        let none = BTreeMap::from([(Vec::new(), self.none())]);
+        let is_known = !self.labels.is_empty() || !series.is_empty();
+        for (values, observed) in if is_known { &*series } else { &none } {
             let labels = pairs(self.labels, values);
             let mut sum = 0;
             let buckets = self.buckets.iter().map(ToString::to_string).chain(["+Inf".to_owned()]);
@@ -122,6 +119,23 @@ impl Histogram {
             line(page, &format!("{}_sum", self.name), &labels, &observed.sum.to_string());
             line(page, &format!("{}_count", self.name), &labels, &observed.count.to_string());
         }
+    }
+}
+
+impl Expiry {
+    const fn new(name: &'static str, help: &'static str) -> Self {
+        Self { name, help, at: Mutex::new(None) }
+    }
+
+    /// It ends then, in seconds since 1970.
+    pub fn set(&self, at: i64) {
+        *self.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
+    }
+
+    fn write(&self, page: &mut String, now: i64) {
+        let at = *self.at.lock().unwrap_or_else(PoisonError::into_inner);
+        head(page, self.name, "gauge", self.help);
+        line(page, self.name, &[], &at.map_or_else(|| "+Inf".to_owned(), |at| at.saturating_sub(now).to_string()));
     }
 }
 
@@ -146,131 +160,6 @@ fn line(page: &mut String, name: &str, labels: &[(&str, &str)], value: &str) {
     let _ = writeln!(page, "{} {value}", if labels.is_empty() { "" } else { "}" });
 }
 
-macro_rules! metrics {
-    ($($(#[$doc:meta])* $name:ident: $kind:ident($($part:expr),*);)*) => {
-        $($(#[$doc])* pub static $name: $kind = $kind::new($($part),*);)*
-
-        /// All of them, in the text form of Prometheus.
-        pub fn text() -> String {
-            let mut page = String::new();
-            $($name.write(&mut page);)*
-            page
-        }
-    };
-}
-
-metrics! {
-    /// A pod was not admitted.
-    ADMISSION_REJECTIONS: Counter(
-        "kubelet_admission_rejections_total", "Cumulative number pod admission rejections by the Kubelet.", &["reason"]
-    );
-    /// A pod is to start: its sandbox is made.
-    STARTED_PODS: Counter("kubelet_started_pods_total", "Cumulative number of pods started", &[]);
-    /// Its sandbox could not be made.
-    STARTED_PODS_ERRORS: Counter(
-        "kubelet_started_pods_errors_total", "Cumulative number of errors when starting pods", &[]
-    );
-    /// A container is to start.
-    STARTED_CONTAINERS: Counter(
-        "kubelet_started_containers_total", "Cumulative number of containers started", &["container_type"]
-    );
-    /// It could not.
-    STARTED_CONTAINERS_ERRORS: Counter(
-        "kubelet_started_containers_errors_total",
-        "Cumulative number of errors when starting containers",
-        &["container_type", "code"]
-    );
-    /// Somebody asked what pods have for themselves.
-    POD_RESOURCES_REQUESTS: Counter(
-        "kubelet_pod_resources_endpoint_requests_total",
-        "Cumulative number of requests to the PodResource endpoint. Broken down by server api version.",
-        &["server_api_version"]
-    );
-    /// For all pods.
-    POD_RESOURCES_REQUESTS_LIST: Counter(
-        "kubelet_pod_resources_endpoint_requests_list",
-        "Number of requests to the PodResource List endpoint. Broken down by server api version.",
-        &["server_api_version"]
-    );
-    /// For one pod.
-    POD_RESOURCES_REQUESTS_GET: Counter(
-        "kubelet_pod_resources_endpoint_requests_get",
-        "Number of requests to the PodResource Get endpoint. Broken down by server api version.",
-        &["server_api_version"]
-    );
-    /// For what there is.
-    POD_RESOURCES_REQUESTS_ALLOCATABLE: Counter(
-        "kubelet_pod_resources_endpoint_requests_get_allocatable",
-        "Number of requests to the PodResource GetAllocatableResources endpoint. Broken down by server api version.",
-        &["server_api_version"]
-    );
-    /// It could not be told of all pods.
-    POD_RESOURCES_ERRORS_LIST: Counter(
-        "kubelet_pod_resources_endpoint_errors_list",
-        "Number of requests to the PodResource List endpoint which returned error. Broken down by server api version.",
-        &["server_api_version"]
-    );
-    /// It could not be told of one pod.
-    POD_RESOURCES_ERRORS_GET: Counter(
-        "kubelet_pod_resources_endpoint_errors_get",
-        "Number of requests to the PodResource Get endpoint which returned error. Broken down by server api version.",
-        &["server_api_version"]
-    );
-    /// It could not be told what there is.
-    POD_RESOURCES_ERRORS_ALLOCATABLE: Counter(
-        "kubelet_pod_resources_endpoint_errors_get_allocatable",
-        "Number of requests to the PodResource GetAllocatableResources endpoint which returned error. Broken down by server api version.",
-        &["server_api_version"]
-    );
-    /// A pod was ended because the node is short of something.
-    EVICTIONS: Counter(
-        "kubelet_evictions", "Cumulative number of pod evictions by eviction signal", &["eviction_signal"]
-    );
-    /// An image was pulled.
-    IMAGE_PULL_DURATION: Histogram(
-        "kubelet_image_pull_duration_seconds",
-        "Duration in seconds to pull an image.",
-        &["image_size_in_bytes"],
-        &PULLS
-    );
-    /// The runtime was asked for something.
-    RUNTIME_OPERATIONS: Counter(
-        "kubelet_runtime_operations_total", "Cumulative number of runtime operations by operation type.", &["operation_type"]
-    );
-    /// It refused, or did not answer.
-    RUNTIME_OPERATIONS_ERRORS: Counter(
-        "kubelet_runtime_operations_errors_total",
-        "Cumulative number of runtime operation errors by operation type.",
-        &["operation_type"]
-    );
-    /// How long it took.
-    RUNTIME_OPERATIONS_DURATION: Histogram(
-        "kubelet_runtime_operations_duration_seconds",
-        "Duration in seconds of runtime operations. Broken down by operation type.",
-        &["operation_type"],
-        &OPERATIONS
-    );
-    /// The API server was asked for something.
-    REST_CLIENT_REQUESTS: Counter(
-        "rest_client_requests_total",
-        "Number of HTTP requests, partitioned by status code, method, and host.",
-        &["code", "host", "method"]
-    );
-    /// The node's API was asked for something.
-    HTTP_REQUESTS: Counter(
-        "kubelet_http_requests_total",
-        "Number of the http requests received since the server started",
-        &["long_running", "method", "path", "server_type"]
-    );
-    /// How long the answer took.
-    HTTP_REQUESTS_DURATION: Histogram(
-        "kubelet_http_requests_duration_seconds",
-        "Duration in seconds to serve http requests",
-        &["long_running", "method", "path", "server_type"],
-        &DEFAULT
-    );
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -286,8 +175,8 @@ mod tests {
             TOOK.observe(&[], Duration::from_millis(milliseconds));
         }
         let mut page = String::new();
-        COUNT.write(&mut page);
-        TOOK.write(&mut page);
+        COUNT.write(&mut page, 0);
+        TOOK.write(&mut page, 0);
         let expected = "# HELP a_total [ALPHA] Some.\n# TYPE a_total counter\na_total{x=\"a\\\"b\"} 2\n\
             # HELP b_seconds [ALPHA] Long.\n# TYPE b_seconds histogram\nb_seconds_bucket{le=\"0.5\"} 1\n\
             b_seconds_bucket{le=\"1\"} 2\nb_seconds_bucket{le=\"+Inf\"} 3\nb_seconds_sum 6\nb_seconds_count 3\n";
@@ -295,8 +184,22 @@ mod tests {
     }
 
     #[test]
+    fn what_ends_is_told_by_the_time_that_is_left() {
+        // A23.3
+        static ENDS: Expiry = Expiry::new("ttl_seconds", "Left.");
+        let told = |now| {
+            let mut page = String::new();
+            ENDS.write(&mut page, now);
+            page.lines().last().map(str::to_owned)
+        };
+        assert_eq!(told(5).as_deref(), Some("ttl_seconds +Inf"));
+        ENDS.set(100);
+        assert_eq!((told(40).as_deref(), told(130).as_deref()), (Some("ttl_seconds 60"), Some("ttl_seconds -30")));
+    }
+
+    #[test]
     fn names_are_told_once() {
-        let page = text();
+        let page = text(0);
         let mut names: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
         let count = names.len();
         names.sort_unstable();

@@ -11,7 +11,7 @@ use stoker_model::resources::QosClass;
 use super::hierarchy::Hierarchy;
 use super::limits::{PodLimits, cpu_quota_us};
 use super::systemd::{self, Limits, UNLIMITED};
-use super::write::remove_below;
+use super::write::{remove_below, timed};
 
 /// Who names and makes the groups.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -297,6 +297,10 @@ impl Cgroups {
     ///
     /// The first failure, after all trees were tried: something still runs in the group, or just ended.
     pub fn remove_pod(&self, qos: QosClass, uid: &str) -> Result<(), CgroupError> {
+        timed("destroy", || self.remove_pod_now(qos, uid))
+    }
+
+    fn remove_pod_now(&self, qos: QosClass, uid: &str) -> Result<(), CgroupError> {
         let mut first = Ok(());
         let names = self.names(qos, Some(uid));
         let group = self.path(&names);

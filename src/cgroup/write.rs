@@ -5,10 +5,13 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use stoker_model::metrics;
+
 use super::hierarchy::Hierarchy;
 use super::limits::{cpu_weight, hugepage_sizes, kernel_size};
 use super::systemd::{self, Limits, UNLIMITED};
 use super::tree::{CgroupDriver, CgroupError, Cgroups};
+use crate::clock::Clock;
 
 /// The controllers that pods are limited with.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
@@ -18,9 +21,21 @@ fn or_max(limit: i64) -> String {
     if limit == UNLIMITED { "max".to_owned() } else { limit.to_string() }
 }
 
+/// Does it, and counts how long it took (A23.3).
+pub(super) fn timed<T>(operation: &str, work: impl FnOnce() -> T) -> T {
+    let begun = Clock.now().monotonic;
+    let done = work();
+    metrics::CGROUP_MANAGER_DURATION.observe(&[operation], Clock.now().monotonic.saturating_sub(begun));
+    done
+}
+
 impl Cgroups {
     /// Makes a group, by systemd where that is the one who makes them; whether it was missing.
     pub(super) fn make(&self, names: &[String]) -> Result<bool, CgroupError> {
+        timed("create", || self.make_now(names))
+    }
+
+    fn make_now(&self, names: &[String]) -> Result<bool, CgroupError> {
         let path = self.path(names);
         if self.config.driver == CgroupDriver::Cgroupfs {
             return self.make_directories(&path);
@@ -35,6 +50,10 @@ impl Cgroups {
     }
 
     pub(super) fn limit(&self, names: &[String], limits: &Limits) -> Result<(), CgroupError> {
+        timed("update", || self.limit_now(names, limits))
+    }
+
+    fn limit_now(&self, names: &[String], limits: &Limits) -> Result<(), CgroupError> {
         let group = self.path(names);
         if self.config.driver == CgroupDriver::Systemd {
             let slice = systemd::slice(names);

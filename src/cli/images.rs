@@ -118,6 +118,11 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::config::GoDuration;
+
+    const fn seconds(number: u64) -> GoDuration {
+        GoDuration(Duration::from_secs(number))
+    }
 
     #[test]
     fn pulls_come_one_after_the_other_unless_the_operator_wants_more() {
@@ -132,6 +137,43 @@ mod tests {
         };
         assert_eq!(at_once(&parallel(0)), NonZeroUsize::MAX, "as many as there are");
         assert_eq!(at_once(&parallel(3)).get(), 3);
+    }
+
+    #[test]
+    fn pulls_rotation_and_collection_are_configured() {
+        // A22.1e, A22.1i
+        let config = KubeletConfig {
+            image_minimum_gc_age: seconds(7),
+            image_maximum_gc_age: seconds(8),
+            image_gc_high_threshold_percent: 70,
+            image_gc_low_threshold_percent: 60,
+            container_log_max_size: "7Mi".into(),
+            container_log_max_files: 8,
+            container_log_max_workers: 9,
+            container_log_monitor_interval: seconds(11),
+            image_pull_credentials_verification_policy: "AlwaysVerify".into(),
+            ..KubeletConfig::default()
+        };
+        let policy = image_policy(&config);
+        assert_eq!((policy.high_percent, policy.low_percent), (70, 60));
+        assert_eq!((policy.min_age, policy.max_age), (seconds(7).0, seconds(8).0));
+        let found = rotation_config(&config).expect("it can be read");
+        let expected = RotationConfig { max_size: 7 << 20, max_files: 8, workers: 9, interval: seconds(11).0 };
+        assert_eq!(found, expected);
+        let policy = |policy: &str, list: &[&str]| {
+            let list: Vec<String> = list.iter().map(|image| (*image).to_owned()).collect();
+            VerificationPolicy::new(policy, &list)
+        };
+        let of = |config: &KubeletConfig| {
+            let list = &config.preloaded_images_verification_allowlist;
+            VerificationPolicy::new(&config.image_pull_credentials_verification_policy, list)
+        };
+        assert_eq!(of(&config).expect("known"), policy("AlwaysVerify", &[]).expect("known"));
+        assert_eq!(
+            of(&KubeletConfig::default()).expect("known"),
+            policy("NeverVerifyPreloadedImages", &[]).expect("known")
+        );
+        assert!(policy("Sometimes", &[]).is_err());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::config::{Flags, arguments, read_flags, with_pflag_names};
 mod check;
 mod cleanup;
 mod cluster_dns;
+mod contention;
 mod credentials;
 mod images;
 mod join;

@@ -47,9 +47,11 @@ pub(super) fn check_host(config: &KubeletConfig) -> Result<(), PreflightError> {
         is_unified: Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
     };
     host.fits(config)?;
+    let switches = Path::new("/proc/sys");
     if config.protect_kernel_defaults {
-        protect_kernel_defaults(Path::new("/proc/sys"))?;
+        return protect_kernel_defaults(switches);
     }
+    set_kernel_defaults(switches);
     Ok(())
 }
 
@@ -98,6 +100,22 @@ fn protect_kernel_defaults(proc: &Path) -> Result<(), PreflightError> {
     Ok(())
 }
 
+/// Sets those that stand otherwise, as kubelet does. A wish: where they may not be written the agent works all the same (A22.1l).
+fn set_kernel_defaults(proc: &Path) {
+    for (name, wanted) in KERNEL_DEFAULTS.iter().copied() {
+        let path = proc.join(name.replace('.', "/"));
+        let Ok(found) = fs::read_to_string(&path) else { continue };
+        let found = found.trim();
+        if found == wanted {
+            continue;
+        }
+        match fs::write(&path, wanted) {
+            Ok(()) => tracing::info!(name, found, wanted, "a switch of the kernel was set"),
+            Err(error) => tracing::warn!(name, found, wanted, %error, "a switch of the kernel stays as it is"),
+        }
+    }
+}
+
 /// Makes the kernel kill this process as late as the operator wants.
 pub(super) fn kill_late(oom_score_adj: i32) {
     if let Err(error) = fs::write("/proc/self/oom_score_adj", oom_score_adj.to_string()) {
@@ -124,8 +142,8 @@ pub(super) struct Lock {
     _file: File,
 }
 
-/// Takes the lock and leaves our process number in it.
-pub(super) fn lock(path: &Path) -> Result<Lock, PreflightError> {
+/// Takes the lock and leaves our process number in it. Where another agent has it, `waits` says whether to wait for its end.
+pub(super) fn lock(path: &Path, waits: bool) -> Result<Lock, PreflightError> {
     let error = |source| PreflightError::Path { path: path.to_path_buf(), source };
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir).map_err(error)?;
@@ -133,6 +151,10 @@ pub(super) fn lock(path: &Path) -> Result<Lock, PreflightError> {
     let mut file = File::options().create(true).write(true).truncate(false).open(path).map_err(error)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) if waits => {
+            tracing::warn!(path = %path.display(), "another agent holds the lock file: waiting until it ends");
+            flock(&file, FlockOperation::LockExclusive).map_err(|errno| error(errno.into()))?;
+        }
         Err(rustix::io::Errno::WOULDBLOCK) => return Err(PreflightError::Locked(path.to_path_buf())),
         Err(errno) => return Err(error(errno.into())),
     }
@@ -229,7 +251,7 @@ mod tests {
 
     #[test]
     fn switches_of_the_kernel_are_compared() {
-        // A22.1l, the part about protectKernelDefaults.
+        // A22.1l, the part about protectKernelDefaults: compared where it is true, and set where it is not.
         let proc = tempfile::tempdir().expect("a directory");
         for (name, value) in KERNEL_DEFAULTS {
             let path = proc.path().join(name.replace('.', "/"));
@@ -240,16 +262,29 @@ mod tests {
         fs::write(proc.path().join("kernel/panic"), "0\n").expect("written");
         let error = protect_kernel_defaults(proc.path()).expect_err("another").to_string();
         assert!(error.contains("kernel.panic is 0, not 10"), "{error}");
+        // One that this kernel has not is no switch.
+        fs::remove_file(proc.path().join("kernel/panic_on_oops")).expect("removed");
+        set_kernel_defaults(proc.path());
+        assert_eq!(fs::read_to_string(proc.path().join("kernel/panic")).expect("there"), "10");
+        assert!(!proc.path().join("kernel/panic_on_oops").exists());
     }
 
     #[test]
     fn only_one_holds_the_lock() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("sub/stoker.lock");
-        let first = lock(&path).expect("free");
-        assert!(matches!(lock(&path), Err(PreflightError::Locked(_))));
+        let first = lock(&path, false).expect("free");
+        assert!(matches!(lock(&path, false), Err(PreflightError::Locked(_))));
         assert_eq!(fs::read_to_string(&path).expect("text").trim(), std::process::id().to_string());
+        // A22.2d: with --lock-file the next one waits.
+        let waits = std::thread::spawn({
+            let path = path.clone();
+            move || lock(&path, true).is_ok()
+        });
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert!(!waits.is_finished());
         drop(first);
-        assert!(lock(&path).is_ok());
+        assert!(waits.join().expect("it comes to its turn"));
+        assert!(lock(&path, false).is_ok());
     }
 }

@@ -149,7 +149,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), ResetError> {
         left.note("forget the node's name", unit::forget_node_name());
     }
     let _lock = if places.root.exists() {
-        let held = lock(&places.root.join("stoker.lock"));
+        let held = lock(&places.root.join("stoker.lock"), false);
         Some(held.map_err(|error| ResetError::Running(error.to_string()))?)
     } else {
         None

@@ -28,7 +28,7 @@ use super::wiring::{
     Host, WiringError, cgroup_config, event_pace, eviction_settings, node_settings, pods_config, request_pace,
     resources_config, server_config, shutdown_settings,
 };
-use super::{cluster_dns, credentials, images, reload, status};
+use super::{cluster_dns, contention, credentials, images, reload, status};
 use super::{logging, systemd};
 use crate::cgroup::{CgroupDriver, CgroupError, Cgroups};
 use crate::clock::Clock;
@@ -128,7 +128,7 @@ pub(super) fn run(flags: Flags, as_kubelet: bool) -> Result<(), RunError> {
         tracing::warn!("{warning}");
     }
     check_host(&loaded.kubelet)?;
-    let _lock = lock(&flags.lock_file)?;
+    let _lock = lock(&flags.lock_file, flags.waits_for_lock)?;
     limit_process(&loaded.kubelet);
     prepare_root(&flags.root_dir)?;
     let node = node_settings(&loaded.kubelet, &flags)?;
@@ -157,6 +157,7 @@ async fn start(decided: Decided, exporter: Option<Exporter>) -> Result<(), RunEr
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let stop = CancellationToken::new();
+    let lock_file = decided.flags.exit_on_contention.then(|| decided.flags.lock_file.clone());
     let mut tasks = Tasks::new();
     // There are no pods before the runtime answers.
     let supervised = decided.supervised.clone();
@@ -189,6 +190,7 @@ async fn start(decided: Decided, exporter: Option<Exporter>) -> Result<(), RunEr
         result = work => result,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
+        () = contention::until_wanted(lock_file) => Ok(()),
     };
     tracing::info!("stopping; containers and rules stay");
     systemd::tell(&[sd_notify::NotifyState::Stopping]);
@@ -246,7 +248,10 @@ async fn wire_node(
     let resolv_conf = Some(Path::new(&kubelet.resolv_conf)).filter(|path| !path.as_os_str().is_empty());
     let is_v1 = !Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
     node::warn_of_machine(events.as_ref(), is_v1, resolv_conf, &kubelet.cluster_domain);
-    let runtime = Runtime::connect(&kubelet.container_runtime_endpoint, kubelet.runtime_request_timeout.0)?;
+    let mut runtime = Runtime::connect(&kubelet.container_runtime_endpoint, kubelet.runtime_request_timeout.0)?;
+    if !kubelet.image_service_endpoint.is_empty() {
+        runtime = runtime.with_images_at(&kubelet.image_service_endpoint)?;
+    }
 
     let node_api = api.clone().map(|api| NodeApi::new(api, node.name.clone()));
     let node_object = match &node_api {
@@ -300,6 +305,9 @@ async fn wire_node(
                 "podNetwork has no effect without --kubeconfig: only the Node object has this node's podCIDRs"
             );
         }
+        if !kubelet.pod_cidr.is_empty() {
+            spawn(tasks, "pod range", node::pass_configured_cidr(runtime.clone(), kubelet.pod_cidr.clone()));
+        }
         let offline = Arc::new(Standalone);
         let handles = NodeHandles {
             runtime,
@@ -322,6 +330,9 @@ async fn wire_node(
         return Ok((decided, handles));
     };
 
+    if !kubelet.pod_cidr.is_empty() {
+        tracing::warn!("podCIDR has no effect with --kubeconfig: the podCIDRs of the Node count");
+    }
     spawn(tasks, "events", event_task(api.clone()).run());
     spawn(tasks, "kernel log", node::watch_oom(events.clone()));
     spawn(tasks, "pod range", node::pass_pod_cidr(runtime.clone(), node_object.clone()));

@@ -150,8 +150,12 @@ const OWN: &[(&str, Shape, &str)] = &[
     ("cloud-provider", Shape::Text, "external, or empty"),
     ("image-credential-provider-config", Shape::Text, "Configuration of credential providers"),
     ("image-credential-provider-bin-dir", Shape::Text, "Programs of credential providers"),
-    ("lock-file", Shape::Text, "Only one agent holds it [default: stoker.lock in --root-dir]"),
-    ("exit-on-lock-contention", Shape::Bool, "End when another agent wants --lock-file"),
+    (
+        "lock-file",
+        Shape::Text,
+        "Only one agent holds it, the next waits [default: stoker.lock in --root-dir, and nobody waits]",
+    ),
+    ("exit-on-lock-contention", Shape::Bool, "End when anybody else opens --lock-file"),
     ("stoker-config", Shape::Text, "StokerConfiguration file [default: /etc/stoker/stoker.yaml]"),
     ("proxy-config", Shape::Text, "KubeProxyConfiguration v1alpha1 file: how Services are served"),
     ("v", Shape::Number, "How much to log: 0 to 10"),
@@ -219,6 +223,7 @@ const REMOVED: &[(&str, Shape)] = &[
     ("really-crash-for-testing", Shape::Bool),
     ("redirect-container-streaming", Shape::Bool),
     ("register-schedulable", Shape::Bool),
+    ("runtime-cgroups", Shape::Text),
     ("seccomp-profile-root", Shape::Text),
     ("skip-headers", Shape::Bool),
     ("skip-log-headers", Shape::Bool),
@@ -259,6 +264,10 @@ pub struct Flags {
     pub external_cloud: bool,
     /// `--lock-file`
     pub lock_file: PathBuf,
+    /// It was named: who finds it taken waits, as kubelet does.
+    pub waits_for_lock: bool,
+    /// `--exit-on-lock-contention`
+    pub exit_on_contention: bool,
     /// `--image-credential-provider-config`
     pub credential_providers: Option<PathBuf>,
     /// `--image-credential-provider-bin-dir`
@@ -351,6 +360,11 @@ pub fn read_flags(matches: &ArgMatches) -> Result<Flags, FlagError> {
         node_labels: all("node-labels").join(","),
         cert_dir: path("cert-dir").unwrap_or_else(|| root_dir.join("pki")),
         external_cloud: last("cloud-provider").is_some_and(|provider| provider == "external"),
+        waits_for_lock: path("lock-file").is_some(),
+        exit_on_contention: last("exit-on-lock-contention")
+            .map(|text| boolean("exit-on-lock-contention", &text))
+            .transpose()?
+            .unwrap_or_default(),
         lock_file: path("lock-file").unwrap_or_else(|| root_dir.join("stoker.lock")),
         root_dir,
         credential_providers: path("image-credential-provider-config"),
@@ -448,4 +462,93 @@ fn put(object: &mut Value, path: &str, value: Value) {
         at = &mut at[name];
     }
     *at = value;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> Result<Flags, String> {
+        let words = with_pflag_names(std::iter::once("kubelet".to_owned()).chain(line.split(' ').map(str::to_owned)));
+        let words: Vec<String> = words.into_iter().filter(|word| !word.is_empty()).collect();
+        let matches = clap::Command::new("kubelet").args(arguments()).try_get_matches_from(words);
+        read_flags(&matches.map_err(|error| error.to_string())?).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_kubeadm_writes_is_taken() {
+        // A22.2b: nothing, what it writes now, and what it wrote before.
+        assert_eq!(read("").expect("read").overrides, json!({}));
+        let now = "--register-with-taints=node-role.kubernetes.io/control-plane:NoSchedule --hostname-override=n \
+                   --node-ip=192.0.2.1,fd00::1";
+        let flags = read(now).expect("read");
+        assert_eq!(flags.hostname_override.as_deref(), Some("n"));
+        assert_eq!((flags.node_ip.as_deref(), flags.warnings.len()), (Some("192.0.2.1,fd00::1"), 0));
+        let taint = json!([{ "key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule" }]);
+        assert_eq!(flags.overrides, json!({ "registerWithTaints": taint }));
+        let before = "--container-runtime-endpoint=unix:///c.sock --pod-infra-container-image=pause --container-runtime=remote \
+                      --network-plugin=cni --hostname-override= --node-ip=";
+        let flags = read(before).expect("read");
+        assert_eq!(flags.overrides, json!({ "containerRuntimeEndpoint": "unix:///c.sock" }));
+        assert_eq!((flags.hostname_override, flags.node_ip, flags.warnings.len()), (None, None, 3));
+        // Whatever is gone is taken, and named.
+        for (name, shape) in REMOVED {
+            let value = if *shape == Shape::Bool { "" } else { "=x" };
+            let warnings = read(&format!("--{name}{value}")).expect(name).warnings;
+            assert!(matches!(&warnings[..], [one] if one.contains(&format!("--{name} "))), "{name}: {warnings:?}");
+        }
+        assert!(read("--no-such-flag=1").is_err());
+    }
+
+    #[test]
+    fn flags_in_use_reach_what_they_configure() {
+        // A22.2d
+        let line = "-v 3 --node-labels=a=b --node-ip=192.0.2.1 --cert-dir=/p --root-dir=/r --cloud-provider=external \
+                    --image-credential-provider-config=/i --image-credential-provider-bin-dir=/b --lock-file=/l \
+                    --exit-on-lock-contention";
+        let flags = read(line).expect("read");
+        let path = |text: &str| Some(PathBuf::from(text));
+        assert_eq!(
+            (flags.verbosity, flags.node_labels.as_str(), flags.node_ip.as_deref()),
+            (3, "a=b", Some("192.0.2.1"))
+        );
+        assert_eq!((path("/p"), path("/r")), (Some(flags.cert_dir), Some(flags.root_dir)));
+        assert_eq!((flags.credential_providers, flags.credential_provider_programs), (path("/i"), path("/b")));
+        assert!(flags.external_cloud && flags.waits_for_lock && flags.exit_on_contention);
+        assert_eq!((Some(flags.lock_file), flags.overrides), (path("/l"), json!({})));
+        let plain = read("").expect("read");
+        assert!(!plain.waits_for_lock && !plain.exit_on_contention && !plain.external_cloud);
+        for (flag, field, expected) in [
+            ("--feature-gates=A=true", "/featureGates/A", json!(true)),
+            ("--cgroup-driver=systemd", "/cgroupDriver", json!("systemd")),
+            ("--max-pods=7", "/maxPods", json!(7)),
+            ("--eviction-hard=memory.available<7Mi,nodefs.available<5%", "/evictionHard/nodefs.available", json!("5%")),
+            ("--system-reserved=cpu=1", "/systemReserved/cpu", json!("1")),
+            ("--kube-reserved=memory=1Gi", "/kubeReserved/memory", json!("1Gi")),
+            ("--read-only-port=7", "/readOnlyPort", json!(7)),
+            ("--fail-swap-on=false", "/failSwapOn", json!(false)),
+            ("--container-log-max-size=7Mi", "/containerLogMaxSize", json!("7Mi")),
+            ("--container-log-max-files=7", "/containerLogMaxFiles", json!(7)),
+            ("--seccomp-default", "/seccompDefault", json!(true)),
+            ("--pod-manifest-path=/m", "/staticPodPath", json!("/m")),
+            ("--manifest-url=http://m", "/staticPodURL", json!("http://m")),
+            ("--cluster-dns=192.0.2.53", "/clusterDNS/0", json!("192.0.2.53")),
+            ("--cluster-domain=x", "/clusterDomain", json!("x")),
+            ("--resolv-conf=/x", "/resolvConf", json!("/x")),
+            ("--pod-max-pids=7", "/podPidsLimit", json!(7)),
+            ("--reserved-cpus=0-1", "/reservedSystemCPUs", json!("0-1")),
+            ("--enforce-node-allocatable=pods,kube-reserved", "/enforceNodeAllocatable/1", json!("kube-reserved")),
+            ("--rotate-server-certificates", "/serverTLSBootstrap", json!(true)),
+            ("--tls-cert-file=/c", "/tlsCertFile", json!("/c")),
+            ("--tls-private-key-file=/k", "/tlsPrivateKeyFile", json!("/k")),
+            ("--tls-min-version=VersionTLS13", "/tlsMinVersion", json!("VersionTLS13")),
+            ("--tls-cipher-suites=a,b", "/tlsCipherSuites/1", json!("b")),
+            ("--allowed-unsafe-sysctls=a.b,c.*", "/allowedUnsafeSysctls/1", json!("c.*")),
+            ("--register-node=false", "/registerNode", json!(false)),
+        ] {
+            let flags = read(flag).expect(flag);
+            assert_eq!(flags.overrides.pointer(field), Some(&expected), "{flag}: {}", flags.overrides);
+            assert_eq!(flags.warnings, [""; 0], "{flag}");
+        }
+    }
 }

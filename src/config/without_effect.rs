@@ -16,9 +16,7 @@ const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("kubeletCgroups", "the unit's own group is used"),
     ("logging.flushFrequency", "lines are written at once"),
     ("logging.vmodule", "set logging.verbosity"),
-    ("makeIPTablesUtilChains", "there are no chains of iptables"),
     ("memoryThrottlingFactor", "it needs the alpha feature MemoryQoS, which this agent does not have"),
-    ("podCIDR", "the podCIDRs of the Node count, or those of the network plugin"),
     ("showHiddenMetricsForVersion", "no metric is hidden"),
     ("streamingConnectionIdleTimeout", "the runtime ends idle streams; set stream_idle_timeout in its configuration"),
     ("systemCgroups", "processes of the system are left where they are"),
@@ -54,10 +52,6 @@ pub(super) fn refuse_promises(config: &KubeletConfig) -> Result<(), Invalid> {
     if config.run_once {
         return Err(invalid("runOnce", true, "is not supported: the agent runs until it is stopped"));
     }
-    let (runtime, images) = (&config.container_runtime_endpoint, &config.image_service_endpoint);
-    if !images.is_empty() && images != runtime {
-        return Err(invalid("imageServiceEndpoint", images, "must be empty, or that of containerRuntimeEndpoint"));
-    }
     Ok(())
 }
 
@@ -86,7 +80,6 @@ mod tests {
         for (config, field) in [
             (KubeletConfig { cgroups_per_qos: false, ..default() }, "cgroupsPerQOS"),
             (KubeletConfig { run_once: true, ..default() }, "runOnce"),
-            (KubeletConfig { image_service_endpoint: "unix:///other".into(), ..default() }, "imageServiceEndpoint"),
         ] {
             let error = refuse_promises(&config).expect_err(field).to_string();
             assert!(error.starts_with(field), "{error}");

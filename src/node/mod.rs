@@ -30,7 +30,7 @@ pub use lease::renew_lease;
 pub use machine::memory_threshold;
 pub use observer::{Observation, Observer, Signs, observe};
 pub use oom::watch_oom;
-pub use pod_cidr::pass_pod_cidr;
+pub use pod_cidr::{pass_configured_cidr, pass_pod_cidr};
 pub use reporter::{Seen, report};
 pub use settings::{MachineError, NodeSettings, node_name};
 pub use shutdown::{Period, ShutdownHandles, ShutdownSettings, end_pods_at_shutdown, periods};

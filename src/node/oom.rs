@@ -97,7 +97,7 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_is_killed_is_told_of_as_an_event_of_the_node() {
-        // A12.11, A21.2
+        // A12.11, A16.10, A21.2
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("kmsg");
         let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, NodeSpec};
 use tokio::sync::watch;
 
 use crate::runtime::{Runtime, cri};
@@ -34,6 +34,13 @@ pub async fn pass_pod_cidr(runtime: Runtime, mut node: watch::Receiver<Option<No
             () = tokio::time::sleep(RETRY), if failed => {}
         }
     }
+}
+
+/// Passes on the range that was configured, for a node without an API server (`podCIDR`, A22.1d).
+pub async fn pass_configured_cidr(runtime: Runtime, range: String) {
+    let spec = NodeSpec { pod_cidr: Some(range), ..NodeSpec::default() };
+    let (_keep, node) = watch::channel(Some(Node { spec: Some(spec), ..Node::default() }));
+    pass_pod_cidr(runtime, node).await;
 }
 
 /// All ranges of the node, the primary first.

@@ -29,8 +29,8 @@ pub(super) struct Rules<'a> {
 pub(super) enum Verdict {
     Admitted,
     Rejected(Rejection),
-    /// It is critical, and has a place when these pods have ended (A6.6).
-    Preempts(Vec<PodUid>),
+    /// It is critical, and has a place when these pods have ended (A6.6); the first resource that it lacks.
+    Preempts(Vec<PodUid>, String),
 }
 
 /// Why a pod may not run here.
@@ -99,7 +99,7 @@ pub(super) fn admit(
         Err(rejection) => Verdict::Rejected(rejection),
         Ok(short) if short.is_empty() => Verdict::Admitted,
         Ok(short) if is_critical(pod) => match preempt::victims(pod, others, leaving, &short) {
-            Ok(victims) => Verdict::Preempts(victims),
+            Ok(victims) => Verdict::Preempts(victims, short[0].name.clone()),
             Err(text) => Verdict::Rejected(Rejection::new(
                 "UnexpectedAdmissionError",
                 format!("Unexpected error while attempting to recover from admission failure: {text}"),

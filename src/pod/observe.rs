@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use stoker_model::names;
 use stoker_model::pod::PodUid;
+use stoker_model::{metrics, names};
 
 use super::container::PRE_STOP_HANDLER;
 use super::observed::{Instance, InstanceState, Sandbox};
 use super::shared::Directory;
+use crate::clock::Clock;
 use crate::runtime::{Runtime, RuntimeError, cri, logs};
 
 /// A termination message is cut here (A4.8).
@@ -36,6 +37,10 @@ impl Observer {
         uid: &PodUid,
         known: &Directory,
     ) -> Result<(Vec<Sandbox>, Vec<Instance>), RuntimeError> {
+        let begun = Clock.now().monotonic;
+        if let Some(interval) = known.looks(begun) {
+            metrics::PLEG_RELIST_INTERVAL.observe(&[], interval);
+        }
         let labels = [(names::POD_UID.to_owned(), uid.to_string())];
         let of_pod = cri::PodSandboxFilter { label_selector: labels.clone().into(), ..Default::default() };
         let containers_of_pod = cri::ContainerFilter { label_selector: labels.into(), ..Default::default() };
@@ -59,6 +64,7 @@ impl Observer {
         instances.sort_by_key(|i| std::cmp::Reverse((i.created_at, i.restart_count)));
         self.known.retain(|id, _| instances.iter().any(|i| i.id == *id));
         self.sandboxes.retain(|id, _| seen_sandboxes.iter().any(|s| s.id == *id));
+        metrics::PLEG_RELIST_DURATION.observe(&[], Clock.now().monotonic.saturating_sub(begun));
         Ok((seen_sandboxes, instances))
     }
 

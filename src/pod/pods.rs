@@ -275,6 +275,10 @@ impl Supervisor {
                 self.workers.remove(&reference.uid);
                 self.shared.directory.forget(&reference.uid);
                 self.shared.assignments.release(&reference.uid);
+                // Whoever wants it again under the same UID gets it anew (A23.3).
+                if let Some(pod) = feed.borrow().pods.get(&reference.uid) {
+                    metrics::RESTARTED_PODS.inc(&[if is_static(pod) { "true" } else { "" }]);
+                }
                 // What it had may be what another one waits for.
                 self.wake_deferred();
             }
@@ -403,8 +407,8 @@ impl Supervisor {
                     let message = format!("Pod was rejected: {}", rejection.text);
                     Some(Cause::Rejected { reason: rejection.reason, message })
                 }
-                Verdict::Preempts(victims) => {
-                    self.preempt(pod, &victims);
+                Verdict::Preempts(victims, lacking) => {
+                    self.preempt(pod, &victims, &lacking);
                     // Its turn comes when they have ended.
                     continue;
                 }
@@ -436,12 +440,13 @@ impl Supervisor {
     }
 
     /// Ends pods in favour of a critical one (A6.6).
-    fn preempt(&self, pod: &Pod, victims: &[PodUid]) {
+    fn preempt(&self, pod: &Pod, victims: &[PodUid], lacking: &str) {
         for (uid, handle) in victims.iter().filter_map(|uid| Some((uid, self.workers.get(uid)?))) {
             let victim = PodRef::of(&handle.desired.borrow().pod);
             info!(pod = %victim, %uid, "it ends in favour of the critical pod {}", PodRef::of(pod));
             self.shared.tell(&victim, EventType::Warning, "Preempting", PREEMPTED);
             handle.end("Preempting", PREEMPTED.into(), true, None);
+            metrics::PREEMPTIONS.inc(&[lacking]);
             self.expect_end((*uid).clone(), Duration::MAX);
         }
     }

@@ -196,6 +196,8 @@ pub(super) struct Directory {
     /// Told when others may have more room.
     freed: Arc<Notify>,
     ids: Arc<Mutex<BTreeMap<String, PodUid>>>,
+    /// When (monotonic) somebody last looked at what the runtime has.
+    looked: Arc<Mutex<Option<Duration>>>,
     pub(super) slow: SlowSteps,
 }
 
@@ -207,6 +209,12 @@ impl Directory {
     /// A pod as its worker showed it last: with the resources that it was given.
     pub(super) fn get(&self, uid: &PodUid) -> Option<Arc<Pod>> {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
+    }
+
+    /// The runtime is looked at now (monotonic). How long ago that was done before, whichever pod it was for.
+    pub(super) fn looks(&self, now: Duration) -> Option<Duration> {
+        let before = self.looked.lock().unwrap_or_else(PoisonError::into_inner).replace(now);
+        before.map(|before| now.saturating_sub(before))
     }
 
     /// Whether the pod's phase is a terminal one.

@@ -9,6 +9,7 @@ mod effects;
 mod probing;
 mod refresh;
 mod resizing;
+mod timing;
 mod unseen;
 
 use std::collections::{BTreeMap, HashMap};
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{PodCondition, PodStatus, ResourceRequirements};
 use stoker_model::handle::EventType;
+use stoker_model::metrics;
 use stoker_model::pod::PodRef;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinSet;
@@ -24,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, warn};
 
 use refresh::{PodFields, Refresh};
+use timing::Start;
 
 use super::adopted::Adopted;
 use super::backoff::{backoffs, lengthened};
@@ -112,6 +115,10 @@ pub(super) struct Worker {
     adopted: Adopted,
     /// The image and the resources of each container that was made anew: its back-off counts for those (A3.9).
     tried: HashMap<String, (ImageKey, ResourceRequirements)>,
+    start: Start,
+    /// What the next round is for, in kubelet's words; and what the present one is for, and when (monotonic) it began (A23.3).
+    operation: &'static str,
+    under_way: (&'static str, Duration),
     gone: bool,
 }
 
@@ -167,6 +174,9 @@ impl Worker {
             view: None,
             adopted: Adopted::default(),
             tried: HashMap::new(),
+            start: Start::of(&pod, now),
+            operation: "create",
+            under_way: ("create", now.monotonic),
             gone: false,
         }
     }
@@ -185,6 +195,8 @@ impl Worker {
             while !self.gone && !self.stop.is_cancelled() {
                 if due && !self.hand_busy {
                     due = false;
+                    self.under_way =
+                        (std::mem::replace(&mut self.operation, "sync"), self.shared.clock.now().monotonic);
                     wake_at = match self.round().await {
                         Ok(wake_at) => {
                             runtime_delay = RUNTIME_RETRY.0;
@@ -200,6 +212,9 @@ impl Worker {
                             Some(at)
                         }
                     };
+                    if !self.hand_busy {
+                        self.operation_ended();
+                    }
                 }
                 let wake = self.next_wake(wake_at, resync_at).await;
                 due |= wake != Wake::Echo;
@@ -248,12 +263,14 @@ impl Worker {
                 if changed.is_err() {
                     self.stop.cancel();
                 }
+                self.shown();
                 if self.shows_pod_fields() {
                     return Wake::VolumesChanged;
                 }
                 if self.is_echo() {
                     return Wake::Echo;
                 }
+                self.operation = "update";
             }
             () = self.wake.notified() => self.view = None,
             () = self.volumes_changed.notified() => return Wake::VolumesChanged,
@@ -272,7 +289,10 @@ impl Worker {
     fn take(&mut self, report: Result<Report, tokio::task::JoinError>) {
         match report {
             Ok(report) => {
-                self.hand_busy &= !report.hand;
+                if report.hand {
+                    self.hand_busy = false;
+                    self.operation_ended();
+                }
                 if let Some(well) = report.refresh {
                     self.refreshed(well);
                 }
@@ -389,6 +409,9 @@ impl Worker {
         self.shared.directory.put(&self.reference.uid, Arc::new(shown));
         // What was just written needs a moment to come back.
         let differs = differs(desired.pod.status.as_ref(), &status);
+        if let Some(took) = self.start.reports(&self.previous, &status, now) {
+            metrics::POD_START_DURATION.observe(&[], took);
+        }
         if status != self.previous || differs && now.monotonic >= self.repair_at {
             self.previous = status.clone();
             self.repair_at = now.monotonic + REPAIR_INTERVAL;
@@ -502,6 +525,7 @@ impl Worker {
         // That of a volume is the pod's own.
         let container = regular.or_else(init).or_else(ephemeral);
         let (shared, pod) = (self.shared.clone(), desired.pod.clone());
+        self.start.pull_begins(shared.clock.now());
         let span = step_span(&self.reference, &Step::FindImage(key.clone()));
         let work = async move {
             let effect = match pulls {

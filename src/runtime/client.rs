@@ -42,6 +42,18 @@ pub struct Runtime {
     timeout: Duration,
 }
 
+/// A connection to a socket, made when it is first needed.
+fn channel_to(endpoint: &str) -> Result<Channel, RuntimeError> {
+    let wrong = || RuntimeError::Endpoint { endpoint: endpoint.to_owned() };
+    let path = endpoint.strip_prefix("unix://").or_else(|| endpoint.strip_prefix("unix:")).unwrap_or(endpoint);
+    if !path.starts_with('/') {
+        return Err(wrong());
+    }
+    let endpoint = Endpoint::from_shared(format!("unix:{path}")).map_err(|_| wrong())?;
+    let endpoint = endpoint.initial_stream_window_size(STREAM_WINDOW_BYTES);
+    Ok(endpoint.initial_connection_window_size(CONNECTION_WINDOW_BYTES).connect_lazy())
+}
+
 impl Runtime {
     /// A client for `endpoint` (`unix:///run/containerd/containerd.sock`, or the path alone). Nothing is sent yet. `timeout` is
     /// kubelet's runtimeRequestTimeout, for each call that has no longer one of its own.
@@ -52,16 +64,7 @@ impl Runtime {
     ///
     /// [`RuntimeError::Endpoint`] only.
     pub fn connect(endpoint: &str, timeout: Duration) -> Result<Self, RuntimeError> {
-        let wrong = || RuntimeError::Endpoint { endpoint: endpoint.to_owned() };
-        let path = endpoint.strip_prefix("unix://").or_else(|| endpoint.strip_prefix("unix:")).unwrap_or(endpoint);
-        if !path.starts_with('/') {
-            return Err(wrong());
-        }
-        let endpoint = Endpoint::from_shared(format!("unix:{path}")).map_err(|_| wrong())?;
-        let channel = endpoint
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .connect_lazy();
+        let channel = channel_to(endpoint)?;
         Ok(Self {
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MESSAGE_LIMIT_BYTES),
             images: ImageServiceClient::new(channel.clone()).max_decoding_message_size(MESSAGE_LIMIT_BYTES),
@@ -69,6 +72,16 @@ impl Runtime {
             ending: Ending::default(),
             timeout,
         })
+    }
+
+    /// Asks another server for images: kubelet's imageServiceEndpoint (A22.1j).
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::Endpoint`] only.
+    pub fn with_images_at(self, endpoint: &str) -> Result<Self, RuntimeError> {
+        let images = ImageServiceClient::new(channel_to(endpoint)?).max_decoding_message_size(MESSAGE_LIMIT_BYTES);
+        Ok(Self { images, ..self })
     }
 
     /// The connection, for containerd's own services beside CRI.

@@ -431,7 +431,7 @@ mod tests {
 
     #[test]
     fn rounds_that_fail_are_told_of() {
-        // A14.8, A21.2
+        // A14.8, A16.10, A21.2
         let insufficient = CollectError::Insufficient { percent: 90, capacity: "1 GiB".into(), freed: 7 };
         assert!(insufficient.to_string().contains("90% of 1 GiB used") && insufficient.to_string().contains("freed 7"));
         let old = CollectError::Old { age: at(60), errors: "no".into() };

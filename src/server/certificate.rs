@@ -141,6 +141,7 @@ mod tests {
 
     #[test]
     fn a_self_made_certificate_is_kept_until_it_nears_its_end() {
+        // A17.3
         let directory = tempfile::tempdir().unwrap();
         let pki = directory.path().join("pki");
         let names = ["127.0.0.1".to_owned(), "node.example".to_owned()];

@@ -5,6 +5,7 @@
 
 mod access;
 mod certificate;
+mod conversation;
 mod escape;
 mod files;
 #[cfg(any(test, fuzzing))]
@@ -23,32 +24,26 @@ mod stream;
 mod tls;
 mod tokens;
 
-use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use http::Request;
-use hyper::body::Incoming;
-use hyper::service::{Service, service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use hyper::service::service_fn;
 use rustix::net::sockopt;
 use stoker_model::handle::{AgentState, Authorizer, DiskMeter, PodDirectory, ProbeMetrics, TokenReviewer, UsageReader};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use self::access::Access;
-use self::reply::Reply;
+use self::conversation::{LIMITS, converse};
 use self::route::Routes;
 use self::stream::Streaming;
 use self::tls::Tls;
@@ -67,25 +62,9 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// And of these, so many of clients without a certificate: who has a token or nothing does not keep the API server out.
 const STRANGERS: usize = CONNECTIONS / 4;
 
-/// How long a client may be silent.
-#[derive(Debug, Clone, Copy)]
-struct Limits {
-    /// In the head of a request, and so also between two requests (A18.20).
-    idle: Duration,
-    /// From the handshake to the end of the first request's head: a client that has not said which HTTP it speaks is under no other
-    /// limit.
-    first_request: Duration,
-}
-
-const LIMITS: Limits = Limits { idle: Duration::from_secs(90), first_request: Duration::from_secs(30) };
-
 /// A client that is silent for so long is asked whether it lives, so often.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const KEEP_ALIVE_PROBES: u32 = 9;
-
-/// Of a request's head; nothing that is served here takes a body.
-const HEAD_LIMIT_BYTES: usize = 64 << 10;
-const HEADER_LIMIT: usize = 100;
 
 /// After a failed accept: the usual cause is that no file descriptor is left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -241,7 +220,7 @@ impl Server {
 
     /// Serves until `stop` is cancelled.
     pub async fn run(self, stop: CancellationToken) {
-        let graceful = GracefulShutdown::new();
+        let (tasks, going) = (TaskTracker::new(), CancellationToken::new());
         let (room, strangers) = (Arc::new(Semaphore::new(CONNECTIONS)), Arc::new(Semaphore::new(STRANGERS)));
         let refusals = Arc::new(Refusals::default());
         if let Ok(address) = self.address() {
@@ -251,13 +230,13 @@ impl Server {
             tokio::select! {
                 () = stop.cancelled() => break,
                 client = accept(Some(&self.api)) => {
-                    let (tls, routes, watcher) = (self.tls.acceptor(Clock.now()), self.routes.clone(), graceful.watcher());
+                    let (tls, routes, going) = (self.tls.acceptor(Clock.now()), self.routes.clone(), going.clone());
                     let Ok(permit) = room.clone().try_acquire_owned() else {
                         refusals.tell(format_args!("{CONNECTIONS} connections to the node's API are open"));
                         continue;
                     };
                     let (strangers, refusals) = (strangers.clone(), refusals.clone());
-                    tokio::spawn(async move {
+                    tasks.spawn(async move {
                         let _permit = permit;
                         let stream = match timeout(HANDSHAKE, tls.accept(client)).await {
                             Ok(Ok(stream)) => stream,
@@ -274,33 +253,35 @@ impl Server {
                             let (routes, user) = (routes.clone(), user.clone());
                             async move { routes.answer(request, user.as_ref().as_ref()).await }
                         });
-                        converse(stream, service, watcher, LIMITS).await;
+                        converse(stream, service, going, LIMITS).await;
                     });
                 }
                 client = accept(self.healthz.as_ref()) => {
-                    let watcher = graceful.watcher();
+                    let going = going.clone();
                     let Ok(permit) = room.clone().try_acquire_owned() else { continue };
-                    tokio::spawn(async move {
+                    tasks.spawn(async move {
                         let _permit = permit;
-                        converse(client, service_fn(route::healthz_only), watcher, LIMITS).await;
+                        converse(client, service_fn(route::healthz_only), going, LIMITS).await;
                     });
                 }
                 client = accept(self.read_only.as_ref()) => {
-                    let (routes, watcher) = (self.routes.clone(), graceful.watcher());
+                    let (routes, going) = (self.routes.clone(), going.clone());
                     let Ok(permit) = room.clone().try_acquire_owned() else { continue };
-                    tokio::spawn(async move {
+                    tasks.spawn(async move {
                         let _permit = permit;
                         let service = service_fn(move |request| {
                             let routes = routes.clone();
                             async move { routes.answer_anybody(request).await }
                         });
-                        converse(client, service, watcher, LIMITS).await;
+                        converse(client, service, going, LIMITS).await;
                     });
                 }
             }
         }
         self.streams.cancel();
-        if timeout(DRAIN, graceful.shutdown()).await.is_err() {
+        going.cancel();
+        tasks.close();
+        if timeout(DRAIN, tasks.wait()).await.is_err() {
             debug!("connections to the node's API are still open; leaving them");
         }
     }
@@ -352,110 +333,4 @@ fn keep_alive(client: &TcpStream) -> rustix::io::Result<()> {
     sockopt::set_tcp_keepidle(client, KEEP_ALIVE)?;
     sockopt::set_tcp_keepintvl(client, KEEP_ALIVE)?;
     sockopt::set_tcp_keepcnt(client, KEEP_ALIVE_PROBES)
-}
-
-/// HTTP/1.1 or 2 with one client.
-async fn converse<S, H>(stream: S, service: H, watcher: Watcher, limits: Limits)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    H: Service<Request<Incoming>, Response = Reply, Error = Infallible>,
-    H::Future: Send + 'static,
-{
-    let asked = Arc::new(AtomicBool::new(false));
-    let has_asked = asked.clone();
-    let service = service_fn(move |request| {
-        has_asked.store(true, Ordering::Relaxed);
-        service.call(request)
-    });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.idle)
-        .max_buf_size(HEAD_LIMIT_BYTES)
-        .max_headers(HEADER_LIMIT)
-        .http2()
-        .timer(TokioTimer::new())
-        .max_header_list_size(u32::try_from(HEAD_LIMIT_BYTES).unwrap_or(u32::MAX))
-        .keep_alive_interval(limits.idle / 3);
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-    tokio::select! {
-        result = watcher.watch(connection) => if let Err(error) = result {
-            debug!(error, "connection to the node's API ended");
-        },
-        () = silence(&asked, limits.first_request) => debug!("a client of the node's API said nothing"),
-    }
-}
-
-/// Ends when nothing was asked in time; never once something was.
-async fn silence(asked: &AtomicBool, limit: Duration) {
-    sleep(limit).await;
-    if asked.load(Ordering::Relaxed) {
-        std::future::pending::<()>().await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn only_a_client_that_asks_nothing_is_left() {
-        let limit = Duration::from_millis(20);
-        silence(&AtomicBool::new(false), limit).await;
-        timeout(limit * 5, silence(&AtomicBool::new(true), limit)).await.expect_err("it has asked");
-    }
-
-    /// What a client gets who sends this, piece by piece with pauses, and how long it is listened to.
-    async fn told(pieces: &[&[u8]], pause: Duration, limits: Limits) -> (String, Duration) {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let (here, mut there) = tokio::io::duplex(1 << 20);
-        let graceful = GracefulShutdown::new();
-        let service = service_fn(|_: Request<Incoming>| async {
-            Ok::<_, Infallible>(reply::text(http::StatusCode::OK, "here you are"))
-        });
-        let served = tokio::spawn(converse(here, service, graceful.watcher(), limits));
-        let began = Clock.now().monotonic;
-        for piece in pieces {
-            if there.write_all(piece).await.is_err() {
-                break;
-            }
-            sleep(pause).await;
-        }
-        let mut answer = Vec::new();
-        timeout(Duration::from_secs(20), there.read_to_end(&mut answer)).await.expect("it is left alone").unwrap();
-        served.await.unwrap();
-        (String::from_utf8_lossy(&answer).into_owned(), Clock.now().monotonic - began)
-    }
-
-    #[tokio::test]
-    async fn slow_and_talkative_clients_are_left() {
-        // A18.20
-        let limits = Limits { idle: Duration::from_millis(400), first_request: Duration::from_millis(400) };
-        let short = Duration::from_millis(5);
-        let long = Duration::from_secs(10);
-        let request: &[u8] = b"GET / HTTP/1.1\r\nhost: n\r\n\r\n";
-        // Silence before a request, within its head, and after one.
-        let (answer, took) = told(&[], short, limits).await;
-        assert!(answer.is_empty() && took < long, "{answer} {took:?}");
-        let drops: Vec<&[u8]> = request[..request.len() - 2].chunks(1).collect();
-        let (answer, took) = told(&drops, Duration::from_millis(100), limits).await;
-        assert!(!answer.contains("here you are") && took < long, "{answer} {took:?}");
-        let (answer, took) = told(&[request], short, limits).await;
-        assert!(answer.ends_with("here you are") && took < long && took >= limits.idle, "{answer} {took:?}");
-        // The head of a request is read to a limit, whether it is its path, one header, or many of them.
-        let path = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(2 * HEAD_LIMIT_BYTES));
-        let query = format!("GET /pods?{} HTTP/1.1\r\n\r\n", "a=b&".repeat(HEAD_LIMIT_BYTES));
-        let header = format!("GET / HTTP/1.1\r\na: {}\r\n\r\n", "x".repeat(2 * HEAD_LIMIT_BYTES));
-        let headers = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(2 * HEADER_LIMIT));
-        for head in [path, query, header, headers] {
-            let (answer, _) = told(&[head.as_bytes()], short, limits).await;
-            let refused = ["HTTP/1.1 431", "HTTP/1.1 414", "HTTP/1.1 400"].iter().any(|code| answer.starts_with(code));
-            assert!(refused || answer.is_empty(), "{answer}");
-        }
-        // A body that nobody asked for is not read to its end.
-        let body = b"GET / HTTP/1.1\r\nhost: n\r\ncontent-length: 1000000000000\r\n\r\n";
-        let (answer, took) = told(&[body, &[b'x'; 1 << 16]], short, limits).await;
-        assert!(answer.ends_with("here you are") && took < long, "{answer} {took:?}");
-    }
 }

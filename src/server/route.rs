@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::AUTHORIZATION;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Limited};
@@ -39,6 +40,10 @@ const LONGEST_NUMBER: usize = 16;
 
 /// And comes sooner.
 const BODY: Duration = Duration::from_secs(10);
+
+/// So much is read of a body that nobody wants, and for so long.
+const UNWANTED_BYTES: usize = 256 << 10;
+const UNWANTED: Duration = Duration::from_secs(1);
 
 /// What is served, and from what.
 pub(super) struct Routes {
@@ -245,13 +250,18 @@ impl Routes {
         let anonymous = self.config.anonymous && user.is_none() && !request.headers().contains_key(AUTHORIZATION);
         let anonymous = anonymous.then(anonymous_user);
         let Some(user) = user.or(by_token.as_ref()).or(anonymous.as_ref()) else {
-            return Ok(reply::text(StatusCode::UNAUTHORIZED, "Unauthorized"));
+            return Ok(heard_out(reply::text(StatusCode::UNAUTHORIZED, "Unauthorized"), request).await);
         };
         let page = Page::of(request.uri().path());
         match self.access.check(user, request.method(), page.subresources()).await {
             Ok(()) => {}
-            Err(Refusal::Forbidden(text)) => return Ok(reply::text(StatusCode::FORBIDDEN, text)),
-            Err(Refusal::Unknown(text)) => return Ok(reply::text(StatusCode::INTERNAL_SERVER_ERROR, text)),
+            Err(refusal) => {
+                let (status, text) = match refusal {
+                    Refusal::Forbidden(text) => (StatusCode::FORBIDDEN, text),
+                    Refusal::Unknown(text) => (StatusCode::INTERNAL_SERVER_ERROR, text),
+                };
+                return Ok(heard_out(reply::text(status, text), request).await);
+            }
         }
         let span = request_span(&request);
         let answer = self.serve(page, request).instrument(span.clone()).await;
@@ -263,20 +273,24 @@ impl Routes {
     async fn serve(&self, page: Page, request: Request<Incoming>) -> Reply {
         if !self.config.debugging_handlers {
             if is_disabled(request.uri().path()) {
-                return reply::text(StatusCode::METHOD_NOT_ALLOWED, "Debug endpoints are disabled.\n");
+                let reply = reply::text(StatusCode::METHOD_NOT_ALLOWED, "Debug endpoints are disabled.\n");
+                return heard_out(reply, request).await;
             }
             if page.is_for_debugging() {
-                return reply::no_such_page();
+                return heard_out(reply::no_such_page(), request).await;
             }
         }
         match page {
-            Page::Unknown => reply::no_such_page(),
+            Page::Unknown => heard_out(reply::no_such_page(), request).await,
             Page::Stream(kind, _) if !kind.methods().contains(request.method()) => {
-                reply::method_not_allowed(kind.methods())
+                heard_out(reply::method_not_allowed(kind.methods()), request).await
             }
             Page::Stream(kind, target) => self.streaming.answer(kind, &target, request).await,
             Page::Verbosity => self.set_verbosity(request).await,
-            page => self.read(page, &request).await,
+            page => {
+                let reply = self.read(page, &request).await;
+                heard_out(reply, request).await
+            }
         }
     }
 
@@ -284,9 +298,10 @@ impl Routes {
     pub(super) async fn answer_anybody(&self, request: Request<Incoming>) -> Result<Reply, Infallible> {
         Ok(match Page::of(request.uri().path()) {
             page @ (Page::Healthz(_) | Page::Pods | Page::Metrics(_) | Page::Summary) => {
-                self.read(page, &request).await
+                let reply = self.read(page, &request).await;
+                heard_out(reply, request).await
             }
-            _ => reply::no_such_page(),
+            _ => heard_out(reply::no_such_page(), request).await,
         })
     }
 
@@ -343,10 +358,11 @@ impl Routes {
     /// PUT `/debug/flags/v` (A18.14).
     async fn set_verbosity(&self, request: Request<Incoming>) -> Reply {
         if !self.config.debug_flags {
-            return reply::text(StatusCode::METHOD_NOT_ALLOWED, "flags endpoint is disabled.");
+            return heard_out(reply::text(StatusCode::METHOD_NOT_ALLOWED, "flags endpoint is disabled."), request)
+                .await;
         }
         if request.method() != Method::PUT {
-            return reply::method_not_allowed(&[Method::PUT]);
+            return heard_out(reply::method_not_allowed(&[Method::PUT]), request).await;
         }
         let body = Limited::new(request.into_body(), LONGEST_NUMBER).collect();
         let Ok(body) = timeout(BODY, body).await else {
@@ -407,6 +423,26 @@ impl Routes {
             Err(error) => reply::text(StatusCode::BAD_REQUEST, error.to_string()),
         }
     }
+}
+
+/// An answer to a request whose body nobody wants. One that overtakes the body makes some clients of HTTP/2 tell of a broken stream and not of
+/// what was answered. Who sends more than a little, or takes his time, is broken off all the same.
+async fn heard_out(reply: Reply, request: Request<Incoming>) -> Reply {
+    let mut body = request.into_body();
+    if hyper::body::Body::is_end_stream(&body) {
+        return reply;
+    }
+    let mut left = UNWANTED_BYTES;
+    let rest = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                break;
+            }
+        }
+    };
+    let _ = timeout(UNWANTED, rest).await;
+    reply
 }
 
 /// What a collector of spans is told of a request, by its caller's span if there is one.

@@ -16,11 +16,11 @@ use super::claim::Bound;
 use super::csi::{Attributes, Csi, MountDevice, PodData, Publish, ephemeral_handle, published};
 use super::error::VolumeError;
 use super::expand::Growth;
-use super::kernel;
 use super::ownership::{self, Access};
 use super::places::Place;
 use super::selinux;
 use super::volumes::{Volumes, fs_group};
+use super::{kernel, plugin};
 use crate::clock::Now;
 
 /// Why a second pod does not get a volume.
@@ -362,9 +362,10 @@ impl Volumes {
     pub(super) async fn unmount_csi(&self, pod_root: &Path) -> Vec<VolumeError> {
         let mut errors = Vec::new();
         for (dir, data) in published(pod_root) {
-            if let Err(error) = self.unmount_one(&dir, &data).await {
-                errors.push(error);
-            }
+            let begun = plugin::begun();
+            let unmounted = self.unmount_one(&dir, &data).await;
+            plugin::ended(&plugin::of_driver(&data.driver_name), "volume_unmount", unmounted.is_ok(), begun);
+            errors.extend(unmounted.err());
         }
         errors
     }

@@ -22,6 +22,7 @@ mod ownership;
 mod payload;
 mod persistent;
 mod places;
+mod plugin;
 mod selinux;
 mod sub_path;
 mod teardown;

@@ -10,8 +10,8 @@ use stoker_model::pod::PodUid;
 use tokio::sync::Notify;
 
 use super::error::VolumeError;
-use super::kernel;
 use super::volumes::Volumes;
+use super::{kernel, plugin};
 
 impl Volumes {
     /// Unmounts everything of a pod. What cannot be undone now is reported, and the rest is undone all the same.
@@ -20,6 +20,7 @@ impl Volumes {
         self.objects.follow(uid, BTreeSet::new(), &Arc::new(Notify::new()));
         let root = self.dirs(uid).root().to_owned();
         let mut errors = Vec::new();
+        let (begun, own) = (plugin::begun(), plugin::in_directory(&root));
         // Sub-paths lie on volumes, and go first; what a driver has mounted only the driver takes away.
         let of_drivers = root.join("volumes/kubernetes.io~csi");
         match kernel::mount_points_below(&root) {
@@ -32,6 +33,10 @@ impl Volumes {
                     kernel::unmount_now(Path::new(&place)).map_err(VolumeError::file("unmount", place)).err()
                 }));
             }
+        }
+        // They go together.
+        for (plugin, _) in own {
+            plugin::ended(&plugin, "volume_unmount", errors.is_empty(), begun);
         }
         errors.extend(self.unmount_csi(&root).await);
         errors.extend(self.unmap_csi(uid).await);

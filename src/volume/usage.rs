@@ -29,6 +29,10 @@ impl DiskMeter for Volumes {
         measure(path)
     }
 
+    fn plugins(&self, pod: &Pod) -> Vec<(String, bool)> {
+        self.plugins_of(pod)
+    }
+
     fn mounted(&self, pod: &Pod) -> Vec<MountedVolume> {
         let reference = PodRef::of(pod);
         let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());

@@ -22,7 +22,7 @@ use super::ownership::{self, Access};
 use super::payload::{Sources, objects_of};
 use super::places::{Place, Places};
 use super::token::Tokens;
-use super::{empty_dir, host_path, kernel, persistent, sub_path};
+use super::{empty_dir, host_path, kernel, persistent, plugin, sub_path};
 use crate::clock::Now;
 
 /// The directories of one pod (A1.9).
@@ -270,12 +270,18 @@ impl Volumes {
         node: &NodeSnapshot,
         now: Now,
     ) -> Result<(), (Option<String>, VolumeError)> {
+        let begun = plugin::begun();
         let Some((name, read_only)) = claim::claim_name(&PodRef::of(pod), volume) else {
-            return self.mount_own(pod, volume, node, now).await.map_err(|error| (None, error));
+            let mounted = self.mount_own(pod, volume, node, now).await;
+            plugin::ended(&plugin::of_volume(volume).unwrap_or_default(), "volume_mount", mounted.is_ok(), begun);
+            return mounted.map_err(|error| (None, error));
         };
         let storage = self.storage().map_err(|error| (None, error))?;
         let bound = claim::resolve(storage, pod, volume, &name, read_only).await.map_err(|error| (None, error))?;
         let mounted = self.mount_bound(pod, volume, &bound, node, now).await;
+        let operation = if bound.is_block() { "map_volume" } else { "volume_mount" };
+        let plugin = bound.spec().map(plugin::of_persistent).unwrap_or_default();
+        plugin::ended(&plugin, operation, mounted.is_ok(), begun);
         mounted.map_err(|error| (Some(bound.name().to_owned()), error))
     }
 

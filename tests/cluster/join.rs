@@ -147,6 +147,13 @@ fn a_machine_joins_with_a_token_and_leaves_without_a_trace() {
     let renewed = |lab: &Lab| lab.get(&format!("lease {NODE} -n kube-node-lease"))["spec"]["renewTime"].clone();
     let first = renewed(&lab);
     lab.eventually("the lease is renewed", |lab| renewed(lab) != first);
+    // A23.3: how long both certificates last.
+    let metrics = lab.kubectl(&format!("get --raw /api/v1/nodes/{NODE}/proxy/metrics"));
+    for name in ["client", "server"] {
+        let name = format!("kubelet_certificate_manager_{name}_ttl_seconds ");
+        let left = metrics.lines().find_map(|line| line.strip_prefix(&name)?.parse::<f64>().ok());
+        assert!(left.is_some_and(|left| left.is_finite() && left > 3600.0), "{name} {left:?}");
+    }
     // A16.10
     lab.eventually("the node's events are there", |lab| {
         let events = lab.get("events -A");
@@ -256,4 +263,98 @@ fn a_certificate_is_replaced_under_a_running_node() {
     lab.apply(&pod("after").script("sleep 10000").build());
     lab.eventually("a pod runs", |lab| lab.ready_pods("after") == 1);
     lab.finish();
+}
+
+#[test]
+fn a_request_for_a_certificate_is_taken_up_again() {
+    let mut lab = Lab::new();
+    lab.start_containerd();
+    lab.start_control_plane();
+    // Nobody approves by himself what a token asks for.
+    lab.kubectl("delete clusterrolebinding kubeadm:node-autoapprove-bootstrap");
+    let words = join_words(&lab);
+    let token = &words[words.iter().position(|word| word == "--token").expect("a flag") + 1];
+    let admin = fs::read_to_string(lab.kubeconfig()).expect("it is there");
+    let cluster: Vec<&str> =
+        admin.lines().filter(|line| line.contains("server:") || line.contains("authority-data:")).collect();
+    let bootstrap = lab.dir().join("bootstrap.kubeconfig");
+    let text = format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: it\nclusters:\n- name: it\n  cluster:\n    {}\n    {}\n\
+         contexts:\n- name: it\n  context: {{ cluster: it, user: it }}\nusers:\n- name: it\n  user: {{ token: {token} }}\n",
+        cluster[0].trim().trim_start_matches("- "),
+        cluster[1].trim().trim_start_matches("- "),
+    );
+    fs::write(&bootstrap, text).expect("the folder is ours");
+    let kubeconfig = lab.dir().join("node.kubeconfig");
+    lab.agent_flag("--kubeconfig", kubeconfig.to_str().expect("UTF-8"));
+    lab.agent_flag("--bootstrap-kubeconfig", bootstrap.to_str().expect("UTF-8"));
+    lab.start_agent();
+    let requests = |lab: &Lab| lab.get("csr")["items"].as_array().cloned().unwrap_or_default();
+    lab.eventually("it asks for a certificate", |lab| !requests(lab).is_empty());
+    // A17.1: without rotateCertificates the request has a name that follows from the key, which is kept.
+    let name = requests(&lab)[0]["metadata"]["name"].as_str().expect("a name").to_owned();
+    assert!(name.starts_with("node-csr-"), "{name}");
+    let spec = requests(&lab)[0]["spec"].clone();
+    assert_eq!(spec["signerName"], "kubernetes.io/kube-apiserver-client-kubelet");
+    assert_eq!(spec["usages"], json!(["digital signature", "client auth"]), "its key cannot encipher");
+    let log = |lab: &Lab| fs::read_to_string(lab.dir().join("log/agent.log")).unwrap_or_default();
+    let taken_up = "going on with the request of an earlier start";
+    assert!(!log(&lab).contains(taken_up));
+    lab.kill_agent();
+    lab.start_agent();
+    lab.eventually("the next agent goes on with it", |lab| log(lab).contains(taken_up));
+    assert_eq!(requests(&lab).len(), 1, "{:?}", requests(&lab));
+    assert!(!kubeconfig.exists());
+    lab.kubectl(&format!("certificate approve {name}"));
+    lab.eventually("the node is ready", Lab::node_is_ready);
+    let written = fs::read_to_string(&kubeconfig).expect("written");
+    assert!(written.contains("pki/kubelet-client-current.pem"), "{written}");
+    // What was to be kept until then is not needed any more.
+    assert!(!lab.dir().join("kubelet/pki/kubelet-client.key.tmp").exists());
+    // A third one has what it needs.
+    lab.kill_agent();
+    fs::remove_file(&bootstrap).expect("it is there");
+    lab.start_agent();
+    lab.apply(&pod("web").script("sleep 10000").build());
+    lab.eventually("a pod runs", |lab| lab.ready_pods("web") == 1);
+    assert_eq!(requests(&lab).len(), 1);
+    lab.finish();
+}
+
+#[test]
+fn a_node_without_an_api_server_runs_static_pods() {
+    // A22.2d: no kubeconfig.
+    let mut lab = Lab::new();
+    lab.start_containerd();
+    let dir = lab.dir().display().to_string();
+    let manifests = lab.dir().join("manifests");
+    fs::create_dir(&manifests).expect("the folder is ours");
+    let mut still = pod("still").script("sleep 10000").build();
+    still["spec"]["hostNetwork"] = json!(true);
+    fs::write(manifests.join("still.yaml"), still.to_string()).expect("the folder is ours");
+    let words = [
+        lab.stoker(),
+        "run".to_owned(),
+        format!("--config={dir}/kubelet.yaml"),
+        format!("--stoker-config={dir}/stoker.yaml"),
+        format!("--root-dir={dir}/kubelet"),
+        format!("--container-runtime-endpoint=unix://{dir}/containerd/containerd.sock"),
+        format!("--pod-manifest-path={}", manifests.display()),
+        // Nobody is to be asked who may ask.
+        "--authorization-mode=AlwaysAllow".to_owned(),
+        "--authentication-token-webhook=false".to_owned(),
+        "--client-ca-file=".to_owned(),
+        format!("--lock-file={dir}/lock"),
+        "--exit-on-lock-contention".to_owned(),
+    ];
+    lab.agent_is(words.to_vec());
+    lab.start_agent();
+    let runs = |lab: &Lab| lab.ctr("tasks ls").out.matches("RUNNING").count();
+    lab.eventually("the static pod runs", |lab| runs(lab) == 2);
+    lab.eventually("it is healthy", |lab| lab.curl("http://127.0.0.1:10248/healthz").out == "ok");
+    fs::remove_file(manifests.join("still.yaml")).expect("it is there");
+    lab.eventually("it goes with its file", |lab| runs(lab) == 0 && lab.leftovers().is_empty());
+    // Whoever opens the lock file wants this agent's place.
+    lab.run("cat", &[&format!("{dir}/lock")]).expect_success("the lock file");
+    lab.eventually_ends();
 }

@@ -159,7 +159,7 @@ fn a_machine_joins_and_leaves_as_kubeadm_does_it() {
 
     // A22.2a, A22.2b: its files.
     fs::write(format!("{etc}/pki/ca.crt"), &authority).expect("the folder is ours");
-    fs::write(format!("{var}/instance-config.yaml"), here("containerRuntimeEndpoint: \"unix://@SOCKET@\"\n"))
+    fs::write(format!("{var}/instance-config.yaml"), "containerRuntimeEndpoint: \"unix:///of/kubeadm/alone\"\n")
         .expect("the folder is ours");
     fs::write(format!("{var}/config.yaml"), here(CONFIG)).expect("the folder is ours");
     let flags = format!("KUBELET_KUBEADM_ARGS=\"--hostname-override={NODE}\"\n");

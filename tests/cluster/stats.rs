@@ -59,6 +59,12 @@ fn claim(lab: &Lab, disk: &Path) {
     }}));
 }
 
+/// The value of a label.
+fn labelled(labels: &str, name: &str) -> String {
+    let rest = labels.split(&format!("{name}=\"")).nth(1).unwrap_or_default();
+    rest.split('"').next().unwrap_or_default().to_owned()
+}
+
 /// Seconds since the epoch.
 fn seconds_now(lab: &Lab) -> i64 {
     lab.run("date", &["+%s"]).expect_success("date").trim().parse().unwrap()
@@ -72,7 +78,8 @@ fn use_is_told_in_the_words_of_kubelet_and_cadvisor() {
     lab.run("mount", &["-t", "tmpfs", "-o", "size=8m", "tmpfs", disk.to_str().unwrap()]).expect_success("mount");
     claim(&lab, &disk);
     // A fifth of a core, a hundred lines, and a file in its own layer and in each of its volumes.
-    let script = "for to in /written /data/a /scratch/a; do head -c 3000000 /dev/zero > $to; done; seq 100; while true; do :; done";
+    let script = "for to in /written /data/a /scratch/a; do head -c 3000000 /dev/zero > $to; done
+        dd if=/dev/zero of=/direct bs=4096 count=16 oflag=direct; seq 100; while true; do :; done";
     let mut busy = pod("busy")
         .script(script)
         .container("resources", json!({"limits": {"cpu": "200m", "memory": "64Mi"}}))
@@ -84,8 +91,12 @@ fn use_is_told_in_the_words_of_kubelet_and_cadvisor() {
     busy["spec"]["volumes"] =
         json!([{"name": "data", "persistentVolumeClaim": {"claimName": "disk"}}, {"name": "scratch", "emptyDir": {}}]);
     lab.apply(&busy);
+    lab.apply(&pod("idle").build());
+    lab.apply(&pod("stuck").image("localhost/none:1").build());
     // Volumes are measured at the first question, and then not for a minute.
     lab.eventually("it has written", |lab| lab.try_kubectl("logs busy").out.trim_end().ends_with("100"));
+    lab.eventually("the idle one runs", |lab| lab.ready_pods("idle") == 1);
+    lab.eventually("a pull has failed", |lab| lab.try_kubectl("get pod stuck").out.contains("Image"));
     let raw = |path: &str| lab.kubectl(&format!("get --raw /api/v1/nodes/lab/proxy/{path}"));
     let summary = |lab: &Lab| -> Value {
         serde_json::from_str(&lab.kubectl("get --raw /api/v1/nodes/lab/proxy/stats/summary")).unwrap()
@@ -189,13 +200,32 @@ fn use_is_told_in_the_words_of_kubelet_and_cadvisor() {
     assert!(busy["ephemeral-storage"]["usedBytes"].as_u64().is_some_and(|bytes| bytes > 6_000_000), "{busy}");
     let system: Vec<String> = node["systemContainers"].as_array().unwrap().iter().map(|it| text(&it["name"])).collect();
     assert!(system.contains(&"pods".to_owned()), "{system:?}");
-    // A23.4: the kernel tells it of groups of cgroup v2.
+    // A23.4: the kernel tells it of groups of cgroup v2, and where it does not, nothing is told.
     let has_v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists() && Path::new("/proc/pressure/cpu").exists();
-    for part in [node, busy, &busy["containers"][0]] {
+    let pods_together = node["systemContainers"].as_array().unwrap().iter().find(|it| it["name"] == "pods").unwrap();
+    for part in [node, pods_together, busy, &busy["containers"][0]] {
         for resource in ["cpu", "memory", "io"] {
             let psi = &part[resource]["psi"];
-            assert_eq!(psi["some"]["avg10"].is_f64() && psi["full"]["total"].is_u64(), has_v2, "{resource} {part}");
+            for side in ["some", "full"] {
+                let is_told = |figure: &str| psi[side][figure].is_number();
+                let told = ["total", "avg10", "avg60", "avg300"].map(is_told);
+                assert_eq!(told, [has_v2; 4], "{resource} {side} {part}");
+            }
         }
+    }
+    // A container that wants more of the CPU than it may have waits for it.
+    let waited = |now: &Value| {
+        let busy = now["pods"].as_array().unwrap().iter().find(|pod| pod["podRef"]["name"] == "busy").unwrap().clone();
+        [&busy, &busy["containers"][0]].map(|part| part["cpu"]["psi"]["some"]["total"].as_u64())
+    };
+    let before = waited(&now);
+    if has_v2 {
+        lab.eventually("pressure rises under load", |lab| {
+            let later = waited(&summary(lab));
+            later.iter().zip(&before).all(|(later, before)| later > before)
+        });
+    } else {
+        assert_eq!(before, [None, None]);
     }
 
     // A18.4, A23.1
@@ -210,6 +240,9 @@ fn use_is_told_in_the_words_of_kubelet_and_cadvisor() {
         };
         page.lines().filter_map(of).collect()
     };
+    for name in ["resource_scrape_error", "scrape_error"] {
+        assert_eq!(lines(&resource, name)[0].1, 0.0, "{name}");
+    }
     let node_now = seconds_now(&lab);
     for (name, labels) in [
         ("node_cpu_usage_seconds_total", ""),
@@ -268,12 +301,49 @@ fn use_is_told_in_the_words_of_kubelet_and_cadvisor() {
     ] {
         assert!(of_busy(name).iter().any(|(labels, ..)| labels.contains(label)), "{name} has no {label}");
     }
-    // Devices show where something was read or written past the cache.
-    for (labels, ..) in of_busy("container_blkio_device_usage_total") {
-        assert!(
-            labels.contains("device=\"") && labels.contains("major=\"") && labels.contains("operation=\""),
-            "{labels}"
-        );
+    // Who asks for no CPU has two shares of it.
+    let of_idle = lines(&cadvisor, "container_spec_cpu_shares");
+    let shares = of_idle.iter().find(|(labels, ..)| labels.contains("container=\"idle\"")).expect("it runs").1;
+    assert!(close(shares, 2.0), "{shares}");
+    // Devices show where something was read or written past the cache, and where the kernel tells it of groups.
+    let group = labelled(&of_busy("container_processes")[0].0, "id");
+    let told = ["blkio/", ""].map(|tree| {
+        let files = ["blkio.throttle.io_service_bytes_recursive", "io.stat"];
+        files.map(|file| lab.run("cat", &[&format!("/sys/fs/cgroup/{tree}{group}/{file}")]).out).concat()
+    });
+    let wrote = told.concat().lines().any(|line| {
+        let bytes = line.split_once("Write ").map(|(_, bytes)| bytes);
+        let bytes = bytes.or_else(|| line.split_once("wbytes=").and_then(|(_, rest)| rest.split(' ').next()));
+        bytes.and_then(|bytes| bytes.trim().parse::<u64>().ok()).is_some_and(|bytes| bytes >= 16 * 4096)
+    });
+    for (name, parts, least) in [
+        (
+            "container_blkio_device_usage_total",
+            &["device=\"", "major=\"", "minor=\"", "operation=\"Write\""][..],
+            65536.0,
+        ),
+        ("container_fs_writes_bytes_total", &["device=\""], 65536.0),
+        ("container_fs_writes_total", &["device=\""], 1.0),
+        ("container_fs_reads_bytes_total", &["device=\""], 0.0),
+        ("container_fs_reads_total", &["device=\""], 0.0),
+    ] {
+        let found = of_busy(name);
+        let fits = |(labels, number, _): &(String, f64, Option<i64>)| {
+            parts.iter().all(|part| labels.contains(part)) && *number >= least
+        };
+        assert!(found.iter().any(fits) || !wrote, "{name}: {found:?} {told:?}");
+    }
+    for direction in ["receive", "transmit"] {
+        for what in ["bytes", "packets", "errors", "packets_dropped"] {
+            let name = format!("container_network_{direction}_{what}_total");
+            let of_pod = |(labels, ..): &(String, f64, Option<i64>)| {
+                labels.contains("interface=\"eth0\"") && labels.contains("namespace=\"default\",pod=\"busy\"")
+            };
+            assert!(lines(&cadvisor, &name).iter().any(of_pod), "{name}");
+        }
+    }
+    for name in ["container_fs_limit_bytes", "container_fs_inodes_total", "container_fs_inodes_free"] {
+        assert!(lines(&cadvisor, name).iter().any(|(labels, number, _)| labels.contains("device=\"") && *number > 0.0));
     }
     assert!(
         lines(&cadvisor, "container_cpu_usage_seconds_total").iter().any(|(labels, ..)| labels.contains("id=\"/\""))
@@ -302,6 +372,35 @@ fn use_is_told_in_the_words_of_kubelet_and_cadvisor() {
         ("kubelet_runtime_operations_total", "operation_type=\"run_podsandbox\""),
         ("kubelet_runtime_operations_duration_seconds_count", "operation_type=\"create_container\""),
         ("kubelet_started_pods_total", ""),
+        // A23.3
+        ("kubelet_node_name", "node=\"lab\""),
+        ("kubelet_running_containers", "container_state=\"running\""),
+        ("kubelet_runtime_operations_errors_total", "operation_type=\"pull_image\""),
+        ("kubelet_pod_worker_duration_seconds_count", "operation_type=\"create\""),
+        ("kubelet_pod_worker_duration_seconds_count", "operation_type=\"sync\""),
+        ("kubelet_pod_start_duration_seconds_count", ""),
+        ("kubelet_pod_start_sli_duration_seconds_count", ""),
+        ("kubelet_pod_start_total_duration_seconds_count", ""),
+        ("kubelet_pleg_relist_duration_seconds_count", ""),
+        ("kubelet_pleg_relist_interval_seconds_count", ""),
+        ("kubelet_cgroup_manager_duration_seconds_count", "operation_type=\"create\""),
+        ("kubelet_cgroup_manager_duration_seconds_count", "operation_type=\"update\""),
+        ("kubelet_certificate_manager_client_ttl_seconds", ""),
+        (
+            "storage_operation_duration_seconds_count",
+            "operation_name=\"volume_mount\",status=\"success\",volume_plugin=\"kubernetes.io/empty-dir\"",
+        ),
+        ("storage_operation_duration_seconds_count", "volume_plugin=\"kubernetes.io/local-volume\""),
+        ("volume_manager_total_volumes", "plugin_name=\"kubernetes.io/empty-dir\",state=\"actual_state_of_world\""),
+        ("volume_manager_total_volumes", "plugin_name=\"kubernetes.io/local-volume\",state=\"desired_state_of_world\""),
+        ("kubelet_http_requests_duration_seconds_count", "path=\"metrics/cadvisor\""),
+        ("kubernetes_build_info", "git_version=\""),
+        ("process_cpu_seconds_total", ""),
+        ("process_resident_memory_bytes", ""),
+        ("process_virtual_memory_bytes", ""),
+        ("process_open_fds", ""),
+        ("process_max_fds", ""),
+        ("process_start_time_seconds", ""),
         ("kubelet_started_containers_total", "container_type=\"container\""),
         ("rest_client_requests_total", "code=\"200\""),
         ("kubelet_http_requests_total", "path=\"metrics/resource\""),
@@ -318,7 +417,20 @@ fn use_is_told_in_the_words_of_kubelet_and_cadvisor() {
     ] {
         assert!(cadvisor.contains(part), "{part} is missing in\n{cadvisor}");
     }
-    assert!(raw("metrics").contains("kubelet_running_pods 1"));
+    assert!(raw("metrics").contains("kubelet_running_pods 2"));
+
+    // What did not happen here has its place all the same.
+    for name in [
+        "kubelet_started_pods_errors_total",
+        "kubelet_started_containers_errors_total",
+        "kubelet_preemptions",
+        "kubelet_evictions",
+        "kubelet_restarted_pods_total",
+        "kubelet_certificate_manager_client_expiration_renew_errors",
+        "kubelet_certificate_manager_server_ttl_seconds",
+    ] {
+        assert!(own.contains(&format!("# TYPE {name} ")), "{name}");
+    }
 
     // A18.13
     let config: Value = serde_json::from_str(&raw("configz")).unwrap();
@@ -355,5 +467,61 @@ fn use_is_told_in_the_words_of_kubelet_and_cadvisor() {
     lab.kubectl("create clusterrolebinding metrics --clusterrole=metrics --serviceaccount=default:grafana");
     let token = lab.kubectl("create token grafana");
     lab.eventually("it may read", |_| ask(token.trim()).ends_with("\n200"));
+    lab.finish();
+}
+
+#[test]
+fn the_journal_is_asked_about_units() {
+    // A18.6: systemd's own journal, in the lab's namespaces, of a unit that is no more than its control group.
+    let mut lab = Lab::new();
+    let config = lab.dir().join("kubelet.yaml");
+    let fields = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, format!("{fields}\nenableSystemLogQuery: true\n")).unwrap();
+    let script = "set -e
+        mkdir -p /run/systemd/journal /run/log/journal
+        setsid /lib/systemd/systemd-journald </dev/null >/run/journald.log 2>&1 &
+        for _ in $(seq 100); do [ -S /run/systemd/journal/stdout ] && break; sleep 0.1; done
+        tree=/sys/fs/cgroup/unified; [ -d $tree ] || tree=/sys/fs/cgroup
+        mkdir -p $tree/system.slice/hello.service
+        echo $$ > $tree/system.slice/hello.service/cgroup.procs
+        exec systemd-cat -t hello sh -c 'echo first word; sleep 2.2; echo second word; sleep 0.5'";
+    lab.run("sh", &["-c", script]).expect_success("a journal");
+    lab.run("sh", &["-c", "echo by itself > /var/log/itself.log; echo plain > /var/log/plain.txt"])
+        .expect_success("logs");
+    lab.start_containerd();
+    lab.start_control_plane();
+    lab.start_agent();
+    lab.eventually("the node is ready", Lab::node_is_ready);
+    let ask = |query: &str| lab.try_kubectl(&format!("get --raw /api/v1/nodes/lab/proxy/logs/?{query}"));
+    let words = |query: &str| {
+        let told = ask(query).out;
+        (told.contains("first word"), told.contains("second word"))
+    };
+    let all = ask("query=hello");
+    assert_eq!(words("query=hello"), (true, true), "{all:?}");
+    // Its lines begin with their times: `Nov 22 08:00:01.123456 host hello[1]: first word`.
+    let second = all.out.lines().find(|line| line.contains("second word")).expect("it was said");
+    let clock = second.split_whitespace().nth(2).and_then(|time| time.split('.').next()).expect("a time");
+    let today = lab.run("date", &["-u", "+%Y-%m-%d"]).out;
+    let time = format!("{}T{clock}Z", today.trim());
+    for (query, expected) in [
+        ("query=hello.service".to_owned(), (true, true)),
+        ("query=hello&tailLines=1".to_owned(), (false, true)),
+        ("query=hello&pattern=fir.t".to_owned(), (true, false)),
+        (format!("query=hello&sinceTime={time}"), (false, true)),
+        (format!("query=hello&untilTime={time}"), (true, false)),
+        ("query=hello&boot=0".to_owned(), (true, true)),
+        ("query=nobody".to_owned(), (false, false)),
+    ] {
+        assert_eq!(words(&query), expected, "{query}: {:?}", ask(&query));
+    }
+    // Who does not log there may have a file of his name, and any file below may be named.
+    assert_eq!(ask("query=itself").out, "by itself\n");
+    assert_eq!(ask("query=/plain.txt").out, "plain\n");
+    // Nothing outside, no commands, and files have no options.
+    for query in ["query=/../../etc/passwd", "query=a%3Bb", "query=/plain.txt&tailLines=1"] {
+        let refused = ask(query);
+        assert!(!refused.success && !refused.out.contains("root:"), "{query}: {refused:?}");
+    }
     lab.finish();
 }

@@ -109,6 +109,11 @@ impl<'a> Api<'a> {
     }
 }
 
+/// All bytes, where there are no channels.
+fn whole(pieces: &[Piece]) -> Vec<u8> {
+    pieces.iter().flat_map(|Piece(first, rest)| std::iter::once(*first).chain(rest.iter().copied())).collect()
+}
+
 /// All bytes of a channel.
 fn of(pieces: &[Piece], channel: u8) -> String {
     let bytes: Vec<u8> = pieces.iter().filter(|piece| piece.0 == channel).flat_map(|piece| piece.1.clone()).collect();
@@ -126,6 +131,9 @@ fn raw_websockets_go_through_the_api_server() {
     lab.apply(&pod("web").image(HELLO).build());
     let script = "while read line; do echo heard $line; done";
     lab.apply(&pod("ears").script(script).container("stdin", true.into()).build());
+    let script = "while read line; do stty size; echo and errors >&2; done";
+    lab.apply(&pod("term").script(script).container("stdin", true.into()).container("tty", true.into()).build());
+    lab.apply(&pod("ended").script("true").spec("restartPolicy", "Never".into()).build());
     let mut two = pod("two").build();
     let mut second = two["spec"]["containers"][0].clone();
     second["name"] = json!("second");
@@ -134,7 +142,7 @@ fn raw_websockets_go_through_the_api_server() {
     let mut waits = pod("waits").build();
     waits["spec"]["nodeSelector"] = json!({"nowhere": "yes"});
     lab.apply(&waits);
-    lab.eventually("all are ready", |lab| ["box", "web", "ears"].iter().all(|name| lab.ready_pods(name) == 1));
+    lab.eventually("all are ready", |lab| ["box", "web", "ears", "term"].iter().all(|name| lab.ready_pods(name) == 1));
     let api = Api::new(&lab);
     let to_the_end = |_: &[Piece]| false;
     let shell = |script: &str| {
@@ -172,6 +180,18 @@ fn raw_websockets_go_through_the_api_server() {
             assert!(!failed.is_empty(), "{protocol}");
         }
     }
+    // Without a protocol it is the oldest.
+    let script = format!(
+        "cd {}; field() {{ kubectl --kubeconfig {} config view --raw -o jsonpath=\"{{$1}}\"; }}
+        field .users[0].user.client-certificate-data | base64 -d >cert; field .users[0].user.client-key-data | base64 -d >key
+        curl -sk --http1.1 --cert cert --key key -m 10 -H 'Connection: Upgrade' -H 'Upgrade: websocket' \
+          -H 'Sec-WebSocket-Version: 13' -H 'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==' \
+          \"$(field .clusters[0].cluster.server)/api/v1/namespaces/default/pods/box/exec?command=echo&command=out&stdout=1\" | od -An -c",
+        lab.dir().display(),
+        lab.kubeconfig().display(),
+    );
+    let messages = lab.run("sh", &["-c", &script]).out.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(messages.starts_with("202 001 001 202 005 001 o u t \\n"), "{messages}");
     // Input, and in the newest protocol its end.
     let input = format!("{}&stdin=1", shell("cat; echo end"));
     let said = [binary(0, b"hello\n"), binary(255, &[0])];
@@ -195,6 +215,15 @@ fn raw_websockets_go_through_the_api_server() {
     assert_eq!(lab.ready_pods("ears"), 1);
     assert_eq!(lab.get("pod ears")["status"]["containerStatuses"][0]["restartCount"], 0);
 
+    // A terminal's process that is attached to hears of its size, and everything it says comes on one channel.
+    let attached = "term/attach?stdin=1&stdout=1&stderr=1&tty=1";
+    let sized = [binary(4, br#"{"Width":81,"Height":27}"#), binary(0, b"go\n")];
+    for protocol in ["v4.channel.k8s.io", "v5.channel.k8s.io"] {
+        let heard = |pieces: &[Piece]| of(pieces, 1).contains("27 81") && of(pieces, 1).contains("and errors");
+        let pieces = api.talk(attached, protocol, &sized, heard).expect(protocol);
+        assert_eq!(of(&pieces, 2), "", "{protocol}");
+    }
+
     // A19.5, A19.7: two channels for each port, both begin with its number.
     let request = [binary(0, b"GET / HTTP/1.0\r\n\r\n")];
     let answered = |pieces: &[Piece]| of(pieces, 0).contains("hello from web");
@@ -203,6 +232,21 @@ fn raw_websockets_go_through_the_api_server() {
         let first = pieces.iter().find(|piece| piece.0 == channel && !piece.1.is_empty()).expect("its port");
         assert_eq!(first.1, 8080_u16.to_le_bytes(), "{channel}");
     }
+    // Of the second port they are the next two.
+    let second = [binary(2, b"GET / HTTP/1.0\r\n\r\n")];
+    let answered_there = |pieces: &[Piece]| of(pieces, 2).contains("hello from web");
+    let two_ports = "web/portforward?ports=8081&ports=8080";
+    let pieces = api.talk(two_ports, "v4.channel.k8s.io", &second, answered_there).expect("v4");
+    for (channel, port) in [(0, 8081_u16), (1, 8081), (2, 8080), (3, 8080)] {
+        let first = pieces.iter().find(|piece| piece.0 == channel && !piece.1.is_empty()).expect("its port");
+        assert_eq!(first.1, port.to_le_bytes(), "{channel}");
+    }
+    // A19.4, A19.5: frames of SPDY in binary messages, as kubectl sends them; a ping comes back as it went.
+    let ping = [0x80, 3, 0, 6, 0, 0, 0, 4, 0, 0, 0, 1];
+    let (tunnel, said) = ("SPDY/3.1+portforward.k8s.io", [Message::Binary(ping.to_vec().into())]);
+    let pieces =
+        api.talk("web/portforward", tunnel, &said, |pieces| whole(pieces).len() >= ping.len()).expect("a tunnel");
+    assert_eq!(whole(&pieces), ping);
 
     // A19.9: refusals are a Status.
     for (path, code, told) in [
@@ -219,6 +263,9 @@ fn raw_websockets_go_through_the_api_server() {
         ("waits/portforward?ports=80", 400, "pod waits does not have a host assigned"),
         ("box/attach?stdout=1&container=other", 400, "container other is not valid for pod box"),
         ("web/portforward", 400, "query parameter \"port\" is required"),
+        // In the node's own words.
+        ("ended/exec?command=true&stdout=1", 500, "container not found (\"ended\")"),
+        ("ended/attach?stdout=1", 500, "container ended not found in pod ended_default"),
     ] {
         let (status, body) = api.talk(path, "v4.channel.k8s.io", &[], to_the_end).expect_err(path);
         let body: Value = serde_json::from_str(&body).unwrap_or_else(|_| panic!("{path}: {body}"));
@@ -243,7 +290,7 @@ fn raw_websockets_go_through_the_api_server() {
         assert!(run(path).err.contains("could not find the requested resource"), "{path}: {:?}", run(path));
     }
 
-    // A19.4: a node that does not declare them gets none of the newest protocol; kubectl is told to take SPDY, and does.
+    // A19.4: to a node that does not declare them the API server speaks SPDY, whatever its clients speak.
     drop(api);
     let mut lab = lab;
     let config = lab.dir().join("kubelet.yaml");
@@ -263,8 +310,17 @@ fn raw_websockets_go_through_the_api_server() {
     }
     let pieces = api.talk("web/portforward?ports=8080", "v4.channel.k8s.io", &request, answered).expect("v4");
     assert!(of(&pieces, 0).contains("hello from web"));
-    let (code, told) = api.talk(&shell("true"), "v5.channel.k8s.io", &[], to_the_end).expect_err("not taken");
-    assert!(code == 400 && told.contains("use SPDY"), "{code} {told}");
+    let said = [binary(0, b"hello\n"), binary(255, &[0])];
+    let pieces = api.talk(&input, "v5.channel.k8s.io", &said, to_the_end).expect("v5");
+    assert_eq!((of(&pieces, 1).as_str(), pieces[0].1.len()), ("hello\nend\n", 0));
+    let failed = api.talk(&shell("echo err >&2; exit 3"), "v5.channel.k8s.io", &[], to_the_end).expect("v5");
+    assert!(of(&failed, 2) == "err\n" && of(&failed, 3).contains("NonZeroExitCode"), "{failed:?}");
+    let refused = api.talk("ended/exec?command=true&stdout=1", "v5.channel.k8s.io", &[], to_the_end);
+    assert!(matches!(&refused, Err((500, told)) if told.contains("container not found")), "{refused:?}");
+    let said = [Message::Binary(ping.to_vec().into())];
+    let pieces =
+        api.talk("web/portforward", tunnel, &said, |pieces| whole(pieces).len() >= ping.len()).expect("a tunnel");
+    assert_eq!(whole(&pieces), ping);
     assert_eq!(lab.kubectl("exec box -- echo over SPDY"), "over SPDY\n");
     drop(api);
     lab.finish();

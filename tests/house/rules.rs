@@ -119,6 +119,25 @@ pub(crate) fn check_metrics(path: &str, text: &str, room: &[String]) -> Vec<Stri
         .collect()
 }
 
+/// The same of metrics that are statics, `NAME: Counter(`, and counted as `metrics::NAME.inc(`.
+pub(crate) fn check_static_metrics(path: &str, text: &str, agent: &[String]) -> Vec<String> {
+    let production = |text: &str| text.split("#[cfg(test)]").next().unwrap_or_default().to_owned();
+    let agent: Vec<String> = agent.iter().map(|text| production(text)).collect();
+    let kinds = ["Counter(", "Histogram(", "Expiry("];
+    // Kubelet's page has them, and here neither can fail (A15.7).
+    let never = ["POD_RESOURCES_ERRORS_LIST", "POD_RESOURCES_ERRORS_ALLOCATABLE"];
+    let named = text.lines().filter_map(|line| line.strip_prefix("    ")?.split_once(": "));
+    named
+        .filter(|(name, _)| !never.contains(name))
+        .filter(|(name, kind)| kinds.iter().any(|is| kind.starts_with(is)) && !name.contains(' '))
+        .filter(|(name, _)| {
+            let counted = ["inc(", "observe(", "set("].map(|call| format!("metrics::{name}.{call}"));
+            !agent.iter().any(|text| counted.iter().any(|call| text.contains(call)))
+        })
+        .map(|(name, _)| format!("{path}: nobody counts the metric `{name}`; count it, or do not offer it"))
+        .collect()
+}
+
 mod tests {
     use std::path::Path;
 
@@ -141,6 +160,18 @@ mod tests {
         let found = check_metrics("metrics.rs", text, &room);
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(found[0].contains("`took`"), "{found:?}");
+    }
+
+    #[test]
+    fn a_static_metric_that_nobody_counts_is_found() {
+        // A23.3
+        let text = "metrics! {\n    /// Asked.\n    ASKED: Counter(\n    );\n    TOOK: Histogram(\n    );\n    ENDS: Expiry(\n    );\n}\n";
+        let agent = ["fn f() { metrics::ASKED.inc(&[]); metrics::ENDS.set(1); }\n\
+                      #[cfg(test)]\nmod tests { fn f() { metrics::TOOK.observe(&[], t); } }"
+            .to_owned()];
+        let found = check_static_metrics("kubelet.rs", text, &agent);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].contains("`TOOK`"), "{found:?}");
     }
 
     #[test]

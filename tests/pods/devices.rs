@@ -167,7 +167,7 @@ async fn containers_get_devices_and_keep_them() {
     assert_eq!((refused.code(), refused.message()), (Code::ResourceExhausted, "rejected by rate limit"));
 
     // Who asked is counted; refusals are not.
-    let counted = stoker_model::metrics::text();
+    let counted = stoker_model::metrics::text(0);
     for line in [
         "kubelet_pod_resources_endpoint_requests_list{server_api_version=\"v1alpha1\"} 1",
         "kubelet_pod_resources_endpoint_requests_get{server_api_version=\"v1\"} 2",

@@ -98,6 +98,12 @@ async fn pods_that_take_more_disk_than_they_may_are_evicted() {
     let told = "volume  Evicted: Usage of EmptyDir volume \"scratch\" exceeds the limit \"2Mi\". ";
     assert_eq!(node.api.events().iter().filter(|event| *event == told).count(), 1, "{:#?}", node.api.events());
     assert!(held.borrow().is_empty(), "the node itself has enough");
+    // A23.3
+    let counted = stoker_model::metrics::text(0);
+    for (signal, count) in [("emptydirfs.limit", 1), ("ephemeralpodfs.limit", 3)] {
+        let line = format!("kubelet_evictions{{eviction_signal=\"{signal}\"}} {count}");
+        assert!(counted.lines().any(|counted| counted == line), "{line}\n{counted}");
+    }
     let scratch = node.path("kubelet/pods").join(uids[0].as_str()).join("volumes/kubernetes.io~empty-dir/scratch");
     for _ in 0..100 {
         if !scratch.exists() {

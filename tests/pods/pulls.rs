@@ -219,5 +219,12 @@ async fn private_images_come_with_the_secrets_of_the_pod_or_of_the_node() {
     node.api.until(&uid, "node", succeeded).await;
     node.api.until(&denied, "the denied one tries again, with what the node has now", succeeded).await;
     drop(registry);
+    // A23.3
+    let counted = stoker_model::metrics::text(0);
+    for name in
+        ["kubelet_image_pull_duration_seconds_count{", "kubelet_started_containers_total{container_type=\"container\"}"]
+    {
+        assert!(counted.contains(name), "{name}\n{counted}");
+    }
     node.stop().await;
 }

@@ -81,6 +81,9 @@ spec:
 
     let events = node.api.events();
     assert!(events.iter().any(|e| e == "low  Preempting: Preempted in order to admit critical pod"), "{events:#?}");
+    // A23.3
+    let counted = stoker_model::metrics::text(0);
+    assert!(counted.contains("kubelet_preemptions{preemption_signal=\"cpu\"} 1\n"), "{counted}");
     let forbidden = pod("forbidden").container("main", "true").spec(|spec| {
         let sysctls = Some(vec![Sysctl { name: "kernel.msgmax".into(), value: "1".into() }]);
         spec.security_context = Some(PodSecurityContext { sysctls, ..PodSecurityContext::default() });
@@ -185,6 +188,9 @@ async fn whoever_is_refused_is_told_why_in_status_and_event() {
     assert!(node.api.pod(&early).unwrap().status.is_none(), "nothing is decided yet");
     node.change_node(|node| node.allocatable = known);
     node.api.until(&early, "ready", |p| condition(p, "Ready")).await;
+    // A23.3
+    let counted = stoker_model::metrics::text(0);
+    assert!(counted.contains("kubelet_admission_rejections_total{reason=\""), "{counted}");
     node.stop().await;
 }
 

@@ -330,6 +330,20 @@ async fn static_pods_change_in_every_way_and_read_what_their_init_containers_wro
     assert!(until_running(&node, 1).await.contains_key(&hash(&shown)));
     node.until_nothing_is_left(&PodUid::new(&current)).await;
 
+    // A23.3: a file that goes and comes back is the same pod once more, which begins when the first has ended.
+    fs::rename(&file, manifests.join(".away")).unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    fs::rename(manifests.join(".away"), &file).unwrap();
+    let counted = || stoker_model::metrics::text(0).contains("kubelet_restarted_pods_total{static=\"true\"} 1\n");
+    for _ in 0..400 {
+        if counted() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(counted(), "{}", stoker_model::metrics::text(0));
+    assert!(until_running(&node, 1).await.contains_key(&hash(&shown)));
+
     // Without an API server it ends with its file all the same.
     node.stop_agent().await;
     node.api.go_away();

@@ -26,6 +26,7 @@ use stoker_model::handle::{
     AgentState, ApiError, Authorizer, DiskMeter, DiskUsage, PodDirectory, ProbeMetrics, TokenReviewer, UserInfo,
 };
 use stoker_model::pod::PodUid;
+use stoker_model::streams::spdy::{Event, Reader, Writer};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -559,7 +560,7 @@ async fn what_needs_no_credentials_is_on_the_read_only_port_alone() {
 
 #[tokio::test]
 async fn files_that_change_on_disk_are_served_without_a_restart() {
-    // A17.5
+    // A17.3, A17.5
     let node = Node::start().await;
     assert_eq!(node.get("/healthz").await.0, StatusCode::OK);
     tokio::time::sleep(Duration::from_millis(1100)).await;
@@ -590,12 +591,13 @@ async fn files_that_change_on_disk_are_served_without_a_restart() {
     node.stop().await;
 }
 
+#[expect(clippy::disallowed_methods, reason = "a test measures")]
 #[tokio::test]
 async fn the_address_of_a_stream_holds_once() {
-    // A19.8, but for the minute after which it holds no more.
+    // A19.8
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let lab = Lab::with_busybox().await;
-    let (_, container, _) = lab.run("p", "sleep 60").await;
+    let (_, container, _) = lab.run("p", "sleep 100").await;
     let ask = async || {
         let exec = cri::ExecRequest {
             container_id: container.clone(),
@@ -615,12 +617,85 @@ async fn the_address_of_a_stream_holds_once() {
         stream.read_exact(&mut answer).await.unwrap();
         String::from_utf8_lossy(&answer).into_owned()
     };
+    let (late, asked) = (ask().await, std::time::Instant::now());
     let url = ask().await;
+    // It is reached from this host.
+    assert!(url.starts_with("http://127.0.0.1:"), "{url}");
     assert_eq!(url.rsplit('/').next().unwrap().len(), 8, "{url}");
     assert_eq!(first_line(&url).await, "HTTP/1.1 101");
     assert_eq!(first_line(&url).await, "HTTP/1.1 404");
     let other = ask().await;
     assert_ne!(other, url);
     assert_eq!(first_line(&other).await, "HTTP/1.1 101");
+    // And for a minute.
+    tokio::time::sleep(Duration::from_secs(62).saturating_sub(asked.elapsed())).await;
+    assert_eq!(first_line(&late).await, "HTTP/1.1 404");
     lab.stop().await;
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test measures")]
+#[tokio::test]
+async fn the_protocol_of_a_stream_is_negotiated() {
+    // A19.1
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let node = Node::start().await;
+    node.runs("p", "sleep 100").await;
+    let ask = async |offers: &[&str]| {
+        let admin = Node::certificate(&node.ca, "admin", "admins");
+        let mut stream = node.connect(Some(admin)).await.unwrap();
+        let offers: String = offers.iter().map(|offer| format!("X-Stream-Protocol-Version: {offer}\r\n")).collect();
+        let head = format!(
+            "POST /exec/default/p/main?output=1&command=true HTTP/1.1\r\nHost: node\r\nConnection: Upgrade\r\n\
+             Upgrade: SPDY/3.1\r\n{offers}\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            answer.push(stream.read_u8().await.unwrap());
+        }
+        (stream, String::from_utf8(answer).unwrap().to_lowercase())
+    };
+    let began = std::time::Instant::now();
+    let (mut silent, answer) = ask(&["v4.channel.k8s.io"]).await;
+    assert!(answer.starts_with("http/1.1 101") && answer.contains("upgrade: spdy/3.1\r\n"), "{answer}");
+    // The client's first that the runtime knows; it does not know the newest.
+    for (offers, chosen) in [
+        (&["v5.channel.k8s.io", "v4.channel.k8s.io", "v3.channel.k8s.io"][..], "v4.channel.k8s.io"),
+        (&["v5.channel.k8s.io, v3.channel.k8s.io"], "v3.channel.k8s.io"),
+        (&["v2.channel.k8s.io"], "v2.channel.k8s.io"),
+        (&["channel.k8s.io"], "channel.k8s.io"),
+    ] {
+        let (_, answer) = ask(offers).await;
+        assert!(answer.starts_with("http/1.1 101"), "{offers:?}: {answer}");
+        assert!(answer.contains(&format!("x-stream-protocol-version: {chosen}\r\n")), "{offers:?}: {answer}");
+    }
+    // Who offers none is told so, as upstream does since its clients all offer some.
+    let (_, answer) = ask(&[]).await;
+    assert!(answer.starts_with("http/1.1 400"), "{answer}");
+    for offers in [&["v5.channel.k8s.io"][..], &["v9.channel.k8s.io", "nonsense"]] {
+        let (_, answer) = ask(offers).await;
+        assert!(answer.starts_with("http/1.1 403"), "{offers:?}: {answer}");
+    }
+    // Streams are named by their header, and waited for half a minute: then the command is not run any more.
+    let open = async |stream: &mut TlsStream<TcpStream>, patience: u64| {
+        let mut writer = Writer::default();
+        for (number, kind) in [(1, "error"), (3, "stdout")] {
+            stream.write_all(&writer.open(number, &[("streamtype", kind)])).await.unwrap();
+        }
+        stream.flush().await.unwrap();
+        let (mut reader, mut data) = (Reader::new(stream), Vec::new());
+        let first = tokio::time::timeout(Duration::from_secs(patience), reader.next(&mut data, 1024)).await;
+        first.ok().map(|event| (event.unwrap(), String::from_utf8_lossy(&data).into_owned()))
+    };
+    let (mut prompt, _) = ask(&["v4.channel.k8s.io"]).await;
+    let first = open(&mut prompt, 20).await;
+    assert!(matches!(&first, Some((Event::Data { stream: 1 } | Event::End { stream: 3 }, _))), "{first:?}");
+    tokio::time::sleep(Duration::from_secs(33).saturating_sub(began.elapsed())).await;
+    assert_eq!(open(&mut silent, 3).await, None);
+    // A18.20: a stream that is silent is the runtime's to end, after four hours, since only bytes pass here.
+    let config = node.lab.path().join("config.toml");
+    let dump = std::process::Command::new("containerd").arg("--config").arg(config).args(["config", "dump"]).output();
+    let dump = String::from_utf8(dump.unwrap().stdout).unwrap();
+    assert!(dump.contains("stream_idle_timeout = \"4h0m0s\""), "{dump}");
+    node.stop().await;
 }

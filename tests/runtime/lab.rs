@@ -11,6 +11,7 @@ use stoker::runtime::cri::{
     PodSandboxMetadata,
 };
 use stoker::runtime::{ImageSource, Runtime, import};
+use stoker_model::names;
 use tempfile::TempDir;
 
 /// The image that [`Lab::with_busybox`] has.
@@ -168,7 +169,11 @@ conf_template = "{0}/cni.template"
     pub async fn run(&self, name: &str, script: &str) -> (String, String, PathBuf) {
         let sandbox_config = self.sandbox(name, NamespaceMode::Container);
         let sandbox = self.runtime.run_pod_sandbox(sandbox_config.clone(), "").await.unwrap();
-        let config = self.container("main", NamespaceMode::Container, script);
+        let mut config = self.container("main", NamespaceMode::Container, script);
+        // As the agent names what it makes.
+        config.labels = [(names::POD_UID, name), (names::CONTAINER_NAME, "main")]
+            .map(|(label, value)| (label.to_owned(), value.to_owned()))
+            .into();
         let container = self.runtime.create_container(&sandbox, config, sandbox_config).await.unwrap();
         self.runtime.start_container(&container).await.unwrap();
         let log = self.path().join("logs").join(name).join("main.log");

@@ -159,6 +159,36 @@ async fn the_nodes_range_of_addresses_reaches_the_runtime() {
     drop(tell);
     task.await.unwrap();
     lab.stop().await;
+    // A22.1d: without an API server it is the configured one.
+    let lab = Lab::start().await;
+    let written = || {
+        let files = std::fs::read_dir(lab.path().join("cni")).unwrap().flatten();
+        files.map(|file| std::fs::read_to_string(file.path()).unwrap()).collect::<String>()
+    };
+    let task = tokio::spawn(stoker::node::pass_configured_cidr(lab.runtime.clone(), "10.7.0.0/24".to_owned()));
+    for _ in 0..400 {
+        if written().contains("10.7.0.0/24") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(written().contains("10.7.0.0/24") && !task.is_finished(), "{}", written());
+    task.abort();
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn images_may_be_asked_for_elsewhere() {
+    // A22.1j, the part about imageServiceEndpoint.
+    let lab = Lab::with_busybox().await;
+    let nowhere = format!("unix://{}/nobody.sock", lab.path().display());
+    let here = format!("unix://{}/c.sock", lab.path().display());
+    let elsewhere = Runtime::connect(&nowhere, Duration::from_secs(5)).unwrap().with_images_at(&here).unwrap();
+    assert!(elsewhere.version().await.is_err() && !elsewhere.list_images().await.unwrap().is_empty());
+    let elsewhere = Runtime::connect(&here, Duration::from_secs(5)).unwrap().with_images_at(&nowhere).unwrap();
+    assert!(elsewhere.version().await.is_ok() && elsewhere.list_images().await.is_err());
+    assert!(Runtime::connect(&here, Duration::from_secs(5)).unwrap().with_images_at("tcp://1").is_err());
+    lab.stop().await;
 }
 
 #[tokio::test]

@@ -52,6 +52,90 @@ fn who_may_ask_is_configured() {
 }
 
 #[test]
+fn where_the_node_listens_is_configured() {
+    // A22.1a
+    let flags = flags();
+    let of = |fields: Value| {
+        let config = config(&fields);
+        let node = node_settings(&config, &flags).expect("settings");
+        server_config(&config, &flags, &node, None).expect("settings")
+    };
+    let socket = |text: &str| text.parse::<SocketAddr>().expect("an address");
+    let plain = of(json!({}));
+    assert_eq!((plain.address, plain.port), (IpAddr::from([0, 0, 0, 0]), 10250));
+    assert_eq!((plain.healthz, plain.read_only), (Some(socket("127.0.0.1:10248")), None));
+    let made = matches!(&plain.certificate, ServingCertificate::SelfSigned { directory, node, .. }
+        if directory == Path::new("/r/pki") && node == "n1");
+    assert!(made, "{:?}", plain.certificate);
+    assert_eq!((plain.tls.min_version.as_str(), plain.tls.cipher_suites.len(), plain.tls.curves.len()), ("", 0, 0));
+    assert!(plain.debugging_handlers && plain.debug_flags && !plain.system_log_query);
+    assert_eq!(plain.system_logs_dir.as_deref(), Some(Path::new("/var/log")));
+    let set = of(json!({
+        "address": "192.0.2.7", "port": 1, "readOnlyPort": 2, "healthzBindAddress": "::1", "healthzPort": 3,
+        "tlsCertFile": "/c", "tlsPrivateKeyFile": "/k", "tlsMinVersion": "VersionTLS13", "tlsCurvePreferences": [29],
+        "tlsCipherSuites": ["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"], "enableDebuggingHandlers": false,
+        "enableSystemLogHandler": false, "enableSystemLogQuery": true, "enableDebugFlagsHandler": false,
+    }));
+    assert_eq!((set.address, set.port), (IpAddr::from([192, 0, 2, 7]), 1));
+    assert_eq!((set.healthz, set.read_only), (Some(socket("[::1]:3")), Some(socket("192.0.2.7:2"))));
+    let given = matches!(&set.certificate, ServingCertificate::Files { certificate, key }
+        if certificate == Path::new("/c") && key == Path::new("/k"));
+    assert!(given, "{:?}", set.certificate);
+    assert_eq!((set.tls.min_version.as_str(), set.tls.curves.as_slice()), ("VersionTLS13", [29].as_slice()));
+    assert_eq!(set.tls.cipher_suites, ["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"]);
+    assert!(!set.debugging_handlers && !set.debug_flags && set.system_log_query && set.system_logs_dir.is_none());
+    assert_eq!(of(json!({"healthzPort": 0})).healthz, None);
+    // A certificate of the cluster's is shown where none is given in files (A17.3).
+    let config = config(&json!({"serverTLSBootstrap": true}));
+    let signed = tokio::sync::watch::channel(None).1;
+    let node = node_settings(&config, &flags).expect("settings");
+    let signed = server_config(&config, &flags, &node, Some(signed)).expect("settings").certificate;
+    assert!(matches!(signed, ServingCertificate::Signed(_)), "{signed:?}");
+}
+
+#[test]
+fn eviction_and_logs_are_configured() {
+    // A22.1h, A22.1i
+    let flags = flags();
+    let of = |fields: Value| eviction_settings(&config(&fields), &flags).expect("settings");
+    let plain = of(json!({}));
+    assert_eq!((plain.pressure_transition, plain.max_pod_grace, plain.local_storage), (seconds(300), seconds(0), true));
+    assert_eq!((plain.root_dir.as_path(), plain.log_dir.as_path()), (Path::new("/r"), Path::new("/var/log/pods")));
+    let set = json!({
+        "evictionPressureTransitionPeriod": "7s", "evictionMaxPodGracePeriod": 8, "localStorageCapacityIsolation": false,
+        "podLogsDir": "/logs/pods", "evictionHard": {"memory.available": "7Mi"}, "evictionSoft": {"nodefs.available": "9%"},
+        "evictionSoftGracePeriod": {"nodefs.available": "11s"}, "evictionMinimumReclaim": {"memory.available": "13Mi"},
+    });
+    let all = of(set.clone());
+    assert_eq!((all.pressure_transition, all.max_pod_grace, all.local_storage), (seconds(7), seconds(8), false));
+    assert_eq!(all.log_dir, Path::new("/logs/pods"));
+    // Every threshold with its period and its reserve.
+    let told = format!("{all:?}");
+    let at = |text: &str| told.find(text).unwrap_or_else(|| panic!("{text} is not in {told}"));
+    for text in ["11s", &(7 << 20).to_string(), &(13 << 20).to_string()] {
+        at(text);
+    }
+    assert_ne!(told, format!("{:?}", of(json!({"podLogsDir": "/logs/pods"}))));
+    // What pods may have is what these leave of the node, and whether a disk is shared among them.
+    let node = node_settings(&config(&set), &flags).expect("settings");
+    assert_eq!((node.eviction_hard["memory.available"].as_str(), node.local_storage), ("7Mi", false));
+    let amounts = json!({"kubeReserved": {"memory": "1Mi"}, "systemReserved": {"memory": "2Mi", "cpu": "100m"}});
+    let reserved = node_settings(&config(&amounts), &flags).expect("settings").reserved.clone();
+    assert_eq!((reserved["memory"].units(), reserved["cpu"].milli()), (3 << 20, 100));
+    // Logs lie where the runtime is told, and their links beside them.
+    let pods = pods_config(&config(&set), Path::new("/r")).expect("settings");
+    assert_eq!(
+        (pods.log_dir.as_path(), pods.link_dir.as_path()),
+        (Path::new("/logs/pods"), Path::new("/logs/containers"))
+    );
+    let server = |fields: Value| {
+        let config = config(&fields);
+        server_config(&config, &flags, &node_settings(&config, &flags).expect("settings"), None).expect("settings")
+    };
+    assert_eq!(server(set).pod_logs_dir, Path::new("/logs/pods"));
+}
+
+#[test]
 fn sources_of_pods_are_configured() {
     // A22.1c
     let of = |fields: Value| pods_config(&config(&fields), Path::new("/r")).expect("settings");
@@ -95,6 +179,9 @@ fn groups_are_made_as_configured() {
 fn what_the_runtime_is_asked_for_is_configured() {
     // A22.1j
     let of = |fields: Value| pods_config(&config(&fields), Path::new("/r")).expect("settings");
+    let user_ids = |fields: Value| format!("{:?}", of(fields).users);
+    assert!(user_ids(json!({})).contains("per_pod: 65536"));
+    assert!(user_ids(json!({"userNamespaces": {"idsPerPod": 131_072}})).contains("per_pod: 131072"));
     assert!(!of(json!({})).seccomp_default && of(json!({"seccompDefault": true})).seccomp_default);
     assert!(pods_config(&config(&json!({"allowedUnsafeSysctls": ["not a name"]})), Path::new("/r")).is_err());
     let flags = flags();

@@ -80,7 +80,7 @@ fn fields() -> Vec<(&'static str, Vec<Field>)> {
                 f("registerWithTaints", json!([]), json!([{"effect": "NoSchedule", "key": "a"}]), Heeded),
                 f("maxPods", json!(110), json!(7), Heeded),
                 f("podsPerCore", json!(0), json!(7), Heeded),
-                f("podCIDR", json!(""), json!("192.0.2.0/24"), InVain),
+                f("podCIDR", json!(""), json!("192.0.2.0/24"), Heeded),
                 f("nodeStatusUpdateFrequency", json!("10s"), json!("7s"), Heeded),
                 f("nodeStatusReportFrequency", json!("5m0s"), json!("7s"), Heeded),
                 f("nodeLeaseDurationSeconds", json!(40), json!(7), Heeded),
@@ -199,7 +199,7 @@ fn fields() -> Vec<(&'static str, Vec<Field>)> {
                     json!("unix:///a"),
                     Heeded,
                 ),
-                f("imageServiceEndpoint", json!(""), json!("unix:///a"), Refused),
+                f("imageServiceEndpoint", json!(""), json!("unix:///a"), Heeded),
                 f("runtimeRequestTimeout", json!("2m0s"), json!("7s"), Heeded),
                 f("seccompDefault", json!(false), json!(true), Heeded),
                 f("allowedUnsafeSysctls", json!([]), json!(["net.core.somaxconn"]), Heeded),
@@ -228,7 +228,7 @@ fn fields() -> Vec<(&'static str, Vec<Field>)> {
         (
             "A22.1l",
             vec![
-                f("makeIPTablesUtilChains", json!(true), json!(false), InVain),
+                f("makeIPTablesUtilChains", json!(true), json!(false), Heeded),
                 f("iptablesMasqueradeBit", json!(14), json!(7), InVain),
                 f("iptablesDropBit", json!(15), json!(7), InVain),
                 f("hairpinMode", json!("promiscuous-bridge"), json!("none"), InVain),
@@ -270,7 +270,7 @@ fn at<'a>(config: &'a Value, path: &str) -> &'a Value {
 
 #[test]
 fn every_field_is_taken_and_heeded_or_its_owner_is_told() {
-    // A22.1b, A22.1c, A22.1f, A22.1j, A22.1k, A22.1m
+    // A22.1a, A22.1b, A22.1c, A22.1d, A22.1e, A22.1f, A22.1h, A22.1i, A22.1j, A22.1k, A22.1l, A22.1m
     let defaults = resolved("");
     let readers = sources();
     for (row, fields) in fields() {

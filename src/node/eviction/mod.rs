@@ -261,9 +261,10 @@ impl Keeper {
         for pod in &limited {
             let uid = PodRef::of(pod).uid;
             let Some((share, beside)) = shares.get(&uid) else { continue };
-            if let Some(message) = storage::exceeded(pod, share, *beside, layout)
+            if let Some((limit, message)) = storage::exceeded(pod, share, *beside, layout)
                 && self.evict_pod(pod, message, BTreeMap::new(), AT_ONCE, false)
             {
+                metrics::EVICTIONS.inc(&[limit]);
                 gone.push(uid);
             }
         }

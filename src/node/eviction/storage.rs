@@ -10,6 +10,9 @@ use super::threshold::{Layout, canonical, quantity};
 
 const RESOURCE: &str = "ephemeral-storage";
 
+/// A limit that was exceeded, as metrics name it, and in words.
+type Reason = (&'static str, String);
+
 /// Whether anything of the pod has a limit, so that it is worth measuring.
 pub(super) fn is_limited(pod: &Pod) -> bool {
     let Some(spec) = &pod.spec else { return false };
@@ -17,8 +20,8 @@ pub(super) fn is_limited(pod: &Pod) -> bool {
     volumes.any(|limit| Milli::of(limit) > Milli::ZERO) || pod_limits(spec).contains_key(RESOURCE)
 }
 
-/// Why the pod has to go, if it has. `beside`: its own files that belong to no container and no volume.
-pub(super) fn exceeded(pod: &Pod, share: &Share, beside: DiskUsage, layout: Layout) -> Option<String> {
+/// Why the pod has to go, if it has, after the name that metrics have for it. `beside`: its own files that belong to no container and no volume.
+pub(super) fn exceeded(pod: &Pod, share: &Share, beside: DiskUsage, layout: Layout) -> Option<Reason> {
     let spec = pod.spec.as_ref()?;
     for volume in spec.volumes.iter().flatten() {
         let Some(limit) = volume.empty_dir.as_ref().and_then(|source| source.size_limit.as_ref()) else { continue };
@@ -26,7 +29,8 @@ pub(super) fn exceeded(pod: &Pod, share: &Share, beside: DiskUsage, layout: Layo
         let used = share.volumes.get(&volume.name).copied().unwrap_or_default();
         if most > Milli::ZERO && bytes(used) > most {
             let limit = canonical(&limit.0);
-            return Some(format!("Usage of EmptyDir volume \"{}\" exceeds the limit \"{limit}\". ", volume.name));
+            let text = format!("Usage of EmptyDir volume \"{}\" exceeds the limit \"{limit}\". ", volume.name);
+            return Some(("emptydirfs.limit", text));
         }
     }
     if let Some(most) = pod_limits(spec).get(RESOURCE) {
@@ -42,7 +46,8 @@ pub(super) fn exceeded(pod: &Pod, share: &Share, beside: DiskUsage, layout: Layo
             let limits = spec.containers.iter().chain(spec.init_containers.iter().flatten()).filter_map(limit_of);
             let is_binary = limits.into_iter().next().is_none_or(|text| text.ends_with('i'));
             let most = quantity(most.units(), is_binary);
-            return Some(format!("Pod ephemeral local storage usage exceeds the total limit of containers {most}. "));
+            let text = format!("Pod ephemeral local storage usage exceeds the total limit of containers {most}. ");
+            return Some(("ephemeralpodfs.limit", text));
         }
     }
     for container in &spec.containers {
@@ -52,7 +57,8 @@ pub(super) fn exceeded(pod: &Pod, share: &Share, beside: DiskUsage, layout: Layo
         let layer = if layout == Layout::ImagesApart { DiskUsage::default() } else { share.layer };
         if !most.is_zero() && bytes(layer + share.logs) > most {
             let (name, limit) = (&container.name, canonical(limit));
-            return Some(format!("Container {name} exceeded its local ephemeral storage limit \"{limit}\". "));
+            let text = format!("Container {name} exceeded its local ephemeral storage limit \"{limit}\". ");
+            return Some(("ephemeralcontainerfs.limit", text));
         }
     }
     None
@@ -101,7 +107,7 @@ mod tests {
         let none = DiskUsage::default();
         let volume =
             |limit: &str, medium: &str| json!([{ "name": "v", "emptyDir": { "sizeLimit": limit, "medium": medium } }]);
-        let told = |pod: &Pod, share: &Share, layout| exceeded(pod, share, none, layout);
+        let told = |pod: &Pod, share: &Share, layout| exceeded(pod, share, none, layout).map(|(_, text)| text);
 
         let of_volume = "Usage of EmptyDir volume \"v\" exceeds the limit \"1Ki\". ";
         for (limit, medium, used, message) in [
@@ -133,7 +139,8 @@ mod tests {
         }
         let full = share(&[(1 << 20, 0), (1 << 20, 0)], &[]);
         let hosts = DiskUsage { bytes: 4096, inodes: 1 };
-        assert_eq!(exceeded(&two, &full, hosts, Layout::One).as_deref(), Some(of_pod), "what is beside counts");
+        let (limit, text) = exceeded(&two, &full, hosts, Layout::One).expect("what is beside counts");
+        assert_eq!((limit, text.as_str()), ("ephemeralpodfs.limit", of_pod));
         let in_memory = pod(&[storage("1Mi")], json!([{ "name": "v", "emptyDir": { "medium": "Memory" } }]));
         assert_eq!(told(&in_memory, &share(&[(0, 0)], &[("v", 2 << 20)]), Layout::One), None);
         assert!(!is_limited(&pod(&[json!({})], json!([]))));

@@ -46,7 +46,7 @@ fn check(row: &str, pod: &Pod, others: &[Pod], node: &NodeSnapshot, expected: &s
     }) {
         Verdict::Admitted => String::new(),
         Verdict::Rejected(r) => format!("{}: {}", r.reason, r.text),
-        Verdict::Preempts(uids) => uids.iter().map(|uid| format!("preempts {uid}")).collect::<Vec<_>>().join(", "),
+        Verdict::Preempts(uids, _) => uids.iter().map(|uid| format!("preempts {uid}")).collect::<Vec<_>>().join(", "),
     };
     assert_eq!(told, expected, "{row}");
 }

@@ -55,12 +55,15 @@ impl Worker {
                 memory.sandbox_failure = Some(Failure { reason: reason.to_owned(), message, retry_at });
             }
             Effect::ImageFound { key, id, uid, username } => {
+                self.start.pull_ends(now);
                 memory.images.insert(key, ImageState::Ready { id, uid, username });
             }
             Effect::ImageAbsent { key } => {
+                self.start.pull_ends(now);
                 memory.images.remove(&key);
             }
             Effect::ImageMissing { key, reason, message, pulled } => {
+                self.start.pull_ends(now);
                 let last = match memory.images.get(&key) {
                     Some(ImageState::Pulling { last }) => last.as_ref(),
                     _ => None,

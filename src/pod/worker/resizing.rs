@@ -87,7 +87,7 @@ impl Worker {
             match admission::admit(pod, others, &[], &node, rules) {
                 Verdict::Admitted => Ok(()),
                 Verdict::Rejected(rejection) => Err(rejection.text),
-                Verdict::Preempts(_) => Err("no other pod ends for a resize".to_owned()),
+                Verdict::Preempts(..) => Err("no other pod ends for a resize".to_owned()),
             }
         })
     }

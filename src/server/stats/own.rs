@@ -1,9 +1,13 @@
 //! `/metrics`: the agent itself and what it looks after.
 
+use std::sync::Arc;
+
 use k8s_openapi::api::core::v1::Pod;
 
 use super::Stats;
 use super::text::{Page, seconds, value};
+use super::volumes::count_metrics;
+use crate::clock::Clock;
 
 impl Stats {
     pub(in crate::server) async fn own_metrics(&self) -> String {
@@ -27,7 +31,8 @@ impl Stats {
         let version = env!("CARGO_PKG_VERSION");
         page.metric("kubernetes_build_info", "gauge", "[BETA] What was built. The count is always 1.");
         page.sample("kubernetes_build_info", &[("git_version", version), ("platform", "linux")], 1.0, None);
-        page.append(&stoker_model::metrics::text());
+        page.append(&stoker_model::metrics::text(Clock.now().wall.as_second()));
+        count_metrics(&mut page, &active(&pods), self.disks.as_ref());
         self.claim_metrics(&mut page).await;
         self.shutdowns(&mut page);
         self.process(&mut page);
@@ -71,6 +76,21 @@ impl Stats {
         let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
         page.metric("process_open_fds", "gauge", "Number of open file descriptors.");
         page.sample("process_open_fds", &[], count(open), None);
+        let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+        let soft = |what: &str| limits.lines().find_map(|line| line.strip_prefix(what)?.split_whitespace().next());
+        for (metric, what, help) in [
+            ("process_max_fds", "Max open files", "Maximum number of open file descriptors."),
+            (
+                "process_virtual_memory_max_bytes",
+                "Max address space",
+                "Maximum amount of virtual memory available in bytes.",
+            ),
+        ] {
+            // Without a limit it is the largest number that there is, as in other clients.
+            let most = soft(what).map_or(0, |limit| limit.parse().unwrap_or(u64::MAX));
+            page.metric(metric, "gauge", help);
+            page.sample(metric, &[], value(most), None);
+        }
         page.metric("process_start_time_seconds", "gauge", "Start time of the process since unix epoch in seconds.");
         let started = u64::try_from(self.started.wall.as_nanosecond()).unwrap_or_default();
         page.sample("process_start_time_seconds", &[], seconds(started), None);
@@ -81,12 +101,17 @@ fn count(number: usize) -> f64 {
     value(u64::try_from(number).unwrap_or(u64::MAX))
 }
 
+/// Those that have not ended: the volumes of others are taken away.
+fn active(pods: &[Arc<Pod>]) -> Vec<Arc<Pod>> {
+    pods.iter().filter(|pod| !matches!(phase(pod), "Succeeded" | "Failed")).cloned().collect()
+}
+
 fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
 }
 
 /// Containers by what they do.
-fn states(pods: &[std::sync::Arc<Pod>]) -> [(&'static str, usize); 3] {
+fn states(pods: &[Arc<Pod>]) -> [(&'static str, usize); 3] {
     let mut counts = [("created", 0), ("running", 0), ("exited", 0)];
     let statuses = pods.iter().filter_map(|pod| pod.status.as_ref());
     for status in statuses.flat_map(|status| status.container_statuses.iter().flatten()) {

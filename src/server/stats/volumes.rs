@@ -102,6 +102,22 @@ impl Stats {
     }
 }
 
+/// How many volumes of each plugin pods want, and how many are there.
+pub(super) fn count_metrics(page: &mut Page, pods: &[Arc<Pod>], disks: &dyn DiskMeter) {
+    let mut counts: BTreeMap<(String, &str), u64> = BTreeMap::new();
+    for (plugin, is_there) in pods.iter().flat_map(|pod| disks.plugins(pod)) {
+        if is_there {
+            *counts.entry((plugin.clone(), "actual_state_of_world")).or_default() += 1;
+        }
+        *counts.entry((plugin, "desired_state_of_world")).or_default() += 1;
+    }
+    let metric = "volume_manager_total_volumes";
+    page.metric(metric, "gauge", "[ALPHA] Number of volumes in Volume Manager");
+    for ((plugin, state), count) in &counts {
+        page.sample(metric, &[("plugin_name", plugin), ("state", state)], value(*count), None);
+    }
+}
+
 fn uid(pod: &Pod) -> &str {
     pod.metadata.uid.as_deref().unwrap_or_default()
 }

@@ -1,11 +1,11 @@
 //! What must hold for the queries and frames of streams.
 
 use futures::StreamExt;
+use stoker_model::streams::spdy::{Event, Reader};
+use stoker_model::streams::websocket::{Streams, take};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
-use super::spdy::{Event, Reader};
-use super::websocket::{Streams, take};
 use crate::server::query::Query;
 
 /// All that a client may ask for.

@@ -2,7 +2,6 @@
 
 #[cfg(any(test, fuzzing))]
 pub(super) mod fuzz;
-mod spdy;
 mod upgrade;
 mod websocket;
 
@@ -15,11 +14,11 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use stoker_model::handle::PodDirectory;
 use stoker_model::names;
 use stoker_model::pod::{PodRef, PodUid};
+use stoker_model::streams::websocket::{Bridge, Streams, TUNNEL, V5, offers};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use self::upgrade::UpgradeError;
-use self::websocket::{Bridge, Streams, TUNNEL, V5};
 use super::query::Query;
 use super::reply::{self, Reply};
 use crate::runtime::{Runtime, RuntimeError, cri};
@@ -170,22 +169,32 @@ impl Streaming {
     }
 
     /// Gives the client his stream: older protocols as they are, the newest translated.
-    async fn connect(&self, mut request: Request<Incoming>, url: &str, streams: Streams) -> Result<Reply, NoStream> {
+    async fn connect(&self, request: Request<Incoming>, url: &str, streams: Streams) -> Result<Reply, NoStream> {
+        let bridge = offers(request.headers(), V5).then_some(Bridge::Streams(streams));
+        self.pass_on(request, url, bridge).await
+    }
+
+    async fn pass_on(
+        &self,
+        mut request: Request<Incoming>,
+        url: &str,
+        bridge: Option<Bridge>,
+    ) -> Result<Reply, NoStream> {
         let permit = self.room.clone().try_acquire_owned().map_err(|_| NoStream::TooMany)?;
-        if !websocket::offers(request.headers(), V5) {
+        let Some(bridge) = bridge else {
             return Ok(upgrade::relay(request, url, permit, self.stop.clone()).await?);
-        }
-        let (answer, client) = websocket::accept(&mut request, V5).ok_or(NoStream::NoKey)?;
-        match upgrade::open(url, "SPDY/3.1", "v4.channel.k8s.io").await? {
-            Ok(runtime) => websocket::serve(Bridge::Streams(streams), client, runtime, permit, self.stop.clone()),
+        };
+        let (answer, client) = websocket::accept(&mut request, bridge).ok_or(NoStream::NoKey)?;
+        match upgrade::open(url, "SPDY/3.1", bridge.stream_protocol()).await? {
+            Ok(runtime) => websocket::serve(bridge, client, runtime, permit, self.stop.clone()),
             Err(refusal) => return Ok(refusal),
         }
         Ok(answer)
     }
 
-    async fn port_forward(&self, target: &Target, mut request: Request<Incoming>) -> Result<Reply, NoStream> {
+    async fn port_forward(&self, target: &Target, request: Request<Incoming>) -> Result<Reply, NoStream> {
         let query = query(&request)?;
-        let tunnelled = websocket::offers(request.headers(), TUNNEL);
+        let tunnelled = offers(request.headers(), TUNNEL);
         let is_websocket =
             request.headers().get("upgrade").is_some_and(|it| it.as_bytes().eq_ignore_ascii_case(b"websocket"));
         // SPDY names the port of each connection in its own stream.
@@ -197,16 +206,7 @@ impl Streaming {
         upgradable(&request)?;
         let sandbox = self.sandbox(&pod).await?;
         let url = self.runtime.port_forward(cri::PortForwardRequest { pod_sandbox_id: sandbox, port: ports }).await?;
-        let permit = self.room.clone().try_acquire_owned().map_err(|_| NoStream::TooMany)?;
-        if !tunnelled {
-            return Ok(upgrade::relay(request, &url, permit, self.stop.clone()).await?);
-        }
-        let (answer, client) = websocket::accept(&mut request, TUNNEL).ok_or(NoStream::NoKey)?;
-        match upgrade::open(&url, "SPDY/3.1", "portforward.k8s.io").await? {
-            Ok(runtime) => websocket::serve(Bridge::Tunnel, client, runtime, permit, self.stop.clone()),
-            Err(refusal) => return Ok(refusal),
-        }
-        Ok(answer)
+        self.pass_on(request, &url, tunnelled.then_some(Bridge::Tunnel)).await
     }
 
     async fn run(&self, target: &Target, request: &Request<Incoming>) -> Result<Reply, NoStream> {

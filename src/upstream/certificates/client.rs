@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use stoker_model::metrics;
 
 use super::identity::{Identity, IdentitySource, Shown};
 use super::request::{Asker, Issued, RequestError};
@@ -69,6 +70,7 @@ impl ClientKeeper {
                 }
                 Err(reason) => {
                     let pause = backoff.wait();
+                    metrics::CLIENT_CERTIFICATE_ERRORS.inc(&[]);
                     tracing::warn!(reason, again_in = ?pause, "no new client certificate");
                     tokio::time::sleep(pause).await;
                 }

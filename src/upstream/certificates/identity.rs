@@ -10,6 +10,7 @@ use rustls::crypto::ring;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use stoker_model::metrics;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -62,6 +63,9 @@ pub struct IdentitySource(watch::Sender<Option<Arc<Shown>>>);
 impl Identity {
     /// One that begins with this certificate, or without.
     pub fn new(shown: Option<Shown>) -> (IdentitySource, Self) {
+        if let Some(shown) = &shown {
+            metrics::CLIENT_CERTIFICATE_TTL.set(shown.life.to.as_second());
+        }
         let (sender, receiver) = watch::channel(shown.map(Arc::new));
         (IdentitySource(sender), Self(receiver))
     }
@@ -100,6 +104,7 @@ impl IdentitySource {
         if before.as_ref().is_some_and(|before| before.is_same(&shown)) {
             return;
         }
+        metrics::CLIENT_CERTIFICATE_TTL.set(shown.life.to.as_second());
         self.0.send_replace(Some(Arc::new(shown)));
         if let Some(before) = before {
             before.replaced.cancel();

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::Node;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use stoker_model::handle::PemPair;
+use stoker_model::metrics;
 use tokio::sync::watch;
 
 use super::client::{accept, sleep_until};
@@ -42,6 +43,7 @@ pub struct ServingKeeper {
 /// What is served now.
 struct Present {
     names: Names,
+    from: Timestamp,
     due: Timestamp,
 }
 
@@ -73,10 +75,15 @@ impl ServingKeeper {
                 (Ok((shown, path)), Some(pair)) => {
                     backoff.reset();
                     tracing::info!(path = %path.display(), until = %shown.life.to, "a new serving certificate");
+                    if let Some(before) = &present {
+                        let age = Clock.now().wall.duration_since(before.from);
+                        metrics::SERVER_CERTIFICATE_ROTATION.observe(&[], Duration::try_from(age).unwrap_or_default());
+                    }
                     present = Some(self.show(pair.chain, pair.key, &shown));
                 }
                 (Err(reason), _) => {
                     let pause = backoff.wait();
+                    metrics::SERVER_CERTIFICATE_ERRORS.inc(&[]);
                     tracing::warn!(reason, again_in = ?pause, "no new serving certificate");
                     tokio::time::sleep(pause).await;
                 }
@@ -97,7 +104,8 @@ impl ServingKeeper {
             .map(|certificate| Names::of_certificate(&certificate))
             .unwrap_or_default();
         self.publish.send_replace(Some(Arc::new(PemPair { chain, key })));
-        Present { names, due: shown.life.rotate_at(random_fraction()) }
+        metrics::SERVER_CERTIFICATE_TTL.set(shown.life.to.as_second());
+        Present { names, from: shown.life.from, due: shown.life.rotate_at(random_fraction()) }
     }
 
     fn wanted(&mut self) -> Names {

@@ -1,7 +1,7 @@
 //! Requests that go on to nodes, pods and services: exec, attach, port-forward and `proxy` (A19.9, C3.25).
 //!
 //! Nothing here knows what is said in a stream: after an upgrade bytes go both ways. Websockets that only newer nodes take go to nodes
-//! that declare it; other clients are refused there, and come back with SPDY.
+//! that declare it, and to the others as SPDY.
 
 mod location;
 mod pass;
@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use http::Method;
 use serde_json::Value;
+use stoker_model::streams::websocket::{Bridge, Streams, TUNNEL, V5, offers};
 
 use self::location::{Backend, Scheme};
 use super::nodes::{address_of, container, node_of};
@@ -26,8 +27,6 @@ use crate::resources::tree::text;
 
 /// What a node must declare to be sent the newest websockets.
 const TAKES_WEBSOCKETS: &str = "ExtendWebSocketsToKubelet";
-/// Protocols that the runtime's own server behind an older node does not know.
-const NEW_PROTOCOLS: [&str; 2] = ["v5.channel.k8s.io", "SPDY/3.1+portforward.k8s.io"];
 
 /// `pods/exec`, `pods/attach` and `pods/portforward`.
 pub(super) async fn stream(server: &Arc<Server>, place: &Place, asked: Asked) -> Result<Answer, StatusError> {
@@ -47,14 +46,15 @@ pub(super) async fn stream(server: &Arc<Server>, place: &Place, asked: Asked) ->
     let node = node_of(server, &pod)
         .await?
         .ok_or_else(|| StatusError::bad_request(format!("pod {name} does not have a host assigned")))?;
-    if offers_new(&asked.headers) && !declares(&node, TAKES_WEBSOCKETS) {
-        let message = "the pod's node does not take this websocket protocol: use SPDY";
-        return Err(StatusError::bad_request(message));
-    }
-    path.push_str(&node_query(&place.subresource, &asked.raw_query));
+    let query = node_query(&place.subresource, &asked.raw_query);
+    let bridge = bridge(&place.subresource, &asked.headers, &query).filter(|_| !declares(&node, TAKES_WEBSOCKETS));
+    path.push_str(&query);
     let (address, port) = address_of(&node).ok_or_else(|| StatusError::internal("the node has no address"))?;
     let backend = Backend { scheme: Scheme::Node, address, port };
-    pass::upgrade(server, &backend, &path, asked).await
+    match bridge {
+        Some(bridge) => pass::translate(server, &backend, &path, asked, bridge).await,
+        None => pass::upgrade(server, &backend, &path, asked).await,
+    }
 }
 
 /// A websocket comes as GET, which must not be a way around the right to `create` (A19.9).
@@ -76,9 +76,15 @@ async fn may_create(server: &Server, place: &Place, asked: &Asked) -> Result<(),
     }
 }
 
-fn offers_new(headers: &http::HeaderMap) -> bool {
-    let lists = headers.get_all("sec-websocket-protocol").iter().filter_map(|value| value.to_str().ok());
-    lists.flat_map(|list| list.split(',')).any(|one| NEW_PROTOCOLS.contains(&one.trim()))
+/// How the newest websocket protocols are translated for a node that takes only SPDY; `None`: the client offers none of them.
+fn bridge(subresource: &str, headers: &http::HeaderMap, query: &str) -> Option<Bridge> {
+    if subresource == "portforward" {
+        return offers(headers, TUNNEL).then_some(Bridge::Tunnel);
+    }
+    let has = |flag: &str| query.trim_start_matches('?').split('&').any(|pair| pair.strip_suffix("=1") == Some(flag));
+    let (stdin, stdout, tty) = (has("input"), has("output"), has("tty"));
+    let streams = Streams { stdin, stdout, stderr: has("error") && !tty, tty };
+    offers(headers, V5).then_some(Bridge::Streams(streams))
 }
 
 fn declares(node: &Value, feature: &str) -> bool {
@@ -168,6 +174,26 @@ mod tests {
         assert_eq!(node_query("attach", "stdin=0&stdout=true&command=x"), "?output=1");
         assert_eq!(node_query("portforward", "ports=80&ports=81"), "?port=80&port=81");
         assert_eq!(node_query("portforward", ""), "");
+    }
+
+    #[test]
+    fn the_newest_protocols_are_translated() {
+        // A19.4
+        let offered = |protocol: &'static str| {
+            let mut headers = http::HeaderMap::new();
+            headers.insert("upgrade", http::HeaderValue::from_static("websocket"));
+            headers.insert("sec-websocket-protocol", http::HeaderValue::from_static(protocol));
+            headers
+        };
+        let of = |subresource, protocol, query| bridge(subresource, &offered(protocol), query);
+        let both = "v5.channel.k8s.io, v4.channel.k8s.io";
+        let streams = Streams { stdin: true, stdout: true, stderr: true, tty: false };
+        assert_eq!(of("exec", both, "?command=tty%3D1&input=1&output=1&error=1"), Some(Bridge::Streams(streams)));
+        let terminal = Streams { stdin: false, stdout: true, stderr: false, tty: true };
+        assert_eq!(of("attach", both, "?output=1&error=1&tty=1"), Some(Bridge::Streams(terminal)));
+        assert_eq!(of("exec", "v4.channel.k8s.io", "?output=1"), None);
+        assert_eq!(of("portforward", "SPDY/3.1+portforward.k8s.io", ""), Some(Bridge::Tunnel));
+        assert_eq!(of("portforward", "v4.channel.k8s.io", "?port=1"), None);
     }
 
     #[test]

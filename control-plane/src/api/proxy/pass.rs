@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use stoker_model::streams::websocket::{Bridge, accepted};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
@@ -62,6 +63,49 @@ pub(super) async fn upgrade(
         }
     });
     Ok(answer.map(|_| respond::full(Bytes::new())))
+}
+
+/// Answers with a websocket, whose messages become streams of SPDY there.
+pub(super) async fn translate(
+    server: &Server,
+    backend: &Backend,
+    path: &str,
+    asked: Asked,
+    bridge: Bridge,
+) -> Result<Answer, StatusError> {
+    let switched = accepted(&asked.headers, bridge.websocket_protocol());
+    let switched = switched.ok_or_else(|| StatusError::bad_request("Sec-WebSocket-Key is missing"))?;
+    let mut headers = HeaderMap::new();
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static("SPDY/3.1"));
+    headers.insert("x-stream-protocol-version", HeaderValue::from_static(bridge.stream_protocol()));
+    let request = request(Method::POST, backend, path, headers, Empty::<Bytes>::new())?;
+    let mut answer = send(server, backend, request).await?;
+    if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Err(refusal(answer).await);
+    }
+    let there = hyper::upgrade::on(&mut answer);
+    let (here, stop) = (asked.upgrade, server.stop.clone());
+    tokio::spawn(async move {
+        let work = async {
+            match tokio::try_join!(here, there) {
+                Ok((here, there)) => {
+                    if let Err(error) = bridge.run(TokioIo::new(here), TokioIo::new(there)).await {
+                        tracing::debug!(%error, "a websocket ended early");
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "an upgrade was not finished"),
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = work => {}
+        }
+    });
+    let mut answer = Response::new(respond::full(Bytes::new()));
+    *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    *answer.headers_mut() = switched;
+    Ok(answer)
 }
 
 async fn join<A, B>(here: A, there: B, stop: CancellationToken)
@@ -218,7 +262,15 @@ async fn refusal(answer: Response<Incoming>) -> StatusError {
     let retry = answer.headers().get("retry-after").cloned();
     let body = Limited::new(answer.into_body(), REFUSAL_BYTES).collect().await;
     let bytes = body.map(|collected| collected.to_bytes()).unwrap_or_default();
-    let message = String::from_utf8_lossy(&bytes).trim().to_owned();
+    let error = as_status(code, String::from_utf8_lossy(&bytes).trim().to_owned());
+    let seconds = retry.and_then(|value| value.to_str().ok()?.parse().ok());
+    match seconds {
+        Some(seconds) => error.retry_after(seconds),
+        None => error,
+    }
+}
+
+fn as_status(code: u16, message: String) -> StatusError {
     let reason = match code {
         400 => "BadRequest",
         401 => "Unauthorized",
@@ -230,10 +282,24 @@ async fn refusal(answer: Response<Incoming>) -> StatusError {
     };
     let code = if code < 400 { 500 } else { code };
     let message = if message.is_empty() { format!("unable to upgrade: the backend answered {code}") } else { message };
-    let mut error = StatusError::new(code, reason, message);
-    let seconds = retry.and_then(|value| value.to_str().ok()?.parse().ok());
-    if let Some(seconds) = seconds {
-        error = error.retry_after(seconds);
+    StatusError::new(code, reason, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_keeps_its_words() {
+        // A19.9
+        for (code, told, reason) in [(400, 400, "BadRequest"), (404, 404, "NotFound"), (500, 500, "InternalError")] {
+            let error = as_status(code, "pod does not exist".to_owned());
+            assert_eq!((error.code, error.reason), (told, reason));
+            assert_eq!(error.message, "pod does not exist");
+        }
+        // No node answers so, and a client must not take it for a yes.
+        let odd = as_status(200, String::new());
+        assert_eq!((odd.code, odd.reason), (500, "InternalError"));
+        assert!(odd.message.contains("unable to upgrade"), "{}", odd.message);
     }
-    error
 }

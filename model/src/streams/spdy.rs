@@ -23,14 +23,17 @@ const LONGEST_CONTROL: usize = 64 << 10;
 
 /// Writes frames. It does not keep what it wrote: every method gives the bytes to send.
 #[derive(Debug, Default)]
-pub(super) struct Writer {
+pub struct Writer {
     /// The zlib stream of headers has begun.
     began: bool,
 }
 
 impl Writer {
     /// Opens a stream with these headers; their names must be in lower case.
-    pub(super) fn open(&mut self, stream: u32, headers: &[(&str, &str)]) -> Vec<u8> {
+    ///
+    /// # Panics
+    /// When headers are longer than 64 KiB.
+    pub fn open(&mut self, stream: u32, headers: &[(&str, &str)]) -> Vec<u8> {
         let mut block = Vec::new();
         put_length(&mut block, headers.len());
         for (name, value) in headers {
@@ -60,7 +63,7 @@ impl Writer {
     }
 
     /// Answers a ping.
-    pub(super) fn pong(id: u32) -> Vec<u8> {
+    pub fn pong(id: u32) -> Vec<u8> {
         control(PING, 0, &id.to_be_bytes())
     }
 }
@@ -83,7 +86,7 @@ fn head_end(flags: u8, length: usize) -> [u8; 4] {
 }
 
 /// Sends data on a stream.
-pub(super) async fn send(to: &mut (impl AsyncWrite + Unpin), stream: u32, data: &[u8]) -> io::Result<()> {
+pub async fn send(to: &mut (impl AsyncWrite + Unpin), stream: u32, data: &[u8]) -> io::Result<()> {
     for part in data.chunks(LONGEST) {
         to.write_all(&stream.to_be_bytes()).await?;
         to.write_all(&head_end(0, part.len())).await?;
@@ -93,7 +96,7 @@ pub(super) async fn send(to: &mut (impl AsyncWrite + Unpin), stream: u32, data: 
 }
 
 /// Says that nothing more comes on a stream.
-pub(super) async fn finish(to: &mut (impl AsyncWrite + Unpin), stream: u32) -> io::Result<()> {
+pub async fn finish(to: &mut (impl AsyncWrite + Unpin), stream: u32) -> io::Result<()> {
     to.write_all(&stream.to_be_bytes()).await?;
     to.write_all(&head_end(FIN, 0)).await?;
     to.flush().await
@@ -101,7 +104,7 @@ pub(super) async fn finish(to: &mut (impl AsyncWrite + Unpin), stream: u32) -> i
 
 /// What came.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Event {
+pub enum Event {
     /// Some bytes of a stream stand in the buffer.
     Data {
         /// Whose.
@@ -123,7 +126,7 @@ pub(super) enum Event {
 
 /// Reads frames, data in parts that are never larger than the caller's buffer.
 #[derive(Debug)]
-pub(super) struct Reader<R> {
+pub struct Reader<R> {
     from: R,
     /// The data frame that is being read: stream, bytes that are left, and whether it is the last one.
     open: Option<(u32, usize, bool)>,
@@ -131,12 +134,12 @@ pub(super) struct Reader<R> {
 
 impl<R: AsyncRead + Unpin> Reader<R> {
     /// Reads from here.
-    pub(super) fn new(from: R) -> Self {
+    pub fn new(from: R) -> Self {
         Self { from, open: None }
     }
 
     /// The next event. Data is appended to `into`, at most `most` bytes. Not cancel safe.
-    pub(super) async fn next(&mut self, into: &mut Vec<u8>, most: usize) -> io::Result<Event> {
+    pub async fn next(&mut self, into: &mut Vec<u8>, most: usize) -> io::Result<Event> {
         loop {
             match self.open.take() {
                 Some((stream, 0, true)) => return Ok(Event::End { stream }),
