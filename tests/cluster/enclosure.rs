@@ -18,6 +18,12 @@ fn an_enclosure_leaves_nothing() {
     assert!(inside("ls -d /proc/[0-9]* | wc -l").trim().parse::<u32>().unwrap() < 6);
     let groups = format!("cat /proc/self/cgroup; find /sys/fs/cgroup -name {name}");
     assert!(!inside(&groups).contains(&name), "{}", inside(&groups));
+    // A switch of the whole machine is not.
+    let panic = || std::fs::read_to_string("/proc/sys/kernel/panic").unwrap();
+    let before = panic();
+    assert_eq!(inside("cat /proc/sys/kernel/panic"), before);
+    inside("echo 77 > /proc/sys/kernel/panic");
+    assert_eq!((inside("cat /proc/sys/kernel/panic").trim(), panic()), ("77", before));
     // A daemon that nobody stops, in a cgroup of its own.
     inside("for t in /sys/fs/cgroup /sys/fs/cgroup/*; do [ ! -e $t/cgroup.procs ] || mkdir -p $t/kubepods/pod1; done");
     inside("setsid sleep 3333 >/dev/null 2>&1 &");

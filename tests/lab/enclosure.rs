@@ -55,7 +55,13 @@ while read -r _ _ _ _ point _ rest; do
 done < <(grep -E ' - cgroup2? ' /proc/self/mountinfo)
 mkdir -p /var/lib/cni /var/log/pods
 for folder in /run /var/lib/cni /var/log; do mount -t tmpfs tmpfs "$folder"; done
-mkdir -p /run/netns /var/log/pods
+mkdir -p /run/netns /var/log/pods /run/switches
+# An agent sets these for the whole machine: it gets files that say what the machine has.
+for switch in vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops kernel/keys/root_maxkeys kernel/keys/root_maxbytes; do
+  [ -e "/proc/sys/$switch" ] || continue
+  cat "/proc/sys/$switch" > "/run/switches/${switch##*/}"
+  mount --bind "/run/switches/${switch##*/}" "/proc/sys/$switch"
+done
 ip link set lo up
 ip link add node0 type bridge
 ip address add 198.51.100.2/24 dev node0
