@@ -359,7 +359,7 @@ fn candidates(
                     ready: endpoint.ready,
                     serving: endpoint.serving,
                     terminating: endpoint.terminating,
-                    local: endpoint.node.as_ref().is_some_and(|name| *name == node.name),
+                    local: endpoint.node.as_ref().is_some_and(|name| **name == *node.name),
                     node_hints: fit(hints, |hints| &hints.for_nodes, Some(&node.name)),
                     zone_hints: fit(hints, |hints| &hints.for_zones, node.zone.as_ref()),
                 };
