@@ -9,6 +9,7 @@ pub mod expand;
 pub mod handle;
 pub mod metrics;
 pub mod names;
+pub mod netlink_port;
 pub mod network;
 pub mod pod;
 pub mod quantity;

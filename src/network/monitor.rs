@@ -1,5 +1,6 @@
 //! Hears what others do to the routes, tunnels and tables of the pod network, so that it is put right at once and not at the next
-//! look. Hearing too much costs one look; what we do ourselves ends after one, since that finds nothing to write.
+//! look. Hearing too much costs one look; what we do ourselves ends after one, since that finds nothing to write. What the service
+//! rules' own socket does is not heard at all: it would wake us at each change of a Service.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType};
+use stoker_model::netlink_port;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -75,6 +77,8 @@ impl Monitor {
 fn socket(protocol: Option<Protocol>, groups: u32) -> io::Result<AsyncFd<OwnedFd>> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?;
+    let filter = netlink_port::foreign_only().map(|(code, t, f, k)| socket2::SockFilter::new(code, t, f, k));
+    socket2::SockRef::from(&fd).attach_filter(&filter)?;
     rustix::net::bind(&fd, &SocketAddrNetlink::new(0, groups))?;
     #[expect(deprecated, reason = "its successor is unsafe, and the descriptor is owned by what watches it")]
     AsyncFd::with_interest(fd, Interest::READABLE)

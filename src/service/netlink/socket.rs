@@ -10,6 +10,8 @@ use rustix::net::sockopt::{
 };
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType};
 
+use stoker_model::netlink_port;
+
 use super::message::{Messages, Received, received};
 
 /// Answers come in datagrams of at most 32 KB, but an error carries a copy of the refused message, up to 64 KB.
@@ -27,6 +29,8 @@ pub(in crate::service) struct Socket {
     buffer: Vec<u8>,
     sequence: u32,
     sent: u64,
+    /// What the socket's buffers hold by now: the largest batch, and the largest answers to one.
+    room: [usize; 2],
 }
 
 impl Socket {
@@ -47,9 +51,14 @@ impl Socket {
     }
 
     fn open_to(protocol: Option<Protocol>) -> io::Result<Self> {
-        let fd = socket(protocol, SocketFlags::CLOEXEC, 0)?;
+        let fd = unbound(protocol, SocketFlags::CLOEXEC)?;
+        let bind = |port| rustix::net::bind(&fd, &SocketAddrNetlink::new(port, 0));
+        // Where all are taken the kernel finds one; what we do is heard then, and known by its port.
+        if !netlink_port::own_ports().any(|port| bind(port).is_ok()) {
+            bind(0)?;
+        }
         set_socket_timeout(&fd, Timeout::Recv, Some(PATIENCE))?;
-        Ok(Self { fd, buffer: vec![0; RECEIVE_BYTES], sequence: 1, sent: 0 })
+        Ok(Self { fd, buffer: vec![0; RECEIVE_BYTES], sequence: 1, sent: 0, room: [0; 2] })
     }
 
     /// Messages to be sent through this socket.
@@ -131,8 +140,12 @@ impl Socket {
         let bytes = messages.bytes();
         self.sequence = messages.next_sequence();
         // The whole batch is one datagram and has to fit the send buffer; answers are at most one for each message.
-        set_socket_send_buffer_size_force(&self.fd, bytes.len().max(64 * 1024) + 1024)?;
-        set_socket_recv_buffer_size_force(&self.fd, bytes.len().max(1024 * 1024))?;
+        let needed = [bytes.len().max(64 * 1024) + 1024, bytes.len().max(1024 * 1024)];
+        if needed.iter().zip(&self.room).any(|(needed, room)| needed > room) {
+            set_socket_send_buffer_size_force(&self.fd, needed[0])?;
+            set_socket_recv_buffer_size_force(&self.fd, needed[1])?;
+            self.room = needed;
+        }
         rustix::io::retry_on_intr(|| {
             rustix::net::sendto(&self.fd, bytes, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))
         })?;
@@ -152,9 +165,12 @@ pub(in crate::service) enum Dumped {
 /// `NFNLGRP_NFTABLES` is group 7; the mask counts from bit 0.
 const NFTABLES_GROUP: u32 = 1 << 6;
 
-/// Opens the socket that hears of every change to any nftables table of the namespace.
+/// Opens the socket that hears of every change to any nftables table of the namespace, but for what sockets of this process do.
 pub(in crate::service) fn listen() -> io::Result<OwnedFd> {
-    let fd = socket(Some(netlink::NETFILTER), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, NFTABLES_GROUP)?;
+    let fd = unbound(Some(netlink::NETFILTER), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+    let filter = netlink_port::foreign_only().map(|(code, t, f, k)| socket2::SockFilter::new(code, t, f, k));
+    socket2::SockRef::from(&fd).attach_filter(&filter)?;
+    rustix::net::bind(&fd, &SocketAddrNetlink::new(0, NFTABLES_GROUP))?;
     set_socket_recv_buffer_size_force(&fd, 256 * 1024)?;
     Ok(fd)
 }
@@ -169,13 +185,12 @@ pub(in crate::service) fn subscribe(fd: &OwnedFd, yes: bool) -> io::Result<()> {
 
 /// Opens the socket that hears of changes to links, addresses or routes of the namespace.
 pub(in crate::service) fn listen_route(groups: u32) -> io::Result<OwnedFd> {
-    let fd = socket(None, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, groups)?;
+    let fd = unbound(None, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+    rustix::net::bind(&fd, &SocketAddrNetlink::new(0, groups))?;
     set_socket_recv_buffer_size_force(&fd, 256 * 1024)?;
     Ok(fd)
 }
 
-fn socket(protocol: Option<Protocol>, flags: SocketFlags, groups: u32) -> io::Result<OwnedFd> {
-    let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?;
-    rustix::net::bind(&fd, &SocketAddrNetlink::new(0, groups))?;
-    Ok(fd)
+fn unbound(protocol: Option<Protocol>, flags: SocketFlags) -> io::Result<OwnedFd> {
+    Ok(rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?)
 }
