@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
-use stoker_model::handle::{EventType, Eviction, NodeSnapshot, PodDirectory, PodEvictor, ProbeMetrics};
+use stoker_model::handle::{EventSubject, EventType, Eviction, NodeSnapshot, PodDirectory, PodEvictor, ProbeMetrics};
 use stoker_model::metrics;
 use stoker_model::names;
 use stoker_model::pod::{PodRef, PodUid};
 use stoker_model::resources::{QosClass, pod_requests, qos_class};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -24,7 +24,7 @@ use super::resize::{Allocation, RESOURCES_FILE};
 use super::shared::{Directory, PodHandles, PodsConfig, Shared};
 use super::slow::SlowStep;
 use super::sources::{self, Mirrors, Reported, Wanted, WantedFeed, full_name, is_static, keep_mirrors};
-use super::worker::Worker;
+use super::worker::{Wakes, Worker};
 use crate::cgroup::cpu_shares;
 use crate::clock::Clock;
 use crate::probe::Prober;
@@ -123,6 +123,7 @@ impl Pods {
             tasks: JoinSet::new(),
             stop,
             orphans_due: true,
+            orphans_untold: true,
             node_known: false,
             burstable_shares: None,
         };
@@ -178,7 +179,7 @@ impl PodEvictor for Pods {
 /// A running worker, seen from outside.
 struct Handle {
     desired: watch::Sender<DesiredPod>,
-    wake: Arc<Notify>,
+    wakes: Wakes,
     /// It was admitted, so it counts for others.
     admitted: bool,
 }
@@ -195,6 +196,17 @@ impl Handle {
     }
 }
 
+/// What is known of a pod when its worker starts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Known {
+    /// It has no directory on this node, which is made before and goes after everything else of it.
+    New,
+    /// An agent has begun to run it.
+    Begun,
+    /// No source wants it, and something of it is here.
+    Orphan,
+}
+
 /// What the node orders.
 enum Order {
     Evict(PodUid, Eviction),
@@ -209,6 +221,8 @@ struct Supervisor {
     stop: CancellationToken,
     /// What former agents left behind has not been looked for yet.
     orphans_due: bool,
+    /// And when that fails, nobody has been told of it since it was due.
+    orphans_untold: bool,
     /// The API server has told of the Node.
     node_known: bool,
     /// CPU shares that all burstable pods together were given last.
@@ -236,7 +250,7 @@ impl Supervisor {
                 () = self.stop.cancelled() => break,
                 _ = beats.tick() => self.beat(),
                 _ = garbage.tick() => {
-                    self.orphans_due = true;
+                    (self.orphans_due, self.orphans_untold) = (true, true);
                     // Somebody else may have changed it.
                     self.burstable_shares = None;
                     self.reconcile(&mut feed).await;
@@ -292,12 +306,12 @@ impl Supervisor {
 
     fn pass_on(&self, event: &RuntimeEvent) {
         match event {
-            RuntimeEvent::Resync => self.wake_all(),
+            RuntimeEvent::Resync => self.workers.values().for_each(|handle| handle.wakes.look.notify_one()),
             RuntimeEvent::Changed { id, .. } => {
                 // What nobody knows yet was made by a step that is still under way: its worker looks after it anyway.
                 let owner = self.shared.directory.owner(id);
                 if let Some(handle) = owner.and_then(|uid| self.workers.get(&uid)) {
-                    handle.wake.notify_one();
+                    handle.wakes.look.notify_one();
                 }
             }
         }
@@ -306,20 +320,20 @@ impl Supervisor {
     /// Wakes the pods whose resize waits for room.
     fn wake_deferred(&self) {
         for handle in self.shared.directory.waiting().iter().filter_map(|uid| self.workers.get(uid)) {
-            handle.wake.notify_one();
+            handle.wakes.plan.notify_one();
         }
     }
 
     /// Wakes the pods that have something for themselves: their status tells how it is.
     fn wake_assigned(&self) {
         for handle in self.shared.assignments.pods().iter().filter_map(|uid| self.workers.get(uid)) {
-            handle.wake.notify_one();
+            handle.wakes.plan.notify_one();
         }
     }
 
     fn wake_all(&self) {
         for handle in self.workers.values() {
-            handle.wake.notify_one();
+            handle.wakes.plan.notify_one();
         }
     }
 
@@ -333,6 +347,10 @@ impl Supervisor {
                 _ if desired.gone => false,
                 Some(pod) if Arc::ptr_eq(&desired.pod, pod) || pod.spec.is_none() => false,
                 Some(pod) => {
+                    if let Some(text) = self.shared.config.features.lacks_for_update(&desired.pod, pod) {
+                        let reason = "FailedNodeDeclaredFeaturesCheck";
+                        self.shared.tell(&PodRef::of(pod), EventType::Warning, reason, text);
+                    }
                     desired.pod = pod.clone();
                     true
                 }
@@ -355,10 +373,16 @@ impl Supervisor {
                     for pod in orphans {
                         info!(pod = %PodRef::of(&pod), "no source wants this pod any more; it is cleaned up");
                         let pod = Arc::new(pod);
-                        self.start(pod.clone(), true, None, pod);
+                        self.start(pod.clone(), Known::Orphan, None, pod);
                     }
                 }
-                Err(error) => warn!(%error, "cannot look for what former pods left behind; it is tried again"),
+                Err(error) => {
+                    warn!(%error, "cannot look for what former pods left behind; it is tried again");
+                    if std::mem::replace(&mut self.orphans_untold, false) {
+                        let reason = "ContainerGCFailed";
+                        self.shared.sink.publish(EventSubject::Node, EventType::Warning, reason, error.to_string());
+                    }
+                }
             }
         }
     }
@@ -414,7 +438,8 @@ impl Supervisor {
                 }
             };
             let shown = given.map_or_else(|| pod.clone(), Arc::new);
-            self.start(pod.clone(), false, rejected, shown);
+            let known = if ran { Known::Begun } else { Known::New };
+            self.start(pod.clone(), known, rejected, shown);
         }
     }
 
@@ -514,16 +539,18 @@ impl Supervisor {
     }
 
     /// `shown`: the pod with the resources that it was given, which counts for others.
-    fn start(&mut self, pod: Arc<Pod>, gone: bool, rejected: Option<Cause>, shown: Arc<Pod>) {
+    fn start(&mut self, pod: Arc<Pod>, known: Known, rejected: Option<Cause>, shown: Arc<Pod>) {
+        let gone = known == Known::Orphan;
         let uid = PodRef::of(&pod).uid;
         let (desired, receiver) = watch::channel(DesiredPod { pod: pod.clone(), gone, ended: None, released: false });
-        let wake = Arc::new(Notify::new());
+        let wakes = Wakes::default();
         let admitted = rejected.is_none() && !gone;
         if !gone {
             self.shared.directory.put(&uid, shown);
         }
-        let worker = Worker::new(self.shared.clone(), receiver, wake.clone(), self.stop.child_token(), rejected);
-        self.workers.insert(uid, Handle { desired, wake, admitted });
+        let (stop, is_new) = (self.stop.child_token(), known == Known::New);
+        let worker = Worker::new(self.shared.clone(), receiver, wakes.clone(), stop, is_new, rejected);
+        self.workers.insert(uid, Handle { desired, wakes, admitted });
         self.tasks.spawn(worker.run());
     }
 
