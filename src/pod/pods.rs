@@ -1,5 +1,7 @@
 //! [`Pods`]: starts and stops workers, hands them what is desired, and wakes them when the runtime tells of something.
 
+mod weights;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +12,6 @@ use stoker_model::handle::{EventSubject, EventType, Eviction, NodeSnapshot, PodD
 use stoker_model::metrics;
 use stoker_model::names;
 use stoker_model::pod::{PodRef, PodUid};
-use stoker_model::resources::{QosClass, pod_requests, qos_class};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -25,7 +26,6 @@ use super::shared::{Directory, PodHandles, PodsConfig, Shared};
 use super::slow::SlowStep;
 use super::sources::{self, Mirrors, Reported, Wanted, WantedFeed, full_name, is_static, keep_mirrors};
 use super::worker::{Wakes, Worker};
-use crate::cgroup::cpu_shares;
 use crate::clock::Clock;
 use crate::probe::Prober;
 use crate::runtime::RuntimeError;
@@ -125,6 +125,7 @@ impl Pods {
             orphans_due: true,
             orphans_untold: true,
             node_known: false,
+            weights_due: true,
             burstable_shares: None,
         };
         let (orders, received) = mpsc::channel(ORDERS);
@@ -225,6 +226,8 @@ struct Supervisor {
     orphans_untold: bool,
     /// The API server has told of the Node.
     node_known: bool,
+    /// The burstable pods may have asked for something else since they were weighed.
+    weights_due: bool,
     /// CPU shares that all burstable pods together were given last.
     burstable_shares: Option<u64>,
 }
@@ -287,6 +290,7 @@ impl Supervisor {
         match ended {
             Ok(reference) => {
                 self.workers.remove(&reference.uid);
+                self.weights_due = true;
                 self.shared.directory.forget(&reference.uid);
                 self.shared.assignments.release(&reference.uid);
                 // Whoever wants it again under the same UID gets it anew (A23.3).
@@ -340,6 +344,7 @@ impl Supervisor {
     /// Makes the workers those of the pods that are wanted.
     async fn reconcile(&mut self, feed: &mut WantedFeed) {
         let wanted = feed.borrow_and_update().clone();
+        let mut weights_due = false;
         for (uid, handle) in &self.workers {
             let pod = wanted.pods.get(uid);
             handle.desired.send_if_modified(|desired| match pod {
@@ -351,6 +356,7 @@ impl Supervisor {
                         let reason = "FailedNodeDeclaredFeaturesCheck";
                         self.shared.tell(&PodRef::of(pod), EventType::Warning, reason, text);
                     }
+                    weights_due |= !weights::are_the_same(&desired.pod, pod);
                     desired.pod = pod.clone();
                     true
                 }
@@ -362,6 +368,7 @@ impl Supervisor {
                 None => false,
             });
         }
+        self.weights_due |= weights_due;
         self.start_wanted(&wanted).await;
         self.weigh_burstable();
         if self.orphans_due && wanted.complete {
@@ -396,10 +403,9 @@ impl Supervisor {
         }
         self.node_known |= node.uid.is_some();
         // A static pod of the same name waits for the end of the one before (A1.4).
-        let names: BTreeSet<_> = self.workers.values().map(|handle| full_name(&handle.desired.borrow().pod)).collect();
+        let has_worker = |name| self.workers.values().any(|handle| full_name(&handle.desired.borrow().pod) == name);
         let starts = |uid: &PodUid, pod: &Pod| {
-            let waits = is_static(pod) && names.contains(&full_name(pod));
-            !self.workers.contains_key(uid) && pod.spec.is_some() && !waits
+            !self.workers.contains_key(uid) && pod.spec.is_some() && !(is_static(pod) && has_worker(full_name(pod)))
         };
         let mut fresh: Vec<&Arc<Pod>> =
             wanted.pods.iter().filter(|(uid, pod)| starts(uid, pod)).map(|(_, pod)| pod).collect();
@@ -509,28 +515,12 @@ impl Supervisor {
         }
     }
 
-    /// Gives the burstable pods together what they asked for (A12.6).
-    fn weigh_burstable(&mut self) {
-        let pods = self.admitted();
-        let burstable = pods.iter().filter_map(|p| p.spec.as_ref()).filter(|s| qos_class(s) == QosClass::Burstable);
-        let asked = burstable.map(|s| pod_requests(s).get("cpu").map_or(0, |cpu| cpu.milli())).sum();
-        let shares = Some(cpu_shares(asked));
-        if self.burstable_shares == shares {
-            return;
-        }
-        let cgroups = &self.shared.cgroups;
-        match cgroups.make_tree().and_then(|()| cgroups.set_burstable_shares(cpu_shares(asked))) {
-            Ok(()) => self.burstable_shares = shares,
-            Err(error) => warn!(%error, "burstable pods together have another share of the CPU than they asked for"),
-        }
-    }
-
     /// Pods that use the node's resources.
     fn admitted(&self) -> Vec<Arc<Pod>> {
-        let admitted = self.workers.values().filter(|handle| handle.admitted);
-        let pods = admitted.map(|handle| handle.desired.borrow().pod.clone());
+        let admitted = self.workers.iter().filter(|(_, handle)| handle.admitted);
         // What a pod was given counts, not what it asks for (A1.18).
-        let pods = pods.map(|pod| self.shared.directory.get(&PodRef::of(&pod).uid).unwrap_or(pod));
+        let given = |uid: &PodUid| self.shared.directory.get(uid);
+        let pods = admitted.map(|(uid, handle)| given(uid).unwrap_or_else(|| handle.desired.borrow().pod.clone()));
         pods.filter(|pod| {
             let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
             !matches!(phase, Some("Succeeded" | "Failed"))
@@ -550,6 +540,7 @@ impl Supervisor {
         }
         let (stop, is_new) = (self.stop.child_token(), known == Known::New);
         let worker = Worker::new(self.shared.clone(), receiver, wakes.clone(), stop, is_new, rejected);
+        self.weights_due = true;
         self.workers.insert(uid, Handle { desired, wakes, admitted });
         self.tasks.spawn(worker.run());
     }
