@@ -222,6 +222,11 @@ impl Cgroups {
     /// Makes and limits the group of one pod. One that has containers is left as it is (A12.5); one that has none yet may be
     /// half made: by an agent that was killed, or because a limit could not be set.
     pub fn make_pod(&self, uid: &str, limits: &PodLimits) -> Result<(), CgroupError> {
+        // Somebody may have removed it.
+        let class = self.path(&self.names(limits.qos, None));
+        if !self.needed_trees().all(|tree| tree.join(&class).exists()) {
+            self.make_tree()?;
+        }
         let names = self.names(limits.qos, Some(uid));
         if !self.make(&names)? && self.has_containers(&self.path(&names)) {
             return Ok(());

@@ -117,6 +117,16 @@ impl Cgroups {
         Ok(())
     }
 
+    /// The trees that limits need.
+    pub(super) fn needed_trees(&self) -> impl Iterator<Item = &Path> {
+        let (one, several) = match &self.hierarchy {
+            Hierarchy::V1 { controllers, .. } => (None, Some(controllers)),
+            Hierarchy::V2(root) => (Some(root), None),
+        };
+        let several = several.into_iter().flat_map(|trees| CONTROLLERS.into_iter().filter_map(|name| trees.get(name)));
+        one.into_iter().chain(several).map(PathBuf::as_path)
+    }
+
     /// Makes a group in the trees that limits need; whether it was missing.
     fn make_directories(&self, group: &str) -> Result<bool, CgroupError> {
         let make = |path: &Path| {
@@ -130,12 +140,10 @@ impl Cgroups {
             Ok(missing)
         };
         match &self.hierarchy {
-            Hierarchy::V1 { controllers, .. } => {
+            Hierarchy::V1 { .. } => {
                 let mut missing = false;
-                for controller in CONTROLLERS {
-                    if let Some(tree) = controllers.get(controller) {
-                        missing |= make(&tree.join(group))?;
-                    }
+                for tree in self.needed_trees() {
+                    missing |= make(&tree.join(group))?;
                 }
                 Ok(missing)
             }

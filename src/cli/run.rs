@@ -9,8 +9,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use stoker_model::handle::{
-    AgentState, Authorizer, EventSink, MirrorApi, NodeFeed, ObjectApi, PodApi, PodFeed, ServiceLinks,
-    ServingCertificates, StorageApi, TokenReviewer,
+    AgentState, Authorizer, EventSink, EventSubject, EventType, MirrorApi, NodeFeed, ObjectApi, PodApi, PodFeed,
+    ServiceLinks, ServingCertificates, StorageApi, TokenReviewer,
 };
 use stoker_model::names;
 use stoker_model::pod::PodUid;
@@ -54,6 +54,8 @@ use crate::volume::csi::{Drivers, watch_plugins};
 pub(super) const SERVICE_QUEUE: usize = 1024;
 /// What may still be written after SIGTERM.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// And so long events that wait may take.
+const LAST_EVENTS: Duration = Duration::from_secs(1);
 
 /// Why the agent ended, or did not start.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +111,8 @@ struct Decided {
     as_kubelet: bool,
     /// The pods' supervisor, once it runs.
     supervised: Arc<OnceLock<Pods>>,
+    /// What tells of events, once it is there.
+    events: Arc<OnceLock<upstream::Events>>,
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -146,6 +150,7 @@ pub(super) fn run(flags: Flags, as_kubelet: bool) -> Result<(), RunError> {
         clock: Clock,
         as_kubelet,
         supervised: Arc::default(),
+        events: Arc::default(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(start(decided, exporter));
@@ -162,6 +167,7 @@ async fn start(decided: Decided, exporter: Option<Exporter>) -> Result<(), RunEr
     // There are no pods before the runtime answers.
     let supervised = decided.supervised.clone();
     let watched = supervised.clone();
+    let told = decided.events.clone();
     spawn(&mut tasks, "watchdog", systemd::watchdog(move || watched.get().is_none_or(Pods::is_alive)));
     let exporting = exporter.map(|exporter| tokio::spawn(exporter.run(stop.clone())));
     let reloading = reload::on_hangup(decided.flags.clone(), decided.kubelet.clone(), decided.as_kubelet);
@@ -175,7 +181,13 @@ async fn start(decided: Decided, exporter: Option<Exporter>) -> Result<(), RunEr
         let (decided, handles) = wire_node(decided, assignments, &mut tasks).await?;
         // Not later: a service manager that waits for us would give up on a machine whose runtime comes late.
         systemd::tell(&[sd_notify::NotifyState::Ready]);
-        wire_pods(&decided, handles, &mut tasks, &stop).await?;
+        if let Err(error) = wire_pods(&decided, handles, &mut tasks, &stop).await {
+            if let Some(events) = decided.events.get() {
+                let text = error.to_string();
+                events.publish(EventSubject::Node, EventType::Warning, "KubeletSetupFailed", text);
+            }
+            return Err(error);
+        }
         match tasks.join_next().await {
             Some(Ok(credentials::HOPELESS)) => Err(RunError::NoCertificate),
             Some(Ok(name)) => Err(RunError::TaskEnded(name)),
@@ -195,6 +207,10 @@ async fn start(decided: Decided, exporter: Option<Exporter>) -> Result<(), RunEr
     tracing::info!("stopping; containers and rules stay");
     systemd::tell(&[sd_notify::NotifyState::Stopping]);
     stop.cancel();
+    if let Some(events) = told.get() {
+        // The API server may be away.
+        let _ = tokio::time::timeout(LAST_EVENTS, events.flush()).await;
+    }
     if let Some(exporting) = exporting {
         // It limits itself.
         let _ = exporting.await;
@@ -244,7 +260,7 @@ async fn wire_node(
     let Decided { flags, kubelet, stoker, proxy, node, clock, .. } = &decided;
     let api = credentials::connect(flags, kubelet, &node.name, tasks).await?;
     let (events, event_task) = upstream::event_queue(*clock, node.name.clone(), event_pace(kubelet));
-    let events: Arc<dyn EventSink> = Arc::new(events);
+    let events: Arc<dyn EventSink> = Arc::new(decided.events.get_or_init(|| events).clone());
     let resolv_conf = Some(Path::new(&kubelet.resolv_conf)).filter(|path| !path.as_os_str().is_empty());
     let is_v1 = !Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
     node::warn_of_machine(events.as_ref(), is_v1, resolv_conf, &kubelet.cluster_domain);

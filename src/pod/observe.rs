@@ -19,6 +19,26 @@ const LONGEST_MESSAGE: usize = 4096;
 const LOG_MESSAGE_BYTES: usize = 2048;
 const LOG_MESSAGE_LINES: u64 = 80;
 
+/// Sandboxes and containers of one pod, each newest first.
+pub(super) type View = (Vec<Sandbox>, Vec<Instance>);
+
+/// What a call of the worker's own has changed in the runtime; the runtime has said that it is done.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Touched {
+    /// A sandbox was made.
+    Sandbox(String),
+    /// A sandbox was stopped, and everything in it.
+    SandboxStopped(String),
+    /// A sandbox was removed, and everything in it.
+    SandboxGone(String),
+    /// A container was made in this sandbox, and perhaps started.
+    Made { id: String, sandbox: String },
+    /// A container was started, or has ended.
+    Container(String),
+    /// A container was removed.
+    Gone(String),
+}
+
 /// Reads one pod's part of the runtime, and remembers what can no longer change.
 #[derive(Debug, Default)]
 pub(super) struct Observer {
@@ -29,14 +49,14 @@ pub(super) struct Observer {
 }
 
 impl Observer {
-    /// Sandboxes and containers, each newest first. `known` is told their IDs before any of them is looked at closely: an event
+    /// Everything that the runtime has of the pod. `known` is told their IDs before any of them is looked at closely: an event
     /// about one of them that comes later than that is passed on, and one that came earlier is seen.
     pub(super) async fn look(
         &mut self,
         runtime: &Runtime,
         uid: &PodUid,
         known: &Directory,
-    ) -> Result<(Vec<Sandbox>, Vec<Instance>), RuntimeError> {
+    ) -> Result<View, RuntimeError> {
         let begun = Clock.now().monotonic;
         if let Some(interval) = known.looks(begun) {
             metrics::PLEG_RELIST_INTERVAL.observe(&[], interval);
@@ -46,36 +66,98 @@ impl Observer {
         let containers_of_pod = cri::ContainerFilter { label_selector: labels.into(), ..Default::default() };
         let (sandboxes, containers) =
             tokio::try_join!(runtime.list_pod_sandbox(Some(of_pod)), runtime.list_containers(Some(containers_of_pod)))?;
-        let ids = sandboxes.iter().map(|s| s.id.clone()).chain(containers.iter().map(|c| c.id.clone()));
-        known.put_ids(uid, &ids.collect::<Vec<_>>());
+        known.put_ids(uid, sandboxes.iter().map(|s| s.id.as_str()).chain(containers.iter().map(|c| c.id.as_str())));
         let mut seen_sandboxes = Vec::with_capacity(sandboxes.len());
         for listed in sandboxes {
-            if let Some(sandbox) = self.sandbox(runtime, &listed).await? {
+            let ready = listed.state() == cri::PodSandboxState::SandboxReady;
+            if let Some(sandbox) = self.sandbox(runtime, &listed.id, ready).await? {
                 seen_sandboxes.push(sandbox);
             }
         }
         let mut instances = Vec::with_capacity(containers.len());
         for listed in containers {
-            if let Some(instance) = self.instance(runtime, &listed).await? {
+            let runs = listed.state() == cri::ContainerState::ContainerRunning;
+            if let Some(instance) = self.instance(runtime, (&listed.id, &listed.pod_sandbox_id), runs).await? {
                 instances.push(instance);
             }
         }
-        seen_sandboxes.sort_by_key(|s| std::cmp::Reverse((s.created_at, s.attempt)));
-        instances.sort_by_key(|i| std::cmp::Reverse((i.created_at, i.restart_count)));
-        self.known.retain(|id, _| instances.iter().any(|i| i.id == *id));
-        self.sandboxes.retain(|id, _| seen_sandboxes.iter().any(|s| s.id == *id));
+        let view = self.in_order(seen_sandboxes, instances);
         metrics::PLEG_RELIST_DURATION.observe(&[], Clock.now().monotonic.saturating_sub(begun));
-        Ok((seen_sandboxes, instances))
+        Ok(view)
     }
 
-    async fn sandbox(&mut self, runtime: &Runtime, listed: &cri::PodSandbox) -> Result<Option<Sandbox>, RuntimeError> {
-        let ready = listed.state() == cri::PodSandboxState::SandboxReady;
+    /// The same where nothing has happened since a look but what the worker did itself: only that is looked at. What a call has made
+    /// or ended is asked for after the call, so the view is no older than the worker's own steps.
+    pub(super) async fn look_at(
+        &mut self,
+        runtime: &Runtime,
+        uid: &PodUid,
+        known: &Directory,
+        (mut sandboxes, mut containers): View,
+        touched: &[Touched],
+    ) -> Result<View, RuntimeError> {
+        if touched.is_empty() {
+            return Ok((sandboxes, containers));
+        }
+        let mut look_at: Vec<(String, String)> = Vec::new();
+        for touched in touched {
+            match touched {
+                Touched::Sandbox(id) => {
+                    known.put_ids(uid, [id.as_str()]);
+                    sandboxes.retain(|s| s.id != *id);
+                    sandboxes.extend(self.sandbox(runtime, id, true).await?);
+                }
+                Touched::SandboxStopped(id) => {
+                    for sandbox in sandboxes.iter_mut().chain(self.sandboxes.get_mut(id)).filter(|s| s.id == *id) {
+                        sandbox.ready = false;
+                    }
+                    let alive = containers.iter().filter(|c| c.sandbox_id == *id && c.state != InstanceState::Exited);
+                    look_at.extend(alive.map(|c| (c.id.clone(), id.clone())));
+                }
+                Touched::SandboxGone(id) => {
+                    let within = containers.iter().filter(|c| c.sandbox_id == *id).map(|c| c.id.as_str());
+                    known.drop_ids(within.chain([id.as_str()]));
+                    sandboxes.retain(|s| s.id != *id);
+                    containers.retain(|c| c.sandbox_id != *id);
+                }
+                Touched::Made { id, sandbox } => look_at.push((id.clone(), sandbox.clone())),
+                Touched::Container(id) => {
+                    let found = containers.iter().find(|c| c.id == *id);
+                    look_at.extend(found.map(|c| (id.clone(), c.sandbox_id.clone())));
+                }
+                Touched::Gone(id) => {
+                    known.drop_ids([id.as_str()]);
+                    containers.retain(|c| c.id != *id);
+                    look_at.retain(|(of, _)| of != id);
+                }
+            }
+        }
+        look_at.sort();
+        look_at.dedup();
+        known.put_ids(uid, look_at.iter().map(|(id, _)| id.as_str()));
+        for (id, sandbox) in look_at {
+            containers.retain(|c| c.id != id);
+            containers.extend(self.instance(runtime, (&id, &sandbox), false).await?);
+        }
+        Ok(self.in_order(sandboxes, containers))
+    }
+
+    fn in_order(&mut self, mut sandboxes: Vec<Sandbox>, mut instances: Vec<Instance>) -> View {
+        sandboxes.sort_by_key(|s| std::cmp::Reverse((s.created_at, s.attempt)));
+        instances.sort_by_key(|i| std::cmp::Reverse((i.created_at, i.restart_count)));
+        self.known.retain(|id, _| instances.iter().any(|i| i.id == *id));
+        self.sandboxes.retain(|id, _| sandboxes.iter().any(|s| s.id == *id));
+        (sandboxes, instances)
+    }
+
+    /// `ready`: what the list says.
+    async fn sandbox(&mut self, runtime: &Runtime, id: &str, ready: bool) -> Result<Option<Sandbox>, RuntimeError> {
         // Addresses may come after the sandbox itself.
-        if let Some(known) = self.sandboxes.get_mut(&listed.id).filter(|s| s.host_network || !s.ips.is_empty()) {
+        if let Some(known) = self.sandboxes.get_mut(id).filter(|s| s.host_network || !s.ips.is_empty()) {
             known.ready = ready;
             return Ok(Some(known.clone()));
         }
-        let answer = match runtime.pod_sandbox_status(&listed.id, false).await {
+        let answer = match runtime.pod_sandbox_status(id, false).await {
             Err(error) if error.is_not_found() => return Ok(None),
             other => other?,
         };
@@ -86,7 +168,7 @@ impl Observer {
         let options = status.linux.as_ref().and_then(|l| l.namespaces.as_ref()).and_then(|n| n.options.as_ref());
         let ips = std::iter::once(network.ip).chain(network.additional_ips.into_iter().map(|ip| ip.ip));
         let sandbox = Sandbox {
-            id: listed.id.clone(),
+            id: id.to_owned(),
             attempt: status.metadata.as_ref().map_or(0, |m| m.attempt),
             ready,
             host_network: options.is_some_and(|o| o.network() == cri::NamespaceMode::Node),
@@ -98,18 +180,23 @@ impl Observer {
         Ok(Some(sandbox))
     }
 
-    async fn instance(&mut self, runtime: &Runtime, listed: &cri::Container) -> Result<Option<Instance>, RuntimeError> {
-        let runs = listed.state() == cri::ContainerState::ContainerRunning;
+    /// A container and its sandbox; `runs`: what the list says.
+    async fn instance(
+        &mut self,
+        runtime: &Runtime,
+        (id, sandbox): (&str, &str),
+        runs: bool,
+    ) -> Result<Option<Instance>, RuntimeError> {
         let as_before = |known: &&Instance| known.state == InstanceState::Exited || runs;
-        if let Some(known) = self.known.get(&listed.id).filter(as_before) {
+        if let Some(known) = self.known.get(id).filter(as_before) {
             return Ok(Some(known.clone()));
         }
-        let answer = match runtime.container_status(&listed.id, false).await {
+        let answer = match runtime.container_status(id, false).await {
             Err(error) if error.is_not_found() => return Ok(None),
             other => other?,
         };
         let Some(status) = answer.status else { return Ok(None) };
-        let mut instance = of_status(&status, &listed.pod_sandbox_id);
+        let mut instance = of_status(&status, sandbox);
         if instance.state == InstanceState::Exited {
             let last_words = last_words(&status).await;
             if !last_words.is_empty() {

@@ -1,17 +1,18 @@
 //! [`Pods`]: starts and stops workers, hands them what is desired, and wakes them when the runtime tells of something.
 
+mod weights;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
-use stoker_model::handle::{EventType, Eviction, NodeSnapshot, PodDirectory, PodEvictor, ProbeMetrics};
+use stoker_model::handle::{EventSubject, EventType, Eviction, NodeSnapshot, PodDirectory, PodEvictor, ProbeMetrics};
 use stoker_model::metrics;
 use stoker_model::names;
 use stoker_model::pod::{PodRef, PodUid};
-use stoker_model::resources::{QosClass, pod_requests, qos_class};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -24,8 +25,7 @@ use super::resize::{Allocation, RESOURCES_FILE};
 use super::shared::{Directory, PodHandles, PodsConfig, Shared};
 use super::slow::SlowStep;
 use super::sources::{self, Mirrors, Reported, Wanted, WantedFeed, full_name, is_static, keep_mirrors};
-use super::worker::Worker;
-use crate::cgroup::cpu_shares;
+use super::worker::{Wakes, Worker};
 use crate::clock::Clock;
 use crate::probe::Prober;
 use crate::runtime::RuntimeError;
@@ -123,7 +123,9 @@ impl Pods {
             tasks: JoinSet::new(),
             stop,
             orphans_due: true,
+            orphans_untold: true,
             node_known: false,
+            weights_due: true,
             burstable_shares: None,
         };
         let (orders, received) = mpsc::channel(ORDERS);
@@ -178,7 +180,7 @@ impl PodEvictor for Pods {
 /// A running worker, seen from outside.
 struct Handle {
     desired: watch::Sender<DesiredPod>,
-    wake: Arc<Notify>,
+    wakes: Wakes,
     /// It was admitted, so it counts for others.
     admitted: bool,
 }
@@ -195,6 +197,17 @@ impl Handle {
     }
 }
 
+/// What is known of a pod when its worker starts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Known {
+    /// It has no directory on this node, which is made before and goes after everything else of it.
+    New,
+    /// An agent has begun to run it.
+    Begun,
+    /// No source wants it, and something of it is here.
+    Orphan,
+}
+
 /// What the node orders.
 enum Order {
     Evict(PodUid, Eviction),
@@ -209,8 +222,12 @@ struct Supervisor {
     stop: CancellationToken,
     /// What former agents left behind has not been looked for yet.
     orphans_due: bool,
+    /// And when that fails, nobody has been told of it since it was due.
+    orphans_untold: bool,
     /// The API server has told of the Node.
     node_known: bool,
+    /// The burstable pods may have asked for something else since they were weighed.
+    weights_due: bool,
     /// CPU shares that all burstable pods together were given last.
     burstable_shares: Option<u64>,
 }
@@ -236,7 +253,7 @@ impl Supervisor {
                 () = self.stop.cancelled() => break,
                 _ = beats.tick() => self.beat(),
                 _ = garbage.tick() => {
-                    self.orphans_due = true;
+                    (self.orphans_due, self.orphans_untold) = (true, true);
                     // Somebody else may have changed it.
                     self.burstable_shares = None;
                     self.reconcile(&mut feed).await;
@@ -273,6 +290,7 @@ impl Supervisor {
         match ended {
             Ok(reference) => {
                 self.workers.remove(&reference.uid);
+                self.weights_due = true;
                 self.shared.directory.forget(&reference.uid);
                 self.shared.assignments.release(&reference.uid);
                 // Whoever wants it again under the same UID gets it anew (A23.3).
@@ -292,12 +310,12 @@ impl Supervisor {
 
     fn pass_on(&self, event: &RuntimeEvent) {
         match event {
-            RuntimeEvent::Resync => self.wake_all(),
+            RuntimeEvent::Resync => self.workers.values().for_each(|handle| handle.wakes.look.notify_one()),
             RuntimeEvent::Changed { id, .. } => {
                 // What nobody knows yet was made by a step that is still under way: its worker looks after it anyway.
                 let owner = self.shared.directory.owner(id);
                 if let Some(handle) = owner.and_then(|uid| self.workers.get(&uid)) {
-                    handle.wake.notify_one();
+                    handle.wakes.look.notify_one();
                 }
             }
         }
@@ -306,26 +324,27 @@ impl Supervisor {
     /// Wakes the pods whose resize waits for room.
     fn wake_deferred(&self) {
         for handle in self.shared.directory.waiting().iter().filter_map(|uid| self.workers.get(uid)) {
-            handle.wake.notify_one();
+            handle.wakes.plan.notify_one();
         }
     }
 
     /// Wakes the pods that have something for themselves: their status tells how it is.
     fn wake_assigned(&self) {
         for handle in self.shared.assignments.pods().iter().filter_map(|uid| self.workers.get(uid)) {
-            handle.wake.notify_one();
+            handle.wakes.plan.notify_one();
         }
     }
 
     fn wake_all(&self) {
         for handle in self.workers.values() {
-            handle.wake.notify_one();
+            handle.wakes.plan.notify_one();
         }
     }
 
     /// Makes the workers those of the pods that are wanted.
     async fn reconcile(&mut self, feed: &mut WantedFeed) {
         let wanted = feed.borrow_and_update().clone();
+        let mut weights_due = false;
         for (uid, handle) in &self.workers {
             let pod = wanted.pods.get(uid);
             handle.desired.send_if_modified(|desired| match pod {
@@ -333,6 +352,11 @@ impl Supervisor {
                 _ if desired.gone => false,
                 Some(pod) if Arc::ptr_eq(&desired.pod, pod) || pod.spec.is_none() => false,
                 Some(pod) => {
+                    if let Some(text) = self.shared.config.features.lacks_for_update(&desired.pod, pod) {
+                        let reason = "FailedNodeDeclaredFeaturesCheck";
+                        self.shared.tell(&PodRef::of(pod), EventType::Warning, reason, text);
+                    }
+                    weights_due |= !weights::are_the_same(&desired.pod, pod);
                     desired.pod = pod.clone();
                     true
                 }
@@ -344,6 +368,7 @@ impl Supervisor {
                 None => false,
             });
         }
+        self.weights_due |= weights_due;
         self.start_wanted(&wanted).await;
         self.weigh_burstable();
         if self.orphans_due && wanted.complete {
@@ -355,10 +380,16 @@ impl Supervisor {
                     for pod in orphans {
                         info!(pod = %PodRef::of(&pod), "no source wants this pod any more; it is cleaned up");
                         let pod = Arc::new(pod);
-                        self.start(pod.clone(), true, None, pod);
+                        self.start(pod.clone(), Known::Orphan, None, pod);
                     }
                 }
-                Err(error) => warn!(%error, "cannot look for what former pods left behind; it is tried again"),
+                Err(error) => {
+                    warn!(%error, "cannot look for what former pods left behind; it is tried again");
+                    if std::mem::replace(&mut self.orphans_untold, false) {
+                        let reason = "ContainerGCFailed";
+                        self.shared.sink.publish(EventSubject::Node, EventType::Warning, reason, error.to_string());
+                    }
+                }
             }
         }
     }
@@ -372,10 +403,9 @@ impl Supervisor {
         }
         self.node_known |= node.uid.is_some();
         // A static pod of the same name waits for the end of the one before (A1.4).
-        let names: BTreeSet<_> = self.workers.values().map(|handle| full_name(&handle.desired.borrow().pod)).collect();
+        let has_worker = |name| self.workers.values().any(|handle| full_name(&handle.desired.borrow().pod) == name);
         let starts = |uid: &PodUid, pod: &Pod| {
-            let waits = is_static(pod) && names.contains(&full_name(pod));
-            !self.workers.contains_key(uid) && pod.spec.is_some() && !waits
+            !self.workers.contains_key(uid) && pod.spec.is_some() && !(is_static(pod) && has_worker(full_name(pod)))
         };
         let mut fresh: Vec<&Arc<Pod>> =
             wanted.pods.iter().filter(|(uid, pod)| starts(uid, pod)).map(|(_, pod)| pod).collect();
@@ -414,7 +444,8 @@ impl Supervisor {
                 }
             };
             let shown = given.map_or_else(|| pod.clone(), Arc::new);
-            self.start(pod.clone(), false, rejected, shown);
+            let known = if ran { Known::Begun } else { Known::New };
+            self.start(pod.clone(), known, rejected, shown);
         }
     }
 
@@ -484,28 +515,12 @@ impl Supervisor {
         }
     }
 
-    /// Gives the burstable pods together what they asked for (A12.6).
-    fn weigh_burstable(&mut self) {
-        let pods = self.admitted();
-        let burstable = pods.iter().filter_map(|p| p.spec.as_ref()).filter(|s| qos_class(s) == QosClass::Burstable);
-        let asked = burstable.map(|s| pod_requests(s).get("cpu").map_or(0, |cpu| cpu.milli())).sum();
-        let shares = Some(cpu_shares(asked));
-        if self.burstable_shares == shares {
-            return;
-        }
-        let cgroups = &self.shared.cgroups;
-        match cgroups.make_tree().and_then(|()| cgroups.set_burstable_shares(cpu_shares(asked))) {
-            Ok(()) => self.burstable_shares = shares,
-            Err(error) => warn!(%error, "burstable pods together have another share of the CPU than they asked for"),
-        }
-    }
-
     /// Pods that use the node's resources.
     fn admitted(&self) -> Vec<Arc<Pod>> {
-        let admitted = self.workers.values().filter(|handle| handle.admitted);
-        let pods = admitted.map(|handle| handle.desired.borrow().pod.clone());
+        let admitted = self.workers.iter().filter(|(_, handle)| handle.admitted);
         // What a pod was given counts, not what it asks for (A1.18).
-        let pods = pods.map(|pod| self.shared.directory.get(&PodRef::of(&pod).uid).unwrap_or(pod));
+        let given = |uid: &PodUid| self.shared.directory.get(uid);
+        let pods = admitted.map(|(uid, handle)| given(uid).unwrap_or_else(|| handle.desired.borrow().pod.clone()));
         pods.filter(|pod| {
             let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
             !matches!(phase, Some("Succeeded" | "Failed"))
@@ -514,16 +529,19 @@ impl Supervisor {
     }
 
     /// `shown`: the pod with the resources that it was given, which counts for others.
-    fn start(&mut self, pod: Arc<Pod>, gone: bool, rejected: Option<Cause>, shown: Arc<Pod>) {
+    fn start(&mut self, pod: Arc<Pod>, known: Known, rejected: Option<Cause>, shown: Arc<Pod>) {
+        let gone = known == Known::Orphan;
         let uid = PodRef::of(&pod).uid;
         let (desired, receiver) = watch::channel(DesiredPod { pod: pod.clone(), gone, ended: None, released: false });
-        let wake = Arc::new(Notify::new());
+        let wakes = Wakes::default();
         let admitted = rejected.is_none() && !gone;
         if !gone {
             self.shared.directory.put(&uid, shown);
         }
-        let worker = Worker::new(self.shared.clone(), receiver, wake.clone(), self.stop.child_token(), rejected);
-        self.workers.insert(uid, Handle { desired, wake, admitted });
+        let (stop, is_new) = (self.stop.child_token(), known == Known::New);
+        let worker = Worker::new(self.shared.clone(), receiver, wakes.clone(), stop, is_new, rejected);
+        self.weights_due = true;
+        self.workers.insert(uid, Handle { desired, wakes, admitted });
         self.tasks.spawn(worker.run());
     }
 

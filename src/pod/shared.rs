@@ -284,12 +284,20 @@ impl Directory {
     }
 
     /// What the runtime has of a pod now.
-    pub(super) fn put_ids(&self, uid: &PodUid, ids: &[String]) {
+    pub(super) fn put_ids<'a>(&self, uid: &PodUid, ids: impl IntoIterator<Item = &'a str>) {
         let mut all = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
         for id in ids {
             if !all.contains_key(id) {
-                all.insert(id.clone(), uid.clone());
+                all.insert(id.to_owned(), uid.clone());
             }
+        }
+    }
+
+    /// What the worker has removed: nobody needs to be told that it is gone.
+    pub(super) fn drop_ids<'a>(&self, ids: impl IntoIterator<Item = &'a str>) {
+        let mut all = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        for id in ids {
+            all.remove(id);
         }
     }
 

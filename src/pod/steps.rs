@@ -29,13 +29,14 @@ use super::shared::Shared;
 use super::slow::described;
 use crate::cgroup::PodLimits;
 use crate::clock::Clock;
+use crate::runtime::Awaited;
 use crate::volume::MountFailure;
 
 /// The certificates of the API server, which the control plane puts into every namespace.
 const ROOT_CA: &str = "kube-root-ca.crt";
 
 /// What a step changed, or failed to.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) enum Effect {
     CgroupReady,
     VolumesMounted,
@@ -46,7 +47,17 @@ pub(super) enum Effect {
         reason: &'static str,
         text: String,
     },
-    SandboxMade,
+    SandboxMade {
+        id: String,
+    },
+    /// Nothing in it runs any more, and its network is given back.
+    SandboxStopped {
+        id: String,
+        awaited: Awaited,
+    },
+    SandboxRemoved {
+        id: String,
+    },
     SandboxFailed {
         reason: &'static str,
         message: String,
@@ -71,11 +82,16 @@ pub(super) enum Effect {
     /// A container was made from this image; `ended`: when the instance before it ended.
     Created {
         name: String,
+        id: String,
+        sandbox: String,
         image: ImageKey,
         ended: Option<Timestamp>,
     },
     Started {
         name: String,
+        id: String,
+    },
+    ContainerRemoved {
         id: String,
     },
     ContainerFailed {
@@ -98,10 +114,13 @@ pub(super) enum Effect {
     ResizeFailed {
         message: String,
     },
-    /// A stop came to its end, well or not.
+    /// A stop came to its end; without `awaited` it failed.
     StopEnded {
         id: String,
+        awaited: Option<Awaited>,
     },
+    /// A call has failed: what the runtime has of the pod is to be looked at.
+    Unsure,
     TornDown,
     Reported,
     /// Nothing of the pod is left.
@@ -125,6 +144,10 @@ pub(super) struct Hand {
     pub(super) volumes_changed: Arc<Notify>,
     /// Resolves when the status has been written.
     pub(super) flushed: futures::future::BoxFuture<'static, ()>,
+    /// All sandboxes of the pod, and whether each was stopped; `None`: the runtime is asked.
+    pub(super) sandboxes: Option<Vec<(String, bool)>>,
+    /// Volumes and control group are gone.
+    pub(super) torn_down: bool,
     pub(super) effects: Vec<Effect>,
 }
 
@@ -173,11 +196,13 @@ impl Hand {
             tracing::debug!(pod = %self.reference, ?step, "step");
             let span = step_span(&self.reference, &step);
             let (mut said, begun) = (described(&step), Clock.now().monotonic);
+            let mut changes_runtime = step.changes_runtime();
             let outcome = match steps.peek() {
                 Some(&Step::RunSandbox { attempt, changed }) if step == Step::MountVolumes && self.mounts_surely() => {
                     steps.next();
                     let both = "run sandbox, mount volumes";
                     said = Some(both.to_owned());
+                    changes_runtime = true;
                     span.record("otel.name", both);
                     self.mount_beside_sandbox(attempt, changed).instrument(span).await
                 }
@@ -185,6 +210,9 @@ impl Hand {
             };
             let took = Clock.now().monotonic.saturating_sub(begun);
             self.shared.directory.slow.note(&self.reference, said, took);
+            if changes_runtime && !matches!(outcome, Outcome::Done) {
+                self.effects.push(Effect::Unsure);
+            }
             match outcome {
                 Outcome::Done => {}
                 Outcome::Skip(name) => skipped.push(name),
@@ -209,7 +237,9 @@ impl Hand {
             Step::CreateContainer { name, image, restart_count, restarts, target } => {
                 match self.create_container(&name, &image, restart_count, target.as_deref()).await {
                     Ok(id) => {
-                        self.effects.push(Effect::Created { name: name.clone(), image, ended: restarts });
+                        let sandbox = self.sandbox.as_ref().map(|s| s.id.clone()).unwrap_or_default();
+                        let (of, ended) = (name.clone(), restarts);
+                        self.effects.push(Effect::Created { name: of, id: id.clone(), sandbox, image, ended });
                         *made = Some((name, id));
                         Outcome::Done
                     }
@@ -245,7 +275,7 @@ impl Hand {
         if self.shared.assignments.has_own_cpus(&self.reference.uid) {
             limits.milli_cpu = None;
         }
-        match cgroups.make_tree().and_then(|()| cgroups.make_pod(self.reference.uid.as_str(), &limits)) {
+        match cgroups.make_pod(self.reference.uid.as_str(), &limits) {
             Ok(()) => {
                 self.effects.push(Effect::CgroupReady);
                 Outcome::Done

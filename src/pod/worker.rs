@@ -6,6 +6,7 @@
 
 mod assigning;
 mod effects;
+mod looking;
 mod probing;
 mod refresh;
 mod resizing;
@@ -25,22 +26,21 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, warn};
 
+pub(super) use looking::Wakes;
 use refresh::{PodFields, Refresh};
 use timing::Start;
 
 use super::adopted::Adopted;
 use super::backoff::{backoffs, lengthened};
-use super::observe::Observer;
-use super::observed::{
-    DesiredPod, ImageKey, ImageState, Instance, Kind, Memory, Observed, Sandbox, Stage, Stop, VolumesState,
-};
+use super::observe::{Observer, Touched, View};
+use super::observed::{DesiredPod, ImageKey, ImageState, Kind, Memory, Observed, Sandbox, Stage, Stop};
 use super::plan::{Plan, Step, StopContainer, Waiting, plan, pod_text};
 use super::security::ImageUser;
 use super::shared::Shared;
 use super::status::{Facts, differs, status};
 use super::steps::{Effect, Hand, StopRequest, find_image, look_for_image, run_pre_stop, step_span, stop_container};
-use super::writer::StatusWriter;
-use crate::runtime::RuntimeError;
+use super::writer::{StatusWriter, urgency};
+use crate::runtime::{Awaited, RuntimeError};
 
 /// First and longest delay while the runtime is away.
 const RUNTIME_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
@@ -79,7 +79,7 @@ pub(super) struct Worker {
     shared: Arc<Shared>,
     reference: PodRef,
     desired: watch::Receiver<DesiredPod>,
-    wake: Arc<Notify>,
+    wakes: Wakes,
     stop: CancellationToken,
     memory: Memory,
     observer: Observer,
@@ -110,8 +110,15 @@ pub(super) struct Worker {
     sandbox: Option<Sandbox>,
     /// What the last plan was made for, as the sources told it.
     planned_for: Option<DesiredPod>,
-    /// What the runtime had of the pod, while nothing has happened since that could have changed it.
-    view: Option<(Vec<Sandbox>, Vec<Instance>)>,
+    /// No agent has begun anything for it yet.
+    is_new: bool,
+    /// What the runtime had of the pod, while nothing has happened since that could have changed it but what the worker did itself.
+    view: Option<View>,
+    touched: Vec<Touched>,
+    /// A call failed a short while ago: what came of it may show only later.
+    wary: bool,
+    /// Containers and sandboxes that the worker has ended, by ID: no event needs to tell of that.
+    awaited: HashMap<String, Awaited>,
     adopted: Adopted,
     /// The image and the resources of each container that was made anew: its back-off counts for those (A3.9).
     tried: HashMap<String, (ImageKey, ResourceRequirements)>,
@@ -123,12 +130,13 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// A worker that has not looked yet. `rejected`: the pod may not run here.
+    /// A worker that has not looked yet. `is_new`: no agent has begun anything for the pod; `rejected`: it may not run here.
     pub(super) fn new(
         shared: Arc<Shared>,
         desired: watch::Receiver<DesiredPod>,
-        wake: Arc<Notify>,
+        wakes: Wakes,
         stop: CancellationToken,
+        is_new: bool,
         rejected: Option<super::observed::Cause>,
     ) -> Self {
         let pod = desired.borrow().pod.clone();
@@ -150,7 +158,7 @@ impl Worker {
             shared,
             reference,
             desired,
-            wake,
+            wakes,
             stop,
             memory,
             observer: Observer::default(),
@@ -171,7 +179,11 @@ impl Worker {
             repeated: (Vec::new(), 0),
             sandbox: None,
             planned_for: None,
+            is_new,
             view: None,
+            touched: Vec::new(),
+            wary: false,
+            awaited: HashMap::new(),
             adopted: Adopted::default(),
             tried: HashMap::new(),
             start: Start::of(&pod, now),
@@ -222,7 +234,7 @@ impl Worker {
                     Wake::Look | Wake::Echo => {}
                     Wake::VolumesChanged => self.volumes_changed(),
                     Wake::Resync => {
-                        self.view = None;
+                        (self.view, self.wary) = (None, false);
                         self.refresh_volumes();
                         // Should the pod still be there, it is asked again to go.
                         self.memory.reported = false;
@@ -272,7 +284,8 @@ impl Worker {
                 }
                 self.operation = "update";
             }
-            () = self.wake.notified() => self.view = None,
+            () = self.wakes.look.notified() => self.view = None,
+            () = self.wakes.plan.notified() => {}
             () = self.volumes_changed.notified() => return Wake::VolumesChanged,
             () = until(refresh_at.unwrap_or(resync_at)), if refresh_at.is_some() => {
                 self.refresh_at = None;
@@ -305,35 +318,14 @@ impl Worker {
                 warn!(%error, "a step ended badly");
                 self.hand_busy = false;
                 self.refresh = Refresh::Idle;
-                self.view = None;
+                self.unsure();
             }
-        }
-    }
-
-    /// What an earlier agent left running is as it should be: nothing is mounted or limited anew before it is looked at (A1.15, A2.23).
-    async fn adopt(&mut self) {
-        let Ok((sandboxes, containers)) =
-            self.observer.look(&self.shared.runtime, &self.reference.uid, &self.shared.directory).await
-        else {
-            return;
-        };
-        self.adopted = Adopted::of(&self.desired.borrow(), &containers);
-        let found_ready = sandboxes.iter().any(|s| s.ready);
-        self.view = Some((sandboxes, containers));
-        if found_ready {
-            self.memory.volumes = VolumesState::Mounted;
-            self.memory.cgroup_ready = true;
-            self.refresh_volumes();
         }
     }
 
     /// Looks where something may have changed, plans, reports and begins what is to be done. When to do so again (monotonic).
     async fn round(&mut self) -> Result<Option<Duration>, RuntimeError> {
-        let (runtime, directory) = (&self.shared.runtime, &self.shared.directory);
-        let (sandboxes, containers) = match self.view.take() {
-            Some(view) => view,
-            None => self.observer.look(runtime, &self.reference.uid, directory).await?,
-        };
+        let (sandboxes, containers) = self.look().await?;
         let desired = self.desired.borrow_and_update().clone();
         self.planned_for = Some(desired.clone());
         let desired = self.allocate(desired);
@@ -356,9 +348,7 @@ impl Worker {
             plan.wake_at = Some(plan.wake_at.map_or(repair_at, |at| at.min(repair_at)));
         }
         self.memory = seen.memory;
-        if seen.sandboxes.iter().all(Sandbox::is_settled) && seen.containers.iter().all(Instance::is_settled) {
-            self.view = Some((seen.sandboxes, seen.containers));
-        }
+        self.keep_view((seen.sandboxes, seen.containers));
         self.waiting = plan.waiting.clone();
         Ok(self.begin(&desired, plan))
     }
@@ -415,7 +405,8 @@ impl Worker {
         if status != self.previous || differs && now.monotonic >= self.repair_at {
             self.previous = status.clone();
             self.repair_at = now.monotonic + REPAIR_INTERVAL;
-            self.writer.put(Arc::new(status));
+            let urgency = urgency(desired, seen, &status);
+            self.writer.put(Arc::new(status), urgency);
         }
         differs.then_some(self.repair_at)
     }
@@ -463,9 +454,6 @@ impl Worker {
             self.repeated = (Vec::new(), 0);
             return plan.wake_at;
         }
-        if for_hand.iter().any(Step::changes_runtime) {
-            self.view = None;
-        }
         let pause = self.pause_before(&for_hand);
         let hand = self.hand(desired);
         self.hand_busy = true;
@@ -506,6 +494,8 @@ impl Worker {
             images: images.collect(),
             volumes_changed: self.volumes_changed.clone(),
             flushed: Box::pin(self.writer.flushed()),
+            sandboxes: self.known_sandboxes(),
+            torn_down: self.memory.torn_down,
             effects: Vec::new(),
         }
     }

@@ -9,62 +9,106 @@ use stoker_model::pod::PodRef;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
+use super::observed::{DesiredPod, Observed, Stage};
+use crate::clock::Clock;
+
 /// First and longest delay between tries.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
-/// A pod that starts has soon more to tell: what it shows on the way is written only if the way is long.
-const HOLD: Duration = Duration::from_millis(250);
+
+/// Who waits for a status.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Urgency {
+    /// It is written at once.
+    Now,
+    /// The pod starts or goes, and has soon more to tell: what it shows on the way is written only if the way is long.
+    OnTheWay,
+    /// The same of a pod that has ended by itself, which others may wait for.
+    Ended,
+}
+
+impl Urgency {
+    const fn hold(self) -> Duration {
+        match self {
+            Self::Now => Duration::ZERO,
+            Self::OnTheWay => Duration::from_millis(250),
+            Self::Ended => Duration::from_millis(100),
+        }
+    }
+}
+
+/// How urgent the status of a pod is.
+pub(super) fn urgency(desired: &DesiredPod, seen: &Observed, status: &PodStatus) -> Urgency {
+    let goes = matches!(seen.memory.stage, Stage::Terminating { .. } | Stage::CleaningUp { .. });
+    if status.phase.as_deref() == Some("Pending") {
+        Urgency::OnTheWay
+    } else if !goes || seen.running().next().is_some() {
+        Urgency::Now
+    } else if desired.deleted() {
+        Urgency::OnTheWay
+    } else {
+        Urgency::Ended
+    }
+}
+
+/// The newest status.
+#[derive(Debug)]
+struct Wanted {
+    number: u64,
+    status: Option<Arc<PodStatus>>,
+    urgency: Urgency,
+}
 
 /// The writing task of one pod ends with this.
 #[derive(Debug)]
 pub(super) struct StatusWriter {
-    /// Number and content of the newest status.
-    wanted: watch::Sender<(u64, Option<Arc<PodStatus>>)>,
+    wanted: watch::Sender<Wanted>,
     /// Number of the status written last.
     written: watch::Receiver<u64>,
 }
 
 impl StatusWriter {
     pub(super) fn spawn(api: Arc<dyn PodApi>, pod: PodRef) -> Self {
-        let (wanted, inbox) = watch::channel((0, None));
+        let (wanted, inbox) = watch::channel(Wanted { number: 0, status: None, urgency: Urgency::Now });
         let (done, written) = watch::channel(0);
         tokio::spawn(write(api, pod, inbox, done));
         Self { wanted, written }
     }
 
     /// Has a status written, in place of an earlier one that waits.
-    pub(super) fn put(&self, status: Arc<PodStatus>) {
-        self.wanted.send_modify(|wanted| *wanted = (wanted.0 + 1, Some(status)));
+    pub(super) fn put(&self, status: Arc<PodStatus>, urgency: Urgency) {
+        self.wanted.send_modify(|wanted| {
+            *wanted = Wanted { number: wanted.number + 1, status: Some(status), urgency };
+        });
     }
 
-    /// Resolves when everything put so far has reached the API server, or the pod is no longer there.
+    /// Resolves when everything put so far has reached the API server, or the pod is no longer there. Nothing is held back from when it is
+    /// first asked.
     pub(super) fn flushed(&self) -> impl Future<Output = ()> + Send + 'static {
-        let newest = self.wanted.borrow().0;
-        let mut written = self.written.clone();
+        let newest = self.wanted.borrow().number;
+        let (wanted, mut written) = (self.wanted.clone(), self.written.clone());
         async move {
+            wanted.send_if_modified(|wanted| std::mem::replace(&mut wanted.urgency, Urgency::Now) != Urgency::Now);
+            // The writer must not wait for us.
+            drop(wanted);
             // An error means that the writer ended: then nothing more can be written.
             let _ = written.wait_for(|number| *number >= newest).await;
         }
     }
 }
 
-async fn write(
-    api: Arc<dyn PodApi>,
-    pod: PodRef,
-    mut inbox: watch::Receiver<(u64, Option<Arc<PodStatus>>)>,
-    done: watch::Sender<u64>,
-) {
+async fn write(api: Arc<dyn PodApi>, pod: PodRef, mut inbox: watch::Receiver<Wanted>, done: watch::Sender<u64>) {
     let mut delay = RETRY.0;
     while inbox.changed().await.is_ok() {
-        let mut hold = std::pin::pin!(tokio::time::sleep(HOLD));
+        let begun = Clock.now().monotonic;
         loop {
-            let (number, status) = inbox.borrow_and_update().clone();
+            let (number, status, urgency) = {
+                let wanted = inbox.borrow_and_update();
+                (wanted.number, wanted.status.clone(), wanted.urgency)
+            };
             let Some(status) = status else { break };
-            if status.phase.as_deref() == Some("Pending") {
-                tokio::select! {
-                    biased;
-                    () = &mut hold => {}
-                    Ok(()) = inbox.changed() => continue,
-                }
+            let hold = (begun + urgency.hold()).saturating_sub(Clock.now().monotonic);
+            if !hold.is_zero() && matches!(tokio::time::timeout(hold, inbox.changed()).await, Ok(Ok(()))) {
+                continue;
             }
             let wait = match api.patch_status(&pod, &status).await {
                 Ok(()) => None,
@@ -132,7 +176,7 @@ mod tests {
         let writer = StatusWriter::spawn(busy.clone(), pod);
         let put = |reason: &str| {
             let (phase, reason) = (Some("Running".to_owned()), Some(reason.to_owned()));
-            writer.put(Arc::new(PodStatus { phase, reason, ..PodStatus::default() }));
+            writer.put(Arc::new(PodStatus { phase, reason, ..PodStatus::default() }), Urgency::Now);
         };
         put("1");
         while busy.tries.lock().unwrap().is_empty() {
@@ -171,20 +215,26 @@ mod tests {
         let pod = PodRef { namespace: "n".into(), name: "p".into(), uid: PodUid::new("u") };
         let writer = StatusWriter::spawn(seen.clone(), pod);
         let put = |phase: &str, reason: &str| {
+            let urgency = if phase == "Pending" { Urgency::OnTheWay } else { Urgency::Now };
             let (phase, reason) = (Some(phase.to_owned()), Some(reason.to_owned()));
-            writer.put(Arc::new(PodStatus { phase, reason, ..PodStatus::default() }));
+            writer.put(Arc::new(PodStatus { phase, reason, ..PodStatus::default() }), urgency);
         };
         for reason in ["1", "2"] {
             put("Pending", reason);
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        assert!(seen.0.lock().unwrap().is_empty());
         put("Running", "");
         writer.flushed().await;
         put("Running", "x");
         writer.flushed().await;
         assert_eq!(*seen.0.lock().unwrap(), ["Running", "Runningx"], "what starts quickly is told once");
         put("Pending", "3");
-        writer.flushed().await;
+        tokio::time::sleep(Urgency::OnTheWay.hold() * 2).await;
         assert_eq!(seen.0.lock().unwrap().last().unwrap(), "Pending3", "and what does not, all the same");
+        put("Pending", "4");
+        let early = tokio::time::timeout(Urgency::OnTheWay.hold() / 2, writer.flushed()).await;
+        assert!(early.is_ok(), "whoever waits for it is not held up");
+        assert_eq!(seen.0.lock().unwrap().last().unwrap(), "Pending4");
     }
 }

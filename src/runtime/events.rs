@@ -45,8 +45,8 @@ const SETTLE_LOOKS: u32 = 12;
 /// The topics that change what CRI tells, in containerd's filter language.
 ///
 /// A task is deleted by the CRI plugin when it has taken note of its end, a moment before it shows it: the exit itself comes tens of
-/// milliseconds earlier, and whoever looked then would look in vain.
-const TOPICS: [&str; 4] = ["/tasks/start", "/tasks/delete", "/tasks/oom", "/containers/delete"];
+/// milliseconds earlier, and whoever looked then would look in vain. A start is told to the one who asked for it by the call's return.
+const TOPICS: [&str; 3] = ["/tasks/delete", "/tasks/oom", "/containers/delete"];
 
 /// Something happened in the runtime.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -67,7 +67,7 @@ pub enum RuntimeEvent {
 pub enum EventKind {
     /// It was made. Told by CRI's own stream only.
     Created,
-    /// Its process runs.
+    /// Its process runs. Told by CRI's own stream only.
     Started,
     /// The kernel killed a process in it for memory.
     OutOfMemory,
@@ -236,7 +236,7 @@ impl Listener {
     }
 }
 
-/// Ends are worth waiting for; a start is told to the one who started it by the call's return.
+/// Ends are worth waiting for.
 fn must_settle(kind: EventKind) -> bool {
     matches!(kind, EventKind::Stopped | EventKind::OutOfMemory)
 }
@@ -261,7 +261,6 @@ fn of_containerd(envelope: &Envelope) -> Option<(String, EventKind)> {
     let event = envelope.event.as_ref()?;
     let bytes = event.value.as_slice();
     let told = match event.type_url.rsplit('/').next()? {
-        "containerd.events.TaskStart" => (containerd::TaskStart::decode(bytes).ok()?.container_id, EventKind::Started),
         "containerd.events.TaskOOM" => (containerd::TaskOom::decode(bytes).ok()?.container_id, EventKind::OutOfMemory),
         "containerd.events.ContainerDelete" => {
             (containerd::ContainerDelete::decode(bytes).ok()?.id, EventKind::Deleted)

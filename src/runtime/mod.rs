@@ -19,6 +19,7 @@ mod pulled;
 mod turns;
 
 pub use client::Runtime;
+pub(crate) use ending::Awaited;
 pub use error::{PullFailure, RuntimeError};
 pub use images::{Credential, Images, NodeCredentials, Pull, Pulled, SecretRef};
 pub use import::{ImageSource, import};

@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use stoker_model::handle::{ApiError, EventSink, EventSubject, EventType};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::backoff::Backoff;
 use super::client::{ApiServer, PatchKind};
@@ -38,6 +38,15 @@ const TRIES: u32 = 12;
 pub struct Events {
     queue: mpsc::Sender<Said>,
     clock: Clock,
+    unsent: watch::Sender<Unsent>,
+}
+
+/// What has been published and not been sent.
+#[derive(Clone, Copy, Debug, Default)]
+struct Unsent {
+    events: usize,
+    /// The agent ends: nothing waits for its time any more.
+    in_haste: bool,
 }
 
 #[derive(Debug)]
@@ -64,9 +73,24 @@ impl EventSink for Events {
         annotations: BTreeMap<String, String>,
     ) {
         let said = Said { subject, kind, reason: reason.to_owned(), message, annotations, now: self.clock.now() };
+        self.unsent.send_modify(|unsent| unsent.events += 1);
         if let Err(error) = self.queue.try_send(said) {
+            self.unsent.send_modify(|unsent| unsent.events -= 1);
             let (mpsc::error::TrySendError::Full(said) | mpsc::error::TrySendError::Closed(said)) = error;
             tracing::debug!(reason = said.reason, message = said.message, "event dropped: too many wait");
+        }
+    }
+}
+
+impl Events {
+    /// Has everything sent that was published, without delay, and returns when that is done.
+    pub async fn flush(&self) {
+        self.unsent.send_modify(|unsent| unsent.in_haste = true);
+        let mut unsent = self.unsent.subscribe();
+        tokio::select! {
+            // We hold a sender, so it cannot fail.
+            _ = unsent.wait_for(|unsent| unsent.events == 0) => {}
+            () = self.queue.closed() => {}
         }
     }
 }
@@ -76,8 +100,10 @@ impl EventSink for Events {
 /// `pace`: so many are sent a second, and so many at once (kubelet's `eventRecordQPS`, `eventBurst`).
 pub fn event_queue(clock: Clock, node: String, pace: (u32, u32)) -> (Events, impl FnOnce(ApiServer) -> EventTask) {
     let (sender, queue) = mpsc::channel(QUEUE);
-    (Events { queue: sender, clock }, move |api| EventTask {
+    let unsent = watch::Sender::default();
+    (Events { queue: sender, clock, unsent: unsent.clone() }, move |api| EventTask {
         api,
+        unsent,
         node,
         queue,
         book: Book::default(),
@@ -93,6 +119,7 @@ pub struct EventTask {
     queue: mpsc::Receiver<Said>,
     book: Book,
     pace: Pace,
+    unsent: watch::Sender<Unsent>,
 }
 
 impl EventTask {
@@ -100,12 +127,24 @@ impl EventTask {
     pub async fn run(mut self) {
         while let Some(said) = self.queue.recv().await {
             let age = Clock.now().monotonic.saturating_sub(said.now.monotonic);
-            tokio::time::sleep(HOLD.saturating_sub(age)).await;
+            self.wait(HOLD.saturating_sub(age)).await;
             if let Some(entry) = self.book.note(said, &self.node) {
-                tokio::time::sleep(self.pace.take(Clock.now().monotonic)).await;
+                let turn = self.pace.take(Clock.now().monotonic);
+                self.wait(turn).await;
                 self.send(entry).await;
             }
+            self.unsent.send_modify(|unsent| unsent.events -= 1);
         }
+    }
+
+    /// Unless the agent ends.
+    async fn wait(&self, time: Duration) {
+        if time.is_zero() {
+            return;
+        }
+        let mut unsent = self.unsent.subscribe();
+        // Its time is over, or there is haste.
+        let _ = tokio::time::timeout(time, unsent.wait_for(|unsent| unsent.in_haste)).await;
     }
 
     async fn send(&mut self, entry: Entry) {

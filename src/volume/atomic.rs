@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -58,7 +59,8 @@ pub(super) fn write(dir: &Path, payload: &Payload, group: Option<u32>, now: Time
     }
     if let Some(group) = group {
         // What the files are given, they have; this is for the directories (A9.7).
-        ownership::give(&fresh, group, Access::Read).map_err(VolumeError::file("give to its group", &fresh))?;
+        ownership::give(&fresh, group, Access::Read, &AtomicU64::new(0))
+            .map_err(VolumeError::file("give to its group", &fresh))?;
         ownership::give_one(dir, group, Access::Read).map_err(VolumeError::file("give to its group", dir))?;
     }
     swap(dir, &fresh)?;

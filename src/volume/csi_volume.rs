@@ -16,7 +16,6 @@ use super::claim::Bound;
 use super::csi::{Attributes, Csi, MountDevice, PodData, Publish, ephemeral_handle, published};
 use super::error::VolumeError;
 use super::expand::Growth;
-use super::ownership::{self, Access};
 use super::places::Place;
 use super::selinux;
 use super::volumes::{Volumes, fs_group};
@@ -152,7 +151,7 @@ impl Volumes {
         let fresh = self.publish(&mut csi, &job, &policy, publish.clone()).await?;
         let once = spec.access_modes.iter().flatten().any(|m| m == "ReadWriteOnce" || m == "ReadWriteOncePod");
         let by_default = !publish.device.fs_type.is_empty() && once;
-        self.own(&job, &csi, &policy, &publish, by_default, fresh)?;
+        self.own(&job, &csi, &policy, &publish, by_default, fresh).await?;
         self.expand(&mut csi, &job.growth(bound, fresh), &publish).await?;
         Ok(place)
     }
@@ -215,7 +214,7 @@ impl Volumes {
         let publish = Publish { device, staged: false, target: self.csi_target(&job), read_only };
         let place = Place { path: publish.target.clone(), read_only, attachable: None, group: None };
         let fresh = self.publish(&mut csi, &job, &policy, publish.clone()).await?;
-        self.own(&job, &csi, &policy, &publish, !publish.device.fs_type.is_empty(), fresh)?;
+        self.own(&job, &csi, &policy, &publish, !publish.device.fs_type.is_empty(), fresh).await?;
         let root = self.dirs(&job.reference.uid).root().to_owned();
         self.places.put(&job.reference.uid, &root, volume_name, place.clone())?;
         Ok(place)
@@ -299,7 +298,7 @@ impl Volumes {
     }
 
     /// `fsGroup`, where the driver leaves it to the node (A9.16).
-    fn own(
+    async fn own(
         &self,
         job: &Job<'_>,
         csi: &Csi,
@@ -316,7 +315,7 @@ impl Volumes {
         }
         let context = job.pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
         let on_mismatch = context.and_then(|s| s.fs_group_change_policy.as_deref()) == Some("OnRootMismatch");
-        ownership::give_to_group(&publish.target, group, Access::ReadWrite, on_mismatch)
+        self.give(&PodRef::of(job.pod), &publish.target, group, on_mismatch).await
     }
 
     pub(super) async fn publish_secrets(&self, source: &CSIPersistentVolumeSource) -> Result<Attributes, VolumeError> {

@@ -1,12 +1,24 @@
 //! Mount points.
 
+use std::borrow::Cow;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, unmount};
 
 /// Whether something is mounted at the path: it lies on another device than its parent, or is the root of a bind mount.
 pub(super) fn is_mount_point(path: &Path) -> io::Result<bool> {
+    let found = match statx(CWD, path, AtFlags::empty(), StatxFlags::empty()) {
+        Err(Errno::NOENT) => return Ok(false),
+        other => other.ok(),
+    };
+    if let Some(found) = found.filter(|found| found.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT)) {
+        return Ok(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
+    }
+    // Kernels before 5.8 do not tell it, and the table of a full node is long.
     let Some(path) = without_links(path)? else { return Ok(false) };
     let text = std::fs::read_to_string("/proc/self/mountinfo")?;
     let wanted = path.to_string_lossy();
@@ -36,9 +48,20 @@ fn labels_at(mountinfo: &str, path: &str) -> bool {
 pub(super) fn mount_points_below(path: &Path) -> io::Result<Vec<String>> {
     let Some(path) = without_links(path)? else { return Ok(Vec::new()) };
     let text = std::fs::read_to_string("/proc/self/mountinfo")?;
-    let mut found: Vec<String> = mount_points(&text).filter(|place| Path::new(place).starts_with(&path)).collect();
+    let mut found: Vec<String> =
+        mount_points(&text).filter(|place| Path::new(&**place).starts_with(&path)).map(Cow::into_owned).collect();
     found.sort_by_key(|place| std::cmp::Reverse(place.len()));
     Ok(found)
+}
+
+/// Whether a mount point below a path shows the same directory.
+pub(super) fn shows_below(path: &Path, directory: &Path) -> io::Result<bool> {
+    let same = |found: &Path| std::fs::metadata(found).map(|found| (found.dev(), found.ino()));
+    let wanted = match same(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        other => other?,
+    };
+    Ok(mount_points_below(path)?.iter().any(|place| same(Path::new(place)).is_ok_and(|found| found == wanted)))
 }
 
 /// The path as the kernel's table names it: a root directory that is a link must not hide what is mounted below it. `None`: it is
@@ -50,15 +73,19 @@ fn without_links(path: &Path) -> io::Result<Option<PathBuf>> {
     }
 }
 
-fn mount_points(mountinfo: &str) -> impl Iterator<Item = String> {
+fn mount_points(mountinfo: &str) -> impl Iterator<Item = Cow<'_, str>> {
     mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape)
 }
 
 /// The kernel writes blanks and backslashes in octal.
-fn unescape(text: &str) -> String {
+fn unescape(text: &str) -> Cow<'_, str> {
+    if !text.contains('\\') {
+        return text.into();
+    }
     [(r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", r"\")]
         .into_iter()
         .fold(text.to_owned(), |text, (escaped, plain)| text.replace(escaped, plain))
+        .into()
 }
 
 pub(super) fn mount_tmpfs(path: &Path, size_bytes: Option<i64>) -> io::Result<()> {
@@ -99,8 +126,8 @@ pub(super) fn make_shared(path: &Path) -> io::Result<()> {
 pub(super) fn unmount_now(path: &Path) -> io::Result<()> {
     match unmount(path, UnmountFlags::empty()) {
         // A process may still hold it for a moment; detached it vanishes with the last user.
-        Err(rustix::io::Errno::BUSY) => unmount(path, UnmountFlags::DETACH).map_err(io::Error::from),
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(()),
+        Err(Errno::BUSY) => unmount(path, UnmountFlags::DETACH).map_err(io::Error::from),
+        Err(Errno::INVAL | Errno::NOENT) => Ok(()),
         other => other.map_err(io::Error::from),
     }
 }

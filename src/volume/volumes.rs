@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,7 +18,6 @@ use super::attach;
 use super::claim::{self, Bound};
 use super::csi::Drivers;
 use super::error::VolumeError;
-use super::ownership::{self, Access};
 use super::payload::{Sources, objects_of};
 use super::places::{Place, Places};
 use super::token::Tokens;
@@ -310,7 +309,7 @@ impl Volumes {
         if let Some(source) = &volume.empty_dir {
             let fresh = empty_dir::set_up(&place, source, pod, node)?;
             return match group.filter(|_| fresh) {
-                Some(group) => ownership::give_to_group(&place, group, Access::ReadWrite, false),
+                Some(group) => self.give(&reference, &place, group, false).await,
                 None => Ok(()),
             };
         }
@@ -354,12 +353,7 @@ impl Volumes {
             at(PathBuf::from(&source.path))
         } else if let Some(source) = &spec.local {
             let place = at(of_plugin("local-volume"));
-            let fresh = persistent::mount_local(&source.path, &place.path, bound.read_only)?;
-            if let Some(group) = fs_group(pod).filter(|_| fresh && !bound.read_only) {
-                let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
-                let policy = context.and_then(|s| s.fs_group_change_policy.as_deref());
-                ownership::give_to_group(&place.path, group, Access::ReadWrite, policy == Some("OnRootMismatch"))?;
-            }
+            self.mount_local(pod, bound, &source.path, &place.path).await?;
             place
         } else if let Some(source) = &spec.nfs {
             let place = at(of_plugin("nfs"));
@@ -372,6 +366,34 @@ impl Volumes {
             return Err(VolumeError::Unsupported);
         };
         self.places.put(&uid, dirs.root(), &volume.name, place)
+    }
+
+    /// Whoever mounts it first gives it to his group; others are told when it is not theirs.
+    async fn mount_local(&self, pod: &Pod, bound: &Bound, source: &str, place: &Path) -> Result<(), VolumeError> {
+        let shared =
+            kernel::shows_below(&self.pods_dir, Path::new(source)).map_err(VolumeError::file("look at", source))?;
+        if !persistent::mount_local(source, place, bound.read_only)? {
+            return Ok(());
+        }
+        let Some(group) = fs_group(pod) else { return Ok(()) };
+        let reference = PodRef::of(pod);
+        if shared {
+            let owner = fs::metadata(source).map_err(VolumeError::file("look at", source))?.gid();
+            if owner != group {
+                let text = format!(
+                    "The requested fsGroup is {group}, but the volume {} has GID {owner}. The volume may not be shareable.",
+                    bound.name()
+                );
+                self.tell(&reference, EventType::Warning, "AlreadyMountedVolume", text);
+            }
+            return Ok(());
+        }
+        if bound.read_only {
+            return Ok(());
+        }
+        let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
+        let policy = context.and_then(|s| s.fs_group_change_policy.as_deref());
+        self.give(&reference, place, group, policy == Some("OnRootMismatch")).await
     }
 
     /// Where a volume lies, or would; `None`: its kind is not known here, or it is not mounted yet.

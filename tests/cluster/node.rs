@@ -27,6 +27,22 @@ fn events(lab: &Lab) -> BTreeSet<(String, String)> {
     all["items"].as_array().into_iter().flatten().map(of).collect()
 }
 
+#[test]
+fn an_agent_that_cannot_start_tells_so_before_it_ends() {
+    // A21.2: KubeletSetupFailed
+    let mut lab = Lab::new();
+    lab.start_control_plane();
+    lab.start_containerd();
+    // A file where a directory must be.
+    fs::create_dir_all(lab.dir().join("kubelet")).unwrap();
+    fs::write(lab.dir().join("kubelet/pod-resources"), "").unwrap();
+    lab.start_agent();
+    lab.eventually_ends();
+    let told = events(&lab);
+    let is_it = |(reason, text): &(String, String)| reason == "KubeletSetupFailed" && text.contains("pod-resources");
+    assert!(told.iter().any(is_it), "{told:?}");
+}
+
 #[expect(clippy::disallowed_methods, reason = "a test measures")]
 #[test]
 fn a_node_is_kept_and_tells_what_happens_to_it() {

@@ -98,7 +98,7 @@ fn start_bus(lab: &Lab) {
 
 #[test]
 fn pods_end_before_the_machine_does() {
-    // A15.10, A6.4, A22.1m
+    // A15.10, A6.4, A22.1m, A21.2
     let threads = tokio::runtime::Runtime::new().unwrap();
     let mut lab = Lab::new();
     let dir = lab.dir().to_owned();

@@ -169,7 +169,7 @@ fn attach(node: &Node, handle: &str) {
 
 #[tokio::test]
 async fn devices_of_a_driver_are_mapped_and_volumes_grow() {
-    // A1.8, A6.3, A9.1, A9.2, A9.3, A9.17, A9.18, A9.23, A10.11, A21.1
+    // A1.8, A6.3, A9.1, A9.2, A9.3, A9.17, A9.18, A9.23, A10.11, A21.1, A21.2
     let mut node = Node::start().await;
     let root = node.path("kubelet");
     let driver = Driver::new(&root);

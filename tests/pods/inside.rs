@@ -44,7 +44,7 @@ impl Node {
 
 #[tokio::test]
 async fn a_container_finds_what_it_was_promised() {
-    // A4.7, A8.3, A8.8, A9.12, A10.2, A10.12, A11.1, A11.3, A11.4, A11.7
+    // A4.7, A8.3, A8.8, A9.12, A10.2, A10.12, A11.1, A11.3, A11.4, A11.7, A21.2
     let node = Node::start().await;
     node.api.put_config_map("kube-root-ca.crt", &[("ca.crt", "certificate")]);
     let fields = [

@@ -11,11 +11,11 @@ use stoker_model::names;
 use stoker_model::pod::PodUid;
 
 use crate::node::{Node, condition, pod};
-use crate::volumes::until;
+use crate::volumes::{until, until_event};
 
 #[tokio::test]
 async fn whatever_belongs_to_no_pod_goes() {
-    // A14.9, A1.6, A12.6
+    // A14.9, A1.6, A12.6, A21.2
     let mut node = Node::start().await;
     assert_eq!(node.garbage_every, Duration::from_secs(60));
     node.stop_agent().await;
@@ -54,5 +54,10 @@ async fn whatever_belongs_to_no_pod_goes() {
     until("the right weight", || fs::read_to_string(&weight).unwrap().trim() == expected).await;
     assert!(condition(&node.api.pod(&live).unwrap(), "Ready"));
     assert_eq!(fs::read_dir(node.path("links")).unwrap().flatten().count(), 1, "what leads to a log stays");
+
+    // A21.2: who cannot look says so.
+    node.lab.kill_containerd();
+    until_event(&node, "node ContainerGCFailed: ").await;
+    node.lab.start_containerd().await;
     node.stop().await;
 }

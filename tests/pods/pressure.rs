@@ -117,7 +117,7 @@ async fn pods_that_take_more_disk_than_they_may_are_evicted() {
 
 #[tokio::test]
 async fn a_node_short_of_memory_ends_one_pod_after_the_other() {
-    // A2.19, A7.6, A13.6, A13.8, A13.9, A13.11, A21.1
+    // A2.19, A7.6, A13.6, A13.8, A13.9, A13.11, A21.1, A21.2
     let node = Node::start().await;
     let memory = |builder: Builder, amount: &str| {
         let amount = amount.to_owned();

@@ -183,7 +183,7 @@ async fn one_request(listener: &TcpListener) -> String {
 
 #[tokio::test]
 async fn hooks_run_after_the_start_and_before_the_stop() {
-    // A4.1, A4.2, A4.3, A4.4, A1.15, A21.1
+    // A4.1, A4.2, A4.3, A4.4, A1.15, A21.1, A21.2
     let mut node = Node::start().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = IntOrString::Int(listener.local_addr().unwrap().port().into());

@@ -97,7 +97,7 @@ fn of(registry: &Registry, name: &str, secrets: &[&str]) -> Pod {
 
 #[tokio::test]
 async fn private_images_come_with_the_secrets_of_the_pod_or_of_the_node() {
-    // A2.14, A14.1, A14.2, A14.4, A14.5, A14.6, A14.7, A21.1
+    // A2.14, A14.1, A14.2, A14.4, A14.5, A14.6, A14.7, A21.1, A21.2
     let node = Node::start().await;
     let registry = Registry::start(&node).await;
     node.api.put_pull_secret(

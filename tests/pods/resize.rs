@@ -49,7 +49,7 @@ impl Node {
 
 #[tokio::test]
 async fn a_running_pod_gets_other_resources() {
-    // A15.1, A2.18, A12.3, A12.5, A12.7, A12.12
+    // A15.1, A2.18, A12.3, A12.5, A12.7, A12.12, A21.2
     let mut node = Node::start().await;
     let built = pod("p").container("main", LONG).with(|c| {
         c.resources = Some(resources("100m", "64Mi"));
@@ -180,7 +180,7 @@ async fn an_init_container_is_resized_while_it_runs() {
 
 #[tokio::test]
 async fn whole_pods_are_resized_and_wait_their_turn() {
-    // A15.1, A15.16
+    // A15.1, A15.16, A21.2
     let node = Node::start().await;
     let of_pod = |cpu: &'static str, memory: &'static str| {
         move |p: &mut Pod| p.spec.as_mut().unwrap().resources = Some(resources(cpu, memory))

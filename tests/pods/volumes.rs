@@ -385,7 +385,7 @@ pub(crate) fn of_claim(name: &str) -> Volume {
 
 #[tokio::test]
 async fn claims_show_what_they_are_bound_to() {
-    // A9.1, A9.3, A9.16, A9.17, A9.19, A9.22, A10.2
+    // A9.1, A9.3, A9.16, A9.17, A9.19, A9.22, A10.2, A21.2
     let mut node = Node::start().await;
     let (local, host) = (node.path("local"), node.path("host"));
     for dir in [&local, &host] {
@@ -408,6 +408,14 @@ async fn claims_show_what_they_are_bound_to() {
     let found = fs::metadata(local.join("precious")).unwrap();
     assert_eq!((found.gid(), found.permissions().mode() & 0o777), (4242, 0o664));
     assert!(node.path(&format!("kubelet/pods/{one}/volumes/kubernetes.io~local-volume/pv-local/precious")).exists());
+
+    // Whoever comes second with another group is told that the volume has one.
+    let second = with_group(pod("second").container("main", SLEEP), 4343).volume(of_claim("local"), "/local");
+    let second = run(&node, second).await;
+    let text = "The requested fsGroup is 4343, but the volume pv-local has GID 4242. The volume may not be shareable.";
+    until_event(&node, &format!("second  AlreadyMountedVolume: {text}")).await;
+    assert_eq!(fs::metadata(local.join("precious")).unwrap().gid(), 4242);
+    end(&node, &second).await;
 
     // The next agent takes it over, even when the API server knows nothing of it, and takes nothing away but the mount.
     node.stop_agent().await;

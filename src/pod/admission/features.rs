@@ -2,19 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::PodSpec;
+use k8s_openapi::api::core::v1::{Pod, PodSpec, ResourceRequirements};
+use stoker_model::resources::is_sidecar;
 
 use super::Rejection;
 
+const POD_LEVEL_RESIZE: &str = "InPlacePodLevelResourcesVerticalScaling";
+const INIT_RESIZE: &str = "InPlacePodVerticalScalingInitContainers";
 const RESTART_ALL: &str = "RestartAllContainersOnContainerExits";
 const HOST_NETWORK_USERS: &str = "UserNamespacesHostNetworkSupport";
 /// Those that this agent has, in order; upstream's gate of the same name takes one out.
-const OURS: [&str; 4] = [
-    "ExtendWebSocketsToKubelet",
-    "InPlacePodLevelResourcesVerticalScaling",
-    "InPlacePodVerticalScalingInitContainers",
-    RESTART_ALL,
-];
+const OURS: [&str; 4] = ["ExtendWebSocketsToKubelet", POD_LEVEL_RESIZE, INIT_RESIZE, RESTART_ALL];
 
 /// What this node declares, and what it refuses because it lacks it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -52,13 +50,31 @@ impl Features {
             let text = "PodLevelResources feature gate is disabled";
             return Err(Rejection::new("PodLevelResourcesNotSupported", text));
         }
-        let Some(declared) = &self.declared else { return Ok(()) };
-        let missing: Vec<&str> = needed(spec).into_iter().filter(|name| !declared.contains(name)).collect();
-        if missing.is_empty() {
-            return Ok(());
+        match self.lacks(&needed(spec)) {
+            None => Ok(()),
+            Some(text) => Err(Rejection::new("PodFeatureUnsupported", text)),
         }
-        let text = format!("Pod requires node features that are not available: {}", missing.join(", "));
-        Err(Rejection::new("PodFeatureUnsupported", text))
+    }
+
+    /// What a pod on this node is changed to that takes something which this node has not. It is told of, and not refused: that is the
+    /// API server's to do (A21.2).
+    pub(in crate::pod) fn lacks_for_update(&self, old: &Pod, new: &Pod) -> Option<String> {
+        let (old, new) = (old.spec.as_ref()?, new.spec.as_ref()?);
+        let inits = |spec: &PodSpec| -> Vec<Option<ResourceRequirements>> {
+            let all = spec.init_containers.iter().flatten();
+            all.map(|init| init.resources.clone().filter(|_| !is_sidecar(init))).collect()
+        };
+        let changes = [(old.resources != new.resources, POD_LEVEL_RESIZE), (inits(old) != inits(new), INIT_RESIZE)];
+        let needed: Vec<&str> = changes.into_iter().filter(|(changes, _)| *changes).map(|(_, name)| name).collect();
+        self.lacks(&needed)
+    }
+
+    /// Upstream's words for what this node does not declare of these.
+    fn lacks(&self, needed: &[&str]) -> Option<String> {
+        let declared = self.declared.as_ref()?;
+        let missing: Vec<&str> = needed.iter().copied().filter(|name| !declared.contains(name)).collect();
+        let text = || format!("Pod requires node features that are not available: {}", missing.join(", "));
+        (!missing.is_empty()).then(text)
     }
 }
 
@@ -72,4 +88,39 @@ fn needed(spec: &PodSpec) -> Vec<&'static str> {
         .filter(|(needs, _)| *needs)
         .map(|(_, name)| name)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// With so much CPU for the pod, an init container and a sidecar.
+    fn pod([whole, init, sidecar]: [&str; 3]) -> Pod {
+        let of = |cpu: &str| json!({ "requests": { "cpu": cpu } });
+        let inits = json!([
+            { "name": "init", "resources": of(init) },
+            { "name": "sidecar", "resources": of(sidecar), "restartPolicy": "Always" },
+        ]);
+        let spec = json!({ "resources": of(whole), "initContainers": inits, "containers": [{ "name": "main" }] });
+        serde_json::from_value(json!({ "spec": spec })).expect("a pod")
+    }
+
+    #[test]
+    fn updates_that_take_what_the_node_has_not_are_told_of() {
+        // A21.2: FailedNodeDeclaredFeaturesCheck
+        let without = |gates: &[&str]| Features::of(&gates.iter().map(|gate| ((*gate).to_owned(), false)).collect());
+        let neither = without(&[POD_LEVEL_RESIZE, INIT_RESIZE]);
+        let before = pod(["1", "1", "1"]);
+        let told = |features: &Features, now: [&str; 3]| features.lacks_for_update(&before, &pod(now));
+        let text = "Pod requires node features that are not available: ";
+        assert_eq!(told(&neither, ["1", "1", "1"]), None);
+        assert_eq!(told(&neither, ["1", "1", "2"]), None, "a sidecar is no matter of this");
+        assert_eq!(told(&neither, ["2", "1", "1"]), Some(format!("{text}{POD_LEVEL_RESIZE}")));
+        assert_eq!(told(&neither, ["2", "2", "1"]), Some(format!("{text}{POD_LEVEL_RESIZE}, {INIT_RESIZE}")));
+        assert_eq!(told(&without(&[POD_LEVEL_RESIZE]), ["1", "2", "1"]), None);
+        assert_eq!(told(&Features::default(), ["2", "2", "2"]), None, "this node has both");
+        assert_eq!(told(&without(&[POD_LEVEL_RESIZE, "NodeDeclaredFeatures"]), ["2", "1", "1"]), None);
+    }
 }

@@ -192,7 +192,8 @@ pub(in crate::pod) async fn keep_mirrors(
     loop {
         let now = wanted.borrow_and_update().clone();
         let seen = node.borrow_and_update().clone();
-        let alive: BTreeSet<FullName> = directory.all().iter().map(|pod| full_name(pod)).collect();
+        let alive: BTreeSet<FullName> =
+            directory.all().iter().filter(|pod| is_static(pod)).map(|pod| full_name(pod)).collect();
         let (failed, waits) = keeper.round(&now, &alive, (&seen.name, seen.uid.as_deref())).await;
         let wait = match (failed, waits) {
             (true, _) => {

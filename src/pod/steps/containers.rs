@@ -1,6 +1,7 @@
 //! Makes, starts and removes containers.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use k8s_openapi::api::core::v1::Container;
 use stoker_model::handle::EventType;
@@ -17,6 +18,9 @@ use crate::runtime::cri;
 
 /// Where a pod's emptyDir volumes lie in its directory.
 const EMPTY_DIRS: &str = "volumes/kubernetes.io~empty-dir";
+
+/// They come and go with no processor.
+static THROTTLES: OnceLock<Vec<String>> = OnceLock::new();
 
 /// What the volumes hold belongs to the same users inside and outside (A11.2).
 fn map_users(mounts: &mut [cri::Mount], linux: &cri::LinuxContainerConfig) {
@@ -96,13 +100,13 @@ impl Hand {
     ) -> Result<cri::LinuxContainerConfig, Refusal> {
         let shared = &self.shared;
         let seccomp_dir = shared.config.root_dir.join("seccomp");
-        let throttles = security::thermal_throttles(Path::new("/sys/devices/system/cpu"));
+        let throttles = THROTTLES.get_or_init(|| security::thermal_throttles(Path::new("/sys/devices/system/cpu")));
         let groups = shared.volumes.groups(&self.reference.uid);
         let of_node = NodeSecurity {
             groups_of_volumes: &groups,
             seccomp_default: shared.config.seccomp_default,
             seccomp_dir: &seccomp_dir,
-            more_masked: &throttles,
+            more_masked: throttles,
         };
         let users = self.users().map_err(config_error)?;
         let context = security::of_container(&self.pod, spec, user, of_node, target, users).map_err(config_error)?;
@@ -153,6 +157,7 @@ impl Hand {
                 let _ = std::fs::remove_file(path);
             }
         }
+        self.effects.push(Effect::ContainerRemoved { id: id.to_owned() });
         Outcome::Done
     }
 }

@@ -82,8 +82,8 @@ impl Hand {
     pub(super) fn sandbox_made(&mut self, made: Result<String, RuntimeError>) -> Outcome {
         metrics::STARTED_PODS.inc(&[]);
         match made {
-            Ok(_) => {
-                self.effects.push(Effect::SandboxMade);
+            Ok(id) => {
+                self.effects.push(Effect::SandboxMade { id });
                 Outcome::Done
             }
             Err(error) => self.sandbox_failed(error.to_string()),
@@ -163,10 +163,16 @@ impl Hand {
 
     pub(super) async fn stop_sandbox(&mut self, id: &str) -> Outcome {
         // The worker looks when this has returned.
-        let _awaited = self.shared.runtime.without_events_of(id);
+        let awaited = self.shared.runtime.without_events_of(id);
         match self.shared.runtime.stop_pod_sandbox(id).await {
-            Ok(()) => Outcome::Done,
-            Err(error) if error.is_not_found() => Outcome::Done,
+            Ok(()) => {
+                self.effects.push(Effect::SandboxStopped { id: id.to_owned(), awaited });
+                Outcome::Done
+            }
+            Err(error) if error.is_not_found() => {
+                self.effects.push(Effect::SandboxRemoved { id: id.to_owned() });
+                Outcome::Done
+            }
             Err(error) => {
                 let message =
                     format!("error killing pod: failed to \"KillPodSandbox\" for \"{}\": {error}", self.reference.uid);
@@ -184,7 +190,10 @@ impl Hand {
                 self.effects.push(Effect::Stuck);
                 Outcome::Stop
             }
-            _ => Outcome::Done,
+            _ => {
+                self.effects.push(Effect::SandboxRemoved { id: id.to_owned() });
+                Outcome::Done
+            }
         }
     }
 }

@@ -92,7 +92,7 @@ pub(in crate::pod) async fn stop_container(mut request: StopRequest) -> Effect {
         }
     }
     // The worker looks when this has returned.
-    let _awaited = request.shared.runtime.without_events_of(&request.id);
+    let awaited = request.shared.runtime.without_events_of(&request.id);
     let grace = request.remaining().max(MINIMUM_GRACE);
     let first = tokio::spawn({
         let (runtime, id) = (request.shared.runtime.clone(), request.id.clone());
@@ -121,6 +121,7 @@ pub(in crate::pod) async fn stop_container(mut request: StopRequest) -> Effect {
         request.shared.tell(&request.pod, EventType::Warning, "FailedKillPod", message);
         // Not at once again, whatever is the matter with it.
         tokio::time::sleep(Duration::from_secs(2)).await;
+        return Effect::StopEnded { id: request.id, awaited: None };
     }
-    Effect::StopEnded { id: request.id }
+    Effect::StopEnded { id: request.id, awaited: Some(awaited) }
 }

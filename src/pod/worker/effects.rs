@@ -7,6 +7,7 @@ use stoker_model::metrics;
 
 use super::Worker;
 use crate::pod::backoff::{Backoff, lengthened};
+use crate::pod::observe::Touched;
 use crate::pod::observed::{Cause, Failure, ImageKey, ImageState, Stage, VolumesState};
 use crate::pod::resize::{self, Failed};
 use crate::pod::steps::{Effect, pull_failure};
@@ -49,7 +50,14 @@ impl Worker {
                 let cause = Cause::Rejected { reason: reason.to_owned(), message: format!("Pod was rejected: {text}") };
                 memory.stage = Stage::Terminating { deadline: now.monotonic, cause };
             }
-            Effect::SandboxMade => memory.sandbox_failure = None,
+            Effect::SandboxMade { id } => {
+                memory.sandbox_failure = None;
+                self.touched.push(Touched::Sandbox(id));
+            }
+            Effect::SandboxStopped { id, awaited } => self.ended(id.clone(), Touched::SandboxStopped(id), awaited),
+            Effect::SandboxRemoved { id } => self.touched.push(Touched::SandboxGone(id)),
+            Effect::ContainerRemoved { id } => self.touched.push(Touched::Gone(id)),
+            Effect::Unsure => self.unsure(),
             Effect::SandboxFailed { reason, message, retry } => {
                 let retry_at = now.monotonic + lengthened(retry, &self.reference.uid);
                 memory.sandbox_failure = Some(Failure { reason: reason.to_owned(), message, retry_at });
@@ -71,7 +79,8 @@ impl Worker {
                 let failure = pull_failure(last, reason, message, pulled, now);
                 memory.images.insert(key, ImageState::Failed(failure));
             }
-            Effect::Created { name, image, ended } => {
+            Effect::Created { name, id, sandbox, image, ended } => {
+                self.touched.push(Touched::Made { id, sandbox });
                 memory.recreate.remove(&name);
                 memory.hook_failed.remove(&name);
                 let allocation = &mut memory.resize.allocation;
@@ -120,6 +129,7 @@ impl Worker {
             }
             Effect::Started { name, id } => {
                 memory.failures.remove(&name);
+                self.touched.push(Touched::Container(id.clone()));
                 self.run_post_start(name, id);
             }
             Effect::ContainerFailed { name, reason, message } => {
@@ -141,10 +151,13 @@ impl Worker {
                     }
                 }
             }
-            Effect::StopEnded { id } => {
+            Effect::StopEnded { id, awaited } => {
                 memory.stops.remove(&id);
                 self.deadlines.remove(&id);
-                self.view = None;
+                match awaited {
+                    Some(awaited) => self.ended(id.clone(), Touched::Container(id), awaited),
+                    None => self.unsure(),
+                }
             }
             Effect::TornDown => {
                 self.shared.assignments.release(&self.reference.uid);

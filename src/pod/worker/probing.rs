@@ -34,7 +34,7 @@ impl Worker {
             })
             .collect();
         let view = View { pod: &self.reference, address: &address, ending, containers: &targets };
-        self.shared.prober.keep(view, &self.wake)
+        self.shared.prober.keep(view, &self.wakes.plan)
     }
 
     /// The pod's primary address.
