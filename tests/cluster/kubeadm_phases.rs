@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use crate::lab::enclosure::NODE_IP;
-use crate::lab::manifest::{BUSYBOX, HELLO};
+use crate::lab::manifest::BUSYBOX;
 use crate::lab::{Lab, NODE, text};
 
 /// The token's, in kubeadm's defaults.
@@ -277,14 +277,15 @@ pub(crate) fn coredns_addon(lab: &Lab) {
         "labelSelector": {"matchExpressions": [{"key": "k8s-app", "operator": "In", "values": ["kube-dns"]}]},
         "topologyKey": "kubernetes.io/hostname",
     });
+    // It stands in for CoreDNS: it is healthy and ready. Nothing but this folder can be written to.
+    let script = "cd /dev/shm && echo ok > health && echo ok > ready && httpd -p 8080 && exec httpd -f -p 8181";
     let container = json!({
-        "name": "coredns", "image": HELLO, "imagePullPolicy": "IfNotPresent", "args": ["-conf", "/etc/coredns/Corefile"],
+        "name": "coredns", "image": BUSYBOX, "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", script, "coredns"], "args": ["-conf", "/etc/coredns/Corefile"],
         "resources": {"limits": {"memory": "170Mi"}, "requests": {"cpu": "100m", "memory": "70Mi"}},
         "volumeMounts": [{"name": "config-volume", "mountPath": "/etc/coredns", "readOnly": true}],
-        // What stands in for CoreDNS is ready where it is healthy, on 8080; CoreDNS is on 8181.
         "ports": [
             port(53, "dns", "UDP"), port(53, "dns-tcp", "TCP"), port(9153, "metrics", "TCP"),
-            port(8080, "liveness-probe", "TCP"), port(8080, "readiness-probe", "TCP"),
+            port(8080, "liveness-probe", "TCP"), port(8181, "readiness-probe", "TCP"),
         ],
         "livenessProbe": {
             "httpGet": {"path": "/health", "port": "liveness-probe", "scheme": "HTTP"}, "initialDelaySeconds": 60,
