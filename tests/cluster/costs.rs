@@ -55,7 +55,7 @@ fn a_pod_is_looked_at_only_when_something_may_have_changed() {
 
 /// Followers at a time, and what each may take of the agent's memory: with TLS, and without optimization.
 const FOLLOWERS: u64 = 200;
-const FOLLOWER_KIB: u64 = 96;
+const FOLLOWER_KIB: u64 = 56;
 /// Of the log that is read, and what the agent's memory may grow by meanwhile.
 const LOG_BYTES: usize = 64 << 20;
 const READING_KIB: u64 = 8 << 10;

@@ -178,7 +178,7 @@ impl Follower {
         loop {
             if ended || !reader.is_at_end()? {
                 let finished;
-                (reader, finished) = self.read_all(reader, ended).await?;
+                (reader, finished) = Box::pin(self.read_all(reader, ended)).await?;
                 if finished {
                     return Ok(());
                 }
@@ -198,7 +198,8 @@ impl Follower {
                 () = sleep(pace.interval()) => {
                     let asks;
                     (pace, asks) = pace.next(changes.is_some());
-                    ended = asks && has_ended().await;
+                    // A question to the runtime takes more memory than all the rest, and is rare.
+                    ended = asks && Box::pin(has_ended()).await;
                 }
             }
         }
