@@ -347,12 +347,6 @@ pub struct Usage {
     pub cpu_user_nanoseconds: u64,
     /// Of it in the kernel, nanoseconds.
     pub cpu_system_nanoseconds: u64,
-    /// Periods in which a CPU limit was looked at, and those in which it held something up.
-    pub cpu_periods: u64,
-    /// See `cpu_periods`.
-    pub cpu_throttled_periods: u64,
-    /// For how long it held it up, nanoseconds.
-    pub cpu_throttled_nanoseconds: u64,
     /// Memory with all caches, bytes.
     pub memory_bytes: u64,
     /// Memory without file pages that were not used lately, bytes.
@@ -361,6 +355,8 @@ pub struct Usage {
     pub rss_bytes: u64,
     /// File pages, bytes.
     pub cache_bytes: u64,
+    /// Of them those that are mapped, bytes.
+    pub mapped_bytes: u64,
     /// Swapped out, bytes.
     pub swap_bytes: u64,
     /// The limit of memory, bytes; `None` without one.
@@ -411,6 +407,16 @@ pub trait UsageReader: Send + Sync + 'static {
 
     /// Every pod that has a group.
     fn pods(&self) -> Vec<PodUsage>;
+
+    /// The same, of containers only those with these IDs: most others are sandboxes, which nobody asks about.
+    fn pods_with(&self, _containers: &std::collections::BTreeSet<String>) -> Vec<PodUsage> {
+        self.pods()
+    }
+
+    /// How much memory and swap together a group may use; `None`: no limit.
+    fn swap_limit_bytes(&self, group: &str) -> Option<u64> {
+        self.details(group).swap_limit_bytes
+    }
 
     /// All pods together, with their common limit.
     fn all_pods(&self) -> Usage;
@@ -486,8 +492,6 @@ pub struct GroupDetails {
     pub devices: Vec<DeviceUsage>,
     /// How often memory hit its limit.
     pub memory_failures: u64,
-    /// Mapped files, bytes.
-    pub mapped_bytes: u64,
     /// The most memory that was used, bytes.
     pub most_memory_bytes: u64,
     /// Processes that were killed for want of memory.
@@ -498,6 +502,12 @@ pub struct GroupDetails {
     pub cpu_period: u64,
     /// Microseconds in each period; 0: no limit.
     pub cpu_quota: u64,
+    /// Periods in which the limit was looked at, and those in which it held something up.
+    pub cpu_periods: u64,
+    /// See `cpu_periods`.
+    pub cpu_throttled_periods: u64,
+    /// For how long it held it up, nanoseconds.
+    pub cpu_throttled_nanoseconds: u64,
     /// Protected or soft limit, bytes; 0: none.
     pub memory_reservation_bytes: u64,
     /// Bytes; `None`: no limit.

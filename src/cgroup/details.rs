@@ -25,6 +25,16 @@ impl Cgroups {
         Stalls { cpu: of("cpu"), memory: of("memory"), io: of("io") }
     }
 
+    pub(super) fn read_swap_limit(&self, group: &str) -> Option<u64> {
+        match self.hierarchy() {
+            Hierarchy::V2(root) => swap_limit_of_v2(&read(root.join(group).join("memory.swap.max"))),
+            Hierarchy::V1 { controllers, .. } => {
+                let file = |tree: &PathBuf| read(tree.join(group).join("memory.memsw.limit_in_bytes"));
+                swap_limit_of_v1(&controllers.get("memory").map(file).unwrap_or_default())
+            }
+        }
+    }
+
     pub(super) fn read_details(&self, group: &str) -> GroupDetails {
         let (details, processes) = match self.hierarchy() {
             Hierarchy::V2(root) => {
@@ -73,23 +83,34 @@ fn of_v2(file: impl Fn(&str) -> String) -> GroupDetails {
     let events = file("memory.events");
     let event = |name| field(&events, name).unwrap_or_default();
     let weight = bytes("cpu.weight");
+    // Without a limit nothing is held up.
+    let stat = if quota > 0 { file("cpu.stat") } else { String::new() };
+    let throttled = |name| field(&stat, name).unwrap_or_default();
     GroupDetails {
         devices: file("io.stat").lines().filter_map(device_of_v2).collect(),
         memory_failures: event("max"),
-        mapped_bytes: field(&file("memory.stat"), "file_mapped").unwrap_or_default(),
         most_memory_bytes: bytes("memory.peak"),
         oom_kills: event("oom_kill"),
         // The other way round than it was written (A12.4).
         cpu_shares: if weight == 0 { 0 } else { 2 + (weight - 1) * 262_142 / 9999 },
         cpu_period: max.next().and_then(|text| text.parse().ok()).unwrap_or_default(),
         cpu_quota: quota,
+        cpu_periods: throttled("nr_periods"),
+        cpu_throttled_periods: throttled("nr_throttled"),
+        cpu_throttled_nanoseconds: throttled("throttled_usec") * 1000,
         memory_reservation_bytes: bytes("memory.low"),
-        swap_limit_bytes: Some(file("memory.swap.max"))
-            .filter(|text| text.trim() != "max")
-            .map(|text| number(&text).unwrap_or_default()),
+        swap_limit_bytes: swap_limit_of_v2(&file("memory.swap.max")),
         threads_max: bytes("pids.max"),
         ..GroupDetails::default()
     }
+}
+
+fn swap_limit_of_v2(text: &str) -> Option<u64> {
+    (text.trim() != "max").then(|| number(text).unwrap_or_default())
+}
+
+fn swap_limit_of_v1(text: &str) -> Option<u64> {
+    Some(number(text).unwrap_or_default()).filter(|bytes| *bytes < NO_LIMIT)
 }
 
 /// `8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0`.
@@ -110,21 +131,26 @@ fn device_of_v2(line: &str) -> Option<DeviceUsage> {
 fn of_v1(file: impl Fn(&str, &str) -> String) -> GroupDetails {
     let count = |controller: &str, name: &str| number(&file(controller, name)).unwrap_or_default();
     let limit = |name: &str| Some(count("memory", name)).filter(|bytes| *bytes < NO_LIMIT).unwrap_or_default();
+    // -1, no limit, is none that can be read. Without one nothing is held up.
+    let quota = count("cpu", "cpu.cfs_quota_us");
+    let stat = if quota > 0 { file("cpu", "cpu.stat") } else { String::new() };
+    let throttled = |name| field(&stat, name).unwrap_or_default();
+    let bytes = file("blkio", "blkio.throttle.io_service_bytes_recursive");
+    // Who moved no byte did no operation.
+    let operations = || file("blkio", "blkio.throttle.io_serviced_recursive");
     GroupDetails {
-        devices: devices_of_v1(
-            &file("blkio", "blkio.throttle.io_service_bytes_recursive"),
-            &file("blkio", "blkio.throttle.io_serviced_recursive"),
-        ),
+        devices: if bytes.contains(':') { devices_of_v1(&bytes, &operations()) } else { Vec::new() },
         memory_failures: count("memory", "memory.failcnt"),
-        mapped_bytes: field(&file("memory", "memory.stat"), "total_mapped_file").unwrap_or_default(),
         most_memory_bytes: count("memory", "memory.max_usage_in_bytes"),
         oom_kills: field(&file("memory", "memory.oom_control"), "oom_kill").unwrap_or_default(),
         cpu_shares: count("cpu", "cpu.shares"),
         cpu_period: count("cpu", "cpu.cfs_period_us"),
-        // -1, no limit, is none that can be read.
-        cpu_quota: count("cpu", "cpu.cfs_quota_us"),
+        cpu_quota: quota,
+        cpu_periods: throttled("nr_periods"),
+        cpu_throttled_periods: throttled("nr_throttled"),
+        cpu_throttled_nanoseconds: throttled("throttled_time"),
         memory_reservation_bytes: limit("memory.soft_limit_in_bytes"),
-        swap_limit_bytes: Some(count("memory", "memory.memsw.limit_in_bytes")).filter(|bytes| *bytes < NO_LIMIT),
+        swap_limit_bytes: swap_limit_of_v1(&file("memory", "memory.memsw.limit_in_bytes")),
         threads_max: count("pids", "pids.max"),
         ..GroupDetails::default()
     }
@@ -195,10 +221,10 @@ mod tests {
             match name {
                 "io.stat" => "8:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0 dios=0\n253:1 rbytes=5\n",
                 "memory.events" => "low 0\nhigh 0\nmax 3\noom 1\noom_kill 1\noom_group_kill 0\n",
-                "memory.stat" => "anon 7\nfile_mapped 40\n",
                 "memory.peak" => "500\n",
                 "cpu.weight" => "1\n",
                 "cpu.max" => "50000 100000\n",
+                "cpu.stat" => "usage_usec 3000\nnr_periods 5\nnr_throttled 2\nthrottled_usec 7\n",
                 "memory.low" => "9\n",
                 "memory.swap.max" => "max\n",
                 "pids.max" => "max\n",
@@ -213,12 +239,12 @@ mod tests {
                 }
                 "blkio.throttle.io_serviced_recursive" => "8:0 Read 1\n8:0 Write 2\nTotal 3\n",
                 "memory.failcnt" => "3\n",
-                "memory.stat" => "mapped_file 1\ntotal_mapped_file 40\n",
                 "memory.max_usage_in_bytes" => "500\n",
                 "memory.oom_control" => "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n",
                 "cpu.shares" => "2\n",
                 "cpu.cfs_period_us" => "100000\n",
                 "cpu.cfs_quota_us" => "50000\n",
+                "cpu.stat" => "nr_periods 5\nnr_throttled 2\nthrottled_time 7000\n",
                 "memory.soft_limit_in_bytes" => "9\n",
                 "memory.memsw.limit_in_bytes" => "9223372036854771712\n",
                 "pids.max" => "max\n",
@@ -228,6 +254,7 @@ mod tests {
         });
         assert_eq!(two, one);
         assert_eq!((two.cpu_shares, two.cpu_quota, two.threads_max), (2, 50_000, 0));
+        assert_eq!((two.cpu_periods, two.cpu_throttled_periods, two.cpu_throttled_nanoseconds), (5, 2, 7000));
         assert_eq!(two.devices.len(), 2);
         assert_eq!((two.devices[0].bytes, two.devices[0].operations), ([10, 20], [1, 2]));
         let shares = |weight: &str| of_v2(|name| if name == "cpu.weight" { weight.to_owned() } else { String::new() });

@@ -102,7 +102,8 @@ where
     let activity = Arc::new(Activity::default());
     let answers = activity.clone();
     let service = service_fn(move |request| {
-        let (answering, answer) = (Answering::new(&answers), service.call(request));
+        // In a box of its own: hyper keeps room for an answer's future as long as the connection lives, and a follower's lives long.
+        let (answering, answer) = (Answering::new(&answers), Box::pin(service.call(request)));
         async move {
             let watched = |body| Watched { body, _answering: answering }.boxed_unsync();
             answer.await.map(|reply| reply.map(watched))
@@ -119,8 +120,8 @@ where
         .timer(TokioTimer::new())
         .max_header_list_size(u32::try_from(HEAD_LIMIT_BYTES).unwrap_or(u32::MAX))
         .keep_alive_interval(limits.idle / 3);
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-    tokio::pin!(connection);
+    // On the heap once, and not moved from one future into the next, each of which would have room for it.
+    let mut connection = Box::pin(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
     let result = tokio::select! {
         result = connection.as_mut() => Some(result),
         () = going.cancelled() => None,

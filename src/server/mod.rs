@@ -253,7 +253,8 @@ impl Server {
                             let (routes, user) = (routes.clone(), user.clone());
                             async move { routes.answer(request, user.as_ref().as_ref()).await }
                         });
-                        converse(stream, service, going, LIMITS).await;
+                        // The handshake's part of the task goes with it.
+                        Box::pin(converse(stream, service, going, LIMITS)).await;
                     });
                 }
                 client = accept(self.healthz.as_ref()) => {

@@ -1,8 +1,16 @@
-//! What a pod costs in calls to the runtime and to the API server: they are counted, since times say little on a busy machine.
+//! What a pod costs in calls to the runtime and to the API server, and a reader of logs in memory of the agent: they are counted, since
+//! times say little on a busy machine.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt};
 
 use crate::lab::manifest::pod;
+use crate::lab::node_api::NodeApi;
+use crate::lab::process::memory_kib;
 use crate::lab::{Lab, NODE};
 
 /// What one page of metrics counts.
@@ -68,5 +76,73 @@ fn a_pod_is_looked_at_only_when_something_may_have_changed() {
     for (name, rest) in [("list_podsandbox", 6), ("list_containers", 6), ("image_status", PODS + 2)] {
         assert!(made(name) <= rest, "{name}: {runtime:?}");
     }
+    lab.finish();
+}
+
+/// Followers at a time, and what each may take of the agent's memory: with TLS, and without optimization.
+const FOLLOWERS: u64 = 200;
+const FOLLOWER_KIB: u64 = 56;
+/// Of the log that is read, and what the agent's memory may grow by meanwhile.
+const LOG_BYTES: usize = 64 << 20;
+const READING_KIB: u64 = 8 << 10;
+
+#[test]
+fn logs_are_read_and_followed_in_little_memory() {
+    // A20.4
+    let mut lab = Lab::new();
+    lab.configure("containerLogMaxSize: 1Gi\n");
+    lab.start_containerd();
+    lab.start_control_plane();
+    lab.start_agent();
+    lab.eventually("the node is ready", Lab::node_is_ready);
+    lab.apply(&pod("big").build());
+    lab.eventually("the pod is ready", |lab| lab.ready_pods("big") == 1);
+    let log = lab.run("sh", &["-c", &format!("ls {}/pod-logs/default_big_*/big/0.log", lab.dir().display())]);
+    let log = log.expect_success("ls").trim().to_owned();
+    let line = format!("2026-01-02T03:04:05.123456789Z stdout F {:x<99}\n", "");
+    fs::write(&log, line.repeat(LOG_BYTES / 100)).expect("the folder is ours");
+    lab.enter_network();
+    let api = NodeApi::new(&lab);
+    let agent = lab.agent_pid();
+    let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    tokio.block_on(async {
+        // The first client pays for what all need.
+        api.page("/containerLogs/default/big/big?tailLines=1").await.expect("a log");
+        let before = memory_kib(agent);
+        let (code, mut answer) = api.ask("GET", "/containerLogs/default/big/big", "").await.expect("a log");
+        assert_eq!(code, 200);
+        let (mut came, mut most, mut piece) = (0, before, vec![0; 1 << 20]);
+        while came < LOG_BYTES / 100 * 100 {
+            came += answer.read(&mut piece).await.expect("the log goes on");
+            most = most.max(memory_kib(agent));
+        }
+        assert!(most - before <= READING_KIB, "{} KiB more while a log is read", most - before);
+
+        let before = memory_kib(agent);
+        let mut all = Vec::new();
+        for _ in 0..FOLLOWERS {
+            let path = "/containerLogs/default/big/big?follow=true&tailLines=0";
+            let (code, follower) = api.ask("GET", path, "").await.expect("a log");
+            assert_eq!(code, 200);
+            all.push(follower);
+        }
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let each = memory_kib(agent).saturating_sub(before) / FOLLOWERS;
+        assert!(each <= FOLLOWER_KIB, "{each} KiB for each follower");
+        let files = fs::read_dir(format!("/proc/{agent}/fd")).expect("the agent lives").flatten();
+        let inotify =
+            files.filter(|file| fs::read_link(file.path()).is_ok_and(|to| to.to_string_lossy().contains("inotify")));
+        // Of the agent's own files, and one for all logs: a user may have 128.
+        assert!(inotify.count() < 10);
+        let mut log = fs::File::options().append(true).open(&log).expect("it is there");
+        log.write_all(b"2026-01-02T03:04:06Z stdout F to all\n").expect("there is room");
+        for follower in &mut all {
+            let mut heard = String::new();
+            while !heard.ends_with("to all\n") {
+                heard.clear();
+                follower.read_line(&mut heard).await.expect("it goes on");
+            }
+        }
+    });
     lab.finish();
 }

@@ -111,7 +111,7 @@ fn a_machine_joins_and_leaves_as_kubeadm_does_it() {
         text.replace("@SOCKET@", &socket).replace("/usr/bin/stoker", &stoker)
     };
 
-    // D1.40: preflight. The command of the package says who it is.
+    // D1.39, D1.40, C6.5: preflight. The command of the package says who it is.
     let kubelet = format!("{dir}/bin-kubelet");
     fs::write(&kubelet, here(include_str!("../../packaging/kubelet/kubelet"))).expect("the folder is ours");
     fs::set_permissions(&kubelet, fs::Permissions::from_mode(0o755)).expect("it is ours");

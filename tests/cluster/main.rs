@@ -10,6 +10,8 @@ mod faults;
 mod hello;
 mod join;
 mod kubeadm;
+mod kubeadm_init;
+mod kubeadm_phases;
 mod network;
 mod node;
 mod shutdown;

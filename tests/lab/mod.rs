@@ -8,6 +8,8 @@
 
 pub(crate) mod enclosure;
 pub(crate) mod manifest;
+pub(crate) mod node_api;
+pub(crate) mod process;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -254,6 +256,18 @@ impl Lab {
     /// The agent's process, by its pid outside.
     pub(crate) fn agent_pid(&self) -> u32 {
         self.agent.pid_outside()
+    }
+
+    /// containerd's process, by its pid outside.
+    pub(crate) fn containerd_pid(&self) -> u32 {
+        self.containerd.pid_outside()
+    }
+
+    /// Writes more of kubelet's configuration, before the agent starts.
+    pub(crate) fn configure(&self, yaml: &str) {
+        let file = self.dir().join("kubelet.yaml");
+        let text = fs::read_to_string(&file).expect("it was written");
+        fs::write(&file, format!("{text}{yaml}")).expect("the folder is ours");
     }
 
     /// The control plane's process, by its pid outside.

@@ -1,28 +1,29 @@
 //! What a container has written, as a stream of bytes of bounded memory.
 //!
 //! The file is read where it is wanted to begin, in large pieces, by the blocking threads; a follower holds no thread while it waits.
-//! It waits for inotify, and looks once a second all the same: files on some file systems tell nothing.
+//! It waits for inotify, and looks once a second all the same: files on some file systems tell nothing. While nothing is written such a
+//! look is three system calls.
 
+mod changes;
 mod line;
 mod reader;
 mod rotate;
 
 use std::future::{Future, ready};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
-use inotify::{EventMask, EventStream, Inotify, WatchMask};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
-use tokio::time::{sleep, timeout};
-use tracing::debug;
+use tokio::time::sleep;
 
+use self::changes::Changes;
 use self::reader::{Progress, Reader};
 pub use self::rotate::{RotationConfig, rotate_logs};
 use super::client::Runtime;
@@ -38,8 +39,8 @@ const POLL: Duration = Duration::from_secs(1);
 /// Polls between questions whether the container still runs, where nothing else tells.
 const POLLS_PER_QUESTION: u32 = 5;
 
-/// Lines come in bursts: who follows sees them this much later, and is woken once instead of for each.
-const BURST: Duration = Duration::from_millis(10);
+/// And where the closing of the file tells, unless a process that outlives its container holds it open.
+const POLLS_PER_QUESTION_TOLD: u32 = 20;
 
 /// When the runtime has closed the file, its status may show the end a little later: questions are asked after this time, and after
 /// twice as much each time, 2.5 s in all. Or it was closed because of a rotation, and nothing has ended.
@@ -175,10 +176,12 @@ impl Follower {
         let mut ended = !self.follow;
         let mut pace = Pace::Polls(0);
         loop {
-            let finished;
-            (reader, finished) = self.read_all(reader, ended).await?;
-            if finished {
-                return Ok(());
+            if ended || !reader.is_at_end()? {
+                let finished;
+                (reader, finished) = Box::pin(self.read_all(reader, ended)).await?;
+                if finished {
+                    return Ok(());
+                }
             }
             if reader.is_replaced(&self.path)? {
                 // The runtime writes to the new file only, from now on: take the last lines of the old one.
@@ -194,8 +197,9 @@ impl Follower {
                 closed = next_change(&mut changes) => pace = if closed { Pace::Closed(0) } else { pace },
                 () = sleep(pace.interval()) => {
                     let asks;
-                    (pace, asks) = pace.next();
-                    ended = asks && has_ended().await;
+                    (pace, asks) = pace.next(changes.is_some());
+                    // A question to the runtime takes more memory than all the rest, and is rare.
+                    ended = asks && Box::pin(has_ended()).await;
                 }
             }
         }
@@ -241,57 +245,27 @@ impl Pace {
         }
     }
 
-    /// The pace after the interval, and whether to ask now.
-    fn next(self) -> (Self, bool) {
+    /// The pace after the interval, and whether to ask now; `told`: a writer's closing of the file would be heard.
+    fn next(self, told: bool) -> (Self, bool) {
+        let polls_per_question = if told { POLLS_PER_QUESTION_TOLD } else { POLLS_PER_QUESTION };
         match self {
-            Self::Polls(polls) if polls + 1 < POLLS_PER_QUESTION => (Self::Polls(polls + 1), false),
+            Self::Polls(polls) if polls + 1 < polls_per_question => (Self::Polls(polls + 1), false),
             Self::Closed(questions) if questions + 1 < CLOSED_QUESTIONS => (Self::Closed(questions + 1), true),
             Self::Polls(_) | Self::Closed(_) => (Self::Polls(0), true),
         }
     }
 }
 
-/// What happens in a log's directory.
-struct Changes {
-    events: EventStream<[u8; 1024]>,
-    /// A writer has closed a file, and nobody was told yet.
-    closed: bool,
-}
-
-impl Changes {
-    /// `None`: the machine has no more inotify instances; then only the poll is left.
-    fn of(path: &Path) -> Option<Self> {
-        let start = || {
-            let inotify = Inotify::init()?;
-            // The directory, for a rotation puts a new file there. It has only this container's files.
-            let mask = WatchMask::MODIFY | WatchMask::CLOSE_WRITE | WatchMask::CREATE | WatchMask::MOVED_TO;
-            inotify.watches().add(path.parent().unwrap_or(path), mask)?;
-            inotify.into_event_stream([0; 1024])
-        };
-        let started = start().map_err(|error: io::Error| debug!(%error, ?path, "no inotify; following by polls"));
-        started.ok().map(|events| Self { events, closed: false })
-    }
-}
-
-/// Waits for a change, and for those that come with it: whether a writer has closed a file. Dropping the future loses nothing but a
-/// change after which the file is looked at anyway.
+/// Waits for a change: whether a writer has closed a file. Never ends where nothing tells of changes.
 async fn next_change(changes: &mut Option<Changes>) -> bool {
-    let Some(Changes { events, closed }) = changes else { return std::future::pending().await };
-    if !*closed {
-        let Some(Ok(event)) = events.next().await else {
+    let Some(heard) = changes else { return std::future::pending().await };
+    match heard.next().await {
+        Ok(closed) => closed,
+        Err(_) => {
             *changes = None;
-            return false;
-        };
-        *closed = event.mask.contains(EventMask::CLOSE_WRITE);
-    }
-    let burst = async {
-        while let Some(Ok(event)) = events.next().await {
-            *closed |= event.mask.contains(EventMask::CLOSE_WRITE);
+            false
         }
-    };
-    // That it runs out of time is the rule.
-    let _ = timeout(BURST, burst).await;
-    std::mem::take(closed)
+    }
 }
 
 #[cfg(test)]

@@ -91,6 +91,11 @@ impl Reader {
         }
     }
 
+    /// Whether the file has nothing that was not read.
+    pub(super) fn is_at_end(&self) -> io::Result<bool> {
+        Ok(!self.is_finished() && (&self.file).stream_position()? == self.file.metadata()?.len())
+    }
+
     /// Reads one piece and appends what users see of it to `out`.
     pub(super) fn step(&mut self, out: &mut Vec<u8>) -> io::Result<Progress> {
         if self.is_finished() {

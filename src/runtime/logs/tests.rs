@@ -5,6 +5,8 @@ use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use tokio::time::timeout;
+
 use super::*;
 
 struct Container {
@@ -121,4 +123,33 @@ async fn the_end_of_a_log_as_a_termination_message() {
     assert_eq!(tail(container.path(), 80, 10).await.unwrap(), b"8\nline 99\n");
     let missing = tail(container.dir.path().join("1.log"), 80, 2048).await.unwrap_err();
     assert!(missing.to_string().contains("1.log"), "{missing}");
+}
+
+#[tokio::test]
+async fn followers_share_one_inotify_instance() {
+    let instances = || {
+        let files = fs::read_dir("/proc/self/fd").unwrap().flatten();
+        files.filter(|file| fs::read_link(file.path()).is_ok_and(|to| to.as_os_str() == "anon_inode:inotify")).count()
+    };
+    let mut containers: Vec<Container> = (0..8).map(|_| Container::start()).collect();
+    let mut logs = Vec::new();
+    for container in containers.iter().cycle().take(200) {
+        logs.push(container.follow().await);
+    }
+    // Other tests may run in the same process.
+    assert!(instances() < 10, "{} instances", instances());
+    for container in &mut containers {
+        container.writes("to all");
+    }
+    for log in &mut logs {
+        expect(log, "to all\n").await;
+    }
+    // One who goes takes nothing from the others.
+    logs.truncate(100);
+    for container in &mut containers {
+        container.writes("to the rest");
+    }
+    for log in &mut logs {
+        expect(log, "to the rest\n").await;
+    }
 }

@@ -2,12 +2,13 @@
 
 use stoker_model::handle::{DeviceUsage, GroupDetails, PodUsage, Stall, Stalls, Usage, UsageReader};
 
-use super::text::{Page, seconds, value};
+use super::text::{Labels, Page, seconds, value};
 use super::{Filesystem, Named, Snapshot, Stats, containers, device_of, has_own_network, name, namespace, started_at};
 
 /// What is told of one group.
 type Read = fn(&Usage) -> f64;
-type ReadDetail = fn(&GroupDetails) -> Option<f64>;
+type ReadDetail = fn(&Group<'_>) -> Option<f64>;
+type ReadLimited = fn(&GroupDetails) -> f64;
 type ReadDevice = fn(&DeviceUsage) -> u64;
 type ReadStall = fn(&Stalls) -> Option<Stall>;
 
@@ -39,7 +40,7 @@ const OF_GROUPS: &[(&str, &str, &str, Read)] = &[
 ];
 
 /// Metrics of groups whose CPU is limited.
-const OF_LIMITED: &[(&str, &str, Read)] = &[
+const OF_LIMITED: &[(&str, &str, ReadLimited)] = &[
     ("container_cpu_cfs_periods_total", "Number of elapsed enforcement period intervals.", |it| value(it.cpu_periods)),
     ("container_cpu_cfs_throttled_periods_total", "Number of throttled period intervals.", |it| {
         value(it.cpu_throttled_periods)
@@ -51,39 +52,41 @@ const OF_LIMITED: &[(&str, &str, Read)] = &[
 
 /// Metrics of every group but the machine.
 const OF_DETAILS: &[(&str, &str, &str, ReadDetail)] = &[
-    ("container_memory_failcnt", "counter", "Number of memory usage hits limits", |it| Some(value(it.memory_failures))),
+    ("container_memory_failcnt", "counter", "Number of memory usage hits limits", |it| {
+        Some(value(it.details.memory_failures))
+    }),
     ("container_memory_mapped_file", "gauge", "Size of memory mapped files in bytes.", |it| {
-        Some(value(it.mapped_bytes))
+        Some(value(it.usage.mapped_bytes))
     }),
     ("container_memory_max_usage_bytes", "gauge", "Maximum memory usage recorded in bytes", |it| {
-        Some(value(it.most_memory_bytes))
+        Some(value(it.details.most_memory_bytes))
     }),
     ("container_oom_events_total", "counter", "Count of out of memory events observed for the container", |it| {
-        Some(value(it.oom_kills))
+        Some(value(it.details.oom_kills))
     }),
     ("container_processes", "gauge", "Number of processes running inside the container.", |it| {
-        Some(value(it.processes))
+        Some(value(it.details.processes))
     }),
     ("container_file_descriptors", "gauge", "Number of open file descriptors for the container.", |it| {
-        Some(value(it.open_files))
+        Some(value(it.details.open_files))
     }),
-    ("container_sockets", "gauge", "Number of open sockets for the container.", |it| Some(value(it.sockets))),
+    ("container_sockets", "gauge", "Number of open sockets for the container.", |it| Some(value(it.details.sockets))),
     (
         "container_threads_max",
         "gauge",
         "Maximum number of threads allowed inside the container, infinity if value is zero",
-        |it| Some(value(it.threads_max)),
+        |it| Some(value(it.details.threads_max)),
     ),
-    ("container_spec_cpu_period", "gauge", "CPU period of the container.", |it| Some(value(it.cpu_period))),
+    ("container_spec_cpu_period", "gauge", "CPU period of the container.", |it| Some(value(it.details.cpu_period))),
     ("container_spec_cpu_quota", "gauge", "CPU quota of the container.", |it| {
-        (it.cpu_quota > 0).then(|| value(it.cpu_quota))
+        (it.details.cpu_quota > 0).then(|| value(it.details.cpu_quota))
     }),
-    ("container_spec_cpu_shares", "gauge", "CPU share of the container.", |it| Some(value(it.cpu_shares))),
+    ("container_spec_cpu_shares", "gauge", "CPU share of the container.", |it| Some(value(it.details.cpu_shares))),
     ("container_spec_memory_reservation_limit_bytes", "gauge", "Memory reservation limit for the container.", |it| {
-        Some(value(it.memory_reservation_bytes))
+        Some(value(it.details.memory_reservation_bytes))
     }),
     ("container_spec_memory_swap_limit_bytes", "gauge", "Memory swap limit for the container.", |it| {
-        Some(value(it.swap_limit_bytes.unwrap_or_default()))
+        Some(value(it.details.swap_limit_bytes.unwrap_or_default()))
     }),
 ];
 
@@ -115,18 +118,19 @@ const OF_INTERFACES: &[(&str, &str, bool, usize)] = &[
     ),
 ];
 
-/// How a group is named in cAdvisor's labels; all empty for the machine.
+/// A group with all that is told of it.
 struct Group<'a> {
     usage: &'a Usage,
     details: GroupDetails,
     stalls: Stalls,
     started: Option<f64>,
     id: &'a str,
+    /// The container's name; empty for what is none.
     container: &'a str,
-    image: &'a str,
+    /// The container's ID.
     name: &'a str,
-    namespace: &'a str,
-    pod: &'a str,
+    /// How it is named in cAdvisor's labels; all empty for the machine.
+    labels: Labels,
 }
 
 impl Stats {
@@ -165,20 +169,20 @@ impl Writer {
             let of_cpu = *metric == "container_cpu_usage_seconds_total";
             let extra: &[(&str, &str)] = if of_cpu { &[("cpu", "total")] } else { &[] };
             for group in groups {
-                self.page.sample(metric, &group.labels(extra), read(group.usage), self.at);
+                self.page.sample_of(metric, &group.labels, extra, read(group.usage), self.at);
             }
         }
         for (metric, help, read) in OF_LIMITED {
             self.page.metric(metric, "counter", help);
             for group in groups.iter().filter(|group| group.details.cpu_quota > 0) {
-                self.page.sample(metric, &group.labels(&[]), read(group.usage), self.at);
+                self.page.sample_of(metric, &group.labels, &[], read(&group.details), self.at);
             }
         }
         for (metric, kind, help, read) in OF_DETAILS {
             self.page.metric(metric, kind, help);
             for group in groups.iter().filter(|group| group.id != "/") {
-                if let Some(number) = read(&group.details) {
-                    self.page.sample(metric, &group.labels(&[]), number, self.at);
+                if let Some(number) = read(group) {
+                    self.page.sample_of(metric, &group.labels, &[], number, self.at);
                 }
             }
         }
@@ -187,8 +191,8 @@ impl Writer {
         for group in groups {
             for (kind, count) in [("pgfault", group.usage.page_faults), ("pgmajfault", group.usage.major_page_faults)] {
                 for scope in ["container", "hierarchy"] {
-                    let labels = group.labels(&[("failure_type", kind), ("scope", scope)]);
-                    self.page.sample(metric, &labels, value(count), self.at);
+                    let more = [("failure_type", kind), ("scope", scope)];
+                    self.page.sample_of(metric, &group.labels, &more, value(count), self.at);
                 }
             }
         }
@@ -200,19 +204,19 @@ impl Writer {
         );
         for group in groups.iter().filter(|group| !group.container.is_empty()) {
             let limit = group.details.open_files_limit.map_or(-1.0, value);
-            self.page.sample(metric, &group.labels(&[("ulimit", "max_open_files")]), limit, self.at);
+            self.page.sample_of(metric, &group.labels, &[("ulimit", "max_open_files")], limit, self.at);
         }
         let metric = "container_last_seen";
         self.page.metric(metric, "gauge", "Last time a container was seen by the exporter");
         for group in groups {
             let seconds = u64::try_from(now.now.wall.as_second()).unwrap_or_default();
-            self.page.sample(metric, &group.labels(&[]), value(seconds), self.at);
+            self.page.sample_of(metric, &group.labels, &[], value(seconds), self.at);
         }
         let metric = "container_start_time_seconds";
         self.page.metric(metric, "gauge", "Start time of the container since unix epoch in seconds.");
         for group in groups {
             if let Some(started) = group.started {
-                self.page.sample(metric, &group.labels(&[]), started, None);
+                self.page.sample_of(metric, &group.labels, &[], started, None);
             }
         }
     }
@@ -222,8 +226,8 @@ impl Writer {
             self.page.metric(metric, "counter", help);
             for group in groups {
                 for device in &group.details.devices {
-                    let labels = group.labels(&[("device", &device.device)]);
-                    self.page.sample(metric, &labels, value(read(device)), self.at);
+                    let more = [("device", device.device.as_str())];
+                    self.page.sample_of(metric, &group.labels, &more, value(read(device)), self.at);
                 }
             }
         }
@@ -239,7 +243,7 @@ impl Writer {
                         ("minor", &minor),
                         ("operation", operation),
                     ];
-                    self.page.sample(metric, &group.labels(&extra), value(bytes), self.at);
+                    self.page.sample_of(metric, &group.labels, &extra, value(bytes), self.at);
                 }
             }
         }
@@ -264,7 +268,7 @@ impl Writer {
                 for group in groups {
                     let Some(stall) = read(&group.stalls) else { continue };
                     let time = if kind == "stalled" { stall.full } else { stall.some };
-                    self.page.sample(&metric, &group.labels(&[]), seconds(time.total.saturating_mul(1000)), self.at);
+                    self.page.sample_of(&metric, &group.labels, &[], seconds(time.total.saturating_mul(1000)), self.at);
                 }
             }
         }
@@ -298,13 +302,13 @@ impl Writer {
         self.page.metric(metric, "gauge", "Number of bytes that are consumed by the container on this filesystem.");
         for group in groups {
             if let Some((bytes, _)) = now.layers.get(group.name) {
-                self.page.sample(metric, &group.labels(&[("device", images_device)]), value(*bytes), self.at);
+                self.page.sample_of(metric, &group.labels, &[("device", images_device)], value(*bytes), self.at);
             }
         }
         let device = device_of(root);
         let Some((machine, fs)) = groups.first().zip(now.nodefs) else { return };
-        let labels = machine.labels(&[("device", &device)]);
-        self.page.sample(metric, &labels, value(fs.capacity.saturating_sub(fs.available)), self.at);
+        let more = [("device", device.as_str())];
+        self.page.sample_of(metric, &machine.labels, &more, value(fs.capacity.saturating_sub(fs.available)), self.at);
         for (metric, help, number) in [
             (
                 "container_fs_limit_bytes",
@@ -315,7 +319,7 @@ impl Writer {
             ("container_fs_inodes_free", "Number of available Inodes", fs.inodes_free),
         ] {
             self.page.metric(metric, "gauge", help);
-            self.page.sample(metric, &labels, value(number), self.at);
+            self.page.sample_of(metric, &machine.labels, &more, value(number), self.at);
         }
     }
 
@@ -349,48 +353,36 @@ fn groups<'a>(
     known: &'a [(&'a k8s_openapi::api::core::v1::Pod, &'a PodUsage)],
     reader: &dyn UsageReader,
 ) -> Vec<Group<'a>> {
-    let plain = |usage: &'a Usage, id: &'a str| Group {
-        usage,
-        details: if id == "/" { GroupDetails::default() } else { reader.details(id) },
-        stalls: reader.stalls(id),
-        started: None,
-        id,
-        container: "",
-        image: "",
-        name: "",
-        namespace: "",
-        pod: "",
+    let group = |usage: &'a Usage, id: &'a str, pod: [&str; 2], container: Option<&Named<'a>>| {
+        let status = container.map(|it| it.status);
+        let (container_name, image) = status.map_or(("", ""), |status| (&status.name, &status.image));
+        let name = container.map_or("", |it| it.id);
+        let [namespace, pod] = pod;
+        let labels = Labels::new(&[
+            ("container", container_name),
+            ("id", id),
+            ("image", image),
+            ("name", name),
+            ("namespace", namespace),
+            ("pod", pod),
+        ]);
+        Group {
+            usage,
+            details: if id == "/" { GroupDetails::default() } else { reader.details(id) },
+            stalls: reader.stalls(id),
+            started: container.and_then(started_at),
+            id,
+            container: container_name,
+            name,
+            labels,
+        }
     };
-    let mut groups = vec![plain(&now.node.usage, "/")];
-    groups.extend(now.system.iter().map(|(_, id, usage)| plain(usage, id)));
+    let mut groups = vec![group(&now.node.usage, "/", ["", ""], None)];
+    groups.extend(now.system.iter().map(|(_, id, usage)| group(usage, id, ["", ""], None)));
     for (pod, usage) in known {
-        groups.push(Group { namespace: namespace(pod), pod: name(pod), ..plain(&usage.usage, &usage.group) });
-        groups.extend(containers(pod, usage).into_iter().map(|it: Named<'a>| Group {
-            started: started_at(&it),
-            container: &it.status.name,
-            image: &it.status.image,
-            name: it.id,
-            namespace: namespace(pod),
-            pod: name(pod),
-            ..plain(it.usage, it.group)
-        }));
+        let of_pod = [namespace(pod), name(pod)];
+        groups.push(group(&usage.usage, &usage.group, of_pod, None));
+        groups.extend(containers(pod, usage).iter().map(|it| group(it.usage, it.group, of_pod, Some(it))));
     }
     groups
-}
-
-impl Group<'_> {
-    /// In the order of their names, with some more.
-    fn labels<'b>(&'b self, more: &[(&'b str, &'b str)]) -> Vec<(&'b str, &'b str)> {
-        let own = [
-            ("container", self.container),
-            ("id", self.id),
-            ("image", self.image),
-            ("name", self.name),
-            ("namespace", self.namespace),
-            ("pod", self.pod),
-        ];
-        let mut all: Vec<_> = own.into_iter().chain(more.iter().copied()).collect();
-        all.sort_unstable();
-        all
-    }
 }

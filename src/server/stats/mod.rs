@@ -137,8 +137,10 @@ impl Stats {
 
     async fn read(&self, now: Now) -> Snapshot {
         let (usage, places) = (self.usage.clone(), self.places.clone());
+        let wanted =
+            self.pods.pods().iter().flat_map(|pod| statuses(pod)).filter_map(id_of).map(str::to_owned).collect();
         let groups = tokio::task::spawn_blocking(move || {
-            (usage.node(), usage.pods(), Filesystem::read(&places.root), usage.system_groups())
+            (usage.node(), usage.pods_with(&wanted), Filesystem::read(&places.root), usage.system_groups())
         });
         let (stats, images, groups) =
             tokio::join!(self.runtime.list_container_stats(), self.runtime.image_fs_info(), groups);
@@ -167,17 +169,28 @@ impl Stats {
 
 /// The running containers of a pod, by the names that its spec gives them.
 fn containers<'a>(pod: &'a Pod, usage: &'a PodUsage) -> Vec<Named<'a>> {
-    let Some(status) = &pod.status else { return Vec::new() };
-    [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses]
-        .into_iter()
-        .flatten()
-        .flatten()
+    statuses(pod)
         .filter_map(|status| {
-            let id = status.container_id.as_deref()?.rsplit('/').next()?;
+            let id = id_of(status)?;
             let group = usage.container_groups.get(id)?;
             Some(Named { pod, status, id, group, usage: usage.containers.get(id)? })
         })
         .collect()
+}
+
+fn statuses(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
+    pod.status
+        .iter()
+        .flat_map(|status| {
+            [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses]
+        })
+        .flatten()
+        .flatten()
+}
+
+/// `containerd://<id>` without its beginning.
+fn id_of(status: &ContainerStatus) -> Option<&str> {
+    status.container_id.as_deref()?.rsplit('/').next()
 }
 
 fn name(pod: &Pod) -> &str {

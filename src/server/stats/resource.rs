@@ -55,7 +55,7 @@ impl Stats {
         let metric = "container_swap_limit_bytes";
         page.metric(metric, "gauge", "[ALPHA] Current amount of the container swap limit in bytes");
         for it in &all {
-            if let Some(limit) = self.usage.details(it.group).swap_limit_bytes {
+            if let Some(limit) = self.usage.swap_limit_bytes(it.group) {
                 page.sample(metric, &of_container(it), value(limit), at);
             }
         }

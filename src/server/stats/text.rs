@@ -16,20 +16,42 @@ impl Page {
     pub(super) fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: f64, at: Option<i64>) {
         self.0.push_str(name);
         for (nth, (label, value)) in labels.iter().enumerate() {
-            let _ = write!(self.0, "{}{label}=\"", if nth == 0 { '{' } else { ',' });
-            for sign in value.chars() {
-                match sign {
-                    '\\' => self.0.push_str("\\\\"),
-                    '"' => self.0.push_str("\\\""),
-                    '\n' => self.0.push_str("\\n"),
-                    other => self.0.push(other),
-                }
-            }
-            self.0.push('"');
+            self.0.push(if nth == 0 { '{' } else { ',' });
+            put_label(&mut self.0, label, value);
         }
         if !labels.is_empty() {
             self.0.push('}');
         }
+        self.value(value, at);
+    }
+
+    /// One sample of a group, with some more labels, in the order of their names.
+    pub(super) fn sample_of(&mut self, name: &str, own: &Labels, more: &[(&str, &str)], value: f64, at: Option<i64>) {
+        self.0.push_str(name);
+        self.0.push('{');
+        let (mut from, mut separator) = (0, "");
+        for (label, text) in more {
+            // What comes before it by name, in one piece.
+            let place = own.starts.iter().find(|(name, _)| name > label).map_or(own.text.len(), |(_, start)| *start);
+            if place > from {
+                self.0.push_str(separator);
+                // Without the comma before the next one.
+                self.0.push_str(own.text[from..place].trim_end_matches(','));
+                separator = ",";
+            }
+            self.0.push_str(separator);
+            put_label(&mut self.0, label, text);
+            (from, separator) = (place, ",");
+        }
+        if from < own.text.len() {
+            self.0.push_str(separator);
+            self.0.push_str(&own.text[from..]);
+        }
+        self.0.push('}');
+        self.value(value, at);
+    }
+
+    fn value(&mut self, value: f64, at: Option<i64>) {
         let _ = match at {
             Some(at) => writeln!(self.0, " {value} {at}"),
             None => writeln!(self.0, " {value}"),
@@ -44,6 +66,46 @@ impl Page {
     pub(super) fn into_text(self) -> String {
         self.0
     }
+}
+
+/// Labels that many samples have, written once.
+#[derive(Debug)]
+pub(super) struct Labels {
+    text: String,
+    /// Where each begins.
+    starts: Vec<(&'static str, usize)>,
+}
+
+impl Labels {
+    /// The labels must be in the order of their names.
+    pub(super) fn new(labels: &[(&'static str, &str)]) -> Self {
+        let (mut text, mut starts) = (String::new(), Vec::with_capacity(labels.len()));
+        for (nth, (label, value)) in labels.iter().enumerate() {
+            if nth > 0 {
+                text.push(',');
+            }
+            starts.push((*label, text.len()));
+            put_label(&mut text, label, value);
+        }
+        Self { text, starts }
+    }
+}
+
+fn put_label(out: &mut String, label: &str, value: &str) {
+    out.push_str(label);
+    out.push_str("=\"");
+    let mut rest = value;
+    while let Some(place) = rest.find(['\\', '"', '\n']) {
+        out.push_str(&rest[..place]);
+        out.push_str(match rest.as_bytes()[place] {
+            b'\\' => "\\\\",
+            b'"' => "\\\"",
+            _ => "\\n",
+        });
+        rest = &rest[place + 1..];
+    }
+    out.push_str(rest);
+    out.push('"');
 }
 
 /// A counter or size as a sample's value.
@@ -70,5 +132,21 @@ mod tests {
         let expected =
             "# HELP a_total Some.\n# TYPE a_total counter\na_total{x=\"a\\\"b\\\\c\\n\",y=\"\"} 1.5 7\na_total 3\n";
         assert_eq!(page.into_text(), expected);
+    }
+
+    #[test]
+    fn labels_that_were_written_before_are_mixed_with_others() {
+        // A23.2
+        let own = Labels::new(&[("b", "1,"), ("d", "x\""), ("f", "")]);
+        let line = |more: &[(&str, &str)]| {
+            let mut page = Page::default();
+            page.sample_of("a", &own, more, 2.0, Some(7));
+            page.into_text()
+        };
+        assert_eq!(line(&[]), "a{b=\"1,\",d=\"x\\\"\",f=\"\"} 2 7\n");
+        assert_eq!(line(&[("a", "0")]), "a{a=\"0\",b=\"1,\",d=\"x\\\"\",f=\"\"} 2 7\n");
+        assert_eq!(line(&[("c", "0"), ("e", "\n")]), "a{b=\"1,\",c=\"0\",d=\"x\\\"\",e=\"\\n\",f=\"\"} 2 7\n");
+        assert_eq!(line(&[("e", "1"), ("ee", "2")]), "a{b=\"1,\",d=\"x\\\"\",e=\"1\",ee=\"2\",f=\"\"} 2 7\n");
+        assert_eq!(line(&[("g", "0")]), "a{b=\"1,\",d=\"x\\\"\",f=\"\",g=\"0\"} 2 7\n");
     }
 }
