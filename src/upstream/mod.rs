@@ -14,6 +14,7 @@ mod connect;
 mod discovery;
 mod events;
 mod followed;
+mod gather;
 mod node_api;
 mod objects;
 mod pace;
