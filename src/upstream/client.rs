@@ -16,7 +16,7 @@ use stoker_model::metrics;
 use tower::ServiceExt;
 
 use super::certificates::Identity;
-use super::connect;
+use super::connect::{self, Reading};
 use super::pace::Pace;
 use crate::clock::Clock;
 
@@ -40,6 +40,8 @@ pub struct ApiServer {
     host: Arc<str>,
     /// Whoever asks waits its turn; `None`: never.
     pace: Option<Arc<Mutex<Pace>>>,
+    /// What another connection to the same server needs.
+    origin: Arc<(kube::Config, Option<Identity>)>,
 }
 
 impl std::fmt::Debug for ApiServer {
@@ -85,7 +87,21 @@ impl ApiServer {
     }
 
     fn build(config: &kube::Config, identity: Option<Identity>) -> Result<Self, ConnectError> {
-        let pool = connect::pool(config, identity)?.map_err(tower::BoxError::from);
+        Self::connect(Arc::new((config.clone(), identity)), Reading::AtOnce)
+    }
+
+    /// The same server by a connection of its own, for watches with many events: those that come soon after each other are read
+    /// together, and a long list holds up no other request.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn gathering(&self) -> Result<Self, ConnectError> {
+        Self::connect(Arc::clone(&self.origin), Reading::Together)
+    }
+
+    fn connect(origin: Arc<(kube::Config, Option<Identity>)>, reading: Reading) -> Result<Self, ConnectError> {
+        let (config, identity) = &*origin;
+        let pool = connect::pool(config, identity.clone(), reading)?.map_err(tower::BoxError::from);
         let builder =
             ClientBuilder::new(pool, config.default_namespace.clone()).with_layer(&config.extra_headers_layer()?);
         let base = config.base_uri_layer();
@@ -94,7 +110,7 @@ impl ApiServer {
             None => builder.with_layer(&base).build(),
         };
         let host = config.cluster_url.authority().map(http::uri::Authority::as_str).unwrap_or_default().into();
-        Ok(Self { client, host, pace: None })
+        Ok(Self { client, host, pace: None, origin })
     }
 
     /// The same connection for requests that wait their turn: so many a second, and so many at once (kubelet's `kubeAPIQPS` and

@@ -17,13 +17,13 @@ use kube::client::Body;
 use rustls::client::Resumption;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tower::{BoxError, Service};
 
 use super::certificates::Identity;
+use super::gather::Gathering;
 
 /// How long a TCP and TLS handshake may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -32,8 +32,21 @@ const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// The connection is dead when the answer takes longer (`PingTimeout` of the Go client).
 const PING_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// How the connection of a pool is read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Reading {
+    /// Whatever comes, at once.
+    AtOnce,
+    /// Small things that come soon after each other together.
+    Together,
+}
+
 /// A pool that holds one HTTP/2 connection. With an `identity` connections wait until there is one, and end when another takes its place.
-pub(super) fn pool(config: &kube::Config, identity: Option<Identity>) -> Result<Client<Connector, Body>, kube::Error> {
+pub(super) fn pool(
+    config: &kube::Config,
+    identity: Option<Identity>,
+    reading: Reading,
+) -> Result<Client<Connector, Body>, kube::Error> {
     use kube::client::ConfigExt;
     let mut tls = config.rustls_client_config()?;
     if let Some(identity) = &identity {
@@ -48,7 +61,7 @@ pub(super) fn pool(config: &kube::Config, identity: Option<Identity>) -> Result<
     tcp.set_keepalive(Some(PING_INTERVAL));
     tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
     let tls = TlsConnector::from(Arc::new(tls));
-    let connector = Connector { tcp, tls, server_name: config.tls_server_name.clone(), identity };
+    let connector = Connector { tcp, tls, server_name: config.tls_server_name.clone(), identity, reading };
     Ok(Client::builder(TokioExecutor::new())
         .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())
@@ -66,6 +79,7 @@ pub(super) struct Connector {
     tls: TlsConnector,
     server_name: Option<String>,
     identity: Option<Identity>,
+    reading: Reading,
 }
 
 impl Service<Uri> for Connector {
@@ -83,12 +97,13 @@ impl Service<Uri> for Connector {
         let tls = self.tls.clone();
         let tcp = self.tcp.call(uri);
         let identity = self.identity.clone().filter(|_| secure);
+        let rests = self.reading == Reading::Together;
         Box::pin(async move {
             let replaced = match &identity {
                 Some(identity) => identity.wait().await,
                 None => None,
             };
-            let stream = tcp.await?.into_inner();
+            let stream = Gathering::new(tcp.await?.into_inner(), rests);
             if !secure {
                 return Ok(TokioIo::new(Stream::Plain(stream)));
             }
@@ -102,9 +117,9 @@ impl Service<Uri> for Connector {
 
 /// What the pool reads and writes.
 pub(super) enum Stream {
-    Plain(TcpStream),
+    Plain(Gathering),
     /// The second ends when the connection must.
-    Tls(Box<TlsStream<TcpStream>>, Option<Pin<Box<WaitForCancellationFutureOwned>>>),
+    Tls(Box<TlsStream<Gathering>>, Option<Pin<Box<WaitForCancellationFutureOwned>>>),
 }
 
 impl Connection for Stream {

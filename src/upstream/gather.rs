@@ -1,100 +1,205 @@
-//! A future that is polled only so often: what wakes it meanwhile is looked at together.
+//! A connection that is not read at each packet: after some small thing was read it rests, and what comes meanwhile is read together.
+//!
+//! Each event of a watch wakes a thread, TLS, HTTP/2 and whoever reads, with caches that others have used since; a burst of events costs
+//! far more in that than in being read. While it rests, a socket is not registered with the poller, so that nothing wakes.
 
-use std::pin::pin;
-use std::task::{Context, ready};
+use std::io;
+use std::net;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::task::coop::unconstrained;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
 
-/// Polls `future` at once after a quiet time, and then not again before `pause` has passed; while `holds` is false, whenever it is woken.
-/// Each event of a watch wakes whoever waits for it, and to be woken by each of a burst costs more than to read them.
-pub(super) async fn gathered<F: Future>(pause: Duration, holds: impl Fn() -> bool, future: F) -> F::Output {
-    // What yields for others' sake would not be asked again before the pause is over.
-    let mut future = pin!(unconstrained(future));
-    let mut timer = pin!(None::<Sleep>);
-    let mut next = Instant::now();
-    std::future::poll_fn(|context: &mut Context<'_>| {
-        if holds() && Instant::now() < next {
-            // Only what was woken needs the timer.
-            if timer.is_none() {
-                timer.set(Some(sleep_until(next)));
-            }
-            if let Some(timer) = timer.as_mut().as_pin_mut() {
-                ready!(timer.poll(context));
-            }
+/// How long a connection rests. A new Service has 20 ms to answer, and the first event after a quiet time waits for nothing.
+const REST: Duration = Duration::from_millis(10);
+/// Where so much came at once, more is under way, and its reader is awake anyway.
+const MUCH: usize = 16 * 1024;
+
+/// A TCP connection that rests between small things.
+#[derive(Debug)]
+pub(super) struct Gathering {
+    state: State,
+    /// Bytes read since it last had nothing to read.
+    read: usize,
+    /// Something was written since: its answer is not held up.
+    asked: bool,
+    /// Otherwise it is as any other.
+    rests: bool,
+}
+
+#[derive(Debug)]
+enum State {
+    Awake(TcpStream),
+    Resting(net::TcpStream, Pin<Box<Sleep>>),
+    /// Registering failed, which was told then.
+    Broken,
+}
+
+impl Gathering {
+    pub(super) fn new(stream: TcpStream, rests: bool) -> Self {
+        Self { state: State::Awake(stream), read: 0, asked: false, rests }
+    }
+
+    /// The registered connection, also when it should still rest.
+    fn wake(&mut self) -> io::Result<Pin<&mut TcpStream>> {
+        if let State::Resting(..) = self.state
+            && let State::Resting(stream, _) = std::mem::replace(&mut self.state, State::Broken)
+        {
+            self.state = State::Awake(TcpStream::from_std(stream)?);
         }
-        timer.set(None);
-        let polled = future.as_mut().poll(context);
-        next = Instant::now() + pause;
-        polled
-    })
-    .await
+        match &mut self.state {
+            State::Awake(stream) => Ok(Pin::new(stream)),
+            State::Resting(..) | State::Broken => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    fn rest(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        if let State::Awake(stream) = std::mem::replace(&mut self.state, State::Broken) {
+            let mut timer = Box::pin(sleep(REST));
+            // It is not over yet; this is how it comes to wake the reader.
+            let _ = timer.as_mut().poll(context);
+            self.state = State::Resting(stream.into_std()?, timer);
+        }
+        Ok(())
+    }
+}
+
+impl AsyncRead for Gathering {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let State::Resting(_, timer) = &mut this.state {
+            ready!(timer.as_mut().poll(context));
+        }
+        let before = buffer.filled().len();
+        let polled = this.wake()?.poll_read(context, buffer);
+        if polled.is_ready() {
+            this.read += buffer.filled().len() - before;
+            return polled;
+        }
+        let (read, asked) = (std::mem::take(&mut this.read), std::mem::take(&mut this.asked));
+        if this.rests && (1..MUCH).contains(&read) && !asked {
+            this.rest(context)?;
+        }
+        Poll::Pending
+    }
+}
+
+impl AsyncWrite for Gathering {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        this.asked = true;
+        this.wake()?.poll_write(context, data)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        this.asked = true;
+        this.wake()?.poll_write_vectored(context, data)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    /// A socket keeps nothing back.
+    fn poll_flush(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().wake()?.poll_shutdown(context)
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::{mpsc, oneshot};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::time::Instant;
 
     use super::*;
 
-    const PAUSE: Duration = Duration::from_millis(10);
+    async fn pair() -> (Gathering, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let client = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a connection");
+        let (server, _) = listener.accept().await.expect("a client");
+        server.set_nodelay(true).expect("an option");
+        (Gathering::new(client, true), server)
+    }
 
     #[tokio::test]
-    async fn what_comes_in_a_burst_is_looked_at_together_and_nothing_is_lost() {
+    async fn a_burst_is_read_together_and_nothing_is_lost() {
         const EVENTS: usize = 100;
-        let (sender, mut receiver) = mpsc::unbounded_channel();
-        let (mut looks, mut taken) = (0, 0);
+        let (mut client, mut server) = pair().await;
         let begun = Instant::now();
-        let reading = gathered(PAUSE, || true, async {
-            while receiver.recv().await.is_some() {
-                (looks, taken) = (looks + 1, taken + 1);
-                while receiver.try_recv().is_ok() {
-                    taken += 1;
-                }
-            }
-        });
         let sending = async move {
             for _ in 0..EVENTS {
                 tokio::time::sleep(Duration::from_millis(1)).await;
-                sender.send(()).expect("somebody reads");
+                server.write_all(&[7; 50]).await.expect("somebody reads");
             }
         };
-        tokio::join!(reading, sending);
-        assert_eq!(taken, EVENTS);
-        let most = begun.elapsed().as_millis() as usize / PAUSE.as_millis() as usize + 2;
-        assert!(looks <= most, "{looks} looks of {most}");
+        let reading = async move {
+            let (mut reads, mut bytes, mut buffer) = (0, 0, vec![0; 64 * 1024]);
+            loop {
+                match client.read(&mut buffer).await.expect("a connection") {
+                    0 => return (reads, bytes),
+                    count => (reads, bytes) = (reads + 1, bytes + count),
+                }
+            }
+        };
+        let ((), (reads, bytes)) = tokio::join!(sending, reading);
+        assert_eq!(bytes, EVENTS * 50);
+        // Once when it wakes, and once for what came since.
+        let most = 2 * begun.elapsed().as_millis() as usize / REST.as_millis() as usize + 3;
+        assert!(reads <= most, "{reads} reads of {most}");
     }
 
     #[tokio::test]
-    async fn after_a_quiet_time_nothing_waits() {
-        let mut least = Duration::MAX;
+    async fn neither_the_first_event_nor_an_answer_waits() {
+        let (mut client, mut server) = pair().await;
+        let mut least = [Duration::MAX; 2];
         // A busy machine makes anybody wait, but not always.
         for _ in 0..20 {
-            let (sender, receiver) = oneshot::channel();
-            let reading = gathered(PAUSE, || true, async { receiver.await.map(|sent: Instant| sent.elapsed()) });
-            let sending = async {
-                tokio::time::sleep(PAUSE * 3).await;
-                sender.send(Instant::now()).expect("somebody reads");
+            tokio::time::sleep(REST * 2).await;
+            let sent = Instant::now();
+            server.write_all(b"event").await.expect("written");
+            client.read_exact(&mut [0; 5]).await.expect("read");
+            least[0] = least[0].min(sent.elapsed());
+            // It would rest now; a question wakes it.
+            let asking = async {
+                client.write_all(b"?").await.expect("written");
+                let asked = Instant::now();
+                client.read_exact(&mut [0; 6]).await.expect("read");
+                asked.elapsed()
             };
-            let (waited, ()) = tokio::join!(reading, sending);
-            least = least.min(waited.expect("it was sent"));
+            let answering = async {
+                server.read_exact(&mut [0]).await.expect("read");
+                server.write_all(b"answer").await.expect("written");
+            };
+            let (took, ()) = tokio::join!(asking, answering);
+            least[1] = least[1].min(took);
         }
-        assert!(least < PAUSE / 2, "{least:?}");
+        assert!(least.iter().all(|least| *least < REST / 2), "{least:?}");
     }
 
     #[tokio::test]
-    async fn a_long_queue_is_read_at_once() {
-        let (sender, mut receiver) = mpsc::unbounded_channel();
-        (0..10_000).for_each(|number| sender.send(number).expect("somebody reads"));
-        drop(sender);
-        let mut polls = 0;
-        let mut reading = pin!(async { while receiver.recv().await.is_some() {} });
-        let counted = std::future::poll_fn(|context| {
-            polls += 1;
-            reading.as_mut().poll(context)
-        });
-        gathered(PAUSE, || true, counted).await;
-        assert_eq!(polls, 1, "yielding would have cost a pause each time");
+    async fn much_is_read_as_it_comes() {
+        for (bytes, rests) in [(2 * MUCH, false), (MUCH / 2, true)] {
+            let (mut client, mut server) = pair().await;
+            server.write_all(&vec![1; bytes]).await.expect("written");
+            client.read_exact(&mut vec![0; bytes]).await.expect("read");
+            let nothing = std::future::poll_fn(|context| {
+                Poll::Ready(Pin::new(&mut client).poll_read(context, &mut ReadBuf::new(&mut [0])).is_pending())
+            });
+            assert!(nothing.await);
+            assert_eq!(matches!(client.state, State::Resting(..)), rests, "{bytes}");
+        }
     }
 }

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
 use stoker_model::handle::{ApiError, ServiceLinks};
@@ -14,11 +13,7 @@ use stoker_model::service::{EndpointSlice, NamespacedName, NodeTopology, Service
 use tokio::sync::mpsc;
 
 use super::client::ApiServer;
-use super::gather::gathered;
 use super::watch::{Change, Sink, Watchable, Watched, run};
-
-/// Events that come within so long are taken in together, once all is listed. A new Service has 20 ms to answer.
-const GATHER: Duration = Duration::from_millis(10);
 
 /// Who reads the Services: the server sends no more than they need.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,10 +47,8 @@ pub async fn watch_services(
     }
     let mut service_sink =
         ServiceSink { names: Namespaces::default(), store, changes: changes.clone(), seen: None, lists: lists.clone() };
-    let mut slice_sink =
-        SliceSink { names: Namespaces::default(), known: BTreeSet::new(), seen: None, changes, lists: lists.clone() };
-    let both = async { tokio::join!(run(&api, &services, &mut service_sink), run(&api, &slices, &mut slice_sink)) };
-    gathered(GATHER, || lists.are_complete(), both).await;
+    let mut slice_sink = SliceSink { names: Namespaces::default(), known: BTreeSet::new(), seen: None, changes, lists };
+    tokio::join!(run(&api, &services, &mut service_sink), run(&api, &slices, &mut slice_sink));
 }
 
 /// One Service and its slices, for a command that looks once.
@@ -107,10 +100,6 @@ impl Lists {
     fn complete(&self, list: u8) -> bool {
         let before = self.0.fetch_or(list, std::sync::atomic::Ordering::AcqRel);
         before | list == 3 && before != 3
-    }
-
-    fn are_complete(&self) -> bool {
-        self.0.load(std::sync::atomic::Ordering::Acquire) == 3
     }
 }
 
