@@ -39,7 +39,7 @@ use super::security::ImageUser;
 use super::shared::Shared;
 use super::status::{Facts, differs, status};
 use super::steps::{Effect, Hand, StopRequest, find_image, look_for_image, run_pre_stop, step_span, stop_container};
-use super::writer::{StatusWriter, urgency};
+use super::writer::{StatusWriter, hold};
 use crate::runtime::{Awaited, RuntimeError};
 
 /// First and longest delay while the runtime is away.
@@ -405,8 +405,8 @@ impl Worker {
         if status != self.previous || differs && now.monotonic >= self.repair_at {
             self.previous = status.clone();
             self.repair_at = now.monotonic + REPAIR_INTERVAL;
-            let urgency = urgency(desired, seen, &status);
-            self.writer.put(Arc::new(status), urgency);
+            let hold = hold(desired, seen, &status);
+            self.writer.put(Arc::new(status), hold);
         }
         differs.then_some(self.repair_at)
     }
