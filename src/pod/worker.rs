@@ -115,6 +115,8 @@ pub(super) struct Worker {
     /// What the runtime had of the pod, while nothing has happened since that could have changed it but what the worker did itself.
     view: Option<View>,
     touched: Vec<Touched>,
+    /// When (monotonic) everything was looked at last.
+    looked_at: Duration,
     /// A call failed a short while ago: what came of it may show only later.
     wary: bool,
     /// Containers and sandboxes that the worker has ended, by ID: no event needs to tell of that.
@@ -182,6 +184,7 @@ impl Worker {
             is_new,
             view: None,
             touched: Vec::new(),
+            looked_at: Duration::ZERO,
             wary: false,
             awaited: HashMap::new(),
             adopted: Adopted::default(),
@@ -234,7 +237,7 @@ impl Worker {
                     Wake::Look | Wake::Echo => {}
                     Wake::VolumesChanged => self.volumes_changed(),
                     Wake::Resync => {
-                        (self.view, self.wary) = (None, false);
+                        self.look_again();
                         self.refresh_volumes();
                         // Should the pod still be there, it is asked again to go.
                         self.memory.reported = false;

@@ -45,7 +45,7 @@ fn since(before: &BTreeMap<String, u32>, after: &BTreeMap<String, u32>) -> BTree
 #[test]
 fn a_pod_is_looked_at_only_when_something_may_have_changed() {
     const PODS: u32 = 4;
-    // A1.7, A23.3
+    // A1.7, A2.10, A23.3
     let lab = Lab::start();
     let one = |name: &str| {
         lab.apply(&pod(name).script("trap 'exit 0' TERM; sleep 1000 & wait").build());
@@ -67,6 +67,12 @@ fn a_pod_is_looked_at_only_when_something_may_have_changed() {
     // The slow round, which comes once a minute, may fall into the test.
     for (name, rest) in [("list_podsandbox", 6), ("list_containers", 6), ("image_status", PODS + 2)] {
         assert!(made(name) <= rest, "{name}: {runtime:?}");
+    }
+    // A token and four events; what it shows when it starts, when it runs, when it is deleted, and at last.
+    let asked = |method: &str| api.get(method).copied().unwrap_or_default();
+    assert_eq!(asked("DELETE"), PODS, "{api:?}");
+    for (method, rest) in [("POST", PODS * 5 + 2), ("PATCH", PODS * 4 + 2), ("GET", 4)] {
+        assert!(asked(method) <= rest, "{method}: {api:?}");
     }
     lab.finish();
 }
