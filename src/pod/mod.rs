@@ -23,6 +23,7 @@ mod observed;
 mod plan;
 mod pods;
 mod policy;
+mod relist;
 mod resize;
 mod resources;
 mod sandbox;

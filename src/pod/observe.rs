@@ -9,6 +9,7 @@ use stoker_model::{metrics, names};
 
 use super::container::PRE_STOP_HANDLER;
 use super::observed::{Instance, InstanceState, Sandbox};
+use super::relist::Lister;
 use super::shared::Directory;
 use crate::clock::Clock;
 use crate::runtime::{Runtime, RuntimeError, cri, logs};
@@ -54,6 +55,7 @@ impl Observer {
     pub(super) async fn look(
         &mut self,
         runtime: &Runtime,
+        lister: &Lister,
         uid: &PodUid,
         known: &Directory,
     ) -> Result<View, RuntimeError> {
@@ -61,11 +63,7 @@ impl Observer {
         if let Some(interval) = known.looks(begun) {
             metrics::PLEG_RELIST_INTERVAL.observe(&[], interval);
         }
-        let labels = [(names::POD_UID.to_owned(), uid.to_string())];
-        let of_pod = cri::PodSandboxFilter { label_selector: labels.clone().into(), ..Default::default() };
-        let containers_of_pod = cri::ContainerFilter { label_selector: labels.into(), ..Default::default() };
-        let (sandboxes, containers) =
-            tokio::try_join!(runtime.list_pod_sandbox(Some(of_pod)), runtime.list_containers(Some(containers_of_pod)))?;
+        let (sandboxes, containers) = lister.list(uid).await?;
         known.put_ids(uid, sandboxes.iter().map(|s| s.id.as_str()).chain(containers.iter().map(|c| c.id.as_str())));
         let mut seen_sandboxes = Vec::with_capacity(sandboxes.len());
         for listed in sandboxes {

@@ -21,6 +21,7 @@ use super::admission::{self, Rules, Verdict};
 use super::commands::Commands;
 use super::garbage;
 use super::observed::{Cause, DesiredPod};
+use super::relist::Lister;
 use super::resize::{Allocation, RESOURCES_FILE};
 use super::shared::{Directory, PodHandles, PodsConfig, Shared};
 use super::slow::SlowStep;
@@ -96,6 +97,7 @@ impl Pods {
         let api = Arc::new(Mirrors { api, wanted: wanted.clone(), reported, directory: directory.clone() });
         let shared = Shared {
             prober: prober.clone(),
+            lister: Lister::spawn(runtime.clone(), stop.clone()),
             config,
             runtime,
             images,

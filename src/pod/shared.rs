@@ -15,6 +15,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::admission::{Features, SysctlRules};
 use super::observed::Kind;
+use super::relist::Lister;
 use super::resize::{ResizeRules, Wish, frees, in_turn};
 use super::slow::SlowSteps;
 use super::sources::StaticSources;
@@ -135,6 +136,7 @@ impl std::fmt::Debug for PodHandles {
 pub(super) struct Shared {
     pub(super) config: PodsConfig,
     pub(super) runtime: Runtime,
+    pub(super) lister: Lister,
     pub(super) images: Images,
     pub(super) node: NodeFeed,
     pub(super) api: Arc<dyn PodApi>,

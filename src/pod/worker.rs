@@ -39,7 +39,7 @@ use super::security::ImageUser;
 use super::shared::Shared;
 use super::status::{Facts, differs, status};
 use super::steps::{Effect, Hand, StopRequest, find_image, look_for_image, run_pre_stop, step_span, stop_container};
-use super::writer::{StatusWriter, urgency};
+use super::writer::{StatusWriter, hold};
 use crate::runtime::{Awaited, RuntimeError};
 
 /// First and longest delay while the runtime is away.
@@ -115,6 +115,8 @@ pub(super) struct Worker {
     /// What the runtime had of the pod, while nothing has happened since that could have changed it but what the worker did itself.
     view: Option<View>,
     touched: Vec<Touched>,
+    /// When (monotonic) everything was looked at last.
+    looked_at: Duration,
     /// A call failed a short while ago: what came of it may show only later.
     wary: bool,
     /// Containers and sandboxes that the worker has ended, by ID: no event needs to tell of that.
@@ -182,6 +184,7 @@ impl Worker {
             is_new,
             view: None,
             touched: Vec::new(),
+            looked_at: Duration::ZERO,
             wary: false,
             awaited: HashMap::new(),
             adopted: Adopted::default(),
@@ -234,7 +237,7 @@ impl Worker {
                     Wake::Look | Wake::Echo => {}
                     Wake::VolumesChanged => self.volumes_changed(),
                     Wake::Resync => {
-                        (self.view, self.wary) = (None, false);
+                        self.look_again();
                         self.refresh_volumes();
                         // Should the pod still be there, it is asked again to go.
                         self.memory.reported = false;
@@ -405,8 +408,8 @@ impl Worker {
         if status != self.previous || differs && now.monotonic >= self.repair_at {
             self.previous = status.clone();
             self.repair_at = now.monotonic + REPAIR_INTERVAL;
-            let urgency = urgency(desired, seen, &status);
-            self.writer.put(Arc::new(status), urgency);
+            let hold = hold(desired, seen, &status);
+            self.writer.put(Arc::new(status), hold);
         }
         differs.then_some(self.repair_at)
     }

@@ -15,38 +15,21 @@ use crate::clock::Clock;
 /// First and longest delay between tries.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
-/// Who waits for a status.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Urgency {
-    /// It is written at once.
-    Now,
-    /// The pod starts or goes, and has soon more to tell: what it shows on the way is written only if the way is long.
-    OnTheWay,
-    /// The same of a pod that has ended by itself, which others may wait for.
-    Ended,
-}
+/// A pod that starts, or has been deleted and runs no more, has soon more to tell: what it shows on the way is written only if the way
+/// is long.
+const ON_THE_WAY: Duration = Duration::from_millis(250);
+/// The same of one that ends, where somebody may wait for each step.
+const SOON: Duration = Duration::from_millis(100);
 
-impl Urgency {
-    const fn hold(self) -> Duration {
-        match self {
-            Self::Now => Duration::ZERO,
-            Self::OnTheWay => Duration::from_millis(250),
-            Self::Ended => Duration::from_millis(100),
-        }
-    }
-}
-
-/// How urgent the status of a pod is.
-pub(super) fn urgency(desired: &DesiredPod, seen: &Observed, status: &PodStatus) -> Urgency {
-    let goes = matches!(seen.memory.stage, Stage::Terminating { .. } | Stage::CleaningUp { .. });
-    if status.phase.as_deref() == Some("Pending") {
-        Urgency::OnTheWay
-    } else if !goes || seen.running().next().is_some() {
-        Urgency::Now
-    } else if desired.deleted() {
-        Urgency::OnTheWay
-    } else {
-        Urgency::Ended
+/// How long a status of a pod may wait for a newer one.
+pub(super) fn hold(desired: &DesiredPod, seen: &Observed, status: &PodStatus) -> Duration {
+    let ends = matches!(seen.memory.stage, Stage::Terminating { .. } | Stage::CleaningUp { .. });
+    let runs = seen.running().next().is_some();
+    match (ends, runs, desired.deleted()) {
+        _ if status.phase.as_deref() == Some("Pending") => ON_THE_WAY,
+        (true, false, true) => ON_THE_WAY,
+        (true, false, false) | (true, true, true) => SOON,
+        (true, true, false) | (false, ..) => Duration::ZERO,
     }
 }
 
@@ -55,7 +38,7 @@ pub(super) fn urgency(desired: &DesiredPod, seen: &Observed, status: &PodStatus)
 struct Wanted {
     number: u64,
     status: Option<Arc<PodStatus>>,
-    urgency: Urgency,
+    hold: Duration,
 }
 
 /// The writing task of one pod ends with this.
@@ -68,16 +51,16 @@ pub(super) struct StatusWriter {
 
 impl StatusWriter {
     pub(super) fn spawn(api: Arc<dyn PodApi>, pod: PodRef) -> Self {
-        let (wanted, inbox) = watch::channel(Wanted { number: 0, status: None, urgency: Urgency::Now });
+        let (wanted, inbox) = watch::channel(Wanted { number: 0, status: None, hold: Duration::ZERO });
         let (done, written) = watch::channel(0);
         tokio::spawn(write(api, pod, inbox, done));
         Self { wanted, written }
     }
 
-    /// Has a status written, in place of an earlier one that waits.
-    pub(super) fn put(&self, status: Arc<PodStatus>, urgency: Urgency) {
+    /// Has a status written, in place of an earlier one that waits. `hold`: so long it may wait for a newer one itself.
+    pub(super) fn put(&self, status: Arc<PodStatus>, hold: Duration) {
         self.wanted.send_modify(|wanted| {
-            *wanted = Wanted { number: wanted.number + 1, status: Some(status), urgency };
+            *wanted = Wanted { number: wanted.number + 1, status: Some(status), hold };
         });
     }
 
@@ -87,7 +70,7 @@ impl StatusWriter {
         let newest = self.wanted.borrow().number;
         let (wanted, mut written) = (self.wanted.clone(), self.written.clone());
         async move {
-            wanted.send_if_modified(|wanted| std::mem::replace(&mut wanted.urgency, Urgency::Now) != Urgency::Now);
+            wanted.send_if_modified(|wanted| !std::mem::take(&mut wanted.hold).is_zero());
             // The writer must not wait for us.
             drop(wanted);
             // An error means that the writer ended: then nothing more can be written.
@@ -101,12 +84,12 @@ async fn write(api: Arc<dyn PodApi>, pod: PodRef, mut inbox: watch::Receiver<Wan
     while inbox.changed().await.is_ok() {
         let begun = Clock.now().monotonic;
         loop {
-            let (number, status, urgency) = {
+            let (number, status, hold) = {
                 let wanted = inbox.borrow_and_update();
-                (wanted.number, wanted.status.clone(), wanted.urgency)
+                (wanted.number, wanted.status.clone(), wanted.hold)
             };
             let Some(status) = status else { break };
-            let hold = (begun + urgency.hold()).saturating_sub(Clock.now().monotonic);
+            let hold = (begun + hold).saturating_sub(Clock.now().monotonic);
             if !hold.is_zero() && matches!(tokio::time::timeout(hold, inbox.changed()).await, Ok(Ok(()))) {
                 continue;
             }
@@ -176,7 +159,7 @@ mod tests {
         let writer = StatusWriter::spawn(busy.clone(), pod);
         let put = |reason: &str| {
             let (phase, reason) = (Some("Running".to_owned()), Some(reason.to_owned()));
-            writer.put(Arc::new(PodStatus { phase, reason, ..PodStatus::default() }), Urgency::Now);
+            writer.put(Arc::new(PodStatus { phase, reason, ..PodStatus::default() }), Duration::ZERO);
         };
         put("1");
         while busy.tries.lock().unwrap().is_empty() {
@@ -215,9 +198,9 @@ mod tests {
         let pod = PodRef { namespace: "n".into(), name: "p".into(), uid: PodUid::new("u") };
         let writer = StatusWriter::spawn(seen.clone(), pod);
         let put = |phase: &str, reason: &str| {
-            let urgency = if phase == "Pending" { Urgency::OnTheWay } else { Urgency::Now };
+            let hold = if phase == "Pending" { ON_THE_WAY } else { Duration::ZERO };
             let (phase, reason) = (Some(phase.to_owned()), Some(reason.to_owned()));
-            writer.put(Arc::new(PodStatus { phase, reason, ..PodStatus::default() }), urgency);
+            writer.put(Arc::new(PodStatus { phase, reason, ..PodStatus::default() }), hold);
         };
         for reason in ["1", "2"] {
             put("Pending", reason);
@@ -230,10 +213,10 @@ mod tests {
         writer.flushed().await;
         assert_eq!(*seen.0.lock().unwrap(), ["Running", "Runningx"], "what starts quickly is told once");
         put("Pending", "3");
-        tokio::time::sleep(Urgency::OnTheWay.hold() * 2).await;
+        tokio::time::sleep(ON_THE_WAY * 2).await;
         assert_eq!(seen.0.lock().unwrap().last().unwrap(), "Pending3", "and what does not, all the same");
         put("Pending", "4");
-        let early = tokio::time::timeout(Urgency::OnTheWay.hold() / 2, writer.flushed()).await;
+        let early = tokio::time::timeout(ON_THE_WAY / 2, writer.flushed()).await;
         assert!(early.is_ok(), "whoever waits for it is not held up");
         assert_eq!(seen.0.lock().unwrap().last().unwrap(), "Pending4");
     }

@@ -46,10 +46,24 @@ impl Worker {
         let (runtime, uid, directory) = (&self.shared.runtime, &self.reference.uid, &self.shared.directory);
         let view = match self.view.take().filter(|_| touched.is_empty() || !self.wary) {
             Some(view) => self.observer.look_at(runtime, uid, directory, view, &touched).await?,
-            None => self.observer.look(runtime, uid, directory).await?,
+            None => {
+                let view = self.observer.look(runtime, &self.shared.lister, uid, directory).await?;
+                self.looked_at = self.shared.clock.now().monotonic;
+                view
+            }
         };
         self.awaited.retain(|id, _| view.0.iter().any(|s| s.id == *id) || view.1.iter().any(|c| c.id == *id));
         Ok(view)
+    }
+
+    /// Time has passed: everything is looked at, unless that was done since for another reason.
+    pub(super) fn look_again(&mut self) {
+        self.wary = false;
+        // The look that followed this one's predecessor began a moment after it.
+        let interval = self.shared.config.sync_frequency * 9 / 10;
+        if self.shared.clock.now().monotonic.saturating_sub(self.looked_at) >= interval {
+            self.view = None;
+        }
     }
 
     /// Keeps what was seen, if it changes no more without an event that tells of it.

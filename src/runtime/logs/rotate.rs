@@ -3,6 +3,7 @@
 //! What grew too large gets another name, and the runtime opens a new file. Older ones are compressed; the newest rotated one stays
 //! plain, since somebody may still read it. Logs of containers that ended stay as they are.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -40,28 +41,52 @@ pub struct RotationConfig {
 
 /// Looks after all logs, for ever.
 pub async fn rotate_logs(runtime: Runtime, config: RotationConfig, clock: Clock) {
+    let mut logs = Logs::new();
     loop {
         tokio::time::sleep(config.interval).await;
-        if let Err(error) = round(&runtime, config, clock).await {
+        if let Err(error) = round(&runtime, &mut logs, config, clock).await {
             debug!(%error, "logs are looked after later");
         }
     }
 }
 
-async fn round(runtime: &Runtime, config: RotationConfig, clock: Clock) -> Result<(), RuntimeError> {
+/// The logs of running containers by their IDs: a container keeps its log's path.
+type Logs = BTreeMap<String, PathBuf>;
+
+async fn round(runtime: &Runtime, logs: &mut Logs, config: RotationConfig, clock: Clock) -> Result<(), RuntimeError> {
     let filter = cri::ContainerFilter {
         state: Some(cri::ContainerStateValue { state: cri::ContainerState::ContainerRunning.into() }),
         ..Default::default()
     };
-    let running = runtime.list_containers(Some(filter)).await?;
-    futures::stream::iter(running)
-        .for_each_concurrent(config.workers.max(1), |container| async move {
-            if let Err(error) = look_after(runtime, &container.id, config, clock).await {
-                warn!(container = container.id, %error, "cannot rotate its log");
+    let running: BTreeSet<String> = runtime.list_containers(Some(filter)).await?.into_iter().map(|c| c.id).collect();
+    logs.retain(|id, _| running.contains(id));
+    let workers = config.workers.max(1);
+    let new: Vec<String> = running.into_iter().filter(|id| !logs.contains_key(id)).collect();
+    let found = futures::stream::iter(new).map(|id| log_of(runtime, id)).buffer_unordered(workers);
+    logs.extend(found.filter_map(std::future::ready).collect::<Vec<_>>().await);
+    let all = logs.clone();
+    let small = move |log: &Path| fs::metadata(log).is_ok_and(|found| found.len() < config.max_size);
+    let due = spawn_blocking(move || all.into_iter().filter(|(_, log)| !small(log)).collect::<Vec<_>>()).await;
+    futures::stream::iter(due.unwrap_or_default())
+        .for_each_concurrent(workers, |(id, log)| async move {
+            if let Err(error) = look_after(runtime, &id, log, config, clock).await {
+                warn!(container = id, %error, "cannot rotate its log");
             }
         })
         .await;
     Ok(())
+}
+
+/// The log of a container, unless it has none or is gone.
+async fn log_of(runtime: &Runtime, id: String) -> Option<(String, PathBuf)> {
+    match runtime.container_status(&id, false).await {
+        Ok(answer) => answer.status.map(|s| s.log_path).filter(|path| !path.is_empty()).map(|path| (id, path.into())),
+        Err(RuntimeError::NotFound(_)) => None,
+        Err(error) => {
+            warn!(container = id, %error, "cannot rotate its log");
+            None
+        }
+    }
 }
 
 /// Why one log was not rotated.
@@ -73,23 +98,26 @@ enum RotateError {
     File { path: PathBuf, source: io::Error },
 }
 
-async fn look_after(runtime: &Runtime, id: &str, config: RotationConfig, clock: Clock) -> Result<(), RotateError> {
-    let log = match runtime.container_status(id, false).await {
-        Ok(answer) => answer.status.map(|status| PathBuf::from(status.log_path)).unwrap_or_default(),
-        // It went meanwhile.
-        Err(RuntimeError::NotFound(_)) => return Ok(()),
-        Err(error) => return Err(error.into()),
-    };
-    if log.as_os_str().is_empty() {
-        return Ok(());
-    }
+async fn look_after(
+    runtime: &Runtime,
+    id: &str,
+    log: PathBuf,
+    config: RotationConfig,
+    clock: Clock,
+) -> Result<(), RotateError> {
     let log = Arc::new(log);
     let failed = |source| RotateError::File { path: log.to_path_buf(), source };
     match tokio::fs::metadata(&*log).await {
         Ok(found) if found.len() < config.max_size => return Ok(()),
         Ok(_) => {}
         // Somebody died between the two steps below.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(runtime.reopen_container_log(id).await?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return match runtime.reopen_container_log(id).await {
+                // It went meanwhile.
+                Err(RuntimeError::NotFound(_)) => Ok(()),
+                other => Ok(other?),
+            };
+        }
         Err(source) => return Err(failed(source)),
     }
     let path = log.clone();
