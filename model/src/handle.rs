@@ -415,7 +415,7 @@ pub trait UsageReader: Send + Sync + 'static {
 
     /// How much memory and swap together a group may use; `None`: no limit.
     fn swap_limit_bytes(&self, group: &str) -> Option<u64> {
-        self.details(group).swap_limit_bytes
+        self.limits(group).swap_limit_bytes
     }
 
     /// All pods together, with their common limit.
@@ -426,8 +426,13 @@ pub trait UsageReader: Send + Sync + 'static {
         Stalls::default()
     }
 
-    /// What else there is to tell of a group (A23.2).
-    fn details(&self, _group: &str) -> GroupDetails {
+    /// What a group may use (A23.2).
+    fn limits(&self, _group: &str) -> GroupLimits {
+        GroupLimits::default()
+    }
+
+    /// What else there is to tell of a group with these limits (A23.2).
+    fn details(&self, _group: &str, _limits: &GroupLimits) -> GroupDetails {
         GroupDetails::default()
     }
 
@@ -485,6 +490,23 @@ pub struct DeviceUsage {
     pub operations: [u64; 2],
 }
 
+/// What a group may use. It changes when its pod is resized, and hardly ever else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct GroupLimits {
+    /// In the values of cgroup v1.
+    pub cpu_shares: u64,
+    /// Microseconds.
+    pub cpu_period: u64,
+    /// Microseconds in each period; 0: no limit.
+    pub cpu_quota: u64,
+    /// Protected or soft limit, bytes; 0: none.
+    pub memory_reservation_bytes: u64,
+    /// Bytes; `None`: no limit.
+    pub swap_limit_bytes: Option<u64>,
+    /// Processes and threads that there may be; 0: no limit.
+    pub threads_max: u64,
+}
+
 /// What metrics tell of a group besides its [`Usage`]. 0 is also what is not known.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct GroupDetails {
@@ -496,30 +518,18 @@ pub struct GroupDetails {
     pub most_memory_bytes: u64,
     /// Processes that were killed for want of memory.
     pub oom_kills: u64,
-    /// In the values of cgroup v1.
-    pub cpu_shares: u64,
-    /// Microseconds.
-    pub cpu_period: u64,
-    /// Microseconds in each period; 0: no limit.
-    pub cpu_quota: u64,
     /// Periods in which the limit was looked at, and those in which it held something up.
     pub cpu_periods: u64,
     /// See `cpu_periods`.
     pub cpu_throttled_periods: u64,
     /// For how long it held it up, nanoseconds.
     pub cpu_throttled_nanoseconds: u64,
-    /// Protected or soft limit, bytes; 0: none.
-    pub memory_reservation_bytes: u64,
-    /// Bytes; `None`: no limit.
-    pub swap_limit_bytes: Option<u64>,
     /// Processes.
     pub processes: u64,
     /// Open files of all processes.
     pub open_files: u64,
     /// Sockets among them.
     pub sockets: u64,
-    /// Processes and threads that there may be; 0: no limit.
-    pub threads_max: u64,
     /// How many files the first process may open; `None`: no limit.
     pub open_files_limit: Option<u64>,
 }

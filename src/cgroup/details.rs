@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use stoker_model::handle::{DeviceUsage, GroupDetails, Stall, StallTime, Stalls};
+use stoker_model::handle::{DeviceUsage, GroupDetails, GroupLimits, Stall, StallTime, Stalls};
 
 use super::hierarchy::Hierarchy;
 use super::tree::Cgroups;
@@ -35,19 +35,33 @@ impl Cgroups {
         }
     }
 
-    pub(super) fn read_details(&self, group: &str) -> GroupDetails {
-        let (details, processes) = match self.hierarchy() {
-            Hierarchy::V2(root) => {
-                let path = root.join(group);
-                (of_v2(|name| read(path.join(name))), read(path.join("cgroup.procs")))
-            }
+    /// The text of a file of the group; the controller it belongs to is asked about by v1 only.
+    fn file<'a>(&'a self, group: &'a str) -> impl Fn(&str, &str) -> String + 'a {
+        move |controller, name| match self.hierarchy() {
+            Hierarchy::V2(root) => read(root.join(group).join(name)),
             Hierarchy::V1 { controllers, .. } => {
-                let path = |controller: &str| controllers.get(controller).map(|tree| tree.join(group));
-                let file = |controller: &str, name: &str| path(controller).map(|path| read(path.join(name)));
-                let read = |controller: &str, name: &str| file(controller, name).unwrap_or_default();
-                (of_v1(read), read("memory", "cgroup.procs"))
+                controllers.get(controller).map(|tree| read(tree.join(group).join(name))).unwrap_or_default()
             }
+        }
+    }
+
+    pub(super) fn read_limits(&self, group: &str) -> GroupLimits {
+        let file = self.file(group);
+        match self.hierarchy() {
+            Hierarchy::V2(_) => limits_of_v2(|name| file("", name)),
+            Hierarchy::V1 { .. } => limits_of_v1(file),
+        }
+    }
+
+    pub(super) fn read_details(&self, group: &str, limits: &GroupLimits) -> GroupDetails {
+        let file = self.file(group);
+        // Without a limit nothing is held up.
+        let is_limited = limits.cpu_quota > 0;
+        let details = match self.hierarchy() {
+            Hierarchy::V2(_) => of_v2(|name| file("", name), is_limited),
+            Hierarchy::V1 { .. } => of_v1(&file, is_limited),
         };
+        let processes = file("memory", "cgroup.procs");
         let (open_files, sockets) = processes.lines().map(open_files).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
         let first = processes.lines().next();
         let limits = first.map(|process| read(format!("/proc/{process}/limits"))).unwrap_or_default();
@@ -75,32 +89,35 @@ fn stall(text: &str) -> Option<Stall> {
     Some(Stall { some: line("some")?, full: line("full").unwrap_or_default() })
 }
 
-fn of_v2(file: impl Fn(&str) -> String) -> GroupDetails {
+fn limits_of_v2(file: impl Fn(&str) -> String) -> GroupLimits {
     let bytes = |name: &str| number(&file(name)).unwrap_or_default();
     let max = file("cpu.max");
     let mut max = max.split_whitespace();
-    let quota = max.next().and_then(|text| text.parse().ok()).unwrap_or_default();
+    let weight = bytes("cpu.weight");
+    GroupLimits {
+        // The other way round than it was written (A12.4).
+        cpu_shares: if weight == 0 { 0 } else { 2 + (weight - 1) * 262_142 / 9999 },
+        cpu_quota: max.next().and_then(|text| text.parse().ok()).unwrap_or_default(),
+        cpu_period: max.next().and_then(|text| text.parse().ok()).unwrap_or_default(),
+        memory_reservation_bytes: bytes("memory.low"),
+        swap_limit_bytes: swap_limit_of_v2(&file("memory.swap.max")),
+        threads_max: bytes("pids.max"),
+    }
+}
+
+fn of_v2(file: impl Fn(&str) -> String, is_limited: bool) -> GroupDetails {
     let events = file("memory.events");
     let event = |name| field(&events, name).unwrap_or_default();
-    let weight = bytes("cpu.weight");
-    // Without a limit nothing is held up.
-    let stat = if quota > 0 { file("cpu.stat") } else { String::new() };
+    let stat = if is_limited { file("cpu.stat") } else { String::new() };
     let throttled = |name| field(&stat, name).unwrap_or_default();
     GroupDetails {
         devices: file("io.stat").lines().filter_map(device_of_v2).collect(),
         memory_failures: event("max"),
-        most_memory_bytes: bytes("memory.peak"),
+        most_memory_bytes: number(&file("memory.peak")).unwrap_or_default(),
         oom_kills: event("oom_kill"),
-        // The other way round than it was written (A12.4).
-        cpu_shares: if weight == 0 { 0 } else { 2 + (weight - 1) * 262_142 / 9999 },
-        cpu_period: max.next().and_then(|text| text.parse().ok()).unwrap_or_default(),
-        cpu_quota: quota,
         cpu_periods: throttled("nr_periods"),
         cpu_throttled_periods: throttled("nr_throttled"),
         cpu_throttled_nanoseconds: throttled("throttled_usec") * 1000,
-        memory_reservation_bytes: bytes("memory.low"),
-        swap_limit_bytes: swap_limit_of_v2(&file("memory.swap.max")),
-        threads_max: bytes("pids.max"),
         ..GroupDetails::default()
     }
 }
@@ -128,12 +145,23 @@ fn device_of_v2(line: &str) -> Option<DeviceUsage> {
     })
 }
 
-fn of_v1(file: impl Fn(&str, &str) -> String) -> GroupDetails {
+fn limits_of_v1(file: impl Fn(&str, &str) -> String) -> GroupLimits {
     let count = |controller: &str, name: &str| number(&file(controller, name)).unwrap_or_default();
     let limit = |name: &str| Some(count("memory", name)).filter(|bytes| *bytes < NO_LIMIT).unwrap_or_default();
-    // -1, no limit, is none that can be read. Without one nothing is held up.
-    let quota = count("cpu", "cpu.cfs_quota_us");
-    let stat = if quota > 0 { file("cpu", "cpu.stat") } else { String::new() };
+    GroupLimits {
+        cpu_shares: count("cpu", "cpu.shares"),
+        cpu_period: count("cpu", "cpu.cfs_period_us"),
+        // -1, no limit, is none that can be read.
+        cpu_quota: count("cpu", "cpu.cfs_quota_us"),
+        memory_reservation_bytes: limit("memory.soft_limit_in_bytes"),
+        swap_limit_bytes: swap_limit_of_v1(&file("memory", "memory.memsw.limit_in_bytes")),
+        threads_max: count("pids", "pids.max"),
+    }
+}
+
+fn of_v1(file: impl Fn(&str, &str) -> String, is_limited: bool) -> GroupDetails {
+    let count = |controller: &str, name: &str| number(&file(controller, name)).unwrap_or_default();
+    let stat = if is_limited { file("cpu", "cpu.stat") } else { String::new() };
     let throttled = |name| field(&stat, name).unwrap_or_default();
     let bytes = file("blkio", "blkio.throttle.io_service_bytes_recursive");
     // Who moved no byte did no operation.
@@ -143,15 +171,9 @@ fn of_v1(file: impl Fn(&str, &str) -> String) -> GroupDetails {
         memory_failures: count("memory", "memory.failcnt"),
         most_memory_bytes: count("memory", "memory.max_usage_in_bytes"),
         oom_kills: field(&file("memory", "memory.oom_control"), "oom_kill").unwrap_or_default(),
-        cpu_shares: count("cpu", "cpu.shares"),
-        cpu_period: count("cpu", "cpu.cfs_period_us"),
-        cpu_quota: quota,
         cpu_periods: throttled("nr_periods"),
         cpu_throttled_periods: throttled("nr_throttled"),
         cpu_throttled_nanoseconds: throttled("throttled_time"),
-        memory_reservation_bytes: limit("memory.soft_limit_in_bytes"),
-        swap_limit_bytes: swap_limit_of_v1(&file("memory", "memory.memsw.limit_in_bytes")),
-        threads_max: count("pids", "pids.max"),
         ..GroupDetails::default()
     }
 }
@@ -217,7 +239,7 @@ mod tests {
     #[test]
     fn both_versions_tell_the_same() {
         // A23.2
-        let two = of_v2(|name| {
+        let two = |name: &str| {
             match name {
                 "io.stat" => "8:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0 dios=0\n253:1 rbytes=5\n",
                 "memory.events" => "low 0\nhigh 0\nmax 3\noom 1\noom_kill 1\noom_group_kill 0\n",
@@ -231,8 +253,8 @@ mod tests {
                 _ => "",
             }
             .to_owned()
-        });
-        let one = of_v1(|_, name| {
+        };
+        let one = |_: &str, name: &str| {
             match name {
                 "blkio.throttle.io_service_bytes_recursive" => {
                     "8:0 Read 10\n8:0 Write 20\n8:0 Sync 30\n253:1 Read 5\nTotal 35\n"
@@ -251,13 +273,17 @@ mod tests {
                 _ => "",
             }
             .to_owned()
-        });
+        };
+        let limits = limits_of_v2(two);
+        assert_eq!(limits, limits_of_v1(one));
+        assert_eq!((limits.cpu_shares, limits.cpu_quota, limits.threads_max), (2, 50_000, 0));
+        let (two, one) = (of_v2(two, true), of_v1(one, true));
         assert_eq!(two, one);
-        assert_eq!((two.cpu_shares, two.cpu_quota, two.threads_max), (2, 50_000, 0));
         assert_eq!((two.cpu_periods, two.cpu_throttled_periods, two.cpu_throttled_nanoseconds), (5, 2, 7000));
         assert_eq!(two.devices.len(), 2);
         assert_eq!((two.devices[0].bytes, two.devices[0].operations), ([10, 20], [1, 2]));
-        let shares = |weight: &str| of_v2(|name| if name == "cpu.weight" { weight.to_owned() } else { String::new() });
+        let shares =
+            |weight: &str| limits_of_v2(|name| if name == "cpu.weight" { weight.to_owned() } else { String::new() });
         assert_eq!([shares("39").cpu_shares, shares("10000").cpu_shares], [998, 262_144]);
     }
 

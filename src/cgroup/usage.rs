@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use stoker_model::handle::{GroupDetails, InterfaceUsage, PodUsage, Stalls, Usage, UsageReader};
+use stoker_model::handle::{GroupDetails, GroupLimits, InterfaceUsage, PodUsage, Stalls, Usage, UsageReader};
 
 use super::hierarchy::Hierarchy;
 use super::tree::Cgroups;
@@ -53,8 +53,12 @@ impl UsageReader for Cgroups {
         self.read_stalls(group)
     }
 
-    fn details(&self, group: &str) -> GroupDetails {
-        self.read_details(group.trim_start_matches('/'))
+    fn limits(&self, group: &str) -> GroupLimits {
+        self.read_limits(group.trim_start_matches('/'))
+    }
+
+    fn details(&self, group: &str, limits: &GroupLimits) -> GroupDetails {
+        self.read_details(group.trim_start_matches('/'), limits)
     }
 
     fn system_groups(&self) -> Vec<(&'static str, String, Usage)> {

@@ -89,8 +89,9 @@ fn a_pod_is_looked_at_only_when_something_may_have_changed() {
 /// Followers at a time, and what each may take of the agent's memory: with TLS, and without optimization.
 const FOLLOWERS: u64 = 200;
 const FOLLOWER_KIB: u64 = 56;
-/// Of the log that is read, and what the agent's memory may grow by meanwhile.
+/// Of the log that is read, how often, and what the agent's memory may grow by meanwhile.
 const LOG_BYTES: usize = 64 << 20;
+const READINGS: u32 = 5;
 const READING_KIB: u64 = 8 << 10;
 
 #[test]
@@ -116,12 +117,15 @@ fn logs_are_read_and_followed_in_little_memory() {
         // The first client pays for what all need.
         api.page("/containerLogs/default/big/big?tailLines=1").await.expect("a log");
         let before = memory_kib(agent);
-        let (code, mut answer) = api.ask("GET", "/containerLogs/default/big/big", "").await.expect("a log");
-        assert_eq!(code, 200);
-        let (mut came, mut most, mut piece) = (0, before, vec![0; 1 << 20]);
-        while came < LOG_BYTES / 100 * 100 {
-            came += answer.read(&mut piece).await.expect("the log goes on");
-            most = most.max(memory_kib(agent));
+        let mut most = before;
+        for _ in 0..READINGS {
+            let (code, mut answer) = api.ask("GET", "/containerLogs/default/big/big", "").await.expect("a log");
+            assert_eq!(code, 200);
+            let (mut came, mut piece) = (0, vec![0; 1 << 20]);
+            while came < LOG_BYTES / 100 * 100 {
+                came += answer.read(&mut piece).await.expect("the log goes on");
+                most = most.max(memory_kib(agent));
+            }
         }
         assert!(most - before <= READING_KIB, "{} KiB more while a log is read", most - before);
 

@@ -15,9 +15,10 @@ pub(crate) fn processor_time(pid: u32) -> Duration {
     TICK * ticks
 }
 
-/// Its memory in KiB, of what it shares its part (PSS).
+/// Memory of its own in KiB, without the program's text: that is shared with whoever runs the same program, and so is what a process
+/// seems to take of it (PSS) when another one ends.
 pub(crate) fn memory_kib(pid: u32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("the process lives");
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).expect("the kernel tells it");
+    let line = text.lines().find_map(|line| line.strip_prefix("Anonymous:")).expect("the kernel tells it");
     line.trim().trim_end_matches(" kB").trim().parse().expect("a number")
 }

@@ -1,6 +1,10 @@
 //! `/metrics/cadvisor`: what dashboards and alerts read, with the names and labels of cAdvisor (A23.2).
 
-use stoker_model::handle::{DeviceUsage, GroupDetails, PodUsage, Stall, Stalls, Usage, UsageReader};
+use std::collections::BTreeMap;
+use std::sync::PoisonError;
+
+use k8s_openapi::api::core::v1::Pod;
+use stoker_model::handle::{DeviceUsage, GroupDetails, GroupLimits, PodUsage, Stall, Stalls, Usage, UsageReader};
 
 use super::text::{Labels, Page, seconds, value};
 use super::{Filesystem, Named, Snapshot, Stats, containers, device_of, has_own_network, name, namespace, started_at};
@@ -75,18 +79,18 @@ const OF_DETAILS: &[(&str, &str, &str, ReadDetail)] = &[
         "container_threads_max",
         "gauge",
         "Maximum number of threads allowed inside the container, infinity if value is zero",
-        |it| Some(value(it.details.threads_max)),
+        |it| Some(value(it.limits.threads_max)),
     ),
-    ("container_spec_cpu_period", "gauge", "CPU period of the container.", |it| Some(value(it.details.cpu_period))),
+    ("container_spec_cpu_period", "gauge", "CPU period of the container.", |it| Some(value(it.limits.cpu_period))),
     ("container_spec_cpu_quota", "gauge", "CPU quota of the container.", |it| {
-        (it.details.cpu_quota > 0).then(|| value(it.details.cpu_quota))
+        (it.limits.cpu_quota > 0).then(|| value(it.limits.cpu_quota))
     }),
-    ("container_spec_cpu_shares", "gauge", "CPU share of the container.", |it| Some(value(it.details.cpu_shares))),
+    ("container_spec_cpu_shares", "gauge", "CPU share of the container.", |it| Some(value(it.limits.cpu_shares))),
     ("container_spec_memory_reservation_limit_bytes", "gauge", "Memory reservation limit for the container.", |it| {
-        Some(value(it.details.memory_reservation_bytes))
+        Some(value(it.limits.memory_reservation_bytes))
     }),
     ("container_spec_memory_swap_limit_bytes", "gauge", "Memory swap limit for the container.", |it| {
-        Some(value(it.details.swap_limit_bytes.unwrap_or_default()))
+        Some(value(it.limits.swap_limit_bytes.unwrap_or_default()))
     }),
 ];
 
@@ -121,6 +125,7 @@ const OF_INTERFACES: &[(&str, &str, bool, usize)] = &[
 /// A group with all that is told of it.
 struct Group<'a> {
     usage: &'a Usage,
+    limits: GroupLimits,
     details: GroupDetails,
     stalls: Stalls,
     started: Option<f64>,
@@ -138,9 +143,12 @@ impl Stats {
     pub(in crate::server) async fn cadvisor_metrics(&self) -> String {
         let (now, _) = self.look().await;
         let (pods, usage, root) = (self.pods.pods(), self.usage.clone(), self.places.root.clone());
+        let known_limits = self.limits.clone();
         let build = move || {
             let known = Self::known(&pods, &now);
-            let groups = groups(&now, &known, usage.as_ref());
+            let mut limits = known_limits.lock().unwrap_or_else(PoisonError::into_inner);
+            let groups = groups(&now, &known, usage.as_ref(), &mut limits);
+            drop(limits);
             let mut writer = Writer { page: Page::default(), at: Some(now.now.wall.as_millisecond()) };
             writer.groups(&groups, &now);
             writer.devices(&groups);
@@ -174,7 +182,7 @@ impl Writer {
         }
         for (metric, help, read) in OF_LIMITED {
             self.page.metric(metric, "counter", help);
-            for group in groups.iter().filter(|group| group.details.cpu_quota > 0) {
+            for group in groups.iter().filter(|group| group.limits.cpu_quota > 0) {
                 self.page.sample_of(metric, &group.labels, &[], read(&group.details), self.at);
             }
         }
@@ -347,42 +355,60 @@ impl Writer {
     }
 }
 
+/// Limits of groups by their names, as they were with that version of their pod.
+pub(super) type KnownLimits = BTreeMap<String, (String, GroupLimits)>;
+
 /// The machine first, then what is no pod, then pods and their containers.
+///
+/// Limits are read again only when the pod is another than before: one that is resized gets another status.
 fn groups<'a>(
     now: &'a Snapshot,
-    known: &'a [(&'a k8s_openapi::api::core::v1::Pod, &'a PodUsage)],
+    known: &'a [(&'a Pod, &'a PodUsage)],
     reader: &dyn UsageReader,
+    limits: &mut KnownLimits,
 ) -> Vec<Group<'a>> {
-    let group = |usage: &'a Usage, id: &'a str, pod: [&str; 2], container: Option<&Named<'a>>| {
+    let mut limits_before = std::mem::take(limits);
+    let mut limits_of = |id: &str, version: Option<&str>| {
+        let Some(version) = version else { return reader.limits(id) };
+        let (key, (of, found)) = limits_before
+            .remove_entry(id)
+            .filter(|(_, (of, _))| of == version)
+            .unwrap_or_else(|| (id.to_owned(), (version.to_owned(), reader.limits(id))));
+        limits.insert(key, (of, found));
+        found
+    };
+    let mut group = |usage: &'a Usage, id: &'a str, pod: Option<&'a Pod>, container: Option<&Named<'a>>| {
         let status = container.map(|it| it.status);
         let (container_name, image) = status.map_or(("", ""), |status| (&status.name, &status.image));
-        let name = container.map_or("", |it| it.id);
-        let [namespace, pod] = pod;
+        let container_id = container.map_or("", |it| it.id);
         let labels = Labels::new(&[
             ("container", container_name),
             ("id", id),
             ("image", image),
-            ("name", name),
-            ("namespace", namespace),
-            ("pod", pod),
+            ("name", container_id),
+            ("namespace", pod.map_or("", namespace)),
+            ("pod", pod.map_or("", name)),
         ]);
+        let of_machine = id == "/";
+        let version = pod.and_then(|pod| pod.metadata.resource_version.as_deref());
+        let limits = if of_machine { GroupLimits::default() } else { limits_of(id, version) };
         Group {
             usage,
-            details: if id == "/" { GroupDetails::default() } else { reader.details(id) },
+            limits,
+            details: if of_machine { GroupDetails::default() } else { reader.details(id, &limits) },
             stalls: reader.stalls(id),
             started: container.and_then(started_at),
             id,
             container: container_name,
-            name,
+            name: container_id,
             labels,
         }
     };
-    let mut groups = vec![group(&now.node.usage, "/", ["", ""], None)];
-    groups.extend(now.system.iter().map(|(_, id, usage)| group(usage, id, ["", ""], None)));
+    let mut groups = vec![group(&now.node.usage, "/", None, None)];
+    groups.extend(now.system.iter().map(|(_, id, usage)| group(usage, id, None, None)));
     for (pod, usage) in known {
-        let of_pod = [namespace(pod), name(pod)];
-        groups.push(group(&usage.usage, &usage.group, of_pod, None));
-        groups.extend(containers(pod, usage).iter().map(|it| group(it.usage, it.group, of_pod, Some(it))));
+        groups.push(group(&usage.usage, &usage.group, Some(pod), None));
+        groups.extend(containers(pod, usage).iter().map(|it| group(it.usage, it.group, Some(pod), Some(it))));
     }
     groups
 }

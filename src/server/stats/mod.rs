@@ -35,6 +35,8 @@ pub(super) struct Stats {
     /// Volumes as they were measured last, and when.
     volumes: Mutex<Option<(Now, Arc<volumes::Volumes>)>>,
     volumes_every: Duration,
+    /// What groups may use.
+    limits: Arc<Mutex<cadvisor::KnownLimits>>,
     /// When the agent started.
     started: Now,
 }
@@ -110,8 +112,8 @@ impl Stats {
         runtime: Runtime,
         (places, disks, volumes_every): (Places, Arc<dyn DiskMeter>, Duration),
     ) -> Self {
-        let (seen, volumes) = (Mutex::default(), Mutex::default());
-        Self { node, pods, usage, runtime, places, seen, disks, volumes, volumes_every, started: Clock.now() }
+        let (seen, volumes, limits) = (Mutex::default(), Mutex::default(), Arc::default());
+        Self { node, pods, usage, runtime, places, seen, disks, volumes, volumes_every, limits, started: Clock.now() }
     }
 
     /// Everything as it is now, or was a second ago, and as it was some time before.
