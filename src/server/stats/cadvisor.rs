@@ -412,3 +412,63 @@ fn groups<'a>(
     }
     groups
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::clock::Clock;
+
+    /// Counts how often limits are read.
+    #[derive(Default)]
+    struct Counting(AtomicU64);
+
+    impl UsageReader for Counting {
+        fn node(&self) -> PodUsage {
+            PodUsage::default()
+        }
+
+        fn machine(&self) -> Usage {
+            Usage::default()
+        }
+
+        fn pods(&self) -> Vec<PodUsage> {
+            Vec::new()
+        }
+
+        fn all_pods(&self) -> Usage {
+            Usage::default()
+        }
+
+        fn limits(&self, _: &str) -> GroupLimits {
+            let cpu_shares = self.0.fetch_add(1, Ordering::Relaxed) + 1;
+            GroupLimits { cpu_shares, ..GroupLimits::default() }
+        }
+    }
+
+    #[test]
+    fn limits_are_read_again_when_the_pod_is_another() {
+        // A23.2
+        let usage = PodUsage { group: "/pods/a".to_owned(), ..PodUsage::default() };
+        let now = Snapshot {
+            now: Clock.now(),
+            node: PodUsage::default(),
+            pods: Vec::new(),
+            layers: BTreeMap::new(),
+            images: None,
+            nodefs: None,
+            system: Vec::new(),
+        };
+        let (reader, mut limits) = (Counting::default(), KnownLimits::new());
+        let mut shares = |version: &str| {
+            let pod: Pod = serde_json::from_value(json!({"metadata": {"resourceVersion": version}})).unwrap();
+            groups(&now, &[(&pod, &usage)], &reader, &mut limits)[1].limits.cpu_shares
+        };
+        assert_eq!([shares("1"), shares("1"), shares("2"), shares("2")], [1, 1, 2, 2]);
+        groups(&now, &[], &reader, &mut limits);
+        assert!(limits.is_empty(), "nothing is kept of a pod that has gone");
+    }
+}
