@@ -32,7 +32,7 @@ const USER_AGENT: &str = concat!("kubelet/v1.36.2 (linux) stoker/", env!("CARGO_
 #[error("the kubeconfig's certificates, key or token cannot be used: {0}")]
 pub struct ConnectError(#[from] kube::Error);
 
-/// A connection to the API server. Cheap to clone; all clones share one HTTP/2 connection.
+/// A connection to the API server. Cheap to clone; all clones share one HTTP/2 connection ([`Self::gathering`] makes another).
 #[derive(Clone)]
 pub struct ApiServer {
     client: kube::Client,

@@ -1,4 +1,5 @@
-//! The transport to the API server: TCP and TLS with HTTP/2, which one connection shares among all watches and requests.
+//! The transport to the API server: TCP and TLS with HTTP/2, which one connection shares among all watches and requests. Those of
+//! Services have a second one, which is read otherwise (`gather`).
 //!
 //! HTTP/2 pings find a peer that is gone without a word, also under a watch that is silent for minutes. A server that
 //! does not speak HTTP/2 is served by the same pool with HTTP/1.1.

@@ -1,4 +1,4 @@
-//! The API server: one connection, watches with slim types, status patches, events, leases.
+//! The API server: one connection and another for Services, watches with slim types, status patches, events, leases.
 //!
 //! [`ApiServer`] is the connection that everything else borrows. Tasks: [`pods::watch_pods`] feeds the pods of this
 //! node, [`services::watch_services`] feeds Services and EndpointSlices, [`events::Events`] publishes events.

@@ -1,7 +1,8 @@
 //! The ranges of Service addresses as objects, and one IPAddress for each address that a Service holds (C5.12, C7.15).
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -21,11 +22,42 @@ const GROUP: &str = "networking.k8s.io";
 const FINALIZER: &str = "networking.k8s.io/service-cidr-finalizer";
 const FAMILY: &str = "ipaddress.kubernetes.io/ip-family";
 
+/// Which Services hold an address: to look through all of them for each would cost more with each Service.
+#[derive(Debug, Default)]
+struct Holders(Mutex<BTreeMap<IpAddr, BTreeSet<Key>>>);
+
+impl Holders {
+    /// Takes in a change of a Service; returns the addresses that it concerns.
+    fn note(&self, old: Option<&Value>, new: Option<&Value>) -> BTreeSet<IpAddr> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut concerned = BTreeSet::new();
+        for (service, address) in old.into_iter().flat_map(|old| addresses_of(old).map(move |address| (old, address))) {
+            if let Some(holders) = all.get_mut(&address) {
+                holders.remove(&Key::of(service));
+                if holders.is_empty() {
+                    all.remove(&address);
+                }
+            }
+            concerned.insert(address);
+        }
+        for (service, address) in new.into_iter().flat_map(|new| addresses_of(new).map(move |address| (new, address))) {
+            all.entry(address).or_default().insert(Key::of(service));
+            concerned.insert(address);
+        }
+        concerned
+    }
+
+    /// The first of them by name.
+    fn of(&self, address: IpAddr) -> Option<Key> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&address)?.first().cloned()
+    }
+}
+
 #[derive(Clone)]
 struct Ranges {
     ranges: Arc<Informer>,
     addresses: Arc<Informer>,
-    services: Arc<Informer>,
+    holders: Arc<Holders>,
     given: Arc<ServiceAddresses>,
 }
 
@@ -34,7 +66,7 @@ pub(super) fn register(context: &Context) -> Box<dyn FnOnce(&Context) + Send> {
     let controller = Ranges {
         ranges: context.informers.of(GROUP, "servicecidrs"),
         addresses: context.informers.of(GROUP, "ipaddresses"),
-        services: context.informers.of("", "services"),
+        holders: Arc::default(),
         given: Arc::clone(&context.config.addresses),
     };
     let (of_ranges, of_addresses) = (Queue::default(), Queue::default());
@@ -47,9 +79,9 @@ pub(super) fn register(context: &Context) -> Box<dyn FnOnce(&Context) + Send> {
             queue.add(Key::of(range));
         }
     });
-    let queue = of_addresses.clone();
-    controller.services.on_change(move |old, new| {
-        for address in [old, new].into_iter().flatten().flat_map(|service| addresses_of(service)) {
+    let (queue, holders) = (of_addresses.clone(), Arc::clone(&controller.holders));
+    context.informers.of("", "services").on_change(move |old, new| {
+        for address in holders.note(old.map(AsRef::as_ref), new.map(AsRef::as_ref)) {
             queue.add(Key::new("", &address.to_string()));
         }
     });
@@ -145,12 +177,10 @@ impl Ranges {
     /// An address that a Service holds has its object; one that no Service holds has none, if it was ours.
     async fn settle_address(&self, name: &str) -> Result<Option<Duration>, StatusError> {
         let Ok(address) = name.parse::<IpAddr>() else { return Ok(None) };
-        let services = self.services.list("");
-        let holder = services.iter().find(|service| addresses_of(service).any(|held| held == address));
-        let parent = holder.map(|service| {
-            let metadata = &service["metadata"];
-            json!({ "resource": "services", "namespace": metadata["namespace"], "name": metadata["name"] })
-        });
+        let parent = self
+            .holders
+            .of(address)
+            .map(|service| json!({ "resource": "services", "namespace": service.namespace, "name": service.name }));
         let known = self.addresses.get("", name);
         if let Some(known) = &known {
             let is_ours = known["metadata"]["labels"][MANAGED_BY] == ALLOCATOR;
@@ -176,5 +206,27 @@ impl Ranges {
             Err(error) if error.code != 409 => Err(error),
             _ => Ok(None),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_held_until_its_last_service_goes() {
+        let service = |name: &str, ips: &[&str]| json!({"metadata": {"namespace": "n", "name": name}, "spec": {"clusterIPs": ips}});
+        let (a, b) = (service("a", &["10.96.0.1", "fd00::1"]), service("b", &["10.96.0.1"]));
+        let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let holders = Holders::default();
+        holders.note(None, Some(&b));
+        assert_eq!(holders.note(None, Some(&a)), [ip("10.96.0.1"), ip("fd00::1")].into());
+        assert_eq!(holders.of(ip("10.96.0.1")), Some(Key::new("n", "a")));
+        let moved = service("a", &["10.96.0.2"]);
+        assert_eq!(holders.note(Some(&a), Some(&moved)), [ip("10.96.0.1"), ip("10.96.0.2"), ip("fd00::1")].into());
+        assert_eq!(holders.of(ip("10.96.0.1")), Some(Key::new("n", "b")));
+        assert_eq!(holders.of(ip("fd00::1")), None);
+        holders.note(Some(&b), None);
+        assert_eq!(holders.of(ip("10.96.0.1")), None);
     }
 }
