@@ -69,11 +69,8 @@ fn is_mirror(slice: &Value) -> bool {
 
 impl Mirror {
     async fn reconcile(&self, key: &Key) -> Result<Option<Duration>, StatusError> {
-        let mut existing = self.slices.list(&key.namespace);
-        existing.retain(|slice| {
-            let service = text(&slice["metadata"]["labels"], stoker_model::names::SERVICE_NAME);
-            is_mirror(slice) && service == key.name && !is_being_deleted(slice)
-        });
+        let mut existing = self.slices.labelled(&key.namespace, &key.name);
+        existing.retain(|slice| is_mirror(slice) && !is_being_deleted(slice));
         let service = self.services.get(&key.namespace, &key.name);
         let endpoints = self.endpoints.get(&key.namespace, &key.name);
         let wanted = match (&service, &endpoints) {

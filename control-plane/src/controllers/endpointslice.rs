@@ -102,13 +102,8 @@ impl EndpointSlices {
     async fn reconcile(&self, key: &Key) -> Result<Option<Duration>, StatusError> {
         // Slices of a Service that is gone are the garbage collector's.
         let Some(service) = self.services.get(&key.namespace, &key.name) else { return Ok(None) };
-        let is_mine = |slice: &Arc<Value>| {
-            let labels = &slice["metadata"]["labels"];
-            text(labels, stoker_model::names::SERVICE_NAME) == key.name
-                && text(labels, MANAGED_BY) == MANAGER
-                && !is_being_deleted(slice)
-        };
-        let existing: Vec<Arc<Value>> = self.slices.list(&key.namespace).into_iter().filter(is_mine).collect();
+        let mut existing = self.slices.labelled(&key.namespace, &key.name);
+        existing.retain(|slice| text(&slice["metadata"]["labels"], MANAGED_BY) == MANAGER && !is_being_deleted(slice));
         let has_selector = service["spec"]["selector"].as_object().is_some_and(|selector| !selector.is_empty());
         if !has_selector || text(&service["spec"], "type") == "ExternalName" || is_being_deleted(&service) {
             return Ok(None);

@@ -3,7 +3,7 @@
 //! A controller that has written waits with [`Informer::wait_for`] until its own write is in the cache, so that it never
 //! plans from a view older than its last step. Kinds that only the garbage collector looks at are kept as bare metadata.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use super::queue::Key;
 use crate::api::{Change, Cluster, ListOptions, Objects};
 use crate::resources::ResourceInfo;
 use crate::resources::status::StatusError;
+use crate::resources::tree::text;
 
 /// After a failed list or watch.
 const RETRY: Duration = Duration::from_millis(500);
@@ -26,15 +27,56 @@ type Handler = Box<dyn Fn(Option<&Arc<Value>>, Option<&Arc<Value>>) + Send + Syn
 pub(super) struct Informer {
     pub(super) objects: Objects,
     whole: bool,
-    cache: RwLock<BTreeMap<Key, Arc<Value>>>,
+    /// By the value of this label, too.
+    label: Option<&'static str>,
+    cache: RwLock<Cache>,
     handlers: RwLock<Vec<Handler>>,
     seen: watch::Sender<u64>,
 }
 
+#[derive(Default)]
+struct Cache {
+    objects: BTreeMap<Key, Arc<Value>>,
+    /// Names of objects by their namespace and the value of the label.
+    labelled: BTreeMap<Key, BTreeSet<String>>,
+}
+
+impl Cache {
+    /// Exchanges one object; returns the one before.
+    fn put(&mut self, key: Key, new: Option<&Arc<Value>>, label: Option<&str>) -> Option<Arc<Value>> {
+        let old = match new {
+            Some(object) => self.objects.insert(key.clone(), Arc::clone(object)),
+            None => self.objects.remove(&key),
+        };
+        let Some(label) = label else { return old };
+        let place = |object: &Arc<Value>| Key::new(&key.namespace, text(&object["metadata"]["labels"], label));
+        let (before, after) = (old.as_ref().map(place), new.map(place));
+        if before != after {
+            if let Some(before) = before
+                && let Some(names) = self.labelled.get_mut(&before)
+            {
+                names.remove(&key.name);
+                if names.is_empty() {
+                    self.labelled.remove(&before);
+                }
+            }
+            if let Some(after) = after {
+                self.labelled.entry(after).or_default().insert(key.name);
+            }
+        }
+        old
+    }
+
+    fn labelled(&self, namespace: &str, value: &str) -> Vec<Arc<Value>> {
+        let names = self.labelled.get(&Key::new(namespace, value)).into_iter().flatten();
+        names.filter_map(|name| self.objects.get(&Key::new(namespace, name)).cloned()).collect()
+    }
+}
+
 impl Informer {
-    fn new(objects: Objects, whole: bool) -> Arc<Self> {
+    fn new(objects: Objects, whole: bool, label: Option<&'static str>) -> Arc<Self> {
         let seen = watch::Sender::new(0);
-        Arc::new(Self { objects, whole, cache: RwLock::default(), handlers: RwLock::default(), seen })
+        Arc::new(Self { objects, whole, label, cache: RwLock::default(), handlers: RwLock::default(), seen })
     }
 
     /// The kind.
@@ -49,18 +91,23 @@ impl Informer {
 
     /// One object.
     pub(super) fn get(&self, namespace: &str, name: &str) -> Option<Arc<Value>> {
-        self.cached(|cache| cache.get(&Key::new(namespace, name)).cloned())
+        self.cached(|cache| cache.objects.get(&Key::new(namespace, name)).cloned())
     }
 
     /// The objects of a namespace; of all if it is empty.
     pub(super) fn list(&self, namespace: &str) -> Vec<Arc<Value>> {
         self.cached(|cache| {
             if namespace.is_empty() {
-                return cache.values().cloned().collect();
+                return cache.objects.values().cloned().collect();
             }
-            let from_here = cache.range(Key::new(namespace, "")..);
+            let from_here = cache.objects.range(Key::new(namespace, "")..);
             from_here.take_while(|(key, _)| key.namespace == namespace).map(|(_, object)| Arc::clone(object)).collect()
         })
+    }
+
+    /// The objects of a namespace with this value of the label that the kind is indexed by ([`INDEXED`]).
+    pub(super) fn labelled(&self, namespace: &str, value: &str) -> Vec<Arc<Value>> {
+        self.cached(|cache| cache.labelled(namespace, value))
     }
 
     /// Waits until everything up to the version that `written` has is in the cache.
@@ -74,7 +121,7 @@ impl Informer {
         let _ = self.seen.subscribe().wait_for(|seen| *seen > 0).await;
     }
 
-    fn cached<R>(&self, read: impl FnOnce(&BTreeMap<Key, Arc<Value>>) -> R) -> R {
+    fn cached<R>(&self, read: impl FnOnce(&Cache) -> R) -> R {
         read(&self.cache.read().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -124,7 +171,7 @@ impl Informer {
     }
 
     fn replace(&self, items: Vec<Value>) {
-        let mut gone: Vec<Key> = self.cached(|cache| cache.keys().cloned().collect());
+        let mut gone: Vec<Key> = self.cached(|cache| cache.objects.keys().cloned().collect());
         for object in items {
             let key = Key::of(&object);
             if let Ok(place) = gone.binary_search(&key) {
@@ -139,13 +186,7 @@ impl Informer {
 
     fn apply(&self, key: Key, object: Option<Value>) {
         let new = object.map(|object| Arc::new(self.slim(object)));
-        let old = {
-            let mut cache = self.cache.write().unwrap_or_else(PoisonError::into_inner);
-            match &new {
-                Some(object) => cache.insert(key, Arc::clone(object)),
-                None => cache.remove(&key),
-            }
-        };
+        let old = self.cache.write().unwrap_or_else(PoisonError::into_inner).put(key, new.as_ref(), self.label);
         if new.is_none() && old.is_none() {
             return;
         }
@@ -211,6 +252,9 @@ const WHOLE: &[(&str, &str)] = &[
     ("storage.k8s.io", "volumeattachments"),
 ];
 
+/// Kinds that are looked up by a label, whole as they are: to look through all slices for those of a Service would cost more with each.
+const INDEXED: &[((&str, &str), &str)] = &[(("discovery.k8s.io", "endpointslices"), stoker_model::names::SERVICE_NAME)];
+
 /// An informer for each kind that is stored, but events.
 pub(super) struct Informers(BTreeMap<(&'static str, &'static str), Arc<Informer>>);
 
@@ -224,7 +268,8 @@ impl Informers {
             kinds
                 .map(|info| {
                     let key = (info.group, info.plural);
-                    (key, Informer::new(cluster.objects(info.group, info.plural), WHOLE.contains(&key)))
+                    let label = INDEXED.iter().find(|(kind, _)| *kind == key).map(|(_, label)| *label);
+                    (key, Informer::new(cluster.objects(info.group, info.plural), WHOLE.contains(&key), label))
                 })
                 .collect(),
         )
@@ -248,5 +293,27 @@ impl Informers {
         for informer in self.all() {
             informer.wait_until_listed().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_are_found_by_their_label_as_it_is_now() {
+        let slice = |service: &str| Arc::new(json!({"metadata": {"labels": {"of": service}}}));
+        let mut cache = Cache::default();
+        let mut put = |name: &str, new: Option<Arc<Value>>| cache.put(Key::new("n", name), new.as_ref(), Some("of"));
+        put("a", Some(slice("web")));
+        put("b", Some(slice("web")));
+        put("c", Some(slice("db")));
+        assert_eq!(put("b", Some(slice("db"))), Some(slice("web")));
+        assert_eq!(put("c", None), Some(slice("db")));
+        put("d", Some(Arc::new(json!({"metadata": {}}))));
+        let count = |value: &str| cache.labelled("n", value).len();
+        assert_eq!((count("web"), count("db"), count(""), count("other")), (1, 1, 1, 0));
+        assert!(cache.labelled("m", "web").is_empty());
+        assert_eq!(cache.labelled.len(), 3, "nothing is left of what nobody has any more");
     }
 }
