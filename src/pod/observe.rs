@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use stoker_model::pod::PodUid;
@@ -40,6 +41,20 @@ pub(super) enum Touched {
     Gone(String),
 }
 
+/// Notes that a look begins, and returns when.
+fn begin(known: &Directory) -> Duration {
+    let begun = Clock.now().monotonic;
+    if let Some(interval) = known.looks(begun) {
+        metrics::PLEG_RELIST_INTERVAL.observe(&[], interval);
+    }
+    begun
+}
+
+/// Notes how long a look took (A23.3): of everything, or of what was touched.
+fn end(begun: Duration) {
+    metrics::PLEG_RELIST_DURATION.observe(&[], Clock.now().monotonic.saturating_sub(begun));
+}
+
 /// Reads one pod's part of the runtime, and remembers what can no longer change.
 #[derive(Debug, Default)]
 pub(super) struct Observer {
@@ -59,10 +74,7 @@ impl Observer {
         uid: &PodUid,
         known: &Directory,
     ) -> Result<View, RuntimeError> {
-        let begun = Clock.now().monotonic;
-        if let Some(interval) = known.looks(begun) {
-            metrics::PLEG_RELIST_INTERVAL.observe(&[], interval);
-        }
+        let begun = begin(known);
         let (sandboxes, containers) = lister.list(uid).await?;
         known.put_ids(uid, sandboxes.iter().map(|s| s.id.as_str()).chain(containers.iter().map(|c| c.id.as_str())));
         let mut seen_sandboxes = Vec::with_capacity(sandboxes.len());
@@ -80,7 +92,7 @@ impl Observer {
             }
         }
         let view = self.in_order(seen_sandboxes, instances);
-        metrics::PLEG_RELIST_DURATION.observe(&[], Clock.now().monotonic.saturating_sub(begun));
+        end(begun);
         Ok(view)
     }
 
@@ -97,6 +109,7 @@ impl Observer {
         if touched.is_empty() {
             return Ok((sandboxes, containers));
         }
+        let begun = begin(known);
         let mut look_at: Vec<(String, String)> = Vec::new();
         for touched in touched {
             match touched {
@@ -137,6 +150,7 @@ impl Observer {
             containers.retain(|c| c.id != id);
             containers.extend(self.instance(runtime, (&id, &sandbox), false).await?);
         }
+        end(begun);
         Ok(self.in_order(sandboxes, containers))
     }
 
