@@ -253,7 +253,9 @@ async fn static_pods_change_in_every_way_and_read_what_their_init_containers_wro
             "command": ["/bin/busybox", "sh", "-c", script], "volumeMounts": [{ "name": "v", "mountPath": "/v" }],
         })
     };
-    let long = "echo word=$WORD version=$VERSION; touch /v/keep; trap 'exit 0' TERM; while :; do sleep 0.1; done";
+    // It takes its time to end: longer than its file is away below.
+    let long =
+        "echo word=$WORD version=$VERSION; touch /v/keep; trap 'sleep 1; exit 0' TERM; while :; do sleep 0.1; done";
     let mut side = container("side", long, true);
     side["restartPolicy"] = json!("Always");
     let mut written = json!({
