@@ -144,6 +144,20 @@ fn after_name(bytes: &[u8], mut at: usize) -> Option<usize> {
     }
 }
 
+/// The place after a name without pointers: a question has nothing before it that one could mean.
+fn after_plain_name(bytes: &[u8], start: usize) -> Option<usize> {
+    let mut at = start;
+    loop {
+        let length = usize::from(*bytes.get(at)?);
+        at += 1 + length;
+        match length {
+            0 => return Some(at),
+            1..=63 if at - start < LONGEST_NAME => {}
+            _ => return None,
+        }
+    }
+}
+
 /// One record's places in a message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Place {
@@ -175,12 +189,7 @@ pub(super) fn parse(packet: &[u8]) -> Parsed<'_> {
 fn question(packet: &[u8]) -> Option<Question<'_>> {
     let counts = [4, 6, 8, 10].map(|at| u16_at(packet, at).unwrap_or_default());
     let [1, 0, 0, extras @ 0..=MOST_EXTRAS] = counts else { return None };
-    let name_end = after_name(packet, HEADER)?;
-    // A question has nothing before it that a pointer could mean.
-    if packet[name_end - 1] != 0 || name_end - HEADER > LONGEST_NAME {
-        return None;
-    }
-    let end = name_end + 4;
+    let end = after_plain_name(packet, HEADER)? + 4;
     packet.get(..end)?;
     let mut edns = None;
     let mut at = end;
