@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::mem::MaybeUninit;
+use std::path::PathBuf;
 
+use rustix::fs::{RawDir, readlinkat_raw};
 use stoker_model::handle::{DeviceUsage, GroupDetails, GroupLimits, Stall, StallTime, Stalls};
 
 use super::hierarchy::Hierarchy;
+use super::kept::read;
 use super::tree::Cgroups;
-use super::usage::{field, number, read};
+use super::usage::{field, number};
 
 /// v1 writes "no limit" as the largest multiple of a page.
 const NO_LIMIT: u64 = 1 << 62;
@@ -21,7 +24,7 @@ impl Cgroups {
             "/" => PathBuf::from(format!("/proc/pressure/{resource}")),
             group => root.join(group.trim_start_matches('/')).join(format!("{resource}.pressure")),
         };
-        let of = |resource| stall(&read(file(resource)));
+        let of = |resource| stall(&self.kept.read(file(resource)));
         Stalls { cpu: of("cpu"), memory: of("memory"), io: of("io") }
     }
 
@@ -35,18 +38,23 @@ impl Cgroups {
         }
     }
 
-    /// The text of a file of the group; the controller it belongs to is asked about by v1 only.
-    fn file<'a>(&'a self, group: &'a str) -> impl Fn(&str, &str) -> String + 'a {
-        move |controller, name| match self.hierarchy() {
-            Hierarchy::V2(root) => read(root.join(group).join(name)),
-            Hierarchy::V1 { controllers, .. } => {
-                controllers.get(controller).map(|tree| read(tree.join(group).join(name))).unwrap_or_default()
-            }
+    /// The text of a file of the group, read in that way; the controller it belongs to is asked about by v1 only.
+    fn file<'a>(
+        &'a self,
+        group: &'a str,
+        read: impl Fn(PathBuf) -> String + 'a,
+    ) -> impl Fn(&str, &str) -> String + 'a {
+        move |controller, name| {
+            let tree = match self.hierarchy() {
+                Hierarchy::V2(root) => Some(root),
+                Hierarchy::V1 { controllers, .. } => controllers.get(controller),
+            };
+            tree.map(|tree| read(tree.join(group).join(name))).unwrap_or_default()
         }
     }
 
     pub(super) fn read_limits(&self, group: &str) -> GroupLimits {
-        let file = self.file(group);
+        let file = self.file(group, read);
         match self.hierarchy() {
             Hierarchy::V2(_) => limits_of_v2(|name| file("", name)),
             Hierarchy::V1 { .. } => limits_of_v1(file),
@@ -54,14 +62,15 @@ impl Cgroups {
     }
 
     pub(super) fn read_details(&self, group: &str, limits: &GroupLimits) -> GroupDetails {
-        let file = self.file(group);
+        let file = self.file(group, |path| self.kept.read(path));
         // Without a limit nothing is held up.
         let is_limited = limits.cpu_quota > 0;
         let details = match self.hierarchy() {
             Hierarchy::V2(_) => of_v2(|name| file("", name), is_limited),
             Hierarchy::V1 { .. } => of_v1(&file, is_limited),
         };
-        let processes = file("memory", "cgroup.procs");
+        // Not kept: v1 tells who has it open what it told before.
+        let processes = self.file(group, read)("memory", "cgroup.procs");
         let (open_files, sockets) = processes.lines().map(open_files).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
         let first = processes.lines().next();
         let limits = first.map(|process| read(format!("/proc/{process}/limits"))).unwrap_or_default();
@@ -218,10 +227,16 @@ fn named(mut devices: Vec<DeviceUsage>) -> Vec<DeviceUsage> {
 /// Open files of a process, and the sockets among them.
 fn open_files(process: &str) -> (u64, u64) {
     let mut counts = (0, 0);
-    for entry in fs::read_dir(Path::new("/proc").join(process).join("fd")).into_iter().flatten().flatten() {
+    let Ok(folder) = fs::File::open(format!("/proc/{process}/fd")) else { return counts };
+    let (mut entries, mut target) = ([MaybeUninit::uninit(); 4096], [0; "socket:".len()]);
+    let mut entries = RawDir::new(&folder, &mut entries);
+    while let Some(Ok(entry)) = entries.next() {
+        if entry.file_name().to_bytes().starts_with(b".") {
+            continue;
+        }
         counts.0 += 1;
-        let is_socket = fs::read_link(entry.path()).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"));
-        counts.1 += u64::from(is_socket);
+        let to = readlinkat_raw(&folder, entry.file_name(), &mut target);
+        counts.1 += u64::from(to.is_ok() && target == *b"socket:");
     }
     counts
 }

@@ -7,6 +7,7 @@
 
 mod details;
 mod hierarchy;
+mod kept;
 mod limits;
 mod systemd;
 mod tree;

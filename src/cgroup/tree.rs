@@ -9,6 +9,7 @@ use std::time::Duration;
 use stoker_model::resources::QosClass;
 
 use super::hierarchy::Hierarchy;
+use super::kept::KeptFiles;
 use super::limits::{PodLimits, cpu_quota_us};
 use super::systemd::{self, Limits, UNLIMITED};
 use super::write::{remove_below, timed};
@@ -114,6 +115,7 @@ pub enum CgroupError {
 pub struct Cgroups {
     pub(super) config: CgroupConfig,
     pub(super) hierarchy: Hierarchy,
+    pub(super) kept: KeptFiles,
 }
 
 impl Cgroups {
@@ -136,7 +138,7 @@ impl Cgroups {
                 }
             }
         }
-        Ok(Self { config, hierarchy })
+        Ok(Self { config, hierarchy, kept: KeptFiles::default() })
     }
 
     /// Whether the node has cgroup v2.

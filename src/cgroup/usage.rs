@@ -1,13 +1,13 @@
 //! What groups have used: read from their files when somebody asks, never before.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use stoker_model::handle::{GroupDetails, GroupLimits, InterfaceUsage, PodUsage, Stalls, Usage, UsageReader};
 
 use super::hierarchy::Hierarchy;
+use super::kept::read;
 use super::tree::Cgroups;
 
 /// A clock tick of `/proc/stat`: 1/100 s on every architecture that Linux has users on.
@@ -145,12 +145,13 @@ impl Cgroups {
         match self.hierarchy() {
             Hierarchy::V2(root) => {
                 let path = root.join(group);
-                let file = |name: &str| read(path.join(name));
+                let file = |name: &str| self.kept.read(path.join(name));
                 of_v2(&file("cpu.stat"), &file("memory.stat"), |name| number(&file(name)))
             }
             Hierarchy::V1 { controllers, .. } => {
                 let file = |controller: &str, name: &str| {
-                    controllers.get(controller).map(|tree| read(tree.join(group).join(name))).unwrap_or_default()
+                    let path = controllers.get(controller).map(|tree| tree.join(group).join(name));
+                    path.map(|path| self.kept.read(path)).unwrap_or_default()
                 };
                 of_v1(&file("memory", "memory.stat"), &file("cpuacct", "cpuacct.stat"), |controller, name| {
                     number(&file(controller, name))
@@ -263,18 +264,6 @@ fn directories(path: &Path) -> Vec<String> {
     groups.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
-/// A group may go while it is read; then it has used nothing.
-///
-/// Not the standard library's way, which asks for the size first: these files have none, and a full node has thousands of them.
-pub(super) fn read(path: impl AsRef<Path>) -> String {
-    let (mut text, mut piece) = (Vec::new(), [0; 4096]);
-    let Ok(mut file) = File::open(path) else { return String::new() };
-    while let Ok(length @ 1..) = file.read(&mut piece) {
-        text.extend_from_slice(&piece[..length]);
-    }
-    String::from_utf8(text).unwrap_or_default()
-}
-
 pub(super) fn number(text: &str) -> Option<u64> {
     text.trim().parse().ok()
 }
@@ -282,8 +271,8 @@ pub(super) fn number(text: &str) -> Option<u64> {
 /// A line `name number …`.
 pub(super) fn field(text: &str, name: &str) -> Option<u64> {
     let of_line = |line: &str| {
-        let mut words = line.split_whitespace();
-        (words.next()? == name).then(|| words.next()?.parse().ok()).flatten()
+        let rest = line.strip_prefix(name)?;
+        rest.starts_with(' ').then(|| rest.split_whitespace().next()?.parse().ok()).flatten()
     };
     text.lines().find_map(of_line)
 }
