@@ -3,7 +3,8 @@
 //! Commands and forwarded ports through the agent beside the same straight from containerd's streaming server; a log of 1 GiB by kubectl;
 //! `/metrics/cadvisor` of a full node; a thousand followers. What is counted (processor time and memory of the agent) must hold, or the
 //! bench fails; times on the wall are printed beside it, because other work on the machine makes them too.
-//! `STOKER_BENCH_QUICK=1` makes all of it small; `STOKER_BINARIES` names the folder of the binaries.
+//! `STOKER_BENCH_QUICK=1` makes all of it small; `STOKER_BINARIES` names the folder of the binaries. Words choose what is measured: `exec`,
+//! `port-forward`, `logs`, `scrapes`, `followers` (after `scrapes`, which makes the pods).
 
 #[path = "../tests/lab/mod.rs"]
 mod lab;
@@ -120,14 +121,24 @@ impl Bench {
     /// All rows: the names of those whose bar is missed.
     async fn measure(&self) -> Result<Vec<&'static str>, Failure> {
         println!("{:<34} | {:>9} | {:>7} | {:<36} |        | on the wall", "what", "counted", "bar", "unit");
-        let rows = [
-            self.exec().await?,
-            self.port_forward().await?,
-            self.big_log().await?,
-            self.flat_memory().await?,
-            self.scrapes().await?,
-            self.followers().await?,
-        ];
+        let asked: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+        let wants = |step: &str| asked.is_empty() || asked.iter().any(|word| word == step);
+        let mut rows = Vec::new();
+        if wants("exec") {
+            rows.push(self.exec().await?);
+        }
+        if wants("port-forward") {
+            rows.push(self.port_forward().await?);
+        }
+        if wants("logs") {
+            rows.extend([self.big_log().await?, self.flat_memory().await?]);
+        }
+        if wants("scrapes") {
+            rows.push(self.scrapes().await?);
+        }
+        if wants("followers") {
+            rows.push(self.followers().await?);
+        }
         Ok(rows.into_iter().flatten().collect())
     }
 

@@ -11,7 +11,7 @@ use stoker_model::handle::{DeviceUsage, GroupDetails, GroupLimits, Stall, StallT
 use super::hierarchy::Hierarchy;
 use super::kept::read;
 use super::tree::Cgroups;
-use super::usage::{field, number};
+use super::usage::{field, is_pod, number};
 
 /// v1 writes "no limit" as the largest multiple of a page.
 const NO_LIMIT: u64 = 1 << 62;
@@ -39,11 +39,7 @@ impl Cgroups {
     }
 
     /// The text of a file of the group, read in that way; the controller it belongs to is asked about by v1 only.
-    fn file<'a>(
-        &'a self,
-        group: &'a str,
-        read: impl Fn(PathBuf) -> String + 'a,
-    ) -> impl Fn(&str, &str) -> String + 'a {
+    fn file<'a>(&'a self, group: &'a str, read: impl Fn(PathBuf) -> String + 'a) -> impl Fn(&str, &str) -> String + 'a {
         move |controller, name| {
             let tree = match self.hierarchy() {
                 Hierarchy::V2(root) => Some(root),
@@ -69,11 +65,11 @@ impl Cgroups {
             Hierarchy::V2(_) => of_v2(|name| file("", name), is_limited),
             Hierarchy::V1 { .. } => of_v1(&file, is_limited),
         };
-        // Not kept: v1 tells who has it open what it told before.
-        let processes = self.file(group, read)("memory", "cgroup.procs");
+        // Not kept: v1 tells who has it open what it told before. A pod's own group has none.
+        let processes = if is_pod(group) { String::new() } else { self.file(group, read)("memory", "cgroup.procs") };
         let (open_files, sockets) = processes.lines().map(open_files).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
         let first = processes.lines().next();
-        let limits = first.map(|process| read(format!("/proc/{process}/limits"))).unwrap_or_default();
+        let limits = first.map(|process| self.kept.read(format!("/proc/{process}/limits").into())).unwrap_or_default();
         GroupDetails {
             processes: u64::try_from(processes.lines().count()).unwrap_or_default(),
             open_files,

@@ -1,9 +1,11 @@
 //! What groups have used: read from their files when somebody asks, never before.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::File;
+use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{FileType, RawDir};
 use stoker_model::handle::{GroupDetails, GroupLimits, InterfaceUsage, PodUsage, Stalls, Usage, UsageReader};
 
 use super::hierarchy::Hierarchy;
@@ -253,15 +255,28 @@ fn pod_uid(name: &str) -> Option<String> {
     }
 }
 
+/// Whether a group is a pod's own.
+pub(super) fn is_pod(group: &str) -> bool {
+    group.rsplit('/').next().is_some_and(|name| pod_uid(name).is_some())
+}
+
 /// `<id>` or `cri-containerd-<id>.scope`.
 fn container_id(name: &str) -> &str {
     name.strip_suffix(".scope").and_then(|name| name.rsplit('-').next()).unwrap_or(name)
 }
 
+/// The directories in one. A group has a few, and dozens of files, whose names nobody needs.
 fn directories(path: &Path) -> Vec<String> {
-    let entries = fs::read_dir(path).into_iter().flatten().flatten();
-    let groups = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    groups.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    let Ok(folder) = File::open(path) else { return Vec::new() };
+    let (mut buffer, mut found) = ([MaybeUninit::uninit(); 4096], Vec::new());
+    let mut entries = RawDir::new(&folder, &mut buffer);
+    while let Some(Ok(entry)) = entries.next() {
+        let name = entry.file_name().to_string_lossy();
+        if entry.file_type() == FileType::Directory && name != "." && name != ".." {
+            found.push(name.into_owned());
+        }
+    }
+    found
 }
 
 pub(super) fn number(text: &str) -> Option<u64> {

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 use stoker_model::handle::{DeviceUsage, GroupDetails, GroupLimits, PodUsage, Stall, Stalls, Usage, UsageReader};
 
 use super::text::{Labels, Page, seconds, value};
-use super::{Filesystem, Named, Snapshot, Stats, containers, device_of, has_own_network, name, namespace, started_at};
+use super::{Devices, Filesystem, Named, Snapshot, Stats, containers, has_own_network, name, namespace, started_at};
 
 /// What is told of one group.
 type Read = fn(&Usage) -> f64;
@@ -143,7 +143,7 @@ impl Stats {
     pub(in crate::server) async fn cadvisor_metrics(&self) -> String {
         let (now, _) = self.look().await;
         let (pods, usage, root) = (self.pods.pods(), self.usage.clone(), self.places.root.clone());
-        let known_limits = self.limits.clone();
+        let (known_limits, devices) = (self.limits.clone(), self.devices.clone());
         let build = move || {
             let known = Self::known(&pods, &now);
             let mut limits = known_limits.lock().unwrap_or_else(PoisonError::into_inner);
@@ -156,7 +156,7 @@ impl Stats {
             let own = known.iter().filter(|(pod, _)| has_own_network(pod));
             let of_pods = own.map(|(pod, usage)| (*usage, namespace(pod), name(pod)));
             writer.interfaces(&of_pods.chain([(&now.node, "", "")]).collect::<Vec<_>>());
-            writer.filesystems(&groups, &now, &root);
+            writer.filesystems(&groups, &now, &root, &devices);
             writer.machine(&now);
             writer.page.into_text()
         };
@@ -303,8 +303,8 @@ impl Writer {
         }
     }
 
-    fn filesystems(&mut self, groups: &[Group<'_>], now: &Snapshot, root: &std::path::Path) {
-        let images = now.images.as_ref().map(|(_, _, place)| (device_of(place), Filesystem::read(place)));
+    fn filesystems(&mut self, groups: &[Group<'_>], now: &Snapshot, root: &std::path::Path, devices: &Devices) {
+        let images = now.images.as_ref().map(|(_, _, place)| (devices.of(place), Filesystem::read(place)));
         let images_device = images.as_ref().map(|(device, _)| device.as_str()).unwrap_or_default();
         let metric = "container_fs_usage_bytes";
         self.page.metric(metric, "gauge", "Number of bytes that are consumed by the container on this filesystem.");
@@ -313,7 +313,7 @@ impl Writer {
                 self.page.sample_of(metric, &group.labels, &[("device", images_device)], value(*bytes), self.at);
             }
         }
-        let device = device_of(root);
+        let device = devices.of(root);
         let Some((machine, fs)) = groups.first().zip(now.nodefs) else { return };
         let more = [("device", device.as_str())];
         self.page.sample_of(metric, &machine.labels, &more, value(fs.capacity.saturating_sub(fs.available)), self.at);

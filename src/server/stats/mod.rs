@@ -8,6 +8,7 @@ mod text;
 mod volumes;
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -37,6 +38,7 @@ pub(super) struct Stats {
     volumes_every: Duration,
     /// What groups may use.
     limits: Arc<Mutex<cadvisor::KnownLimits>>,
+    devices: Arc<Devices>,
     /// When the agent started.
     started: Now,
 }
@@ -112,8 +114,9 @@ impl Stats {
         runtime: Runtime,
         (places, disks, volumes_every): (Places, Arc<dyn DiskMeter>, Duration),
     ) -> Self {
-        let (seen, volumes, limits) = (Mutex::default(), Mutex::default(), Arc::default());
-        Self { node, pods, usage, runtime, places, seen, disks, volumes, volumes_every, limits, started: Clock.now() }
+        let (seen, volumes, limits, devices) = (Mutex::default(), Mutex::default(), Arc::default(), Arc::default());
+        let started = Clock.now();
+        Self { node, pods, usage, runtime, places, seen, disks, volumes, volumes_every, limits, devices, started }
     }
 
     /// Everything as it is now, or was a second ago, and as it was some time before.
@@ -208,7 +211,19 @@ fn started_at(named: &Named<'_>) -> Option<f64> {
     Some(running.started_at.as_ref()?.0.as_duration().as_secs_f64())
 }
 
-/// What the file system of a path is mounted from, such as `/dev/sda1`.
+/// What file systems are mounted from, such as `/dev/sda1`, by the numbers of their devices. The table of mounts of a full node is long.
+#[derive(Debug, Default)]
+struct Devices(Mutex<BTreeMap<u64, String>>);
+
+impl Devices {
+    /// That of the file system which a path lies in.
+    fn of(&self, path: &std::path::Path) -> String {
+        let Ok(number) = std::fs::metadata(path).map(|found| found.dev()) else { return String::new() };
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.entry(number).or_insert_with(|| device_of(path)).clone()
+    }
+}
+
 fn device_of(path: &std::path::Path) -> String {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mount = |line: &str| {
