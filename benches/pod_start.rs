@@ -1,13 +1,16 @@
 //! How long a pod takes from its creation in the API to Running, and what of that is the runtime's: `make bench`, as root.
 //!
 //! A whole cluster of shipped binaries runs in namespaces of its own. In turns, on the same containerd: the three CRI calls that
-//! any node agent needs (RunPodSandbox with the pod network, CreateContainer, StartContainer), a pod without a
-//! service-account token, and one with it; then RunPodSandbox once more with the network plugins that clusters usually have.
+//! any node agent needs (RunPodSandbox with the pod network, CreateContainer, StartContainer) with what they ask for when the agent
+//! makes them, a pod without a service-account token, and one with it; then RunPodSandbox once more with the network plugins that
+//! clusters usually have.
 //! The clock stops when a watch shows Running. A missed bar is printed and is no
 //! error, because other work on the machine makes it too.
 
 #[path = "../tests/lab/mod.rs"]
 mod lab;
+#[path = "pod_start/requests.rs"]
+mod requests;
 
 use std::fs;
 use std::path::Path;
@@ -20,9 +23,10 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, ListParams, PostParams, WatchEvent, WatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use lab::Lab;
-use lab::manifest::{BUSYBOX, pod};
+use lab::manifest::pod;
+use requests::Requests;
 use stoker::clock::Clock;
-use stoker::runtime::{Runtime, cri};
+use stoker::runtime::Runtime;
 
 /// How often each of the three is done; the first of each is not counted.
 const ROUNDS: usize = 16;
@@ -34,6 +38,8 @@ const REST: Duration = Duration::from_millis(300);
 const LONGEST: Duration = Duration::from_secs(60);
 /// The kernel's unit of processor time in `/proc`.
 const TICK_MS: u32 = 10;
+/// A pod that the agent makes, for the raw calls to be like.
+const MODEL: &str = "model";
 /// Ends at once when told to.
 const SCRIPT: [&str; 3] = ["sh", "-c", "trap 'exit 0' TERM; sleep 100000 & wait"];
 
@@ -42,8 +48,13 @@ fn main() -> ExitCode {
     lab.enter_network();
     let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime of one thread");
     let measured: Result<(), Failure> = tokio.block_on(async {
-        let own = measure(&lab).await?;
-        let usual = usual_network(&mut lab).await?;
+        let socket = lab.dir().join("containerd/containerd.sock");
+        let runtime = Runtime::connect(&socket.to_string_lossy(), LONGEST)?;
+        lab.apply(&pod(MODEL).command(&SCRIPT).spec("automountServiceAccountToken", false.into()).build());
+        lab.eventually("the model runs", |lab| lab.get(&format!("pod {MODEL}"))["status"]["phase"] == "Running");
+        let requests = Requests::of(&runtime, MODEL).await?;
+        let own = measure(&lab, &runtime, &requests).await?;
+        let usual = usual_network(&mut lab, &requests).await?;
         let (own, usual) = (Spread::of(own.into_iter()), Spread::of(usual.into_iter()));
         println!("raw RunPodSandbox with loopback, bridge, host-local and portmap: {usual}");
         let less = milliseconds(usual.median) - milliseconds(own.median);
@@ -66,7 +77,7 @@ fn main() -> ExitCode {
 type Failure = Box<dyn std::error::Error>;
 
 /// The same call with the plugins of containerd's own example in place of ours. The agent, which would put ours back, ends.
-async fn usual_network(lab: &mut Lab) -> Result<Vec<Duration>, Failure> {
+async fn usual_network(lab: &mut Lab, requests: &Requests) -> Result<Vec<Duration>, Failure> {
     lab.kill_agent();
     for plugin in ["loopback", "bridge", "host-local", "portmap"] {
         let own = lab.dir().join("cni-bin").join(plugin);
@@ -91,7 +102,7 @@ async fn usual_network(lab: &mut Lab) -> Result<Vec<Duration>, Failure> {
     let runtime = Runtime::connect(&lab.dir().join("containerd/containerd.sock").to_string_lossy(), LONGEST)?;
     let mut times = Vec::new();
     for round in 0..ROUNDS {
-        let [sandbox, ..] = raw_calls(&runtime, lab, &format!("usual-{round}")).await?;
+        let [sandbox, ..] = raw_calls(&runtime, lab, requests, &format!("usual-{round}")).await?;
         times.extend((round > 0).then_some(sandbox));
     }
     let bridge = lab.run("ip", &["-o", "link", "show", "usual0"]);
@@ -102,15 +113,13 @@ async fn usual_network(lab: &mut Lab) -> Result<Vec<Duration>, Failure> {
 }
 
 /// How long RunPodSandbox took each time.
-async fn measure(lab: &Lab) -> Result<Vec<Duration>, Failure> {
-    let socket = lab.dir().join("containerd/containerd.sock");
-    let runtime = Runtime::connect(&socket.to_string_lossy(), LONGEST)?;
+async fn measure(lab: &Lab, runtime: &Runtime, requests: &Requests) -> Result<Vec<Duration>, Failure> {
     let mut cluster = Cluster::connect(lab).await?;
     let (mut raw, mut bare, mut with_token) = (Vec::new(), Vec::new(), Vec::new());
     let mut used = [0, 0];
     for round in 0..ROUNDS {
         let name = format!("raw-{round}");
-        let times = raw_calls(&runtime, lab, &name).await?;
+        let times = raw_calls(runtime, lab, requests, &name).await?;
         let before = [ticks(lab.agent_pid())?, ticks(lab.control_plane_pid())?];
         let without = cluster.start_pod(&format!("bare-{round}"), false).await?;
         let with = cluster.start_pod(&format!("token-{round}"), true).await?;
@@ -179,45 +188,10 @@ fn ticks(pid: u32) -> Result<u32, Failure> {
 }
 
 /// A sandbox and a container without us: how long each of the calls took.
-async fn raw_calls(runtime: &Runtime, lab: &Lab, name: &str) -> Result<[Duration; 3], Failure> {
+async fn raw_calls(runtime: &Runtime, lab: &Lab, requests: &Requests, name: &str) -> Result<[Duration; 3], Failure> {
     let logs = lab.dir().join("raw-logs").join(name);
     fs::create_dir_all(&logs)?;
-    let namespaces =
-        cri::NamespaceOption { pid: cri::NamespaceMode::Container.into(), ..cri::NamespaceOption::default() };
-    let security = cri::LinuxSandboxSecurityContext {
-        namespace_options: Some(namespaces.clone()),
-        ..cri::LinuxSandboxSecurityContext::default()
-    };
-    let sandbox = cri::PodSandboxConfig {
-        metadata: Some(cri::PodSandboxMetadata {
-            name: name.to_owned(),
-            uid: name.to_owned(),
-            namespace: "default".to_owned(),
-            attempt: 0,
-        }),
-        hostname: name.to_owned(),
-        log_directory: logs.to_string_lossy().into_owned(),
-        linux: Some(cri::LinuxPodSandboxConfig {
-            cgroup_parent: "/raw".to_owned(),
-            security_context: Some(security),
-            ..cri::LinuxPodSandboxConfig::default()
-        }),
-        ..cri::PodSandboxConfig::default()
-    };
-    let container = cri::ContainerConfig {
-        metadata: Some(cri::ContainerMetadata { name: name.to_owned(), attempt: 0 }),
-        image: Some(cri::ImageSpec { image: BUSYBOX.to_owned(), ..cri::ImageSpec::default() }),
-        command: SCRIPT.map(str::to_owned).to_vec(),
-        log_path: "0.log".to_owned(),
-        linux: Some(cri::LinuxContainerConfig {
-            resources: Some(cri::LinuxContainerResources { cpu_shares: 2, ..cri::LinuxContainerResources::default() }),
-            security_context: Some(cri::LinuxContainerSecurityContext {
-                namespace_options: Some(namespaces),
-                ..cri::LinuxContainerSecurityContext::default()
-            }),
-        }),
-        ..cri::ContainerConfig::default()
-    };
+    let (sandbox, container) = requests.named(name, &logs.to_string_lossy());
     let (sandbox_id, running) = timed(runtime.run_pod_sandbox(sandbox.clone(), "")).await;
     let sandbox_id = sandbox_id?;
     let (id, creating) = timed(runtime.create_container(&sandbox_id, container, sandbox)).await;

@@ -16,6 +16,10 @@ use crate::runtime::Runtime;
 
 /// For one answer of the runtime: stopping a sandbox waits for its processes.
 const RUNTIME_TIMEOUT: Duration = Duration::from_secs(60);
+/// What was being made when the agent ended appears only when the runtime is done with it.
+const POD_ROUNDS: usize = 5;
+/// Between two looks at the runtime.
+const POD_REST: Duration = Duration::from_millis(500);
 /// A mount may stand on another.
 const UNMOUNT_ROUNDS: usize = 3;
 
@@ -46,6 +50,12 @@ pub(super) fn command() -> Command {
              another program has put into /etc/kubernetes.",
         )
         .arg(Arg::new("yes").long("yes").short('y').action(ArgAction::SetTrue).help("Do not ask"))
+        .arg(
+            Arg::new("only-pods")
+                .long("only-pods")
+                .action(ArgAction::SetTrue)
+                .help("Remove nothing but the pods from the runtime, with their networks: what the package's removal does"),
+        )
         .arg(directory_argument())
         .arg(text("root-dir", "/var/lib/kubelet", "Where pods live"))
         .arg(
@@ -101,7 +111,7 @@ impl Places {
         if self.systemd {
             lines.push("stop the unit stoker.service, and start it at no boot".to_owned());
         }
-        lines.push(format!("remove every pod from the runtime at {}; running ones are killed", self.endpoint));
+        lines.push(self.line_of_pods());
         for directory in [&self.root, &self.pod_logs, &self.container_logs] {
             lines.push(format!("unmount and remove all below {}", directory.display()));
         }
@@ -116,6 +126,10 @@ impl Places {
             lines.push(format!("put {} back in the place of {CONFIGURATION}", before.display()));
         }
         lines
+    }
+
+    fn line_of_pods(&self) -> String {
+        format!("remove every pod from the runtime at {}; running ones are killed", self.endpoint)
     }
 
     /// Files of ours that are there.
@@ -135,8 +149,9 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), ResetError> {
         return Err(ResetError::NotRoot);
     }
     let places = Places::of(matches);
+    let only_pods = matches.get_flag("only-pods");
     println!("This will");
-    for line in places.lines() {
+    for line in if only_pods { vec![places.line_of_pods()] } else { places.lines() } {
         println!("  - {line}");
     }
     println!("It does not drain the node, and leaves the Node object for kubectl delete node.");
@@ -144,7 +159,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), ResetError> {
         return Err(ResetError::Declined);
     }
     let mut left = Left::default();
-    if places.systemd {
+    if places.systemd && !only_pods {
         left.note("stop the unit", unit::disable_and_stop());
         left.note("forget the node's name", unit::forget_node_name());
     }
@@ -157,6 +172,9 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), ResetError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ResetError::Start)?;
     runtime.block_on(remove_pods(&places.endpoint, &mut left));
     drop(runtime);
+    if only_pods {
+        return left.told();
+    }
     for directory in [&places.root, &places.pod_logs, &places.container_logs] {
         remove_tree(directory, &mut left);
     }
@@ -170,11 +188,9 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), ResetError> {
         left.note("put the configuration back", fs::rename(&before, places.directory.join(CONFIGURATION)));
     }
     left.note("remove rules and routes", cleanup::cleanup());
-    if left.0 == 0 {
-        println!("this machine is no node any more");
-        return Ok(());
-    }
-    Err(ResetError::Left(left.0))
+    left.told()?;
+    println!("this machine is no node any more");
+    Ok(())
 }
 
 /// Counts what stays.
@@ -187,6 +203,10 @@ impl Left {
             eprintln!("stoker: cannot {what}: {error}");
             self.0 += 1;
         }
+    }
+
+    const fn told(&self) -> Result<(), ResetError> {
+        if self.0 == 0 { Ok(()) } else { Err(ResetError::Left(self.0)) }
     }
 }
 
@@ -206,14 +226,25 @@ async fn remove_pods(endpoint: &str, left: &mut Left) {
         Ok(runtime) => runtime,
         Err(error) => return left.note("reach the runtime", Err(error)),
     };
-    let sandboxes = match runtime.list_pod_sandbox(None).await {
-        Ok(sandboxes) => sandboxes,
-        Err(error) => return left.note("list the pods of the runtime", Err(error)),
-    };
-    for sandbox in sandboxes {
-        let name = sandbox.metadata.map(|is| format!("{}/{}", is.namespace, is.name)).unwrap_or_default();
-        left.note(&format!("stop pod {name}"), runtime.stop_pod_sandbox(&sandbox.id).await);
-        left.note(&format!("remove pod {name}"), runtime.remove_pod_sandbox(&sandbox.id).await);
+    for round in 1.. {
+        let sandboxes = match runtime.list_pod_sandbox(None).await {
+            Ok(sandboxes) => sandboxes,
+            Err(error) => return left.note("list the pods of the runtime", Err(error)),
+        };
+        if sandboxes.is_empty() {
+            return;
+        }
+        let mut failed = Left::default();
+        for sandbox in sandboxes {
+            let name = sandbox.metadata.map(|is| format!("{}/{}", is.namespace, is.name)).unwrap_or_default();
+            failed.note(&format!("stop pod {name}"), runtime.stop_pod_sandbox(&sandbox.id).await);
+            failed.note(&format!("remove pod {name}"), runtime.remove_pod_sandbox(&sandbox.id).await);
+        }
+        if round == POD_ROUNDS {
+            left.0 += failed.0;
+            return;
+        }
+        tokio::time::sleep(POD_REST).await;
     }
 }
 

@@ -232,6 +232,51 @@ fn a_machine_joins_with_a_token_and_leaves_without_a_trace() {
     }
 }
 
+/// The removal of the package does this: the runtime tells the plugins, whose they may be, that the pods have gone.
+#[test]
+fn pods_go_with_their_addresses_in_a_network_of_others() {
+    let mut lab = Lab::new();
+    let dir = lab.dir().display().to_string();
+    let config = lab.dir().join("stoker.yaml");
+    let text = fs::read_to_string(&config).expect("it was written");
+    fs::write(&config, text.replace("podNetwork: routed", "podNetwork: none")).expect("the folder is ours");
+    let plugins = lab.dir().join("cni-bin");
+    fs::create_dir_all(&plugins).expect("the folder is ours");
+    for plugin in ["loopback", "bridge", "host-local"] {
+        fs::copy(Path::new("/usr/lib/cni").join(plugin), plugins.join(plugin)).expect("a plugin");
+    }
+    let addresses = lab.dir().join("host-local");
+    let list = json!({"cniVersion": "0.4.0", "name": "theirs", "plugins": [
+        {"type": "bridge", "bridge": "theirs0", "isGateway": true, "ipMasq": true, "ipam": {
+            "type": "host-local", "dataDir": addresses, "ranges": [[{"subnet": "10.98.0.0/24"}]],
+            "routes": [{"dst": "0.0.0.0/0"}]}},
+    ]});
+    fs::write(lab.dir().join("cni/10-theirs.conflist"), list.to_string()).expect("the folder is ours");
+    lab.start_containerd();
+    lab.start_control_plane();
+    lab.start_agent();
+    lab.apply(&pod("one").build());
+    lab.eventually("the pod has an address of theirs", |lab| {
+        lab.get("pod one")["status"]["podIP"].as_str().is_some_and(|address| address.starts_with("10.98.0."))
+    });
+    let taken = || {
+        let names = fs::read_dir(addresses.join("theirs")).into_iter().flatten().flatten();
+        names.filter(|entry| entry.file_name().to_string_lossy().starts_with("10.")).count()
+    };
+    assert_eq!(taken(), 1);
+    let (root, socket) = (format!("{dir}/kubelet"), format!("unix://{dir}/containerd/containerd.sock"));
+    let reset = ["reset", "--only-pods", "--yes", "--root-dir", &root, "--container-runtime-endpoint", &socket];
+    let running = stoker(&lab, &reset);
+    assert!(!running.success && running.err.contains("still runs"), "{}", running.err);
+    assert_eq!(taken(), 1, "a running agent's pods stay");
+    lab.kill_agent();
+    stoker(&lab, &reset).expect_success("stoker reset --only-pods");
+    assert_eq!(taken(), 0, "the address is given back");
+    assert_eq!(lab.ctr("containers ls -q").out, "");
+    assert!(Path::new(&root).exists(), "the rest stays");
+    lab.run("ip", &["link", "delete", "theirs0"]).expect_success("ip link delete");
+}
+
 #[test]
 fn a_certificate_is_replaced_under_a_running_node() {
     let mut lab = Lab::new();
