@@ -415,6 +415,7 @@ fn groups<'a>(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use serde_json::json;
@@ -457,7 +458,7 @@ mod tests {
             now: Clock.now(),
             node: PodUsage::default(),
             pods: Vec::new(),
-            layers: BTreeMap::new(),
+            layers: Arc::default(),
             images: None,
             nodefs: None,
             system: Vec::new(),

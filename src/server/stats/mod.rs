@@ -21,6 +21,8 @@ use crate::runtime::Runtime;
 
 /// What was read is good for so long.
 const FRESH: Duration = Duration::from_secs(1);
+/// The runtime measures containers' layers so often; to ask it wakes the shim of each container.
+const LAYERS_FRESH: Duration = Duration::from_secs(10);
 /// Processor use is told over at least so long a time.
 const RATE_OVER: Duration = Duration::from_secs(5);
 
@@ -33,6 +35,8 @@ pub(super) struct Stats {
     places: Places,
     seen: Mutex<Seen>,
     disks: Arc<dyn DiskMeter>,
+    /// Layers as the runtime told them last, and when.
+    layers: Mutex<Option<(Now, Arc<Layers>)>>,
     /// Volumes as they were measured last, and when.
     volumes: Mutex<Option<(Now, Arc<volumes::Volumes>)>>,
     volumes_every: Duration,
@@ -59,13 +63,15 @@ struct Seen {
     before: Option<Arc<Snapshot>>,
 }
 
+/// What containers wrote into their own layer, by ID: bytes and inodes.
+type Layers = BTreeMap<String, (u64, u64)>;
+
 /// Everything at one moment.
 struct Snapshot {
     now: Now,
     node: PodUsage,
     pods: Vec<PodUsage>,
-    /// What containers wrote into their own layer, by ID: bytes and inodes.
-    layers: BTreeMap<String, (u64, u64)>,
+    layers: Arc<Layers>,
     /// What the images take, bytes and inodes, and where they are.
     images: Option<(u64, u64, PathBuf)>,
     nodefs: Option<Filesystem>,
@@ -114,9 +120,21 @@ impl Stats {
         runtime: Runtime,
         (places, disks, volumes_every): (Places, Arc<dyn DiskMeter>, Duration),
     ) -> Self {
-        let (seen, volumes, limits, devices) = (Mutex::default(), Mutex::default(), Arc::default(), Arc::default());
-        let started = Clock.now();
-        Self { node, pods, usage, runtime, places, seen, disks, volumes, volumes_every, limits, devices, started }
+        Self {
+            node,
+            pods,
+            usage,
+            runtime,
+            places,
+            seen: Mutex::default(),
+            disks,
+            layers: Mutex::default(),
+            volumes: Mutex::default(),
+            volumes_every,
+            limits: Arc::default(),
+            devices: Arc::default(),
+            started: Clock.now(),
+        }
     }
 
     /// Everything as it is now, or was a second ago, and as it was some time before.
@@ -147,19 +165,30 @@ impl Stats {
         let groups = tokio::task::spawn_blocking(move || {
             (usage.node(), usage.pods_with(&wanted), Filesystem::read(&places.root), usage.system_groups())
         });
-        let (stats, images, groups) =
-            tokio::join!(self.runtime.list_container_stats(), self.runtime.image_fs_info(), groups);
+        let (layers, images, groups) = tokio::join!(self.layers(now), self.runtime.image_fs_info(), groups);
         let (node, pods, nodefs, system) = groups.unwrap_or_default();
-        let number = |value: &Option<crate::runtime::cri::UInt64Value>| value.as_ref().map_or(0, |value| value.value);
-        let layers = stats.unwrap_or_default().into_iter().filter_map(|stats| {
-            let layer = stats.writable_layer?;
-            Some((stats.attributes?.id, (number(&layer.used_bytes), number(&layer.inodes_used))))
-        });
         let images = images.ok().and_then(|all| all.image_filesystems.into_iter().next()).map(|images| {
             let place = images.fs_id.as_ref().map(|id| PathBuf::from(&id.mountpoint)).unwrap_or_default();
             (number(&images.used_bytes), number(&images.inodes_used), place)
         });
-        Snapshot { now, node, pods, layers: layers.collect(), images, nodefs, system }
+        Snapshot { now, node, pods, layers, images, nodefs, system }
+    }
+
+    async fn layers(&self, now: Now) -> Arc<Layers> {
+        {
+            let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((_, layers)) = layers.as_ref().filter(|(at, _)| now.monotonic - at.monotonic < LAYERS_FRESH) {
+                return layers.clone();
+            }
+        }
+        let of = |stats: crate::runtime::cri::ContainerStats| {
+            let layer = stats.writable_layer?;
+            Some((stats.attributes?.id, (number(&layer.used_bytes), number(&layer.inodes_used))))
+        };
+        let Ok(stats) = self.runtime.list_container_stats().await else { return Arc::default() };
+        let layers = Arc::new(stats.into_iter().filter_map(of).collect());
+        *self.layers.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, Arc::clone(&layers)));
+        layers
     }
 
     /// Pods that have a group, with it.
@@ -170,6 +199,10 @@ impl Stats {
         };
         snapshot.pods.iter().filter_map(of).collect()
     }
+}
+
+fn number(value: &Option<crate::runtime::cri::UInt64Value>) -> u64 {
+    value.as_ref().map_or(0, |value| value.value)
 }
 
 /// The running containers of a pod, by the names that its spec gives them.
