@@ -14,7 +14,7 @@ use foldhash::fast::RandomState;
 use stoker_model::service::NamespacedName;
 
 use super::config::Cidr;
-use super::frontend::{Backend, Claim, Frontend, HashMap, Place, Problem, Protocol, Route, ServiceRoutes};
+use super::frontend::{Backend, Claim, Frontend, HashMap, HashSet, Place, Problem, Protocol, Route, ServiceRoutes};
 
 mod element;
 
@@ -22,8 +22,6 @@ pub use element::{Balance, Key, Value, Verdict};
 
 /// Slots of the backends on this node start here, those of all backends at 0: both fit one map.
 pub const LOCAL_SLOTS: u32 = 65536;
-
-type HashSet<T> = std::collections::HashSet<T, RandomState>;
 
 /// Elements of our sets and maps.
 pub type Elements = HashMap<Key, Value>;

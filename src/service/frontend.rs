@@ -11,6 +11,9 @@ use super::config::Cidr;
 /// A map whose hashes are quick, and keyed by chance, since who makes Services chooses what is hashed.
 pub(super) type HashMap<K, V> = std::collections::HashMap<K, V, RandomState>;
 
+/// The same for a set.
+pub(super) type HashSet<T> = std::collections::HashSet<T, RandomState>;
+
 /// IPv4 or IPv6.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum Family {
@@ -254,14 +257,4 @@ pub enum Problem {
         /// Who has it, as namespace/name.
         owner: String,
     },
-}
-
-/// An address as Kubernetes reads it: leading zeros of IPv4 are decimal, IPv4 in IPv6 is IPv4.
-pub fn parse_ip(text: &str) -> Option<IpAddr> {
-    let parsed = text.parse::<IpAddr>().ok().or_else(|| {
-        let octets: Vec<u8> = text.split('.').filter_map(|octet| octet.parse().ok()).collect();
-        let plain = !text.contains(|c: char| !c.is_ascii_digit() && c != '.');
-        <[u8; 4]>::try_from(octets).ok().filter(|_| plain && text.split('.').count() == 4).map(IpAddr::from)
-    });
-    parsed.map(|ip| ip.to_canonical())
 }

@@ -1,6 +1,7 @@
 //! What routes follow from which Services and slices.
 
 use serde_json::{Value, json};
+use stoker_model::service::{EndpointSlice, Shared};
 
 use super::*;
 
@@ -39,8 +40,8 @@ fn at(ip: u8, node: &str, conditions: Value) -> Value {
     json!({"addresses": [format!("10.244.0.{ip}")], "nodeName": node, "conditions": conditions})
 }
 
-fn kept(slices: &[EndpointSlice]) -> Vec<KeptSlice> {
-    slices.iter().map(|slice| KeptSlice::of(slice, &mut Shared::default())).collect()
+fn kept(slices: &[EndpointSlice]) -> Vec<Arc<KeptSlice>> {
+    slices.iter().map(|slice| Arc::new(KeptSlice::of(slice, &mut Shared::default()))).collect()
 }
 
 fn compile(spec: Value, slices: &[EndpointSlice]) -> ServiceRoutes {
@@ -170,7 +171,7 @@ fn the_rest_of_a_service() {
 fn only_what_changed_is_compiled_again() {
     let mut model = Model::new(Arc::new(node()));
     let web = NamespacedName { namespace: "default".into(), name: "web".into() };
-    let ready = || ServiceChange::Slice(Arc::new(slice(json!([at(1, "here", json!({}))]))));
+    let ready = || ServiceChange::from(slice(json!([at(1, "here", json!({}))])));
     model.apply(ServiceChange::Service(Arc::new(service(json!({})))));
     model.apply(ready());
     assert!(!model.is_complete());
