@@ -29,8 +29,8 @@ const PORT: u16 = 7080;
 const OTHERS: &str = "198.51.100";
 /// The number in its last byte of the first of them.
 const FIRST_OTHER: usize = 77;
-/// What the lists may bring, and what goes when they are taken in.
-const SETTLED: Duration = Duration::from_secs(3);
+/// An agent that used less than this of a second has taken in what there was.
+const IDLE: Duration = Duration::from_millis(30);
 /// How many of the last Services are timed singly.
 const SINGLES: usize = 50;
 /// Something is broken when a Service takes longer.
@@ -95,9 +95,10 @@ fn measure(lab: &mut Lab, count: usize, endpoints: usize) -> Result<(), Failure>
     for number in 0..count {
         tokio.block_on(cluster.grow(number, endpoints))?;
     }
-    std::thread::sleep(SETTLED);
-    let added =
-        |lab: &Lab| -> Result<f64, Failure> { Ok(memory(lab.agent_pid())?.saturating_sub(empty) as f64 / 1000.0) };
+    let added = |lab: &Lab| -> Result<f64, Failure> {
+        come_to_rest(lab.agent_pid())?;
+        Ok(memory(lab.agent_pid())?.saturating_sub(empty) as f64 / 1000.0)
+    };
     println!(
         "memory added by {count} Services of {endpoints} endpoints, with what the allocator keeps: {:.1} MB (bar: 25 MB for 10 000 of 10)",
         added(lab)?
@@ -120,10 +121,21 @@ fn measure(lab: &mut Lab, count: usize, endpoints: usize) -> Result<(), Failure>
         println!(
             "start of the agent to the last of {count} answering, {what}: {took:.2?} on the wall, {used:.2?} of its processor time (bar: 1 s)"
         );
-        std::thread::sleep(SETTLED);
         println!("memory of this agent above that of the first without Services: {:.1} MB", added(lab)?);
     }
     Ok(())
+}
+
+fn come_to_rest(pid: u32) -> Result<(), Failure> {
+    let mut before = Duration::ZERO;
+    loop {
+        let used = processor_time(pid)?;
+        if used.saturating_sub(before) < IDLE {
+            return Ok(());
+        }
+        before = used;
+        std::thread::sleep(Duration::from_secs(1));
+    }
 }
 
 /// How long it takes until a connection to the address is made.

@@ -40,6 +40,7 @@ pub(crate) fn changes(number: u32, endpoints: &[Ipv4Addr]) -> [ServiceChange; 2]
     );
     let mut service: Service = serde_json::from_str(&service).expect("it is a Service");
     let slice: EndpointSlice = serde_json::from_str(&slice).expect("it is an EndpointSlice");
+    service.spec.keep_once();
     let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
     let key = &mut service.metadata.key;
     *key = NamespacedName { namespace: shared.name(&key.namespace), name: shared.name(&key.name) };

@@ -143,7 +143,7 @@ pub struct ServiceMeta {
     /// Which Service it is.
     pub key: NamespacedName,
     /// UID, for events.
-    pub uid: Arc<str>,
+    pub uid: Box<str>,
     /// Version for the watch; decimal.
     pub resource_version: Box<str>,
     /// By its label, another proxy serves it.
@@ -156,7 +156,7 @@ pub struct ServiceMeta {
 struct WrittenMeta {
     name: Arc<str>,
     namespace: Arc<str>,
-    uid: Arc<str>,
+    uid: Box<str>,
     resource_version: Box<str>,
     #[serde(deserialize_with = "read_other_proxy")]
     labels: bool,
@@ -237,12 +237,10 @@ pub struct ServiceSpec {
     /// Which kind.
     #[serde(rename = "type")]
     pub kind: ServiceType,
-    /// First cluster IP, `None` when headless, empty when ExternalName.
     #[serde(rename = "clusterIP")]
-    pub cluster_ip: Box<str>,
-    /// All cluster IPs, at most one of each family.
+    cluster_ip: Box<str>,
     #[serde(rename = "clusterIPs")]
-    pub cluster_ips: Box<[Box<str>]>,
+    cluster_ips: Box<[Box<str>]>,
     /// Ports.
     pub ports: Box<[ServicePort]>,
     /// Addresses outside the cluster's control that nodes accept.
@@ -267,9 +265,21 @@ pub struct ServiceSpec {
 }
 
 impl ServiceSpec {
-    /// All cluster IPs as the API writes them; a server of one family may have written the first only.
+    /// All cluster IPs, at most one of each family; a server of one family may have written the first only.
     pub fn cluster_ips(&self) -> &[Box<str>] {
         if self.cluster_ips.is_empty() { std::slice::from_ref(&self.cluster_ip) } else { &self.cluster_ips }
+    }
+
+    /// First cluster IP, `None` when headless, empty when ExternalName.
+    pub fn cluster_ip(&self) -> &str {
+        self.cluster_ips().first().map_or("", |ip| ip)
+    }
+
+    /// Drops what the API writes twice.
+    pub fn keep_once(&mut self) {
+        if !self.cluster_ips.is_empty() {
+            self.cluster_ip = Box::default();
+        }
     }
 }
 

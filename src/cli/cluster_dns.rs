@@ -129,8 +129,8 @@ fn for_rules(change: &ServiceChange, dns_addresses: &[IpAddr]) -> Option<Service
 
 fn has_rules(service: &Service, dns_addresses: &[IpAddr]) -> bool {
     let spec = &service.spec;
-    let mut ips = spec.cluster_ips.iter().chain([&spec.cluster_ip]).filter_map(|ip| ip.parse().ok());
-    &*spec.cluster_ip != "None" && !ips.any(|ip: IpAddr| dns_addresses.contains(&ip))
+    let mut ips = spec.cluster_ips().iter().filter_map(|ip| ip.parse().ok());
+    spec.cluster_ip() != "None" && !ips.any(|ip: IpAddr| dns_addresses.contains(&ip))
 }
 
 #[cfg(test)]

@@ -290,7 +290,7 @@ impl Zone {
 }
 
 fn is_headless(service: &Service) -> bool {
-    &*service.spec.cluster_ip == "None" && service.spec.kind != ServiceType::ExternalName
+    service.spec.cluster_ip() == "None" && service.spec.kind != ServiceType::ExternalName
 }
 
 fn cluster_ips(service: &Service) -> impl Iterator<Item = IpAddr> {

@@ -15,7 +15,7 @@ use stoker_model::service::{
 };
 
 use super::diff::{Batch, Elements, Key, LOCAL_SLOTS, Table, Value};
-use super::frontend::{Backend, Family, Frontend, Place, Protocol, Route, ServiceRoutes};
+use super::frontend::{Backends, Family, Frontend, Place, Protocol, Route, ServiceRoutes};
 use super::model::{HintFit, routes};
 use super::{ipvs, nftables};
 
@@ -172,7 +172,7 @@ fn left_alone(service: &Service, routes: &ServiceRoutes) -> Option<String> {
         _ if service.metadata.is_for_another_proxy => {
             format!("its label {} gives it to another proxy", stoker_model::names::SERVICE_PROXY_NAME)
         }
-        _ if &*service.spec.cluster_ip == "None" => "a headless Service is a name in DNS only".to_owned(),
+        _ if service.spec.cluster_ip() == "None" => "a headless Service is a name in DNS only".to_owned(),
         _ => "it has no cluster IP or no port".to_owned(),
     })
 }
@@ -248,14 +248,14 @@ impl Explanation {
             let Some((_, route)) = self.table.frontend(&frontend.at) else { continue };
             frontend.path = path(frontend.at, route, &frontend.allowed_sources);
             let (all, local) = route.backends();
-            let slots = |first: u32, backends: &[Backend]| -> Vec<Slot> {
+            let slots = |first: u32, backends: &Backends| -> Vec<Slot> {
                 (0..)
-                    .zip(backends)
+                    .zip(backends.iter())
                     .map(|(slot, backend)| Slot { slot, local: first == LOCAL_SLOTS, endpoint: backend.to_string() })
                     .collect()
             };
-            frontend.slots = slots(0, all);
-            frontend.slots.extend(slots(LOCAL_SLOTS, local));
+            frontend.slots = slots(0, &all);
+            frontend.slots.extend(slots(LOCAL_SLOTS, &local));
             let mut ours = elements.remove(&frontend.at).unwrap_or_default();
             if self.beside_ipvs {
                 // Its scheduler chooses, and slots are none of its words.
@@ -382,10 +382,10 @@ fn judge(
     let mut uses = Vec::new();
     for path in &routes.paths {
         let (all, local) = path.route.backends();
-        let has = |backends: &[Backend]| backends.iter().any(|backend| backend.ip == ip);
-        if has(all) {
+        let has = |backends: &Backends| backends.iter().any(|backend| backend.ip == ip);
+        if has(&all) {
             uses.push(path.frontend.to_string());
-        } else if has(local) {
+        } else if has(&local) {
             uses.push(format!("{} from outside", path.frontend));
         }
     }

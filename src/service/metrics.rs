@@ -345,8 +345,8 @@ mod tests {
         let ip = [10, 96, 0, 10].into();
         let place = if node_port { Place::Node(Family::Ipv4) } else { Place::Address(ip) };
         let frontend = Frontend { place, protocol: Protocol::Tcp, port: 80 };
-        let path = Path { frontend, claim: Claim::Allocated, route, allowed_sources: Vec::new() };
-        ServiceRoutes { paths: vec![path], cluster_ips: vec![ip], ..ServiceRoutes::default() }
+        let path = Path { frontend, claim: Claim::Allocated, route, allowed_sources: Box::default() };
+        ServiceRoutes { paths: [path].into(), cluster_ips: [ip].into(), ..ServiceRoutes::default() }
     }
 
     #[test]
@@ -366,7 +366,8 @@ mod tests {
         let pending = metrics.text();
         assert!(pending.contains("kubeproxy_sync_proxy_rules_endpoint_changes_pending 1"), "{pending}");
         assert!(pending.contains("kubeproxy_sync_proxy_rules_service_changes_pending 1"), "{pending}");
-        let local = Route::LocalOnly { local: [].into(), everywhere: [].into(), affinity_seconds: None };
+        let local =
+            Route::LocalOnly { local: Default::default(), everywhere: Default::default(), affinity_seconds: None };
         metrics.compiled(&name("a"), &routes(Route::Drop, false));
         metrics.compiled(&name("b"), &routes(local, true));
         metrics.written(Extent::Full, Duration::from_millis(3), now.plus(Duration::from_secs(3)));

@@ -14,7 +14,8 @@ use stoker_model::service::{
 
 use super::config::Cidr;
 use super::frontend::{
-    Backend, Claim, Family, Frontend, HashSet, MAX_BACKENDS, Path, Place, Problem, Protocol, Route, ServiceRoutes,
+    Backend, Backends, Claim, Family, Frontend, HashSet, MAX_BACKENDS, Path, Place, Problem, Protocol, Route,
+    ServiceRoutes,
 };
 
 /// Seconds that `sessionAffinity: ClientIP` lasts when nobody said how long (B1.8).
@@ -155,23 +156,23 @@ impl Model {
 /// The routes of one Service, seen from one node. Headless and ExternalName Services, and those of another proxy, have none
 /// (B1.6).
 pub fn routes(service: &Service, slices: &[Arc<KeptSlice>], node: &NodeTopology) -> ServiceRoutes {
-    let mut all = ServiceRoutes::default();
     if service.spec.kind == ServiceType::ExternalName || service.metadata.is_for_another_proxy {
-        return all;
+        return ServiceRoutes::default();
     }
-    all.cluster_ips = cluster_ips(service, &mut all.problems);
+    let (mut all, mut problems) = (Vec::new(), Vec::new());
+    let cluster_ips = cluster_ips(service, &mut problems);
     let mut hairpins = BTreeSet::new();
     let mut local_ready = BTreeSet::new();
     let mut serving = BTreeSet::new();
-    let external = External::of(service, node, &mut all.problems);
+    let external = External::of(service, node, &mut problems);
     for port in &service.spec.ports {
         let Some(protocol) = Protocol::parse(&port.protocol) else {
-            all.problems.push(Problem::Protocol(port.protocol.to_string()));
+            problems.push(Problem::Protocol(port.protocol.to_string()));
             continue;
         };
-        for &cluster_ip in &all.cluster_ips {
+        for &cluster_ip in &cluster_ips {
             let family = Family::of(cluster_ip);
-            let candidates = candidates(slices, port, protocol, family, node, &mut all.problems);
+            let candidates = candidates(slices, port, protocol, family, node, &mut problems);
             hairpins.extend(candidates.iter().filter(|(_, c)| c.local).map(|(backend, _)| backend.ip));
             local_ready.extend(candidates.iter().filter(|(_, c)| c.local && c.ready).map(|(backend, _)| backend.ip));
             if protocol != Protocol::Tcp {
@@ -180,23 +181,23 @@ pub fn routes(service: &Service, slices: &[Arc<KeptSlice>], node: &NodeTopology)
             }
             let choice = Choice::among(&candidates);
             let paths = PortPaths { service, external: &external, port, protocol, choice };
-            paths.append_to(&mut all.paths, cluster_ip, &mut all.problems);
+            paths.append_to(&mut all, cluster_ip, &mut problems);
         }
     }
-    all.serving = serving.into_iter().collect();
-    all.hairpins = hairpins.into_iter().collect();
-    all.problems.sort_unstable();
-    all.problems.dedup();
-    // Kept for as long as the Service is.
-    all.paths.shrink_to_fit();
-    all.cluster_ips.shrink_to_fit();
-    if service.spec.health_check_node_port != 0 && service.spec.external_traffic_policy == TrafficPolicy::Local {
-        // One endpoint has an address of each family of the Service.
-        let of = |family| local_ready.iter().filter(|ip| Family::of(**ip) == family).count();
-        let endpoints = of(Family::Ipv4).max(of(Family::Ipv6));
-        all.health_check = Some((service.spec.health_check_node_port, endpoints));
+    problems.sort_unstable();
+    problems.dedup();
+    let health_port = Some(service.spec.health_check_node_port)
+        .filter(|port| *port != 0 && service.spec.external_traffic_policy == TrafficPolicy::Local);
+    // One endpoint has an address of each family of the Service.
+    let of = |family| local_ready.iter().filter(|ip| Family::of(**ip) == family).count();
+    ServiceRoutes {
+        paths: all.into(),
+        cluster_ips: cluster_ips.into(),
+        hairpins: hairpins.into_iter().collect(),
+        serving: serving.into_iter().collect(),
+        health_check: health_port.map(|port| (port, of(Family::Ipv4).max(of(Family::Ipv6)))),
+        problems: problems.into(),
     }
-    all
 }
 
 /// The cluster IPs that are addresses; `None` and the empty text of headless and nameless Services are not.
@@ -353,20 +354,15 @@ fn candidates(
 /// The backends that each traffic policy would use.
 #[derive(Debug, PartialEq, Eq)]
 struct Choice {
-    cluster: Arc<[Backend]>,
-    local: Arc<[Backend]>,
+    cluster: Backends,
+    local: Backends,
 }
 
 impl Choice {
     fn among(candidates: &BTreeMap<Backend, Candidate>) -> Self {
         let cluster = hinted(candidates).unwrap_or_else(|| usable(candidates, |_| true));
-        Self { cluster: shared(cluster), local: shared(usable(candidates, |c| c.local)) }
+        Self { cluster: cluster.into_iter().collect(), local: usable(candidates, |c| c.local).into_iter().collect() }
     }
-}
-
-/// None of them takes no memory.
-fn shared(backends: Vec<Backend>) -> Arc<[Backend]> {
-    if backends.is_empty() { Arc::default() } else { backends.into() }
 }
 
 /// The ready ones, or if there is none those that still serve while they terminate (B1.22).
@@ -410,8 +406,10 @@ impl PortPaths<'_> {
             let frontend = Frontend { place, protocol: self.protocol, port };
             match paths.iter_mut().find(|path| path.frontend == frontend) {
                 // The same address twice, such as a load balancer's that is an external IP too: who is kept out, stays out.
-                Some(path) => path.allowed_sources.extend(allowed_sources),
-                None => paths.push(Path { frontend, claim, route, allowed_sources }),
+                Some(path) => {
+                    path.allowed_sources = path.allowed_sources.iter().copied().chain(allowed_sources).collect();
+                }
+                None => paths.push(Path { frontend, claim, route, allowed_sources: allowed_sources.into() }),
             }
         };
         add(Place::Address(cluster_ip), self.port.port, Claim::Allocated, self.internal(), Vec::new());
@@ -439,8 +437,8 @@ impl PortPaths<'_> {
             problems.push(Problem::TooManyBackends { frontend, count });
         }
         for side in [&mut self.choice.cluster, &mut self.choice.local] {
-            if let Some(slots) = side.get(..MAX_BACKENDS).filter(|slots| slots.len() < side.len()) {
-                *side = slots.into();
+            if side.len() > MAX_BACKENDS {
+                *side = side.iter().take(MAX_BACKENDS).collect();
             }
         }
     }
@@ -451,8 +449,8 @@ impl PortPaths<'_> {
             .then(|| spec.session_affinity_config.client_ip.timeout_seconds.unwrap_or(DEFAULT_AFFINITY_SECONDS))
     }
 
-    fn balance(&self, backends: &Arc<[Backend]>, masquerade: bool) -> Route {
-        Route::Balance { backends: Arc::clone(backends), masquerade, affinity_seconds: self.affinity_seconds() }
+    fn balance(&self, backends: &Backends, masquerade: bool) -> Route {
+        Route::Balance { backends: backends.clone(), masquerade, affinity_seconds: self.affinity_seconds() }
     }
 
     fn internal(&self) -> Route {

@@ -157,7 +157,7 @@ impl ServiceLinks for ServiceStore {
 
 /// The variables of one Service (A8.6).
 fn service_variables(service: &Service, to: &mut BTreeMap<String, String>) {
-    let ip = &service.spec.cluster_ip;
+    let ip = service.spec.cluster_ip();
     let Some(first) = service.spec.ports.first().filter(|_| has_ip(service)) else { return };
     let prefix = variable_name(&service.metadata.key.name);
     let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_string() };
@@ -182,7 +182,7 @@ fn service_variables(service: &Service, to: &mut BTreeMap<String, String>) {
 }
 
 fn has_ip(service: &Service) -> bool {
-    !matches!(&*service.spec.cluster_ip, "" | "None")
+    !matches!(service.spec.cluster_ip(), "" | "None")
 }
 
 fn variable_name(name: &str) -> String {
@@ -234,6 +234,7 @@ impl ServiceSink {
                 meta.key = self.key(&meta.key.namespace, &meta.key.name);
                 // Only the watch wants to know it.
                 meta.resource_version = Box::default();
+                service.spec.keep_once();
                 let service = Arc::new(service);
                 if let Some(seen) = &mut self.seen {
                     seen.insert(service.metadata.key.clone());

@@ -50,8 +50,8 @@ fn compile(spec: Value, slices: &[EndpointSlice]) -> ServiceRoutes {
 
 /// The last bytes of the backends of the first frontend, and of those kept for outside traffic.
 fn served(routes: &ServiceRoutes, frontend: usize) -> (Vec<u8>, Vec<u8>) {
-    let last = |backends: &[Backend]| {
-        let byte = |backend: &Backend| match backend.ip {
+    let last = |backends: Backends| {
+        let byte = |backend: Backend| match backend.ip {
             IpAddr::V4(ip) => ip.octets()[3],
             IpAddr::V6(ip) => ip.octets()[15],
         };
@@ -72,7 +72,7 @@ fn some_services_have_no_routes() {
         json!({"type": "ExternalName"}),
         json!({"metadata": {"name": "web", "labels": {"service.kubernetes.io/service-proxy-name": "other"}}}),
     ] {
-        assert_eq!(compile(spec.clone(), &ready).paths, [], "{spec}");
+        assert_eq!(*compile(spec.clone(), &ready).paths, [], "{spec}");
     }
     assert_eq!(compile(json!({}), &ready).paths.len(), 1);
 }
@@ -162,7 +162,7 @@ fn the_rest_of_a_service() {
         [slice(json!([at(1, "here", json!({})), at(2, "x", json!({})), at(3, "here", json!({"ready": false}))]))];
     let sticky = compile(json!({"sessionAffinity": "ClientIP"}), &endpoints);
     assert_eq!(sticky.paths[0].route.affinity_seconds(), Some(10800));
-    assert_eq!(sticky.hairpins, ["10.244.0.1".parse::<IpAddr>().unwrap(), "10.244.0.3".parse().unwrap()]);
+    assert_eq!(*sticky.hairpins, ["10.244.0.1".parse::<IpAddr>().unwrap(), "10.244.0.3".parse().unwrap()]);
     let local = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 31000});
     assert_eq!(compile(local, &endpoints).health_check, Some((31000, 1)));
 }
@@ -244,7 +244,7 @@ fn no_backend_is_left_out_in_silence() {
     let routes = compile(json!({}), &[many(0, 40_000), many(40_000, 25_540)]);
     assert_eq!(served(&routes, 0).0.len(), MAX_BACKENDS);
     let expected = Problem::TooManyBackends { frontend: routes.paths[0].frontend, count: 65_540 };
-    assert_eq!(routes.problems, [expected]);
+    assert_eq!(*routes.problems, [expected]);
 }
 
 /// B1.24: whoever publishes them says so in the slice, and that is all that counts.
