@@ -126,9 +126,9 @@ struct Held {
 /// What the kernel was told, and by which Service.
 #[derive(Debug, Default)]
 pub struct Table {
-    /// Boxed, since a map has room for up to twice its entries.
+    /// Boxed, as what frontends hold, since a map has room for up to twice its entries.
     services: HashMap<NamespacedName, Box<ServiceRoutes>>,
-    frontends: HashMap<Frontend, Held>,
+    frontends: HashMap<Frontend, Box<Held>>,
     cluster_ips: HashMap<IpAddr, u32>,
     hairpins: HashMap<IpAddr, u32>,
     service_ranges: BTreeSet<Cidr>,
@@ -164,7 +164,7 @@ impl Table {
             }
         }
         for path in &routes.paths {
-            let claims = &mut self.frontends.entry(path.frontend).or_insert_with(Held::empty).claims;
+            let claims = &mut self.frontends.entry(path.frontend).or_insert_with(|| Box::new(Held::empty())).claims;
             claims.push((path.claim, name.clone()));
             claims.sort_unstable();
             if claims.len() > 1 {
@@ -213,7 +213,7 @@ impl Table {
             Held { claims: std::mem::take(&mut held.claims), route, allowed_sources: path.allowed_sources.clone() };
         if batch.ignore_elements && held.route.affinity_seconds().is_none() {
             // As at a start, for thousands: what differs is found by comparing with the kernel.
-            *held = new;
+            **held = new;
             return;
         }
         let mut before = Elements::default();
@@ -228,7 +228,7 @@ impl Table {
             batch.note(key, Some(value), None);
         }
         stick(frontend, &held.route, Some(&new.route), &mut batch.sticky);
-        *held = new;
+        **held = new;
     }
 
     /// Compares with what the kernel holds. Slots that were filled there stay as they are where they can.

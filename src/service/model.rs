@@ -202,7 +202,7 @@ pub fn routes(service: &Service, slices: &[Arc<KeptSlice>], node: &NodeTopology)
 
 /// The cluster IPs that are addresses; `None` and the empty text of headless and nameless Services are not.
 fn cluster_ips(service: &Service, problems: &mut Vec<Problem>) -> Vec<IpAddr> {
-    let texts = service.spec.cluster_ips().iter().filter(|text| !matches!(&***text, "" | "None"));
+    let texts = service.spec.cluster_ips().iter().map(AsRef::as_ref).filter(|text| !matches!(*text, "" | "None"));
     let mut ips = addresses("spec.clusterIPs", texts, problems);
     ips.dedup();
     ips
@@ -211,12 +211,12 @@ fn cluster_ips(service: &Service, problems: &mut Vec<Problem>) -> Vec<IpAddr> {
 /// The addresses among some texts; what is none becomes a problem.
 fn addresses<'a>(
     field: &'static str,
-    texts: impl Iterator<Item = &'a Box<str>>,
+    texts: impl Iterator<Item = &'a str>,
     problems: &mut Vec<Problem>,
 ) -> Vec<IpAddr> {
-    let mut parse = |text: &Box<str>| {
+    let mut parse = |text: &str| {
         parse_ip(text).or_else(|| {
-            problems.push(Problem::Address { field, value: text.to_string() });
+            problems.push(Problem::Address { field, value: text.to_owned() });
             None
         })
     };
@@ -235,14 +235,14 @@ struct External {
 impl External {
     fn of(service: &Service, node: &NodeTopology, problems: &mut Vec<Problem>) -> Self {
         let spec = &service.spec;
-        let ips = addresses("spec.externalIPs", spec.external_ips.iter(), problems);
+        let ips = addresses("spec.externalIPs", spec.external_ips.iter().map(AsRef::as_ref), problems);
         let mut all = Self { ips, load_balancer: Vec::new(), allowed: BTreeSet::new() };
         if spec.kind != ServiceType::LoadBalancer {
             return all;
         }
         let ingress = &service.status.load_balancer.ingress;
         let vips = ingress.iter().filter(|ingress| ingress.ip_mode != IpMode::Proxy && !ingress.ip.is_empty());
-        all.load_balancer = addresses("status.loadBalancer.ingress", vips.map(|ingress| &ingress.ip), problems);
+        all.load_balancer = addresses("status.loadBalancer.ingress", vips.map(|ingress| &*ingress.ip), problems);
         for text in &spec.load_balancer_source_ranges {
             match text.parse() {
                 Ok(range) => _ = all.allowed.insert(range),

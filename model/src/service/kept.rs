@@ -162,13 +162,12 @@ impl KeptSlice {
         let meta = &slice.metadata;
         let service = meta.labels.get(SERVICE_NAME).map_or("", String::as_str);
         let mut wrong = Vec::new();
-        let mut endpoints = slice.endpoints.iter().filter_map(|endpoint| Some((endpoint, endpoint.addresses.first()?)));
         let endpoints = match slice.address_type.as_ref() {
-            "IPv4" => Endpoints::V4(kept(&mut endpoints, &mut wrong, shared, |ip| match ip {
+            "IPv4" => Endpoints::V4(kept(&slice.endpoints, &mut wrong, shared, |ip| match ip {
                 IpAddr::V4(ip) => Some(ip),
                 IpAddr::V6(_) => None,
             })),
-            "IPv6" => Endpoints::V6(kept(&mut endpoints, &mut wrong, shared, |ip| match ip {
+            "IPv6" => Endpoints::V6(kept(&slice.endpoints, &mut wrong, shared, |ip| match ip {
                 IpAddr::V4(_) => None,
                 IpAddr::V6(ip) => Some(ip),
             })),
@@ -186,14 +185,15 @@ impl KeptSlice {
 }
 
 /// The endpoints whose address is of the family; the others are noted.
-fn kept<'a, Address>(
-    endpoints: &mut dyn Iterator<Item = (&'a Endpoint, &'a String)>,
+fn kept<Address>(
+    endpoints: &[Endpoint],
     wrong: &mut Vec<Box<str>>,
     shared: &mut Shared,
     of_family: fn(IpAddr) -> Option<Address>,
 ) -> Box<[KeptEndpoint<Address>]> {
-    let mut all = Vec::new();
-    for (endpoint, address) in endpoints {
+    let mut all = Vec::with_capacity(endpoints.len());
+    for endpoint in endpoints {
+        let Some(address) = endpoint.addresses.first() else { continue };
         match parse_ip(address).and_then(of_family) {
             Some(ip) => all.push(KeptEndpoint { ip, state: shared.state(endpoint) }),
             None => wrong.push(address.as_str().into()),
