@@ -1,5 +1,6 @@
 //! What the agent keeps of Services, counted byte by byte: the watches of an API server, the store for environment variables, the data
-//! path with the real kernel, and cluster DNS.
+//! path with the real kernel, and cluster DNS. All that the process allocates is counted, so that each test needs a process of its own,
+//! as nextest gives it.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::{BufRead as _, BufReader, Write};
