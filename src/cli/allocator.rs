@@ -31,6 +31,21 @@ pub(super) fn keep_little() {
     }
 }
 
+/// Gives back pages between blocks that are in use: after much was taken in at once. Takes some milliseconds.
+#[cfg(target_env = "gnu")]
+#[expect(unsafe_code, reason = "the one way to ask for this, declared as the C library's manual has it")]
+pub(super) fn give_back() {
+    unsafe extern "C" {
+        /// Takes any number of bytes to keep at the end of the heap.
+        safe fn malloc_trim(keep: usize) -> i32;
+    }
+    malloc_trim(0);
+}
+
 /// Other libraries have their own ways.
 #[cfg(not(target_env = "gnu"))]
 pub(super) fn keep_little() {}
+
+/// Other libraries have their own ways.
+#[cfg(not(target_env = "gnu"))]
+pub(super) fn give_back() {}
