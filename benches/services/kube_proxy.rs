@@ -5,11 +5,11 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use stoker::clock::Clock;
-use stoker_model::service::{EndpointSlice, Service, ServiceChange};
+use stoker_model::service::{EndpointSlice, NamespacedName, Service, ServiceChange, Shared};
 
 /// The cluster IP of one of our Services.
 pub(crate) fn cluster_ip(number: u32) -> Ipv4Addr {
@@ -38,11 +38,17 @@ pub(crate) fn changes(number: u32, endpoints: &[Ipv4Addr]) -> [ServiceChange; 2]
         "endpoints":[{}],"ports":[{{"name":"","port":8080,"protocol":"TCP"}}]}}"#,
         endpoints.join(",")
     );
-    [
-        ServiceChange::Service(Arc::new(serde_json::from_str::<Service>(&service).expect("it is a Service"))),
-        ServiceChange::Slice(Arc::new(serde_json::from_str::<EndpointSlice>(&slice).expect("it is an EndpointSlice"))),
-    ]
+    let mut service: Service = serde_json::from_str(&service).expect("it is a Service");
+    let slice: EndpointSlice = serde_json::from_str(&slice).expect("it is an EndpointSlice");
+    service.spec.keep_once();
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    let key = &mut service.metadata.key;
+    *key = NamespacedName { namespace: shared.name(&key.namespace), name: shared.name(&key.name) };
+    [ServiceChange::Service(Arc::new(service)), ServiceChange::slice(&slice, &mut shared)]
 }
+
+/// What the watches share.
+static SHARED: LazyLock<Mutex<Shared>> = LazyLock::new(Mutex::default);
 
 const TABLE: &str = "add table ip kube-proxy
 add chain ip kube-proxy services

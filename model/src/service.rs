@@ -1,6 +1,11 @@
 //! Slim Services and EndpointSlices: only what the service data path, service environment variables and DNS read.
 //!
-//! Decoded straight from the API's JSON; a field that is not here is never kept in memory.
+//! Decoded straight from the API's JSON; a field that is not here is never kept in memory. There are tens of thousands: a Service
+//! stays as it is decoded, and of an EndpointSlice a [`KeptSlice`], one for all who read it.
+
+mod catalogue;
+mod kept;
+mod slice;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -8,6 +13,10 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use tokio::sync::watch;
+
+pub use catalogue::{ServiceByName, Slices};
+pub use kept::{EndpointState, Endpoints, KeptEndpoint, KeptSlice, Shared, parse_ip};
+pub use slice::{Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, Hint};
 
 use crate::names;
 
@@ -24,24 +33,7 @@ pub struct NamespacedName {
 pub type Word = Cow<'static, str>;
 
 /// What the API writes into the fields that are [`Word`]s.
-const WORDS: [&str; 16] = [
-    "",
-    "TCP",
-    "UDP",
-    "SCTP",
-    "ClusterIP",
-    "NodePort",
-    "LoadBalancer",
-    "ExternalName",
-    "None",
-    "ClientIP",
-    "Cluster",
-    "Local",
-    "IPv4",
-    "IPv6",
-    "FQDN",
-    "VIP",
-];
+const WORDS: [&str; 7] = ["", "TCP", "UDP", "SCTP", "IPv4", "IPv6", "FQDN"];
 
 fn word<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Word, D::Error> {
     struct Read;
@@ -58,14 +50,6 @@ fn word<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Word, D::Error> {
         }
     }
     from.deserialize_str(Read)
-}
-
-/// Without room for more, which a list that grew has: most Services have one port and one address.
-fn exact<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
-    Vec::deserialize(from).map(|mut list| {
-        list.shrink_to_fit();
-        list
-    })
 }
 
 /// A map of which only some keys are read: there are thousands of objects, and users write much into these maps.
@@ -120,14 +104,19 @@ fn only<'de, D: serde::Deserializer<'de>>(
 }
 
 fn read_labels<'de, D: serde::Deserializer<'de>>(from: D) -> Result<BTreeMap<String, String>, D::Error> {
-    only(&[names::SERVICE_NAME, names::SERVICE_HEADLESS, names::SERVICE_PROXY_NAME], from)
+    only(&[names::SERVICE_NAME, names::SERVICE_HEADLESS], from)
 }
 
 fn read_annotations<'de, D: serde::Deserializer<'de>>(from: D) -> Result<BTreeMap<String, String>, D::Error> {
     only(&[names::LAST_CHANGE_TRIGGER_TIME], from)
 }
 
-/// What a slim type keeps of `metadata`.
+/// Whether another proxy serves the Service.
+fn read_other_proxy<'de, D: serde::Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
+    only(&[names::SERVICE_PROXY_NAME], from).map(|labels| !labels.is_empty())
+}
+
+/// What a slim type that is not kept has of `metadata`.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SlimMeta {
@@ -139,7 +128,7 @@ pub struct SlimMeta {
     pub uid: Arc<str>,
     /// Version for the watch; decimal.
     pub resource_version: String,
-    /// Labels; of a slice, the one that names its Service, of a Service those of the proxy.
+    /// Labels: the one that names the Service of a slice, and that of headless ones.
     #[serde(deserialize_with = "read_labels")]
     pub labels: BTreeMap<String, String>,
     /// Annotations; of a slice, what last made it change.
@@ -147,60 +136,151 @@ pub struct SlimMeta {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// A Service as the node needs it.
+/// `metadata` of a [`Service`].
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(from = "WrittenMeta")]
+pub struct ServiceMeta {
+    /// Which Service it is.
+    pub key: NamespacedName,
+    /// UID, for events.
+    pub uid: Box<str>,
+    /// Version for the watch; decimal.
+    pub resource_version: Box<str>,
+    /// By its label, another proxy serves it.
+    pub is_for_another_proxy: bool,
+}
+
+/// [`ServiceMeta`] as the API writes it.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct WrittenMeta {
+    name: Arc<str>,
+    namespace: Arc<str>,
+    uid: Box<str>,
+    resource_version: Box<str>,
+    #[serde(deserialize_with = "read_other_proxy")]
+    labels: bool,
+}
+
+impl From<WrittenMeta> for ServiceMeta {
+    fn from(written: WrittenMeta) -> Self {
+        let WrittenMeta { name, namespace, uid, resource_version, labels: is_for_another_proxy } = written;
+        Self { key: NamespacedName { namespace, name }, uid, resource_version, is_for_another_proxy }
+    }
+}
+
+/// `spec.type`
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+pub enum ServiceType {
+    /// A port on every node as well.
+    NodePort,
+    /// An address outside the cluster as well.
+    LoadBalancer,
+    /// Another name, and no address.
+    ExternalName,
+    /// A cluster IP, or none.
+    #[default]
+    #[serde(other)]
+    ClusterIP,
+}
+
+/// `spec.internalTrafficPolicy` and `spec.externalTrafficPolicy`
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+pub enum TrafficPolicy {
+    /// Only endpoints on this node.
+    Local,
+    /// All endpoints.
+    #[default]
+    #[serde(other)]
+    Cluster,
+}
+
+/// `spec.sessionAffinity`
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+pub enum SessionAffinity {
+    /// A client stays with its endpoint.
+    ClientIP,
+    /// Each connection by itself.
+    #[default]
+    #[serde(other)]
+    None,
+}
+
+/// `ipMode` of a load balancer's address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+pub enum IpMode {
+    /// The balancer sends to the nodes' own addresses.
+    Proxy,
+    /// Packets come with the address.
+    #[default]
+    #[serde(other)]
+    #[serde(rename = "VIP")]
+    Vip,
+}
+
+/// A Service as the node needs it. Lists have no room to spare.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Service {
-    /// Name, namespace, labels.
-    pub metadata: SlimMeta,
+    /// Name, namespace, whose it is.
+    pub metadata: ServiceMeta,
     /// What the user asked for, with the API server's allocations.
     pub spec: ServiceSpec,
     /// Load-balancer addresses.
     pub status: ServiceStatus,
 }
 
-/// `spec` of a [`Service`]; strings are as the API writes them.
+/// `spec` of a [`Service`]; texts are as the API writes them.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ServiceSpec {
-    /// `ClusterIP`, `NodePort`, `LoadBalancer` or `ExternalName`.
+    /// Which kind.
     #[serde(rename = "type")]
-    #[serde(deserialize_with = "word")]
-    pub kind: Word,
-    /// First cluster IP, `None` when headless, empty when ExternalName.
+    pub kind: ServiceType,
     #[serde(rename = "clusterIP")]
-    pub cluster_ip: String,
-    /// All cluster IPs, at most one of each family.
-    #[serde(rename = "clusterIPs", deserialize_with = "exact")]
-    pub cluster_ips: Vec<String>,
+    cluster_ip: Box<str>,
+    #[serde(rename = "clusterIPs")]
+    cluster_ips: Box<[Box<str>]>,
     /// Ports.
-    #[serde(deserialize_with = "exact")]
-    pub ports: Vec<ServicePort>,
+    pub ports: Box<[ServicePort]>,
     /// Addresses outside the cluster's control that nodes accept.
     #[serde(rename = "externalIPs")]
-    pub external_ips: Vec<String>,
+    pub external_ips: Box<[Box<str>]>,
     /// Target of an ExternalName service.
-    pub external_name: String,
-    /// `None` or `ClientIP`.
-    #[serde(deserialize_with = "word")]
-    pub session_affinity: Word,
+    pub external_name: Box<str>,
+    /// Whether a client stays with its endpoint.
+    pub session_affinity: SessionAffinity,
     /// Time-out of the affinity.
     pub session_affinity_config: SessionAffinityConfig,
-    /// `Cluster` or `Local`.
-    #[serde(deserialize_with = "word")]
-    pub external_traffic_policy: Word,
-    /// `Cluster` or `Local`.
-    #[serde(deserialize_with = "word")]
-    pub internal_traffic_policy: Word,
+    /// For traffic from outside.
+    pub external_traffic_policy: TrafficPolicy,
+    /// For traffic to the cluster IPs.
+    pub internal_traffic_policy: TrafficPolicy,
     /// Port for the load balancer's health checks; 0 when there is none.
     pub health_check_node_port: u16,
     /// CIDRs that may reach the load-balancer addresses; empty: everybody.
-    pub load_balancer_source_ranges: Vec<String>,
+    pub load_balancer_source_ranges: Box<[Box<str>]>,
     /// Endpoints count as ready whether or not they are.
     pub publish_not_ready_addresses: bool,
-    /// `PreferSameZone`, `PreferSameNode`, `PreferClose` or empty.
-    #[serde(deserialize_with = "word")]
-    pub traffic_distribution: Word,
+}
+
+impl ServiceSpec {
+    /// All cluster IPs, at most one of each family; a server of one family may have written the first only.
+    pub fn cluster_ips(&self) -> &[Box<str>] {
+        if self.cluster_ips.is_empty() { std::slice::from_ref(&self.cluster_ip) } else { &self.cluster_ips }
+    }
+
+    /// First cluster IP, `None` when headless, empty when ExternalName.
+    pub fn cluster_ip(&self) -> &str {
+        self.cluster_ips().first().map_or("", |ip| ip)
+    }
+
+    /// Drops what the API writes twice.
+    pub fn keep_once(&mut self) {
+        if !self.cluster_ips.is_empty() {
+            self.cluster_ip = Box::default();
+        }
+    }
 }
 
 /// `spec.sessionAffinityConfig`.
@@ -248,7 +328,7 @@ pub struct ServiceStatus {
 #[serde(rename_all = "camelCase", default)]
 pub struct LoadBalancerStatus {
     /// Addresses that lead to this Service.
-    pub ingress: Vec<LoadBalancerIngress>,
+    pub ingress: Box<[LoadBalancerIngress]>,
 }
 
 /// One address of a load balancer.
@@ -256,93 +336,9 @@ pub struct LoadBalancerStatus {
 #[serde(rename_all = "camelCase", default)]
 pub struct LoadBalancerIngress {
     /// The address; empty when only a host name is known.
-    pub ip: String,
-    /// `VIP` (also when empty) or `Proxy`.
-    #[serde(deserialize_with = "word")]
-    pub ip_mode: Word,
-}
-
-/// An EndpointSlice as the node needs it.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct EndpointSlice {
-    /// Name, namespace, labels; the label `kubernetes.io/service-name` names the Service.
-    pub metadata: SlimMeta,
-    /// `IPv4`, `IPv6` or `FQDN`.
-    #[serde(deserialize_with = "word")]
-    pub address_type: Word,
-    /// Endpoints.
-    #[serde(deserialize_with = "null_is_empty")]
-    pub endpoints: Vec<Endpoint>,
-    /// Ports, common to all endpoints of the slice.
-    #[serde(deserialize_with = "null_is_empty")]
-    pub ports: Vec<EndpointPort>,
-}
-
-/// The API server writes `null` for an empty list of a slice.
-fn null_is_empty<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
-    Option::<Vec<T>>::deserialize(from).map(Option::unwrap_or_default)
-}
-
-/// One endpoint of a slice.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Endpoint {
-    /// Addresses; only the first counts.
-    pub addresses: Vec<String>,
-    /// Whether it may receive connections.
-    pub conditions: EndpointConditions,
-    /// DNS host name.
-    pub hostname: Option<Arc<str>>,
-    /// The node it runs on.
-    pub node_name: Option<Arc<str>>,
-    /// Its zone.
-    pub zone: Option<Arc<str>>,
-    /// Who should use it.
-    pub hints: EndpointHints,
-}
-
-/// `conditions` of an [`Endpoint`]; absent `ready` and `serving` mean true.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct EndpointConditions {
-    /// Accepts new connections.
-    pub ready: Option<bool>,
-    /// Accepts connections though it may be terminating.
-    pub serving: Option<bool>,
-    /// Its pod is being deleted.
-    pub terminating: Option<bool>,
-}
-
-/// `hints` of an [`Endpoint`].
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct EndpointHints {
-    /// Zones that should use the endpoint.
-    pub for_zones: Vec<Hint>,
-    /// Nodes that should use the endpoint.
-    pub for_nodes: Vec<Hint>,
-}
-
-/// The name of a zone or node.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Hint {
-    /// The name.
-    pub name: Arc<str>,
-}
-
-/// One port of a slice.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct EndpointPort {
-    /// Matches the name of the Service's port; empty when the Service has one port.
-    pub name: Arc<str>,
-    /// `TCP` (also when empty), `UDP` or `SCTP`.
-    #[serde(deserialize_with = "word")]
-    pub protocol: Word,
-    /// Absent: all ports, which the data path leaves alone.
-    pub port: Option<u16>,
+    pub ip: Box<str>,
+    /// How packets come.
+    pub ip_mode: IpMode,
 }
 
 /// A range of cluster IPs.
@@ -370,8 +366,8 @@ pub enum ServiceChange {
     Service(Arc<Service>),
     /// The Service is gone.
     ServiceGone(NamespacedName),
-    /// The slice is there or has changed.
-    Slice(Arc<EndpointSlice>),
+    /// The slice is there or has changed, and when that happened which it was last changed for.
+    Slice(Arc<KeptSlice>, Option<jiff::Timestamp>),
     /// The slice is gone: its Service, then its own name.
     SliceGone(NamespacedName, Arc<str>),
     /// Both lists are complete (again, after a watch had to start over): everything before this since the last
@@ -379,6 +375,21 @@ pub enum ServiceChange {
     Complete,
     /// A list starts over; until [`ServiceChange::Complete`] nothing may be programmed or removed.
     Restarting,
+}
+
+impl ServiceChange {
+    /// That a slice is there like this.
+    pub fn slice(slice: &EndpointSlice, shared: &mut Shared) -> Self {
+        let trigger = slice.metadata.annotations.get(names::LAST_CHANGE_TRIGGER_TIME);
+        Self::Slice(Arc::new(KeptSlice::of(slice, shared)), trigger.and_then(|text| text.parse().ok()))
+    }
+}
+
+/// Shares nothing with others.
+impl From<EndpointSlice> for ServiceChange {
+    fn from(slice: EndpointSlice) -> Self {
+        Self::slice(&slice, &mut Shared::default())
+    }
 }
 
 /// Newest node facts that service routing needs (zone for topology, addresses for NodePorts).
@@ -412,9 +423,7 @@ mod tests {
             "spec": {"type": "LoadBalancer", "sessionAffinity": "ClientIP", "ports": [{"port": 80, "protocol": "UDP"}]},
         }))
         .expect("a Service");
-        let label = (names::SERVICE_PROXY_NAME.to_owned(), "other".to_owned());
-        assert_eq!(service.metadata.labels.into_iter().collect::<Vec<_>>(), [label]);
-        assert_eq!(service.metadata.annotations, BTreeMap::new());
+        assert!(service.metadata.is_for_another_proxy);
 
         let slice: EndpointSlice = serde_json::from_value(json!({
             "metadata": {
@@ -427,13 +436,6 @@ mod tests {
         assert_eq!(slice.metadata.labels, BTreeMap::new());
         assert_eq!(slice.metadata.annotations.keys().collect::<Vec<_>>(), [names::LAST_CHANGE_TRIGGER_TIME]);
         assert_eq!((slice.endpoints.len(), slice.ports.len()), (0, 0));
-    }
-
-    #[test]
-    fn lists_have_no_room_to_spare() {
-        let text = r#"{"clusterIPs": ["10.96.0.10"], "ports": [{"port": 80}]}"#;
-        let spec: ServiceSpec = serde_json::from_str(text).expect("a spec");
-        assert_eq!((spec.cluster_ips.capacity(), spec.ports.capacity()), (1, 1));
     }
 
     #[test]

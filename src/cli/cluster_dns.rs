@@ -5,8 +5,7 @@ use std::path::PathBuf;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use stoker_model::names::SERVICE_HEADLESS;
-use stoker_model::service::{NamespacedName, Service, ServiceChange};
+use stoker_model::service::{Service, ServiceChange};
 use tokio::sync::mpsc;
 
 use crate::clock::Clock;
@@ -121,24 +120,24 @@ fn for_rules(change: &ServiceChange, dns_addresses: &[IpAddr]) -> Option<Service
     match change {
         // It may have been another kind of Service before.
         ServiceChange::Service(service) if !has_rules(service, dns_addresses) => {
-            let meta = &service.metadata;
-            let name = NamespacedName { namespace: meta.namespace.clone(), name: meta.name.clone() };
-            Some(ServiceChange::ServiceGone(name))
+            Some(ServiceChange::ServiceGone(service.metadata.key.clone()))
         }
-        ServiceChange::Slice(slice) if slice.metadata.labels.contains_key(SERVICE_HEADLESS) => None,
+        ServiceChange::Slice(slice, _) if slice.is_headless => None,
         change => Some(change.clone()),
     }
 }
 
 fn has_rules(service: &Service, dns_addresses: &[IpAddr]) -> bool {
     let spec = &service.spec;
-    let mut ips = spec.cluster_ips.iter().chain([&spec.cluster_ip]).filter_map(|ip| ip.parse().ok());
-    spec.cluster_ip != "None" && !ips.any(|ip: IpAddr| dns_addresses.contains(&ip))
+    let mut ips = spec.cluster_ips().iter().filter_map(|ip| ip.parse().ok());
+    spec.cluster_ip() != "None" && !ips.any(|ip: IpAddr| dns_addresses.contains(&ip))
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+
+    use stoker_model::service::EndpointSlice;
 
     use super::*;
 
@@ -155,7 +154,7 @@ mod tests {
         assert!(matches!(change("None"), Some(ServiceChange::ServiceGone(_))));
         let slice = |labels: &str| {
             let text = format!(r#"{{"metadata":{{"labels":{labels}}}}}"#);
-            for_rules(&ServiceChange::Slice(Arc::new(serde_json::from_str(&text).expect("a slice"))), &dns)
+            for_rules(&serde_json::from_str::<EndpointSlice>(&text).expect("a slice").into(), &dns)
         };
         assert!(slice("{}").is_some());
         assert!(slice(r#"{"service.kubernetes.io/headless":""}"#).is_none());

@@ -210,11 +210,20 @@ async fn serve(
         ended = serving => if let Some(error) = ended {
             tracing::error!(%error, "ending");
         },
+        () = give_back(proxy.health.clone()) => {}
         () = take_turns(pods.clone(), &proxy.turn, &events, SETTLED) => {}
         () = watch_ranges(api, proxy.service_ranges) => {}
         () = super::service::tell_problems(proxy.problems, events.clone()) => {}
         () = watch_eligibility(object, publish) => {}
     }
+}
+
+/// Once the lists are taken in, what that needed meanwhile goes back to the kernel.
+async fn give_back(mut health: watch::Receiver<Health>) {
+    if health.wait_for(|health| health.last_updated.is_some()).await.is_ok() {
+        let _ = tokio::task::spawn_blocking(super::allocator::give_back).await;
+    }
+    std::future::pending().await
 }
 
 async fn serve_health_in_time(address: Option<SocketAddr>, hard: bool, state: &ProxyState) -> BindError {

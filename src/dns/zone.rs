@@ -5,10 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
 
-use stoker_model::names::SERVICE_NAME;
-use stoker_model::service::{EndpointPort, EndpointSlice, NamespacedName, Service, ServiceChange};
+use stoker_model::service::{
+    EndpointState, KeptSlice, NamespacedName, Service, ServiceByName, ServiceChange, ServiceType, Slices,
+};
 
 /// The version of the specification, which `dns-version` tells.
 const VERSION: &str = "1.1.0";
@@ -54,45 +54,9 @@ impl Records {
 /// Services and slices, and who has which address.
 #[derive(Debug, Default)]
 pub(super) struct Zone {
-    services: BTreeMap<NamespacedName, Arc<Service>>,
-    /// By their Service.
-    slices: HashMap<NamespacedName, Vec<Slice>>,
+    services: BTreeSet<ServiceByName>,
+    slices: Slices,
     owners: HashMap<IpAddr, Vec<NamespacedName>>,
-}
-
-/// What names are made of, of an EndpointSlice: there are thousands.
-#[derive(Debug)]
-struct Slice {
-    name: Arc<str>,
-    ports: Box<[EndpointPort]>,
-    endpoints: Box<[Member]>,
-}
-
-/// One endpoint.
-#[derive(Debug)]
-struct Member {
-    ip: IpAddr,
-    ready: bool,
-    hostname: Option<Arc<str>>,
-}
-
-impl Slice {
-    fn of(slice: &EndpointSlice) -> Self {
-        // Names have no addresses.
-        let endpoints = slice.endpoints.iter().filter(|_| slice.address_type != "FQDN");
-        let endpoints = endpoints.filter_map(|endpoint| {
-            Some(Member {
-                ip: endpoint.addresses.first()?.parse().ok()?,
-                ready: endpoint.conditions.ready.unwrap_or(true),
-                hostname: endpoint.hostname.clone().filter(|name| !name.is_empty()),
-            })
-        });
-        Self {
-            name: Arc::clone(&slice.metadata.name),
-            ports: slice.ports.clone().into(),
-            endpoints: endpoints.collect(),
-        }
-    }
 }
 
 /// The zone that is served, and the one that a running list gathers.
@@ -174,40 +138,18 @@ impl Authority {
 impl Zone {
     fn apply(&mut self, change: ServiceChange) {
         let key = match &change {
-            ServiceChange::Service(service) => {
-                NamespacedName { namespace: service.metadata.namespace.clone(), name: service.metadata.name.clone() }
-            }
-            ServiceChange::Slice(slice) => {
-                let Some(service) = slice.metadata.labels.get(SERVICE_NAME) else { return };
-                NamespacedName { namespace: slice.metadata.namespace.clone(), name: service.as_str().into() }
-            }
+            ServiceChange::Service(service) => service.metadata.key.clone(),
+            ServiceChange::Slice(slice, _) if slice.service.name.is_empty() => return,
+            ServiceChange::Slice(slice, _) => slice.service.clone(),
             ServiceChange::ServiceGone(key) | ServiceChange::SliceGone(key, _) => key.clone(),
             ServiceChange::Restarting | ServiceChange::Complete => return,
         };
         let before = self.owned_addresses(&key);
         match change {
-            ServiceChange::Service(service) => {
-                self.services.insert(key.clone(), service);
-            }
-            ServiceChange::ServiceGone(_) => {
-                self.services.remove(&key);
-            }
-            ServiceChange::Slice(slice) => {
-                let all = self.slices.entry(key.clone()).or_insert_with(|| Vec::with_capacity(1));
-                let new = Slice::of(&slice);
-                match all.iter_mut().find(|other| other.name == new.name) {
-                    Some(other) => *other = new,
-                    None => all.push(new),
-                }
-            }
-            ServiceChange::SliceGone(_, name) => {
-                if let Some(slices) = self.slices.get_mut(&key) {
-                    slices.retain(|slice| slice.name != name);
-                    if slices.is_empty() {
-                        self.slices.remove(&key);
-                    }
-                }
-            }
+            ServiceChange::Service(service) => _ = self.services.replace(ServiceByName(service)),
+            ServiceChange::ServiceGone(_) => _ = self.services.remove(&key),
+            ServiceChange::Slice(slice, _) => _ = self.slices.put(slice),
+            ServiceChange::SliceGone(_, name) => _ = self.slices.remove(&key, &name),
             ServiceChange::Restarting | ServiceChange::Complete => {}
         }
         let after = self.owned_addresses(&key);
@@ -226,9 +168,9 @@ impl Zone {
 
     /// Addresses that lead back to a Service: its own, or of a headless one those of its endpoints.
     fn owned_addresses(&self, key: &NamespacedName) -> BTreeSet<IpAddr> {
-        let Some(service) = self.services.get(key) else { return BTreeSet::new() };
+        let Some(ServiceByName(service)) = self.services.get(key) else { return BTreeSet::new() };
         if is_headless(service) {
-            self.endpoints(key, service).map(|(_, endpoint)| endpoint.ip).collect()
+            self.endpoints(key, service).map(|(_, ip, _)| ip).collect()
         } else {
             cluster_ips(service).collect()
         }
@@ -239,32 +181,32 @@ impl Zone {
         &'a self,
         key: &NamespacedName,
         service: &'a Service,
-    ) -> impl Iterator<Item = (&'a Slice, &'a Member)> {
+    ) -> impl Iterator<Item = (&'a KeptSlice, IpAddr, &'a EndpointState)> {
         let all = service.spec.publish_not_ready_addresses;
-        self.slices.get(key).into_iter().flatten().flat_map(move |slice| {
-            slice.endpoints.iter().filter(move |endpoint| all || endpoint.ready).map(move |endpoint| (slice, endpoint))
+        self.slices.of(key).iter().flat_map(move |slice| {
+            let endpoints = slice.endpoints.iter().filter(move |(_, state)| all || state.ready);
+            endpoints.map(move |(ip, state)| (&**slice, ip, state))
         })
     }
 
     fn has_namespace(&self, namespace: &str) -> bool {
         let from = NamespacedName { namespace: namespace.into(), name: "".into() };
-        self.services.range(from..).next().is_some_and(|(key, _)| &*key.namespace == namespace)
+        self.services.range(from..).next().is_some_and(|service| &*service.0.metadata.key.namespace == namespace)
     }
 
     fn service(&self, below: &[&str], name: &str, namespace: &str) -> Found {
         let key = NamespacedName { namespace: namespace.into(), name: name.into() };
-        let Some(service) = self.services.get(&key) else { return Found::Nothing };
-        if service.spec.kind == "ExternalName" {
+        let Some(ServiceByName(service)) = self.services.get(&key) else { return Found::Nothing };
+        if service.spec.kind == ServiceType::ExternalName {
             return match below {
-                [] if !service.spec.external_name.is_empty() => Found::Alias(service.spec.external_name.clone()),
+                [] if !service.spec.external_name.is_empty() => Found::Alias(service.spec.external_name.to_string()),
                 _ => Found::Nothing,
             };
         }
         let own = format!("{name}.{namespace}.svc");
         match below {
             [] if is_headless(service) => {
-                let addresses: BTreeSet<IpAddr> =
-                    self.endpoints(&key, service).map(|(_, endpoint)| endpoint.ip).collect();
+                let addresses: BTreeSet<IpAddr> = self.endpoints(&key, service).map(|(_, ip, _)| ip).collect();
                 if addresses.is_empty() {
                     return Found::Nothing;
                 }
@@ -286,11 +228,11 @@ impl Zone {
                 if has { Found::Name(Records::default()) } else { Found::Nothing }
             }
             [host] => {
-                let found = self.endpoints(&key, service).filter(|(_, endpoint)| {
-                    let named = endpoint.hostname.as_deref();
-                    named.map_or_else(|| dashed(endpoint.ip) == *host, |name| name.eq_ignore_ascii_case(host))
+                let found = self.endpoints(&key, service).filter(|(_, ip, state)| {
+                    let named = state.hostname.as_deref();
+                    named.map_or_else(|| dashed(*ip) == *host, |name| name.eq_ignore_ascii_case(host))
                 });
-                let addresses: BTreeSet<IpAddr> = found.map(|(_, endpoint)| endpoint.ip).collect();
+                let addresses: BTreeSet<IpAddr> = found.map(|(_, ip, _)| ip).collect();
                 if addresses.is_empty() {
                     return Found::Nothing;
                 }
@@ -317,13 +259,13 @@ impl Zone {
             return ports.map(|port| (port.port, own.to_owned(), cluster_ips(service).collect())).collect();
         }
         let mut targets: BTreeMap<(u16, String), Vec<IpAddr>> = BTreeMap::new();
-        for (slice, endpoint) in self.endpoints(key, service) {
+        for (slice, ip, state) in self.endpoints(key, service) {
             for port in slice.ports.iter().filter(|port| fits(&port.name, &port.protocol)) {
                 let Some(number) = port.port else { continue };
-                let target = format!("{}.{own}", host_of(endpoint));
+                let target = format!("{}.{own}", host_of(ip, state));
                 let addresses = targets.entry((number, target)).or_default();
-                if !addresses.contains(&endpoint.ip) {
-                    addresses.push(endpoint.ip);
+                if !addresses.contains(&ip) {
+                    addresses.push(ip);
                 }
             }
         }
@@ -334,27 +276,26 @@ impl Zone {
     fn pointers(&self, address: IpAddr) -> Vec<String> {
         let mut names = BTreeSet::new();
         for key in self.owners.get(&address).into_iter().flatten() {
-            let Some(service) = self.services.get(key) else { continue };
+            let Some(ServiceByName(service)) = self.services.get(key) else { continue };
             let own = format!("{}.{}.svc", key.name, key.namespace);
             if !is_headless(service) {
                 names.insert(own);
                 continue;
             }
-            let endpoints = self.endpoints(key, service).filter(|(_, endpoint)| endpoint.ip == address);
-            names.extend(endpoints.map(|(_, endpoint)| format!("{}.{own}", host_of(endpoint))));
+            let endpoints = self.endpoints(key, service).filter(|(_, ip, _)| *ip == address);
+            names.extend(endpoints.map(|(_, ip, state)| format!("{}.{own}", host_of(ip, state))));
         }
         names.into_iter().collect()
     }
 }
 
 fn is_headless(service: &Service) -> bool {
-    service.spec.cluster_ip == "None" && service.spec.kind != "ExternalName"
+    service.spec.cluster_ip() == "None" && service.spec.kind != ServiceType::ExternalName
 }
 
 fn cluster_ips(service: &Service) -> impl Iterator<Item = IpAddr> {
-    let several = service.spec.cluster_ips.iter();
-    let single = std::iter::once(&service.spec.cluster_ip).filter(|_| service.spec.cluster_ips.is_empty());
-    several.chain(single).filter(|_| service.spec.kind != "ExternalName").filter_map(|ip| ip.parse().ok())
+    let texts = service.spec.cluster_ips().iter();
+    texts.filter(|_| service.spec.kind != ServiceType::ExternalName).filter_map(|ip| ip.parse().ok())
 }
 
 fn protocol_name(protocol: &str) -> &str {
@@ -362,8 +303,8 @@ fn protocol_name(protocol: &str) -> &str {
 }
 
 /// The name of an endpoint in its Service: its own, or one made of its address.
-fn host_of(endpoint: &Member) -> String {
-    endpoint.hostname.as_deref().map_or_else(|| dashed(endpoint.ip), str::to_ascii_lowercase)
+fn host_of(ip: IpAddr, state: &EndpointState) -> String {
+    state.hostname.as_deref().map_or_else(|| dashed(ip), str::to_ascii_lowercase)
 }
 
 fn dashed(address: IpAddr) -> String {
@@ -401,6 +342,10 @@ fn reverse_address(labels: &[&str]) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use stoker_model::service::EndpointSlice;
+
     use super::*;
 
     fn service(json: &str) -> ServiceChange {
@@ -408,7 +353,7 @@ mod tests {
     }
 
     fn slice(json: &str) -> ServiceChange {
-        ServiceChange::Slice(Arc::new(serde_json::from_str(json).unwrap()))
+        serde_json::from_str::<EndpointSlice>(json).unwrap().into()
     }
 
     fn authority() -> Authority {

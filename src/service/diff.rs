@@ -8,13 +8,14 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 use stoker_model::service::NamespacedName;
 
 use super::config::Cidr;
-use super::frontend::{Backend, Claim, Frontend, HashMap, Place, Problem, Protocol, Route, ServiceRoutes};
+use super::frontend::{
+    Backend, Backends, Claim, Frontend, HashMap, HashSet, Place, Problem, Protocol, Route, ServiceRoutes,
+};
 
 mod element;
 
@@ -22,8 +23,6 @@ pub use element::{Balance, Key, Value, Verdict};
 
 /// Slots of the backends on this node start here, those of all backends at 0: both fit one map.
 pub const LOCAL_SLOTS: u32 = 65536;
-
-type HashSet<T> = std::collections::HashSet<T, RandomState>;
 
 /// Elements of our sets and maps.
 pub type Elements = HashMap<Key, Value>;
@@ -121,15 +120,15 @@ struct Held {
     claims: Vec<(Claim, NamespacedName)>,
     /// The winner's route, its backends in the order of their slots.
     route: Route,
-    allowed_sources: Vec<Cidr>,
+    allowed_sources: Box<[Cidr]>,
 }
 
 /// What the kernel was told, and by which Service.
 #[derive(Debug, Default)]
 pub struct Table {
-    /// Boxed, since a map has room for up to twice its entries.
+    /// Boxed, as what frontends hold, since a map has room for up to twice its entries.
     services: HashMap<NamespacedName, Box<ServiceRoutes>>,
-    frontends: HashMap<Frontend, Held>,
+    frontends: HashMap<Frontend, Box<Held>>,
     cluster_ips: HashMap<IpAddr, u32>,
     hairpins: HashMap<IpAddr, u32>,
     service_ranges: BTreeSet<Cidr>,
@@ -165,7 +164,7 @@ impl Table {
             }
         }
         for path in &routes.paths {
-            let claims = &mut self.frontends.entry(path.frontend).or_insert_with(Held::empty).claims;
+            let claims = &mut self.frontends.entry(path.frontend).or_insert_with(|| Box::new(Held::empty())).claims;
             claims.push((path.claim, name.clone()));
             claims.sort_unstable();
             if claims.len() > 1 {
@@ -214,7 +213,7 @@ impl Table {
             Held { claims: std::mem::take(&mut held.claims), route, allowed_sources: path.allowed_sources.clone() };
         if batch.ignore_elements && held.route.affinity_seconds().is_none() {
             // As at a start, for thousands: what differs is found by comparing with the kernel.
-            *held = new;
+            **held = new;
             return;
         }
         let mut before = Elements::default();
@@ -229,7 +228,7 @@ impl Table {
             batch.note(key, Some(value), None);
         }
         stick(frontend, &held.route, Some(&new.route), &mut batch.sticky);
-        *held = new;
+        **held = new;
     }
 
     /// Compares with what the kernel holds. Slots that were filled there stay as they are where they can.
@@ -284,7 +283,7 @@ impl Table {
         others
             .filter_map(|(frontend, held)| {
                 let (_, owner) = held.claims.first()?;
-                let serving = self.services.get(owner)?.serving.as_slice();
+                let serving = &*self.services.get(owner)?.serving;
                 serving.iter().any(|(protocol, _)| *protocol == frontend.protocol).then_some((*frontend, serving))
             })
             .collect()
@@ -293,7 +292,7 @@ impl Table {
     /// What of one Service is not as its objects say, in the objects themselves or because another Service was first.
     pub fn problems(&self, name: &NamespacedName) -> Vec<Problem> {
         let Some(routes) = self.services.get(name) else { return Vec::new() };
-        let mut all = routes.problems.clone();
+        let mut all = routes.problems.to_vec();
         for path in &routes.paths {
             if let Some((_, owner)) = self.frontends.get(&path.frontend).and_then(|held| held.claims.first())
                 && owner != name
@@ -339,8 +338,8 @@ fn count(users: &mut HashMap<IpAddr, u32>, old: &[IpAddr], new: &[IpAddr], key: 
 impl Held {
     /// Nothing in the kernel yet: no route has elements like a balance without backends.
     fn empty() -> Self {
-        let route = Route::Balance { backends: Arc::default(), masquerade: false, affinity_seconds: None };
-        Self { claims: Vec::with_capacity(1), route, allowed_sources: Vec::new() }
+        let route = Route::Balance { backends: Backends::default(), masquerade: false, affinity_seconds: None };
+        Self { claims: Vec::with_capacity(1), route, allowed_sources: Box::default() }
     }
 
     fn elements(&self, at: Frontend, mut each: impl FnMut(Key, Value)) {
@@ -372,7 +371,7 @@ impl Held {
             }
         }
         for (first, backends) in [(0, backends), (LOCAL_SLOTS, local)] {
-            for (slot, &backend) in (first..first + LOCAL_SLOTS).zip(backends) {
+            for (slot, backend) in (first..first + LOCAL_SLOTS).zip(backends.iter()) {
                 let key = if affinity_seconds.is_some() { Key::StickySlot(slot, at) } else { Key::Slot(at, slot) };
                 each(key, Value::Backend(backend));
             }
@@ -411,11 +410,11 @@ impl KernelSlots {
 
 impl Route {
     /// All backends, and those kept for traffic from outside under policy `Local`, each in the order of its slots.
-    pub fn backends(&self) -> (&[Backend], &[Backend]) {
+    pub fn backends(&self) -> (Backends, Backends) {
         match self {
-            Self::Reject | Self::Drop => (&[], &[]),
-            Self::Balance { backends, .. } => (backends, &[]),
-            Self::LocalOnly { everywhere, local, .. } => (everywhere, local),
+            Self::Reject | Self::Drop => Default::default(),
+            Self::Balance { backends, .. } => (backends.clone(), Backends::default()),
+            Self::LocalOnly { everywhere, local, .. } => (everywhere.clone(), local.clone()),
         }
     }
 
@@ -434,10 +433,10 @@ fn arranged(wanted: &Route, there: &Route) -> Route {
     let mut route = wanted.clone();
     match &mut route {
         Route::Reject | Route::Drop => {}
-        Route::Balance { backends, .. } => arrange(old, backends),
+        Route::Balance { backends, .. } => arrange(&old, backends),
         Route::LocalOnly { local, everywhere, .. } => {
-            arrange(old, everywhere);
-            arrange(old_local, local);
+            arrange(&old, everywhere);
+            arrange(&old_local, local);
         }
     }
     route
@@ -445,17 +444,17 @@ fn arranged(wanted: &Route, there: &Route) -> Route {
 
 /// Brings the wanted backends into the order of slots: those that are there keep their slot, new ones fill holes and then
 /// follow, and the last ones move into holes that are left.
-fn arrange(there: &[Backend], wanted: &mut Arc<[Backend]>) {
-    if there.is_empty() || **wanted == *there {
+fn arrange(there: &Backends, wanted: &mut Backends) {
+    if there.is_empty() || wanted == there {
         return;
     }
-    let keep: HashSet<Backend> = wanted.iter().copied().collect();
-    let known: HashSet<Backend> = there.iter().copied().collect();
-    let mut new = wanted.iter().copied().filter(|backend| !known.contains(backend));
+    let keep: HashSet<Backend> = wanted.iter().collect();
+    let known: HashSet<Backend> = there.iter().collect();
+    let mut new = wanted.iter().filter(|backend| !known.contains(backend));
     let mut placed = HashSet::with_capacity_and_hasher(keep.len(), RandomState::default());
     // A backend that is there twice, which only a foreign hand can bring about, keeps its first slot.
     let mut slots: Vec<Option<Backend>> =
-        there.iter().map(|&backend| (keep.contains(&backend) && placed.insert(backend)).then_some(backend)).collect();
+        there.iter().map(|backend| (keep.contains(&backend) && placed.insert(backend)).then_some(backend)).collect();
     for hole in slots.iter_mut().filter(|slot| slot.is_none()) {
         *hole = new.next();
     }
@@ -469,7 +468,7 @@ fn arrange(there: &[Backend], wanted: &mut Arc<[Backend]>) {
             None => break,
         }
     }
-    *wanted = arranged.into();
+    *wanted = arranged.into_iter().collect();
 }
 
 /// Whether both routes lead to the same backends in the same way, whatever the order.
@@ -478,11 +477,11 @@ fn same_backends(a: &Route, b: &Route) -> bool {
         (Route::Balance { masquerade: x, .. }, Route::Balance { masquerade: y, .. }) => x == y,
         _ => std::mem::discriminant(a) == std::mem::discriminant(b),
     };
-    let same = |x: &[Backend], y: &[Backend]| {
+    let same = |x: &Backends, y: &Backends| {
         x == y || (x.len() == y.len() && x.iter().collect::<HashSet<_>>() == y.iter().collect::<HashSet<_>>())
     };
     let ((a_all, a_local), (b_all, b_local)) = (a.backends(), b.backends());
-    alike && a.affinity_seconds() == b.affinity_seconds() && same(a_all, b_all) && same(a_local, b_local)
+    alike && a.affinity_seconds() == b.affinity_seconds() && same(&a_all, &b_all) && same(&a_local, &b_local)
 }
 
 /// Notes what becomes of the clients that session affinity binds to slots which change hands.
@@ -490,11 +489,11 @@ fn stick(frontend: Frontend, old: &Route, new: Option<&Route>, changes: &mut Vec
     let Some(affinity_seconds) = old.affinity_seconds() else { return };
     let new = new.filter(|route| route.affinity_seconds() == Some(affinity_seconds));
     let (old_all, old_local) = old.backends();
-    let (new_all, new_local) = new.map_or((&[][..], &[][..]), Route::backends);
+    let (new_all, new_local) = new.map_or_else(Default::default, Route::backends);
     for (first, old, new) in [(0, old_all, new_all), (LOCAL_SLOTS, old_local, new_local)] {
-        let slots: HashMap<Backend, u32> = new.iter().copied().zip(first..).collect();
-        for (from, backend) in (first..).zip(old) {
-            let to = slots.get(backend).copied();
+        let slots: HashMap<Backend, u32> = new.iter().zip(first..).collect();
+        for (from, backend) in (first..).zip(old.iter()) {
+            let to = slots.get(&backend).copied();
             if to != Some(from) {
                 changes.push(StickyChange { frontend, affinity_seconds, from, to });
             }

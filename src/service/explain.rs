@@ -5,15 +5,18 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::Serialize;
 
-use stoker_model::service::{Endpoint, EndpointSlice, NamespacedName, NodeTopology, Service, ServicePort};
+use stoker_model::service::{
+    Endpoint, EndpointSlice, KeptSlice, NamespacedName, NodeTopology, Service, ServicePort, ServiceType, Shared,
+    TrafficPolicy, parse_ip,
+};
 
 use super::diff::{Batch, Elements, Key, LOCAL_SLOTS, Table, Value};
-use super::frontend::{Backend, Family, Frontend, Place, Protocol, Route, ServiceRoutes, parse_ip};
+use super::frontend::{Backends, Family, Frontend, Place, Protocol, Route, ServiceRoutes};
 use super::model::{HintFit, routes};
-use super::slices::{KeptSlice, Shared};
 use super::{ipvs, nftables};
 
 /// What there is to know about the way to one Service on one node.
@@ -124,8 +127,9 @@ pub fn explain<'a>(
     slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
     node: &NodeTopology,
 ) -> Explanation {
-    let name = NamespacedName { namespace: service.metadata.namespace.clone(), name: service.metadata.name.clone() };
-    let mut kept: Vec<KeptSlice> = slices.clone().map(|slice| KeptSlice::of(slice, &mut Shared::default())).collect();
+    let name = service.metadata.key.clone();
+    let mut shared = Shared::default();
+    let mut kept: Vec<_> = slices.clone().map(|slice| Arc::new(KeptSlice::of(slice, &mut shared))).collect();
     kept.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     let routes = routes(service, &kept, node);
     let mut table = Table::default();
@@ -163,12 +167,12 @@ fn left_alone(service: &Service, routes: &ServiceRoutes) -> Option<String> {
     if !routes.paths.is_empty() {
         return None;
     }
-    Some(match service.spec.kind.as_ref() {
-        "ExternalName" => "an ExternalName Service is a name in DNS only".to_owned(),
-        _ if service.metadata.labels.contains_key(stoker_model::names::SERVICE_PROXY_NAME) => {
+    Some(match service.spec.kind {
+        ServiceType::ExternalName => "an ExternalName Service is a name in DNS only".to_owned(),
+        _ if service.metadata.is_for_another_proxy => {
             format!("its label {} gives it to another proxy", stoker_model::names::SERVICE_PROXY_NAME)
         }
-        _ if service.spec.cluster_ip == "None" => "a headless Service is a name in DNS only".to_owned(),
+        _ if service.spec.cluster_ip() == "None" => "a headless Service is a name in DNS only".to_owned(),
         _ => "it has no cluster IP or no port".to_owned(),
     })
 }
@@ -244,14 +248,14 @@ impl Explanation {
             let Some((_, route)) = self.table.frontend(&frontend.at) else { continue };
             frontend.path = path(frontend.at, route, &frontend.allowed_sources);
             let (all, local) = route.backends();
-            let slots = |first: u32, backends: &[Backend]| -> Vec<Slot> {
+            let slots = |first: u32, backends: &Backends| -> Vec<Slot> {
                 (0..)
-                    .zip(backends)
+                    .zip(backends.iter())
                     .map(|(slot, backend)| Slot { slot, local: first == LOCAL_SLOTS, endpoint: backend.to_string() })
                     .collect()
             };
-            frontend.slots = slots(0, all);
-            frontend.slots.extend(slots(LOCAL_SLOTS, local));
+            frontend.slots = slots(0, &all);
+            frontend.slots.extend(slots(LOCAL_SLOTS, &local));
             let mut ours = elements.remove(&frontend.at).unwrap_or_default();
             if self.beside_ipvs {
                 // Its scheduler chooses, and slots are none of its words.
@@ -378,10 +382,10 @@ fn judge(
     let mut uses = Vec::new();
     for path in &routes.paths {
         let (all, local) = path.route.backends();
-        let has = |backends: &[Backend]| backends.iter().any(|backend| backend.ip == ip);
-        if has(all) {
+        let has = |backends: &Backends| backends.iter().any(|backend| backend.ip == ip);
+        if has(&all) {
             uses.push(path.frontend.to_string());
-        } else if has(local) {
+        } else if has(&local) {
             uses.push(format!("{} from outside", path.frontend));
         }
     }
@@ -399,7 +403,7 @@ fn why_unused(endpoint: &Endpoint, node: &NodeTopology, service: &Service) -> St
         };
     }
     let is_local = endpoint.node_name.as_ref() == Some(&node.name);
-    if service.spec.internal_traffic_policy == "Local" && !is_local {
+    if service.spec.internal_traffic_policy == TrafficPolicy::Local && !is_local {
         return "on another node, and internalTrafficPolicy is Local".to_owned();
     }
     if HintFit::of(&endpoint.hints.for_nodes, Some(&node.name)) == HintFit::Elsewhere {

@@ -1,7 +1,7 @@
 //! The words of the data path: where a Service is reached, who serves it, and which way packets take. No I/O.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
@@ -10,6 +10,9 @@ use super::config::Cidr;
 
 /// A map whose hashes are quick, and keyed by chance, since who makes Services chooses what is hashed.
 pub(super) type HashMap<K, V> = std::collections::HashMap<K, V, RandomState>;
+
+/// The same for a set.
+pub(super) type HashSet<T> = std::collections::HashSet<T, RandomState>;
 
 /// IPv4 or IPv6.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -139,6 +142,71 @@ impl fmt::Display for Backend {
     }
 }
 
+/// The backends of one frontend in the order of their slots, 6 bytes each with IPv4; there are hundreds of thousands. Clones share
+/// them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Backends(Addresses);
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Addresses {
+    /// Also where there is none, which takes no memory.
+    V4(Arc<[(Ipv4Addr, u16)]>),
+    V6(Arc<[(Ipv6Addr, u16)]>),
+}
+
+impl Backends {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        match &self.0 {
+            Addresses::V4(all) => all.len(),
+            Addresses::V6(all) => all.len(),
+        }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = Backend> {
+        let (v4, v6): (&[_], &[_]) = match &self.0 {
+            Addresses::V4(all) => (all, &[]),
+            Addresses::V6(all) => (&[], all),
+        };
+        let v4 = v4.iter().map(|&(ip, port): &(Ipv4Addr, u16)| Backend { ip: ip.into(), port });
+        v4.chain(v6.iter().map(|&(ip, port): &(Ipv6Addr, u16)| Backend { ip: ip.to_canonical(), port }))
+    }
+}
+
+impl Default for Backends {
+    fn default() -> Self {
+        Self(Addresses::V4(Arc::default()))
+    }
+}
+
+/// All of one family, as those of one frontend are.
+impl FromIterator<Backend> for Backends {
+    fn from_iter<I: IntoIterator<Item = Backend>>(all: I) -> Self {
+        let all: Vec<Backend> = all.into_iter().collect();
+        if all.is_empty() {
+            return Self::default();
+        }
+        let v4 = |backend: &Backend| match backend.ip {
+            IpAddr::V4(ip) => Some((ip, backend.port)),
+            IpAddr::V6(_) => None,
+        };
+        let v6 = |backend: &Backend| match backend.ip {
+            IpAddr::V4(ip) => (ip.to_ipv6_mapped(), backend.port),
+            IpAddr::V6(ip) => (ip, backend.port),
+        };
+        Self(match all.iter().map(v4).collect() {
+            Some(all) => Addresses::V4(all),
+            None => Addresses::V6(all.iter().map(v6).collect()),
+        })
+    }
+}
+
 /// Which way packets to a frontend take.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Route {
@@ -149,7 +217,7 @@ pub enum Route {
     /// One backend at random for each connection.
     Balance {
         /// At least one.
-        backends: Arc<[Backend]>,
+        backends: Backends,
         /// From outside the cluster: the source is hidden, so that answers come back here (B1.11).
         masquerade: bool,
         /// A client stays with its backend this many seconds.
@@ -159,9 +227,9 @@ pub enum Route {
     /// programs of this node see all (B1.10).
     LocalOnly {
         /// Backends on this node; none: traffic from outside is dropped.
-        local: Arc<[Backend]>,
+        local: Backends,
         /// At least one.
-        everywhere: Arc<[Backend]>,
+        everywhere: Backends,
         /// A client stays with its backend this many seconds.
         affinity_seconds: Option<u32>,
     },
@@ -186,24 +254,24 @@ pub struct Path {
     /// Which way.
     pub route: Route,
     /// Only these sources may use it (B1.7); empty: everybody.
-    pub allowed_sources: Vec<Cidr>,
+    pub allowed_sources: Box<[Cidr]>,
 }
 
-/// Everything that the kernel has to know about one Service. Empty: the Service is left alone.
+/// Everything that the kernel has to know about one Service, kept for as long as the Service is. Empty: it is left alone.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ServiceRoutes {
     /// Its frontends, each at most once.
-    pub paths: Vec<Path>,
+    pub paths: Box<[Path]>,
     /// Its cluster IPs: their unused ports are refused (B1.13).
-    pub cluster_ips: Vec<IpAddr>,
+    pub cluster_ips: Box<[IpAddr]>,
     /// Addresses of its endpoints on this node, each once: they may reach themselves (B1.15).
-    pub hairpins: Vec<IpAddr>,
+    pub hairpins: Box<[IpAddr]>,
     /// UDP and SCTP backends that still serve, chosen or not: flows to any other are stale (B1.20). In order.
-    pub serving: Vec<(Protocol, Backend)>,
+    pub serving: Box<[(Protocol, Backend)]>,
     /// Health-check port and the number of local ready endpoints (B1.14).
     pub health_check: Option<(u16, usize)>,
     /// What in the objects could not be used; the rest is.
-    pub problems: Vec<Problem>,
+    pub problems: Box<[Problem]>,
 }
 
 /// Backends of one frontend at most: slots are numbers below this, on this node and everywhere.
@@ -254,14 +322,4 @@ pub enum Problem {
         /// Who has it, as namespace/name.
         owner: String,
     },
-}
-
-/// An address as Kubernetes reads it: leading zeros of IPv4 are decimal, IPv4 in IPv6 is IPv4.
-pub fn parse_ip(text: &str) -> Option<IpAddr> {
-    let parsed = text.parse::<IpAddr>().ok().or_else(|| {
-        let octets: Vec<u8> = text.split('.').filter_map(|octet| octet.parse().ok()).collect();
-        let plain = !text.contains(|c: char| !c.is_ascii_digit() && c != '.');
-        <[u8; 4]>::try_from(octets).ok().filter(|_| plain && text.split('.').count() == 4).map(IpAddr::from)
-    });
-    parsed.map(|ip| ip.to_canonical())
 }

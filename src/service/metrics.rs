@@ -14,8 +14,7 @@ use prometheus_client::metrics::family::{Family as Labelled, MetricConstructor};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
-use stoker_model::names::LAST_CHANGE_TRIGGER_TIME;
-use stoker_model::service::{NamespacedName, ServiceChange};
+use stoker_model::service::{Endpoints, NamespacedName, ServiceChange};
 
 use super::frontend::{Family, Place, Route, ServiceRoutes};
 use crate::clock::Now;
@@ -179,12 +178,10 @@ impl Metrics {
                 self.services.inc();
                 self.services_pending.inc();
             }
-            ServiceChange::Slice(slice) => {
+            ServiceChange::Slice(slice, trigger) => {
                 self.endpoints.inc();
                 self.endpoints_pending.inc();
-                let trigger =
-                    slice.metadata.annotations.get(LAST_CHANGE_TRIGGER_TIME).and_then(|text| text.parse().ok());
-                let family = if slice.address_type == "IPv6" { Family::Ipv6 } else { Family::Ipv4 };
+                let family = if matches!(slice.endpoints, Endpoints::V6(_)) { Family::Ipv6 } else { Family::Ipv4 };
                 if let Some(trigger) = trigger.filter(|trigger| *trigger > self.begun) {
                     let mut noted = self.noted();
                     if noted.triggers.len() < TRIGGERS {
@@ -336,7 +333,8 @@ fn seconds(now: Now) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use stoker_model::names::LAST_CHANGE_TRIGGER_TIME;
+    use stoker_model::service::EndpointSlice;
 
     use super::*;
     use crate::clock::Clock;
@@ -347,8 +345,8 @@ mod tests {
         let ip = [10, 96, 0, 10].into();
         let place = if node_port { Place::Node(Family::Ipv4) } else { Place::Address(ip) };
         let frontend = Frontend { place, protocol: Protocol::Tcp, port: 80 };
-        let path = Path { frontend, claim: Claim::Allocated, route, allowed_sources: Vec::new() };
-        ServiceRoutes { paths: vec![path], cluster_ips: vec![ip], ..ServiceRoutes::default() }
+        let path = Path { frontend, claim: Claim::Allocated, route, allowed_sources: Box::default() };
+        ServiceRoutes { paths: [path].into(), cluster_ips: [ip].into(), ..ServiceRoutes::default() }
     }
 
     #[test]
@@ -359,16 +357,17 @@ mod tests {
         let still = sample_values(&metrics.text());
         let name = |name: &str| NamespacedName { namespace: "default".into(), name: name.into() };
         metrics.changed(&ServiceChange::ServiceGone(name("a")), now);
-        let slice: stoker_model::service::EndpointSlice = serde_json::from_value(serde_json::json!({
+        let slice: EndpointSlice = serde_json::from_value(serde_json::json!({
             "metadata": { "annotations": { LAST_CHANGE_TRIGGER_TIME: now.plus(Duration::from_secs(1)).wall.to_string() } },
             "addressType": "IPv4",
         }))
         .unwrap();
-        metrics.changed(&ServiceChange::Slice(Arc::new(slice)), now);
+        metrics.changed(&ServiceChange::from(slice), now);
         let pending = metrics.text();
         assert!(pending.contains("kubeproxy_sync_proxy_rules_endpoint_changes_pending 1"), "{pending}");
         assert!(pending.contains("kubeproxy_sync_proxy_rules_service_changes_pending 1"), "{pending}");
-        let local = Route::LocalOnly { local: [].into(), everywhere: [].into(), affinity_seconds: None };
+        let local =
+            Route::LocalOnly { local: Default::default(), everywhere: Default::default(), affinity_seconds: None };
         metrics.compiled(&name("a"), &routes(Route::Drop, false));
         metrics.compiled(&name("b"), &routes(local, true));
         metrics.written(Extent::Full, Duration::from_millis(3), now.plus(Duration::from_secs(3)));
@@ -426,7 +425,7 @@ mod tests {
             let object = serde_json::json!({
                 "metadata": { "annotations": { LAST_CHANGE_TRIGGER_TIME: at.wall.to_string() } }, "addressType": family,
             });
-            ServiceChange::Slice(Arc::new(serde_json::from_value(object).unwrap()))
+            ServiceChange::from(serde_json::from_value::<EndpointSlice>(object).unwrap())
         };
         let later = |seconds| now.plus(Duration::from_secs(seconds));
         metrics.changed(&change("IPv4", now), later(1));

@@ -27,7 +27,6 @@ pub mod model;
 mod netlink;
 pub mod nftables;
 mod owner;
-pub mod slices;
 pub mod sysctls;
 
 #[cfg(test)]

@@ -7,17 +7,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use stoker_model::names;
 use stoker_model::service::{
-    EndpointHints, EndpointSlice, Hint, NamespacedName, NodeTopology, Service, ServiceChange, ServicePort,
+    Endpoints, Hint, IpMode, KeptSlice, NamespacedName, NodeTopology, Service, ServiceByName, ServiceChange,
+    ServicePort, ServiceType, SessionAffinity, Slices, TrafficPolicy, parse_ip,
 };
 
 use super::config::Cidr;
 use super::frontend::{
-    Backend, Claim, Family, Frontend, HashMap, MAX_BACKENDS, Path, Place, Problem, Protocol, Route, ServiceRoutes,
-    parse_ip,
+    Backend, Backends, Claim, Family, Frontend, HashSet, MAX_BACKENDS, Path, Place, Problem, Protocol, Route,
+    ServiceRoutes,
 };
-use super::slices::{KeptSlice, Shared};
 
 /// Seconds that `sessionAffinity: ClientIP` lasts when nobody said how long (B1.8).
 const DEFAULT_AFFINITY_SECONDS: u32 = 10800;
@@ -25,10 +24,8 @@ const DEFAULT_AFFINITY_SECONDS: u32 = 10800;
 /// The catalogue, what has changed in it, and where this node stands.
 #[derive(Debug)]
 pub struct Model {
-    services: HashMap<NamespacedName, Arc<Service>>,
-    /// By the Service, in the order of their names.
-    slices: HashMap<NamespacedName, Vec<KeptSlice>>,
-    shared: Shared,
+    services: HashSet<ServiceByName>,
+    slices: Slices,
     node: Arc<NodeTopology>,
     dirty: BTreeSet<NamespacedName>,
     /// While a list is under way: what it has brought so far.
@@ -45,9 +42,8 @@ impl Model {
     /// An empty catalogue that waits for its first complete list.
     pub fn new(node: Arc<NodeTopology>) -> Self {
         Self {
-            services: HashMap::default(),
-            slices: HashMap::default(),
-            shared: Shared::default(),
+            services: HashSet::default(),
+            slices: Slices::default(),
             node,
             dirty: BTreeSet::new(),
             listing: Some(Listed::default()),
@@ -61,7 +57,7 @@ impl Model {
 
     /// One Service as last seen.
     pub fn service(&self, name: &NamespacedName) -> Option<&Arc<Service>> {
-        self.services.get(name)
+        self.services.get(name).map(|ServiceByName(service)| service)
     }
 
     /// This node.
@@ -74,7 +70,7 @@ impl Model {
         match change {
             ServiceChange::Service(service) => self.put_service(service),
             ServiceChange::ServiceGone(name) => self.drop_service(&name),
-            ServiceChange::Slice(slice) => self.put_slice(slice),
+            ServiceChange::Slice(slice, _) => self.put_slice(slice),
             ServiceChange::SliceGone(service, name) => self.drop_slice(&service, &name),
             ServiceChange::Restarting => self.listing = Some(Listed::default()),
             ServiceChange::Complete => self.complete(),
@@ -85,7 +81,7 @@ impl Model {
     pub fn set_node(&mut self, node: Arc<NodeTopology>) {
         if *node != *self.node {
             self.node = node;
-            self.dirty.extend(self.services.keys().cloned());
+            self.dirty.extend(self.services.iter().map(|service| service.0.metadata.key.clone()));
         }
     }
 
@@ -96,104 +92,87 @@ impl Model {
 
     /// Compiles one Service; empty when it is not there.
     pub fn routes(&self, name: &NamespacedName) -> ServiceRoutes {
-        let Some(service) = self.services.get(name) else { return ServiceRoutes::default() };
-        routes(service, self.slices.get(name).map_or(&[], Vec::as_slice), &self.node)
+        let Some(service) = self.service(name) else { return ServiceRoutes::default() };
+        routes(service, self.slices.of(name), &self.node)
     }
 
     fn put_service(&mut self, service: Arc<Service>) {
-        let name =
-            NamespacedName { namespace: service.metadata.namespace.clone(), name: service.metadata.name.clone() };
+        let name = service.metadata.key.clone();
         if let Some(listing) = &mut self.listing {
             listing.services.insert(name.clone());
         }
-        let same = self.services.get(&name).is_some_and(|old| {
+        let same = self.service(&name).is_some_and(|old| {
             old.spec == service.spec
                 && old.status == service.status
-                && is_for_another_proxy(old) == is_for_another_proxy(&service)
+                && old.metadata.is_for_another_proxy == service.metadata.is_for_another_proxy
         });
-        self.services.insert(name.clone(), service);
+        self.services.replace(ServiceByName(service));
         if !same {
             self.dirty.insert(name);
         }
     }
 
     fn drop_service(&mut self, name: &NamespacedName) {
-        if self.services.remove(name).is_some() {
+        if self.services.remove(name) {
             self.dirty.insert(name.clone());
         }
     }
 
-    fn put_slice(&mut self, slice: Arc<EndpointSlice>) {
-        let Some(service) = slice.metadata.labels.get(names::SERVICE_NAME) else { return };
-        let service = NamespacedName { namespace: slice.metadata.namespace.clone(), name: service.as_str().into() };
-        // The names of the Service itself where it is known, so that they are in memory once.
-        let service = self.services.get_key_value(&service).map_or(service, |(known, _)| known.clone());
+    fn put_slice(&mut self, slice: Arc<KeptSlice>) {
+        let service = slice.service.clone();
+        if service.name.is_empty() {
+            return;
+        }
         if let Some(listing) = &mut self.listing {
-            listing.slices.insert((service.clone(), slice.metadata.name.clone()));
+            listing.slices.insert((service.clone(), slice.name.clone()));
         }
-        let kept = KeptSlice::of(&slice, &mut self.shared);
-        let all = self.slices.entry(service.clone()).or_insert_with(|| Vec::with_capacity(1));
-        match all.binary_search_by(|other| other.name.cmp(&kept.name)) {
-            Ok(at) if all[at] == kept => return,
-            Ok(at) => all[at] = kept,
-            Err(at) => all.insert(at, kept),
+        if self.slices.put(slice) {
+            self.dirty.insert(service);
         }
-        self.dirty.insert(service);
     }
 
-    fn drop_slice(&mut self, service: &NamespacedName, name: &Arc<str>) {
-        let Some(slices) = self.slices.get_mut(service) else { return };
-        if let Ok(at) = slices.binary_search_by(|other| other.name.cmp(name)) {
-            slices.remove(at);
+    fn drop_slice(&mut self, service: &NamespacedName, name: &str) {
+        if self.slices.remove(service, name) {
             self.dirty.insert(service.clone());
-        }
-        if slices.is_empty() {
-            self.slices.remove(service);
         }
     }
 
     /// The list is over: what it did not bring is gone.
     fn complete(&mut self) {
         let Some(listed) = self.listing.take() else { return };
-        let gone: Vec<_> = self.services.keys().filter(|name| !listed.services.contains(*name)).cloned().collect();
+        let known = self.services.iter().map(|service| &service.0.metadata.key);
+        let gone: Vec<_> = known.filter(|name| !listed.services.contains(*name)).cloned().collect();
         for name in gone {
             self.drop_service(&name);
         }
-        let known = self.slices.iter();
-        let gone: Vec<_> = known
-            .flat_map(|(service, slices)| slices.iter().map(|slice| (service.clone(), slice.name.clone())))
-            .filter(|key| !listed.slices.contains(key))
-            .collect();
+        let known = self.slices.iter().map(|slice| (slice.service.clone(), slice.name.clone()));
+        let gone: Vec<_> = known.filter(|key| !listed.slices.contains(key)).collect();
         for (service, name) in gone {
             self.drop_slice(&service, &name);
         }
     }
 }
 
-fn is_for_another_proxy(service: &Service) -> bool {
-    service.metadata.labels.contains_key(names::SERVICE_PROXY_NAME)
-}
-
 /// The routes of one Service, seen from one node. Headless and ExternalName Services, and those of another proxy, have none
 /// (B1.6).
-pub fn routes(service: &Service, slices: &[KeptSlice], node: &NodeTopology) -> ServiceRoutes {
-    let mut all = ServiceRoutes::default();
-    if service.spec.kind == "ExternalName" || is_for_another_proxy(service) {
-        return all;
+pub fn routes(service: &Service, slices: &[Arc<KeptSlice>], node: &NodeTopology) -> ServiceRoutes {
+    if service.spec.kind == ServiceType::ExternalName || service.metadata.is_for_another_proxy {
+        return ServiceRoutes::default();
     }
-    all.cluster_ips = cluster_ips(service, &mut all.problems);
+    let (mut all, mut problems) = (Vec::new(), Vec::new());
+    let cluster_ips = cluster_ips(service, &mut problems);
     let mut hairpins = BTreeSet::new();
     let mut local_ready = BTreeSet::new();
     let mut serving = BTreeSet::new();
-    let external = External::of(service, node, &mut all.problems);
+    let external = External::of(service, node, &mut problems);
     for port in &service.spec.ports {
         let Some(protocol) = Protocol::parse(&port.protocol) else {
-            all.problems.push(Problem::Protocol(port.protocol.to_string()));
+            problems.push(Problem::Protocol(port.protocol.to_string()));
             continue;
         };
-        for &cluster_ip in &all.cluster_ips {
+        for &cluster_ip in &cluster_ips {
             let family = Family::of(cluster_ip);
-            let candidates = candidates(slices, port, protocol, family, node, &mut all.problems);
+            let candidates = candidates(slices, port, protocol, family, node, &mut problems);
             hairpins.extend(candidates.iter().filter(|(_, c)| c.local).map(|(backend, _)| backend.ip));
             local_ready.extend(candidates.iter().filter(|(_, c)| c.local && c.ready).map(|(backend, _)| backend.ip));
             if protocol != Protocol::Tcp {
@@ -202,34 +181,28 @@ pub fn routes(service: &Service, slices: &[KeptSlice], node: &NodeTopology) -> S
             }
             let choice = Choice::among(&candidates);
             let paths = PortPaths { service, external: &external, port, protocol, choice };
-            paths.append_to(&mut all.paths, cluster_ip, &mut all.problems);
+            paths.append_to(&mut all, cluster_ip, &mut problems);
         }
     }
-    all.serving = serving.into_iter().collect();
-    all.hairpins = hairpins.into_iter().collect();
-    all.problems.sort_unstable();
-    all.problems.dedup();
-    // Kept for as long as the Service is.
-    all.paths.shrink_to_fit();
-    all.cluster_ips.shrink_to_fit();
-    if service.spec.health_check_node_port != 0 && is_local(&service.spec.external_traffic_policy) {
-        // One endpoint has an address of each family of the Service.
-        let of = |family| local_ready.iter().filter(|ip| Family::of(**ip) == family).count();
-        let endpoints = of(Family::Ipv4).max(of(Family::Ipv6));
-        all.health_check = Some((service.spec.health_check_node_port, endpoints));
+    problems.sort_unstable();
+    problems.dedup();
+    let health_port = Some(service.spec.health_check_node_port)
+        .filter(|port| *port != 0 && service.spec.external_traffic_policy == TrafficPolicy::Local);
+    // One endpoint has an address of each family of the Service.
+    let of = |family| local_ready.iter().filter(|ip| Family::of(**ip) == family).count();
+    ServiceRoutes {
+        paths: all.into(),
+        cluster_ips: cluster_ips.into(),
+        hairpins: hairpins.into_iter().collect(),
+        serving: serving.into_iter().collect(),
+        health_check: health_port.map(|port| (port, of(Family::Ipv4).max(of(Family::Ipv6)))),
+        problems: problems.into(),
     }
-    all
-}
-
-fn is_local(policy: &str) -> bool {
-    policy == "Local"
 }
 
 /// The cluster IPs that are addresses; `None` and the empty text of headless and nameless Services are not.
 fn cluster_ips(service: &Service, problems: &mut Vec<Problem>) -> Vec<IpAddr> {
-    let spec = &service.spec;
-    let texts = if spec.cluster_ips.is_empty() { std::slice::from_ref(&spec.cluster_ip) } else { &spec.cluster_ips };
-    let texts = texts.iter().filter(|text| !text.is_empty() && *text != "None");
+    let texts = service.spec.cluster_ips().iter().map(AsRef::as_ref).filter(|text| !matches!(*text, "" | "None"));
     let mut ips = addresses("spec.clusterIPs", texts, problems);
     ips.dedup();
     ips
@@ -238,12 +211,12 @@ fn cluster_ips(service: &Service, problems: &mut Vec<Problem>) -> Vec<IpAddr> {
 /// The addresses among some texts; what is none becomes a problem.
 fn addresses<'a>(
     field: &'static str,
-    texts: impl Iterator<Item = &'a String>,
+    texts: impl Iterator<Item = &'a str>,
     problems: &mut Vec<Problem>,
 ) -> Vec<IpAddr> {
-    let mut parse = |text: &String| {
+    let mut parse = |text: &str| {
         parse_ip(text).or_else(|| {
-            problems.push(Problem::Address { field, value: text.clone() });
+            problems.push(Problem::Address { field, value: text.to_owned() });
             None
         })
     };
@@ -262,18 +235,18 @@ struct External {
 impl External {
     fn of(service: &Service, node: &NodeTopology, problems: &mut Vec<Problem>) -> Self {
         let spec = &service.spec;
-        let ips = addresses("spec.externalIPs", spec.external_ips.iter(), problems);
+        let ips = addresses("spec.externalIPs", spec.external_ips.iter().map(AsRef::as_ref), problems);
         let mut all = Self { ips, load_balancer: Vec::new(), allowed: BTreeSet::new() };
-        if spec.kind != "LoadBalancer" {
+        if spec.kind != ServiceType::LoadBalancer {
             return all;
         }
         let ingress = &service.status.load_balancer.ingress;
-        let vips = ingress.iter().filter(|ingress| ingress.ip_mode != "Proxy" && !ingress.ip.is_empty());
-        all.load_balancer = addresses("status.loadBalancer.ingress", vips.map(|ingress| &ingress.ip), problems);
+        let vips = ingress.iter().filter(|ingress| ingress.ip_mode != IpMode::Proxy && !ingress.ip.is_empty());
+        all.load_balancer = addresses("status.loadBalancer.ingress", vips.map(|ingress| &*ingress.ip), problems);
         for text in &spec.load_balancer_source_ranges {
             match text.parse() {
                 Ok(range) => _ = all.allowed.insert(range),
-                Err(_) => problems.push(Problem::SourceRange(text.clone())),
+                Err(_) => problems.push(Problem::SourceRange(text.to_string())),
             }
         }
         for family in [Family::Ipv4, Family::Ipv6] {
@@ -330,40 +303,44 @@ impl HintFit {
     }
 }
 
+fn family_of(slice: &KeptSlice) -> Option<Family> {
+    match slice.endpoints {
+        Endpoints::V4(_) => Some(Family::Ipv4),
+        Endpoints::V6(_) => Some(Family::Ipv6),
+        Endpoints::Names => None,
+    }
+}
+
 /// All backends of one Service port in one family, from all slices, each once; of two with the same address and port one that
 /// does not terminate wins (B1.23).
 fn candidates(
-    slices: &[KeptSlice],
+    slices: &[Arc<KeptSlice>],
     port: &ServicePort,
     protocol: Protocol,
     family: Family,
     node: &NodeTopology,
     problems: &mut Vec<Problem>,
 ) -> BTreeMap<Backend, Candidate> {
-    let fit = |hints: Option<&Arc<EndpointHints>>, of: fn(&EndpointHints) -> &[Hint], here: Option<&Arc<str>>| {
-        HintFit::of(hints.map_or(&[], |hints| of(hints)), here)
-    };
     let mut found: BTreeMap<Backend, Candidate> = BTreeMap::new();
-    for slice in slices.iter().filter(|slice| slice.family == Some(family)) {
+    for slice in slices.iter().filter(|slice| family_of(slice) == Some(family)) {
         let ports =
             slice.ports.iter().filter(|p| p.name == port.name && Protocol::parse(&p.protocol) == Some(protocol));
         for number in ports.filter_map(|p| p.port).filter(|number| *number != 0) {
             problems.extend(slice.wrong.iter().map(|address| Problem::EndpointAddress {
                 slice: slice.name.clone(),
-                address: address.clone(),
+                address: address.to_string(),
                 family,
             }));
-            for endpoint in &slice.endpoints {
-                let hints = endpoint.hints.as_ref();
+            for (ip, state) in slice.endpoints.iter() {
                 let candidate = Candidate {
-                    ready: endpoint.ready,
-                    serving: endpoint.serving,
-                    terminating: endpoint.terminating,
-                    local: endpoint.node.as_ref().is_some_and(|name| **name == *node.name),
-                    node_hints: fit(hints, |hints| &hints.for_nodes, Some(&node.name)),
-                    zone_hints: fit(hints, |hints| &hints.for_zones, node.zone.as_ref()),
+                    ready: state.ready,
+                    serving: state.serving,
+                    terminating: state.terminating,
+                    local: state.node.as_ref() == Some(&node.name),
+                    node_hints: HintFit::of(&state.hints.for_nodes, Some(&node.name)),
+                    zone_hints: HintFit::of(&state.hints.for_zones, node.zone.as_ref()),
                 };
-                let backend = Backend { ip: endpoint.ip, port: number };
+                let backend = Backend { ip, port: number };
                 let better = found.get(&backend).is_none_or(|old| old.terminating && !candidate.terminating);
                 if better {
                     found.insert(backend, candidate);
@@ -377,20 +354,15 @@ fn candidates(
 /// The backends that each traffic policy would use.
 #[derive(Debug, PartialEq, Eq)]
 struct Choice {
-    cluster: Arc<[Backend]>,
-    local: Arc<[Backend]>,
+    cluster: Backends,
+    local: Backends,
 }
 
 impl Choice {
     fn among(candidates: &BTreeMap<Backend, Candidate>) -> Self {
         let cluster = hinted(candidates).unwrap_or_else(|| usable(candidates, |_| true));
-        Self { cluster: shared(cluster), local: shared(usable(candidates, |c| c.local)) }
+        Self { cluster: cluster.into_iter().collect(), local: usable(candidates, |c| c.local).into_iter().collect() }
     }
-}
-
-/// None of them takes no memory.
-fn shared(backends: Vec<Backend>) -> Arc<[Backend]> {
-    if backends.is_empty() { Arc::default() } else { backends.into() }
 }
 
 /// The ready ones, or if there is none those that still serve while they terminate (B1.22).
@@ -434,8 +406,10 @@ impl PortPaths<'_> {
             let frontend = Frontend { place, protocol: self.protocol, port };
             match paths.iter_mut().find(|path| path.frontend == frontend) {
                 // The same address twice, such as a load balancer's that is an external IP too: who is kept out, stays out.
-                Some(path) => path.allowed_sources.extend(allowed_sources),
-                None => paths.push(Path { frontend, claim, route, allowed_sources }),
+                Some(path) => {
+                    path.allowed_sources = path.allowed_sources.iter().copied().chain(allowed_sources).collect();
+                }
+                None => paths.push(Path { frontend, claim, route, allowed_sources: allowed_sources.into() }),
             }
         };
         add(Place::Address(cluster_ip), self.port.port, Claim::Allocated, self.internal(), Vec::new());
@@ -463,25 +437,25 @@ impl PortPaths<'_> {
             problems.push(Problem::TooManyBackends { frontend, count });
         }
         for side in [&mut self.choice.cluster, &mut self.choice.local] {
-            if let Some(slots) = side.get(..MAX_BACKENDS).filter(|slots| slots.len() < side.len()) {
-                *side = slots.into();
+            if side.len() > MAX_BACKENDS {
+                *side = side.iter().take(MAX_BACKENDS).collect();
             }
         }
     }
 
     fn affinity_seconds(&self) -> Option<u32> {
         let spec = &self.service.spec;
-        (spec.session_affinity == "ClientIP")
+        (spec.session_affinity == SessionAffinity::ClientIP)
             .then(|| spec.session_affinity_config.client_ip.timeout_seconds.unwrap_or(DEFAULT_AFFINITY_SECONDS))
     }
 
-    fn balance(&self, backends: &Arc<[Backend]>, masquerade: bool) -> Route {
-        Route::Balance { backends: Arc::clone(backends), masquerade, affinity_seconds: self.affinity_seconds() }
+    fn balance(&self, backends: &Backends, masquerade: bool) -> Route {
+        Route::Balance { backends: backends.clone(), masquerade, affinity_seconds: self.affinity_seconds() }
     }
 
     fn internal(&self) -> Route {
         let Choice { cluster, local } = &self.choice;
-        match is_local(&self.service.spec.internal_traffic_policy) {
+        match self.service.spec.internal_traffic_policy == TrafficPolicy::Local {
             false if cluster.is_empty() => Route::Reject,
             false => self.balance(cluster, false),
             true if !local.is_empty() => self.balance(local, false),
@@ -494,7 +468,7 @@ impl PortPaths<'_> {
         let Choice { cluster, local } = &self.choice;
         if cluster.is_empty() {
             Route::Reject
-        } else if is_local(&self.service.spec.external_traffic_policy) {
+        } else if self.service.spec.external_traffic_policy == TrafficPolicy::Local {
             Route::LocalOnly {
                 local: local.clone(),
                 everywhere: cluster.clone(),

@@ -523,7 +523,7 @@ impl Owner {
                     warn!(service = %format_args!("{}/{}", name.namespace, name.name), %problem, "not all of it is done");
                 }
                 let all = Arc::make_mut(all);
-                let uid = self.model.service(&name).map(|service| service.metadata.uid.clone());
+                let uid = self.model.service(&name).map(|service| Arc::from(&*service.metadata.uid));
                 match uid {
                     Some(uid) if !problems.is_empty() => all.insert(name, Troubled { uid, problems }),
                     _ => all.remove(&name),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 
-use stoker_model::service::{EndpointSlice, NamespacedName, NodeTopology, Service, ServiceChange};
+use stoker_model::service::{EndpointSlice, KeptSlice, NamespacedName, NodeTopology, Service, ServiceChange};
 
 use super::diff::{Batch, Elements, Key, LOCAL_SLOTS, Operations, Table, Value, Verdict};
 use super::frontend::Frontend;
@@ -68,7 +68,7 @@ fn any_change() -> impl Strategy<Value = ServiceChange> {
             "addressType": "IPv4", "endpoints": endpoints,
             "ports": [{"port": 8080, "protocol": "TCP"}, {"port": 8080, "protocol": "UDP"}],
         });
-        ServiceChange::Slice(Arc::new(serde_json::from_value(object).unwrap()))
+        ServiceChange::from(serde_json::from_value::<EndpointSlice>(object).unwrap())
     });
     let named = move |n: u8| NamespacedName { namespace: "d".into(), name: name(n).into() };
     prop_oneof![
@@ -86,21 +86,18 @@ fn any_change() -> impl Strategy<Value = ServiceChange> {
 struct ServiceCatalogue {
     services: BTreeMap<NamespacedName, Arc<Service>>,
     /// By their Service, then by their own name.
-    slices: BTreeMap<NamespacedName, BTreeMap<Arc<str>, Arc<EndpointSlice>>>,
+    slices: BTreeMap<NamespacedName, BTreeMap<Arc<str>, Arc<KeptSlice>>>,
 }
 
 /// What the changes leave.
 fn note(catalogue: &mut ServiceCatalogue, change: &ServiceChange) {
     match change.clone() {
         ServiceChange::Service(service) => {
-            let (namespace, name) = (service.metadata.namespace.clone(), service.metadata.name.clone());
-            catalogue.services.insert(NamespacedName { namespace, name }, service);
+            catalogue.services.insert(service.metadata.key.clone(), service);
         }
         ServiceChange::ServiceGone(name) => _ = catalogue.services.remove(&name),
-        ServiceChange::Slice(slice) => {
-            let name = slice.metadata.labels["kubernetes.io/service-name"].as_str().into();
-            let service = NamespacedName { namespace: slice.metadata.namespace.clone(), name };
-            catalogue.slices.entry(service).or_default().insert(slice.metadata.name.clone(), slice);
+        ServiceChange::Slice(slice, _) => {
+            catalogue.slices.entry(slice.service.clone()).or_default().insert(slice.name.clone(), slice);
         }
         ServiceChange::SliceGone(service, name) => {
             catalogue.slices.entry(service).or_default().remove(&name);
@@ -180,7 +177,7 @@ proptest! {
         let mut at_once = Model::new(node());
         catalogue.services.values().cloned().for_each(|service| at_once.apply(ServiceChange::Service(service)));
         let slices = catalogue.slices.values().flat_map(BTreeMap::values);
-        slices.cloned().for_each(|slice| at_once.apply(ServiceChange::Slice(slice)));
+        slices.cloned().for_each(|slice| at_once.apply(ServiceChange::Slice(slice, None)));
         at_once.apply(ServiceChange::Complete);
         let (mut fresh, mut written) = (Table::default(), Elements::default());
         apply(&mut written, &synchronise(&mut at_once, &mut fresh));

@@ -3,13 +3,16 @@
 //! A list that has to start over does not stop the data path: what it no longer names is reported as gone when it is
 //! complete. So [`ServiceChange::Restarting`] comes once, at the start.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::hash::{Hash, Hasher};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use k8s_openapi::api::core::v1::Node;
 use stoker_model::handle::{ApiError, ServiceLinks};
 use stoker_model::names::{SERVICE_HEADLESS, SERVICE_NAME, SERVICE_PROXY_NAME};
-use stoker_model::service::{EndpointSlice, NamespacedName, NodeTopology, Service, ServiceChange, SlimMeta};
+use stoker_model::service::{
+    EndpointSlice, KeptSlice, NamespacedName, NodeTopology, Service, ServiceByName, ServiceChange, Shared,
+};
 use tokio::sync::mpsc;
 
 use super::client::ApiServer;
@@ -45,9 +48,10 @@ pub async fn watch_services(
     if changes.send(ServiceChange::Restarting).await.is_err() {
         return;
     }
+    let shared = Arc::<Mutex<Shared>>::default();
     let mut service_sink =
-        ServiceSink { names: Namespaces::default(), store, changes: changes.clone(), seen: None, lists: lists.clone() };
-    let mut slice_sink = SliceSink { names: Namespaces::default(), known: BTreeSet::new(), seen: None, changes, lists };
+        ServiceSink { shared: shared.clone(), store, changes: changes.clone(), seen: None, lists: lists.clone() };
+    let mut slice_sink = SliceSink { shared, known: HashSet::default(), seen: None, changes, lists };
     tokio::join!(run(&api, &services, &mut service_sink), run(&api, &slices, &mut slice_sink));
 }
 
@@ -109,7 +113,7 @@ pub struct ServiceStore(Arc<RwLock<Stored>>);
 
 #[derive(Debug, Default)]
 struct Stored {
-    services: BTreeMap<NamespacedName, Arc<Service>>,
+    services: BTreeSet<ServiceByName>,
     listed: bool,
 }
 
@@ -134,13 +138,14 @@ impl ServiceLinks for ServiceStore {
         let key = |namespace: &str, name: &str| NamespacedName { namespace: namespace.into(), name: name.into() };
         let mut variables = BTreeMap::new();
         // Of the pod's own namespace one of that name takes its place, as a whole.
-        let own = stored.services.get(&key(namespace, "kubernetes")).filter(|own| enable_service_links && has_ip(own));
-        if let Some(master) = own.or_else(|| stored.services.get(&key("default", "kubernetes"))) {
+        let own = stored.services.get(&key(namespace, "kubernetes"));
+        let own = own.filter(|own| enable_service_links && has_ip(&own.0));
+        if let Some(ServiceByName(master)) = own.or_else(|| stored.services.get(&key("default", "kubernetes"))) {
             service_variables(master, &mut variables);
         }
         if enable_service_links {
-            for (name, service) in stored.services.range(key(namespace, "")..) {
-                if &*name.namespace != namespace {
+            for ServiceByName(service) in stored.services.range(key(namespace, "")..) {
+                if &*service.metadata.key.namespace != namespace {
                     break;
                 }
                 service_variables(service, &mut variables);
@@ -152,11 +157,11 @@ impl ServiceLinks for ServiceStore {
 
 /// The variables of one Service (A8.6).
 fn service_variables(service: &Service, to: &mut BTreeMap<String, String>) {
-    let ip = &service.spec.cluster_ip;
+    let ip = service.spec.cluster_ip();
     let Some(first) = service.spec.ports.first().filter(|_| has_ip(service)) else { return };
-    let prefix = variable_name(&service.metadata.name);
-    let host = if ip.contains(':') { format!("[{ip}]") } else { ip.clone() };
-    to.insert(format!("{prefix}_SERVICE_HOST"), ip.clone());
+    let prefix = variable_name(&service.metadata.key.name);
+    let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_string() };
+    to.insert(format!("{prefix}_SERVICE_HOST"), ip.to_string());
     to.insert(format!("{prefix}_SERVICE_PORT"), first.port.to_string());
     for (index, port) in service.spec.ports.iter().enumerate() {
         if !port.name.is_empty() {
@@ -171,40 +176,24 @@ fn service_variables(service: &Service, to: &mut BTreeMap<String, String>) {
         let own = format!("{prefix}_PORT_{}_{protocol}", port.port);
         to.insert(format!("{own}_PROTO"), lower);
         to.insert(format!("{own}_PORT"), port.port.to_string());
-        to.insert(format!("{own}_ADDR"), ip.clone());
+        to.insert(format!("{own}_ADDR"), ip.to_string());
         to.insert(own, url);
     }
 }
 
 fn has_ip(service: &Service) -> bool {
-    !matches!(service.spec.cluster_ip.as_str(), "" | "None")
+    !matches!(service.spec.cluster_ip(), "" | "None")
 }
 
 fn variable_name(name: &str) -> String {
     name.to_ascii_uppercase().replace('-', "_")
 }
 
-fn key_of(meta: &SlimMeta) -> NamespacedName {
-    NamespacedName { namespace: meta.namespace.clone(), name: meta.name.clone() }
-}
-
-/// The namespaces, each in memory once.
-#[derive(Default)]
-struct Namespaces(BTreeSet<Arc<str>>);
-
-impl Namespaces {
-    /// Takes the one copy of the namespace, and leaves out the version, which only the watch wants to know.
-    fn share(&mut self, meta: &mut SlimMeta) {
-        meta.resource_version = String::new();
-        match self.0.get(&meta.namespace) {
-            Some(known) => meta.namespace = Arc::clone(known),
-            None => _ = self.0.insert(Arc::clone(&meta.namespace)),
-        }
-    }
-}
+/// What both lists have in common, such as namespaces.
+type Common = Arc<Mutex<Shared>>;
 
 struct ServiceSink {
-    names: Namespaces,
+    shared: Common,
     store: ServiceStore,
     changes: mpsc::Sender<ServiceChange>,
     /// What the running list named.
@@ -224,6 +213,16 @@ impl Sink<Service> for ServiceSink {
 }
 
 impl ServiceSink {
+    fn key(&self, namespace: &str, name: &str) -> NamespacedName {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        NamespacedName { namespace: shared.name(namespace), name: shared.name(name) }
+    }
+
+    fn gone(&self, key: NamespacedName) -> ServiceChange {
+        self.store.write(|stored| _ = stored.services.remove(&key));
+        ServiceChange::ServiceGone(key)
+    }
+
     fn apply(&mut self, change: Change<Service>) -> Vec<ServiceChange> {
         match change {
             Change::Listing => {
@@ -231,39 +230,33 @@ impl ServiceSink {
                 Vec::new()
             }
             Change::Present(mut service) => {
-                self.names.share(&mut service.metadata);
-                let key = key_of(&service.metadata);
+                let meta = &mut service.metadata;
+                meta.key = self.key(&meta.key.namespace, &meta.key.name);
+                // Only the watch wants to know it.
+                meta.resource_version = Box::default();
+                service.spec.keep_once();
                 let service = Arc::new(service);
                 if let Some(seen) = &mut self.seen {
-                    seen.insert(key.clone());
+                    seen.insert(service.metadata.key.clone());
                 }
                 self.store.write(|stored| {
-                    stored.services.insert(key, service.clone());
+                    stored.services.replace(ServiceByName(service.clone()));
                 });
                 vec![ServiceChange::Service(service)]
             }
             Change::Unreadable { meta, gone: false } => {
-                let key = NamespacedName { namespace: meta.namespace.as_str().into(), name: meta.name.as_str().into() };
+                let key = self.key(&meta.namespace, &meta.name);
                 self.seen.iter_mut().for_each(|seen| seen.extend([key.clone()]));
                 Vec::new()
             }
-            Change::Unreadable { meta, gone: true } => {
-                let key = NamespacedName { namespace: meta.namespace.as_str().into(), name: meta.name.as_str().into() };
-                self.store.write(|stored| drop(stored.services.remove(&key)));
-                vec![ServiceChange::ServiceGone(key)]
-            }
-            Change::Gone(service) => {
-                let key = key_of(&service.metadata);
-                self.store.write(|stored| {
-                    stored.services.remove(&key);
-                });
-                vec![ServiceChange::ServiceGone(key)]
-            }
+            Change::Unreadable { meta, gone: true } => vec![self.gone(self.key(&meta.namespace, &meta.name))],
+            Change::Gone(service) => vec![self.gone(service.metadata.key)],
             Change::Listed => {
                 let seen = self.seen.take().unwrap_or_default();
                 let mut changes = Vec::new();
                 self.store.write(|stored| {
-                    stored.services.retain(|key, _| {
+                    stored.services.retain(|ServiceByName(service)| {
+                        let key = &service.metadata.key;
                         let stays = seen.contains(key);
                         if !stays {
                             changes.push(ServiceChange::ServiceGone(key.clone()));
@@ -279,14 +272,39 @@ impl ServiceSink {
     }
 }
 
-/// A slice: its Service, then its own name.
-type SliceKey = (NamespacedName, Arc<str>);
+/// A slice that equals any other of its name and Service.
+#[derive(Clone)]
+struct SliceByName(Arc<KeptSlice>);
+
+impl SliceByName {
+    fn key(&self) -> (&NamespacedName, &str) {
+        (&self.0.service, &self.0.name)
+    }
+
+    fn gone(&self) -> ServiceChange {
+        ServiceChange::SliceGone(self.0.service.clone(), self.0.name.clone())
+    }
+}
+
+impl PartialEq for SliceByName {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for SliceByName {}
+
+impl Hash for SliceByName {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
+    }
+}
 
 struct SliceSink {
-    names: Namespaces,
-    /// Slices that were reported and not taken back; the slices themselves live in the data path only.
-    known: BTreeSet<SliceKey>,
-    seen: Option<BTreeSet<SliceKey>>,
+    shared: Common,
+    /// Slices that were reported and not taken back, shared with who got them.
+    known: HashSet<SliceByName>,
+    seen: Option<HashSet<SliceByName>>,
     changes: mpsc::Sender<ServiceChange>,
     lists: Lists,
 }
@@ -306,50 +324,49 @@ impl SliceSink {
     fn apply(&mut self, change: Change<EndpointSlice>) -> Vec<ServiceChange> {
         match change {
             Change::Listing => {
-                self.seen = Some(BTreeSet::new());
+                self.seen = Some(HashSet::new());
                 Vec::new()
             }
-            Change::Present(mut slice) => {
-                self.names.share(&mut slice.metadata);
-                let Some(key) = slice_key(&slice) else { return Vec::new() };
-                if let Some(seen) = &mut self.seen {
-                    seen.insert(key.clone());
+            Change::Present(slice) => {
+                let Some(change) = self.present(&slice) else { return Vec::new() };
+                if let ServiceChange::Slice(slice, _) = &change {
+                    self.seen.iter_mut().for_each(|seen| _ = seen.replace(SliceByName(slice.clone())));
+                    self.known.replace(SliceByName(slice.clone()));
                 }
-                self.known.insert(key);
-                vec![ServiceChange::Slice(Arc::new(slice))]
+                vec![change]
             }
             Change::Unreadable { meta, gone } => {
-                let same = |(service, name): &&SliceKey| *service.namespace == *meta.namespace && **name == *meta.name;
-                let Some(key) = self.known.iter().find(same).cloned() else { return Vec::new() };
+                let same =
+                    |known: &&SliceByName| *known.0.service.namespace == *meta.namespace && *known.0.name == *meta.name;
+                let Some(known) = self.known.iter().find(same).cloned() else { return Vec::new() };
                 if gone {
-                    self.known.remove(&key);
-                    return vec![ServiceChange::SliceGone(key.0, key.1)];
+                    self.known.remove(&known);
+                    return vec![known.gone()];
                 }
-                self.seen.iter_mut().for_each(|seen| seen.extend([key.clone()]));
+                self.seen.iter_mut().for_each(|seen| seen.extend([known.clone()]));
                 Vec::new()
             }
             Change::Gone(slice) => {
-                let Some(key) = slice_key(&slice) else { return Vec::new() };
-                self.known.remove(&key);
-                vec![ServiceChange::SliceGone(key.0, key.1)]
+                let Some(ServiceChange::Slice(slice, _)) = self.present(&slice) else { return Vec::new() };
+                let gone = SliceByName(slice);
+                self.known.remove(&gone);
+                vec![gone.gone()]
             }
             Change::Listed => {
                 let seen = self.seen.take().unwrap_or_default();
-                let gone = self.known.difference(&seen).cloned();
-                let mut changes: Vec<_> = gone.map(|(service, name)| ServiceChange::SliceGone(service, name)).collect();
+                let mut changes: Vec<_> = self.known.difference(&seen).map(SliceByName::gone).collect();
                 self.known = seen;
                 changes.extend(self.lists.complete(2).then_some(ServiceChange::Complete));
                 changes
             }
         }
     }
-}
 
-/// A slice without the label belongs to no Service.
-fn slice_key(slice: &EndpointSlice) -> Option<SliceKey> {
-    let service = slice.metadata.labels.get(SERVICE_NAME)?;
-    let service = NamespacedName { namespace: slice.metadata.namespace.clone(), name: service.as_str().into() };
-    Some((service, slice.metadata.name.clone()))
+    /// As it is kept. A slice without the label belongs to no Service.
+    fn present(&self, slice: &EndpointSlice) -> Option<ServiceChange> {
+        slice.metadata.labels.get(SERVICE_NAME)?;
+        Some(ServiceChange::slice(slice, &mut self.shared.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
 }
 
 #[cfg(test)]
@@ -365,8 +382,8 @@ mod tests {
 
     fn sink() -> ServiceSink {
         let (changes, _) = mpsc::channel(1);
-        let names = Namespaces::default();
-        ServiceSink { names, store: ServiceStore::default(), changes, seen: None, lists: Lists::default() }
+        let shared = Common::default();
+        ServiceSink { shared, store: ServiceStore::default(), changes, seen: None, lists: Lists::default() }
     }
 
     fn listed(services: Vec<Service>) -> ServiceStore {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use stoker::dns::Upstream;
-use stoker_model::service::{NamespacedName, ServiceChange};
+use stoker_model::service::{EndpointSlice, NamespacedName, ServiceChange};
 
 use crate::lab::{Lab, SERVER, SERVER6};
 
@@ -17,7 +17,7 @@ fn slice(namespace: &str, of: &str, endpoints: &str) -> ServiceChange {
         r#"{{"metadata":{{"namespace":"{namespace}","name":"{of}-1","labels":{{"kubernetes.io/service-name":"{of}"}}}},
         "addressType":"IPv4","ports":[{{"name":"sql","port":5432,"protocol":"TCP"}}],"endpoints":{endpoints}}}"#
     );
-    ServiceChange::Slice(Arc::new(serde_json::from_str(&json).unwrap()))
+    serde_json::from_str::<EndpointSlice>(&json).unwrap().into()
 }
 
 const WEB: &str = r#"{"type":"ClusterIP","clusterIP":"10.96.1.1","clusterIPs":["10.96.1.1","fd00:10:96::1:1"],
@@ -108,7 +108,7 @@ fn what_the_conformance_tests_ask_is_answered() {
             r#"{{"metadata":{{"namespace":"dns-1","name":"{of}-1","labels":{{"kubernetes.io/service-name":"{of}"}}}},
             "addressType":"IPv4","ports":[{{"name":"http","port":80,"protocol":"TCP"}}],"endpoints":[{endpoint}]}}"#
         );
-        ServiceChange::Slice(Arc::new(serde_json::from_str(&json).unwrap()))
+        serde_json::from_str::<EndpointSlice>(&json).unwrap().into()
     };
     let external = |name: &str| {
         service("dns-1", "dns-test-service-3", &format!(r#"{{"type":"ExternalName","externalName":"{name}"}}"#))

@@ -203,9 +203,9 @@ fn addresses_of(table: &str) -> Vec<String> {
 fn named_endpoints(pods: &[u8]) -> Vec<ServiceChange> {
     let mut all = endpoints(pods);
     for change in &mut all {
-        if let ServiceChange::Slice(slice) = change {
+        if let ServiceChange::Slice(slice, _) = change {
             let slice = std::sync::Arc::make_mut(slice);
-            for port in &mut slice.ports {
+            for port in std::sync::Arc::make_mut(&mut slice.ports) {
                 port.name = if port.protocol == "UDP" { "u".into() } else { "t".into() };
             }
         }

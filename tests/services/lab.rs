@@ -526,7 +526,7 @@ pub(crate) fn endpoints_on(pods: &[u8], node: &str) -> Vec<ServiceChange> {
             "endpoints": endpoints,
             "ports": [{"port": 8080, "protocol": "TCP"}, {"port": 8080, "protocol": "UDP"}],
         });
-        ServiceChange::Slice(Arc::new(serde_json::from_value::<EndpointSlice>(object).unwrap()))
+        ServiceChange::from(serde_json::from_value::<EndpointSlice>(object).unwrap())
     };
     vec![slice("IPv4", |pod| format!("10.244.{pod}.2")), slice("IPv6", |pod| format!("fd00:244:{pod}::2"))]
 }
@@ -535,9 +535,9 @@ pub(crate) fn endpoints_on(pods: &[u8], node: &str) -> Vec<ServiceChange> {
 pub(crate) fn elsewhere(pods: &[u8]) -> Vec<ServiceChange> {
     let mut all = endpoints_on(pods, "other");
     for change in &mut all {
-        if let ServiceChange::Slice(slice) = change {
+        if let ServiceChange::Slice(slice, _) = change {
             let slice = Arc::make_mut(slice);
-            slice.metadata.name = format!("{}-elsewhere", slice.metadata.name).into();
+            slice.name = format!("{}-elsewhere", slice.name).into();
         }
     }
     all

@@ -5,6 +5,7 @@ mod lab;
 mod affinity;
 mod ipvs;
 mod leftovers;
+mod memory;
 mod policies;
 mod proxy;
 mod reach;

@@ -23,7 +23,7 @@ fn slice(service: &str, name: &str, endpoints: &serde_json::Value, ports: &serde
         "metadata": {"name": name, "namespace": "default", "labels": {"kubernetes.io/service-name": service}},
         "addressType": "IPv4", "endpoints": endpoints, "ports": ports,
     });
-    ServiceChange::Slice(Arc::new(serde_json::from_value::<EndpointSlice>(object).unwrap()))
+    serde_json::from_value::<EndpointSlice>(object).unwrap().into()
 }
 
 /// A flush leaves chains without rules: that is seen by the running daemon, in the moment of its start, and by the next one.

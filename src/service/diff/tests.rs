@@ -85,11 +85,11 @@ fn any_frontend() -> impl Strategy<Value = Frontend> {
 fn any_routes() -> impl Strategy<Value = ServiceRoutes> {
     let claim = prop::sample::select(vec![Claim::Allocated, Claim::External]);
     let ranges = prop::collection::btree_set(1..4_u8, 0..3)
-        .prop_map(|all| all.into_iter().filter_map(|n| Cidr::new(IpAddr::from([n, 0, 0, 0]), 8)).collect::<Vec<_>>());
+        .prop_map(|all| all.into_iter().filter_map(|n| Cidr::new(IpAddr::from([n, 0, 0, 0]), 8)).collect::<Box<[_]>>());
     let path = (any_route(), claim, ranges);
     let ips = || {
         prop::collection::btree_set(0..4_u8, 0..3)
-            .prop_map(|all| all.into_iter().map(|n| IpAddr::from([10, 96, 0, n])).collect::<Vec<_>>())
+            .prop_map(|all| all.into_iter().map(|n| IpAddr::from([10, 96, 0, n])).collect::<Box<[_]>>())
     };
     (prop::collection::btree_map(any_frontend(), path, 0..4), ips(), ips()).prop_map(
         |(paths, cluster_ips, hairpins)| {
@@ -143,10 +143,10 @@ proptest! {
         there in prop::collection::btree_set(0..20_u8, 0..12),
         wanted in prop::collection::btree_set(0..20_u8, 0..12),
     ) {
-        let list = |set: &BTreeSet<u8>| set.iter().copied().map(backend).collect::<Vec<_>>();
-        let (old, mut new): (Vec<Backend>, Arc<[Backend]>) = (list(&there), list(&wanted).into());
+        let list = |set: &BTreeSet<u8>| set.iter().copied().map(backend).collect::<Backends>();
+        let (old, mut new) = (list(&there), list(&wanted));
         arrange(&old, &mut new);
-        prop_assert_eq!(new.iter().copied().collect::<BTreeSet<_>>(), list(&wanted).into_iter().collect::<BTreeSet<_>>());
+        prop_assert_eq!(new.iter().collect::<BTreeSet<_>>(), list(&wanted).iter().collect::<BTreeSet<_>>());
         prop_assert_eq!(new.len(), wanted.len());
         let moved = old.iter().zip(new.iter()).filter(|(a, b)| a != b && wanted.contains(&a.ip_byte())).count();
         let holes = there.difference(&wanted).count();
@@ -168,8 +168,8 @@ fn balance(backends: &[u8], affinity_seconds: Option<u32>) -> Route {
 }
 
 fn one(frontend: Frontend, route: Route) -> ServiceRoutes {
-    let path = Path { frontend, claim: Claim::Allocated, route, allowed_sources: Vec::new() };
-    ServiceRoutes { paths: vec![path], ..ServiceRoutes::default() }
+    let path = Path { frontend, claim: Claim::Allocated, route, allowed_sources: Box::default() };
+    ServiceRoutes { paths: [path].into(), ..ServiceRoutes::default() }
 }
 
 fn operations(table: &mut Table, service: u8, routes: ServiceRoutes) -> Operations {

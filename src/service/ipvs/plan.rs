@@ -54,7 +54,7 @@ pub(super) fn server(scheduler: &str, route: &Route) -> Option<Server> {
     }
     Some(Server {
         settings: Settings { scheduler: scheduler.to_owned(), flags, timeout: affinity.unwrap_or(0) },
-        backends: backends.iter().map(|backend| (*backend, WEIGHT)).collect(),
+        backends: backends.iter().map(|backend| (backend, WEIGHT)).collect(),
     })
 }
 
@@ -198,7 +198,7 @@ mod tests {
     fn local_backends_come_first_and_all_serve_this_node_where_there_are_none() {
         let route = |local: &[u8]| Route::LocalOnly {
             local: local.iter().map(|last| backend(*last)).collect(),
-            everywhere: [backend(1), backend(2)].into(),
+            everywhere: [backend(1), backend(2)].into_iter().collect(),
             affinity_seconds: None,
         };
         let backends = |route: &Route| server("rr", route).expect("a server").backends.into_keys().collect::<Vec<_>>();

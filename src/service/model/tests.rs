@@ -1,6 +1,7 @@
 //! What routes follow from which Services and slices.
 
 use serde_json::{Value, json};
+use stoker_model::service::{EndpointSlice, Shared};
 
 use super::*;
 
@@ -39,8 +40,8 @@ fn at(ip: u8, node: &str, conditions: Value) -> Value {
     json!({"addresses": [format!("10.244.0.{ip}")], "nodeName": node, "conditions": conditions})
 }
 
-fn kept(slices: &[EndpointSlice]) -> Vec<KeptSlice> {
-    slices.iter().map(|slice| KeptSlice::of(slice, &mut Shared::default())).collect()
+fn kept(slices: &[EndpointSlice]) -> Vec<Arc<KeptSlice>> {
+    slices.iter().map(|slice| Arc::new(KeptSlice::of(slice, &mut Shared::default()))).collect()
 }
 
 fn compile(spec: Value, slices: &[EndpointSlice]) -> ServiceRoutes {
@@ -49,8 +50,8 @@ fn compile(spec: Value, slices: &[EndpointSlice]) -> ServiceRoutes {
 
 /// The last bytes of the backends of the first frontend, and of those kept for outside traffic.
 fn served(routes: &ServiceRoutes, frontend: usize) -> (Vec<u8>, Vec<u8>) {
-    let last = |backends: &[Backend]| {
-        let byte = |backend: &Backend| match backend.ip {
+    let last = |backends: Backends| {
+        let byte = |backend: Backend| match backend.ip {
             IpAddr::V4(ip) => ip.octets()[3],
             IpAddr::V6(ip) => ip.octets()[15],
         };
@@ -71,7 +72,7 @@ fn some_services_have_no_routes() {
         json!({"type": "ExternalName"}),
         json!({"metadata": {"name": "web", "labels": {"service.kubernetes.io/service-proxy-name": "other"}}}),
     ] {
-        assert_eq!(compile(spec.clone(), &ready).paths, [], "{spec}");
+        assert_eq!(*compile(spec.clone(), &ready).paths, [], "{spec}");
     }
     assert_eq!(compile(json!({}), &ready).paths.len(), 1);
 }
@@ -161,7 +162,7 @@ fn the_rest_of_a_service() {
         [slice(json!([at(1, "here", json!({})), at(2, "x", json!({})), at(3, "here", json!({"ready": false}))]))];
     let sticky = compile(json!({"sessionAffinity": "ClientIP"}), &endpoints);
     assert_eq!(sticky.paths[0].route.affinity_seconds(), Some(10800));
-    assert_eq!(sticky.hairpins, ["10.244.0.1".parse::<IpAddr>().unwrap(), "10.244.0.3".parse().unwrap()]);
+    assert_eq!(*sticky.hairpins, ["10.244.0.1".parse::<IpAddr>().unwrap(), "10.244.0.3".parse().unwrap()]);
     let local = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 31000});
     assert_eq!(compile(local, &endpoints).health_check, Some((31000, 1)));
 }
@@ -170,7 +171,7 @@ fn the_rest_of_a_service() {
 fn only_what_changed_is_compiled_again() {
     let mut model = Model::new(Arc::new(node()));
     let web = NamespacedName { namespace: "default".into(), name: "web".into() };
-    let ready = || ServiceChange::Slice(Arc::new(slice(json!([at(1, "here", json!({}))]))));
+    let ready = || ServiceChange::from(slice(json!([at(1, "here", json!({}))])));
     model.apply(ServiceChange::Service(Arc::new(service(json!({})))));
     model.apply(ready());
     assert!(!model.is_complete());
@@ -243,7 +244,7 @@ fn no_backend_is_left_out_in_silence() {
     let routes = compile(json!({}), &[many(0, 40_000), many(40_000, 25_540)]);
     assert_eq!(served(&routes, 0).0.len(), MAX_BACKENDS);
     let expected = Problem::TooManyBackends { frontend: routes.paths[0].frontend, count: 65_540 };
-    assert_eq!(routes.problems, [expected]);
+    assert_eq!(*routes.problems, [expected]);
 }
 
 /// B1.24: whoever publishes them says so in the slice, and that is all that counts.
