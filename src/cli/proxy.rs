@@ -31,6 +31,9 @@ const KUBE_PROXY_RUNS: &str = "kube-proxy runs on this node, so the agent leaves
 /// at every moment.
 const SETTLED: Duration = Duration::from_secs(10);
 
+/// What memory was freed goes back to the kernel so often, where something changed; it takes some milliseconds.
+const GIVEN_BACK: Duration = Duration::from_secs(10);
+
 /// How services are served, as decided by files.
 #[derive(Clone, Debug)]
 pub(super) struct ProxySettings {
@@ -218,12 +221,20 @@ async fn serve(
     }
 }
 
-/// Once the lists are taken in, what that needed meanwhile goes back to the kernel.
+/// What changes needed meanwhile goes back to the kernel: once the lists are taken in, and then every [`GIVEN_BACK`] in which
+/// something changed.
 async fn give_back(mut health: watch::Receiver<Health>) {
-    if health.wait_for(|health| health.last_updated.is_some()).await.is_ok() {
-        let _ = tokio::task::spawn_blocking(super::allocator::give_back).await;
+    if health.wait_for(|health| health.last_updated.is_some()).await.is_err() {
+        return std::future::pending().await;
     }
-    std::future::pending().await
+    let mut done = None;
+    loop {
+        let updated = health.borrow().last_updated;
+        if updated != done && tokio::task::spawn_blocking(super::allocator::give_back).await.is_ok() {
+            done = updated;
+        }
+        tokio::time::sleep(GIVEN_BACK).await;
+    }
 }
 
 async fn serve_health_in_time(address: Option<SocketAddr>, hard: bool, state: &ProxyState) -> BindError {

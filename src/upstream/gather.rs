@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
 /// How long a connection rests. A new Service has 20 ms to answer, and the first event after a quiet time waits for nothing.
-const REST: Duration = Duration::from_millis(10);
+const REST: Duration = Duration::from_millis(14);
 /// Where so much came at once, more is under way, and its reader is awake anyway.
 const MUCH: usize = 16 * 1024;
 
