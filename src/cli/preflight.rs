@@ -81,7 +81,7 @@ impl Host {
 }
 
 /// Switches of the kernel that kubelet sets itself, or wants to find set.
-const KERNEL_DEFAULTS: &[(&str, &str)] = &[
+pub(super) const KERNEL_DEFAULTS: &[(&str, &str)] = &[
     ("vm.overcommit_memory", "1"),
     ("vm.panic_on_oom", "0"),
     ("kernel.panic", "10"),

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::cli::preflight::KERNEL_DEFAULTS;
 use crate::clock::Clock;
 use crate::config::{Credentials, KubeletConfig, StokerConfig, read_kubeconfig};
 use crate::runtime::{Runtime, cri};
@@ -63,14 +64,8 @@ pub(super) struct Facts {
     pub(super) disk: Option<(u64, u64)>,
 }
 
-/// Switches that the agent or its rules need.
-pub(super) const SYSCTLS: &[&str] = &[
-    "net.ipv4.ip_forward",
-    "net.bridge.bridge-nf-call-iptables",
-    "vm.overcommit_memory",
-    "kernel.panic",
-    "kernel.panic_on_oops",
-];
+/// Switches that the agent's rules need; those that it sets itself are in [`KERNEL_DEFAULTS`].
+const SYSCTLS: [&str; 2] = ["net.ipv4.ip_forward", "net.bridge.bridge-nf-call-iptables"];
 
 impl Facts {
     pub(super) async fn gather(
@@ -91,8 +86,9 @@ impl Facts {
             legacy: legacy_controllers(&read("/proc/self/mountinfo")),
             swaps: swaps(&read("/proc/swaps")),
             sysctls: SYSCTLS
-                .iter()
-                .map(|name| (*name, read(&format!("/proc/sys/{}", name.replace('.', "/")))))
+                .into_iter()
+                .chain(KERNEL_DEFAULTS.iter().map(|(name, _)| *name))
+                .map(|name| (name, read(&format!("/proc/sys/{}", name.replace('.', "/")))))
                 .collect(),
             taken: if agent_runs { Vec::new() } else { taken(kubelet) },
             agent_runs,

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::facts::Facts;
+use crate::cli::preflight::KERNEL_DEFAULTS;
 use crate::config::{KubeletConfig, PodNetwork, ServiceMode, StokerConfig};
 
 /// How bad it is.
@@ -55,7 +56,7 @@ pub(super) fn findings(facts: &Facts, kubelet: &KubeletConfig, stoker: &StokerCo
     found.extend(runtime(facts, kubelet));
     found.extend(cgroups(facts, kubelet));
     found.push(swap(facts, kubelet));
-    found.extend(sysctls(facts));
+    found.extend(sysctls(kubelet, facts));
     found.extend(ports(facts));
     found.extend(kernel(facts, stoker));
     found.extend(clock(facts));
@@ -161,7 +162,7 @@ fn swap(facts: &Facts, kubelet: &KubeletConfig) -> Finding {
     )
 }
 
-fn sysctls(facts: &Facts) -> Vec<Finding> {
+fn sysctls(kubelet: &KubeletConfig, facts: &Facts) -> Vec<Finding> {
     const SUBJECT: &str = "sysctl";
     let value = |name: &str| facts.sysctls.get(name).map(String::as_str).unwrap_or_default();
     let fix = |name: &str, value: &str| format!("sysctl -w {name}={value}, and a line in /etc/sysctl.d");
@@ -178,13 +179,11 @@ fn sysctls(facts: &Facts) -> Vec<Finding> {
         let message = "net.bridge.bridge-nf-call-iptables is 0: services fail between pods of one bridge";
         found.push(warning(SUBJECT, message, &fix("net.bridge.bridge-nf-call-iptables", "1")));
     }
-    for (name, wanted) in [("vm.overcommit_memory", "1"), ("kernel.panic", "10"), ("kernel.panic_on_oops", "1")] {
+    // Otherwise the agent sets them when it starts.
+    for (name, wanted) in KERNEL_DEFAULTS.iter().copied().filter(|_| kubelet.protect_kernel_defaults) {
         if value(name) != wanted {
-            found.push(warning(
-                SUBJECT,
-                format!("{name} is {}, kubelet's own is {wanted}", value(name)),
-                &fix(name, wanted),
-            ));
+            let message = format!("{name} is {}, not {wanted}, and protectKernelDefaults is true", value(name));
+            found.push(error(SUBJECT, message, &fix(name, wanted)));
         }
     }
     if found.is_empty() {
@@ -316,15 +315,11 @@ mod tests {
                 ..Default::default()
             })),
             unified: Some(["cpu", "memory", "pids", "cpuset", "io", "hugetlb"].map(str::to_owned).to_vec()),
-            sysctls: [
-                ("net.ipv4.ip_forward", "1"),
-                ("net.bridge.bridge-nf-call-iptables", ""),
-                ("vm.overcommit_memory", "1"),
-                ("kernel.panic", "10"),
-                ("kernel.panic_on_oops", "1"),
-            ]
-            .map(|(name, value)| (name, value.to_owned()))
-            .into(),
+            sysctls: [("net.ipv4.ip_forward", "1"), ("net.bridge.bridge-nf-call-iptables", "")]
+                .into_iter()
+                .chain(KERNEL_DEFAULTS.iter().copied())
+                .map(|(name, value)| (name, value.to_owned()))
+                .collect(),
             nftables: Some(Ok(())),
             ip_vs: true,
             filesystems: vec!["overlay".into()],
@@ -351,7 +346,7 @@ mod tests {
 
     #[test]
     fn each_trouble_is_found_graded_and_has_a_fix() {
-        let cases: [Case; 22] = [
+        let cases: [Case; 21] = [
             (|facts| facts.root = false, Grade::Error, "not root"),
             (|facts| facts.runtime = Some(Err("no such file".into())), Grade::Error, "no such file"),
             (|facts| trouble(facts, "NetworkReady"), Grade::Warning, "NetworkReady is false"),
@@ -367,7 +362,6 @@ mod tests {
                 Grade::Warning,
                 "bridge",
             ),
-            (|facts| _ = facts.sysctls.insert("kernel.panic", "0".into()), Grade::Warning, "kernel.panic is 0"),
             (|facts| facts.taken = vec![(10250, "in use".into())], Grade::Error, "10250"),
             (|facts| facts.nftables = Some(Err("no nft".into())), Grade::Error, "no nft"),
             (|facts| facts.conntrack = false, Grade::Error, "tracking"),
@@ -402,6 +396,19 @@ mod tests {
         if let Some(Ok(runtime)) = &mut facts.runtime {
             runtime.cgroup_driver = Some(driver);
         }
+    }
+
+    #[test]
+    fn what_the_agent_sets_itself_is_no_finding() {
+        // A22.1l
+        let mut facts = good();
+        facts.sysctls.insert("kernel.panic", "0".to_owned());
+        let mut kubelet = KubeletConfig::default();
+        assert!(sysctls(&kubelet, &facts).iter().all(|finding| finding.grade == Grade::Ok));
+        kubelet.protect_kernel_defaults = true;
+        let found = sysctls(&kubelet, &facts);
+        assert_eq!((found.len(), found[0].grade), (1, Grade::Error));
+        assert!(found[0].message.contains("kernel.panic is 0, not 10"), "{found:?}");
     }
 
     #[test]
