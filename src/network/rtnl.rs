@@ -50,6 +50,10 @@ impl Rtnl {
     /// Sends all in one datagram. The kernel works through every one of them; the first refusal is returned with its index.
     pub(super) fn send(&mut self, requests: Vec<(RouteNetlinkMessage, u16)>) -> Result<(), (usize, io::Error)> {
         let count = requests.len();
+        if count == 0 {
+            // The kernel refuses to be told nothing.
+            return Ok(());
+        }
         let first = self.sequence + 1;
         let mut bytes = Vec::new();
         for (request, flags) in requests {
@@ -290,6 +294,12 @@ pub(super) fn mac_from(digest: &[u8]) -> Mac {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_may_be_asked_for() {
+        let asked = Rtnl::open().unwrap().send(Vec::new());
+        assert!(asked.is_ok(), "{asked:?}");
+    }
 
     #[test]
     fn hardware_addresses_are_private_and_read_back() {

@@ -227,6 +227,7 @@ fn a_machine_joins_with_a_token_and_leaves_without_a_trace() {
     assert_eq!(lab.leftovers(), [""; 0]);
     assert!(!Path::new(&root).exists());
     assert!(!lab.run("nft", &["list", "tables"]).out.contains("stoker"));
+    stoker(&lab, &["cleanup"]).expect_success("stoker cleanup where nothing is left");
     for file in ["node.kubeconfig", "bootstrap.kubeconfig", "ca.crt", "kubelet.yaml"] {
         assert!(!Path::new(&etc).join(file).exists(), "{file}");
     }
