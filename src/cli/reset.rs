@@ -1,5 +1,6 @@
 //! `stoker reset`: takes this machine out of its cluster again, as far as the machine goes. Says what it will remove, and drains nothing.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -226,23 +227,21 @@ async fn remove_pods(endpoint: &str, left: &mut Left) {
         Ok(runtime) => runtime,
         Err(error) => return left.note("reach the runtime", Err(error)),
     };
-    for round in 1.. {
+    // Each is tried once: a runtime that cannot end one would be waited for again and again.
+    let mut tried = BTreeSet::new();
+    for round in 0..POD_ROUNDS {
         let sandboxes = match runtime.list_pod_sandbox(None).await {
             Ok(sandboxes) => sandboxes,
             Err(error) => return left.note("list the pods of the runtime", Err(error)),
         };
-        if sandboxes.is_empty() {
+        let new: Vec<_> = sandboxes.into_iter().filter(|sandbox| tried.insert(sandbox.id.clone())).collect();
+        if new.is_empty() && round > 0 {
             return;
         }
-        let mut failed = Left::default();
-        for sandbox in sandboxes {
+        for sandbox in new {
             let name = sandbox.metadata.map(|is| format!("{}/{}", is.namespace, is.name)).unwrap_or_default();
-            failed.note(&format!("stop pod {name}"), runtime.stop_pod_sandbox(&sandbox.id).await);
-            failed.note(&format!("remove pod {name}"), runtime.remove_pod_sandbox(&sandbox.id).await);
-        }
-        if round == POD_ROUNDS {
-            left.0 += failed.0;
-            return;
+            left.note(&format!("stop pod {name}"), runtime.stop_pod_sandbox(&sandbox.id).await);
+            left.note(&format!("remove pod {name}"), runtime.remove_pod_sandbox(&sandbox.id).await);
         }
         tokio::time::sleep(POD_REST).await;
     }

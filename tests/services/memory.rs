@@ -54,35 +54,27 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Who reads the Services in a test.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Readers {
-    Nobody,
-    DataPath,
-    All,
-}
-
 /// S18
 #[test]
 fn ten_endpoints_take_little_memory() {
-    let all = kept(Readers::All);
+    let all = kept();
     println!("{all} bytes for a Service of {ENDPOINTS} endpoints");
     assert!(all <= BYTES_PER_SERVICE, "{all} bytes for a Service of {ENDPOINTS} endpoints, of {BYTES_PER_SERVICE}");
 }
 
 /// Bytes for one Service.
-fn kept(readers: Readers) -> usize {
+fn kept() -> usize {
     let lab = Lab::with_pods(0);
-    let measured = lab.within("node", move || {
+    let measured = lab.within("node", || {
         let _ = rustls::crypto::ring::default_provider().install_default();
         // Other threads would be in the namespace of whoever started them.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(measure(readers))
+        runtime.block_on(measure())
     });
     measured.join().unwrap() / SERVICES
 }
 
-async fn measure(readers: Readers) -> usize {
+async fn measure() -> usize {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
     let api = ApiServer::new(&kube::Config::new(url)).unwrap();
@@ -104,12 +96,8 @@ async fn measure(readers: Readers) -> usize {
     let mut proxy = stoker::service::spawn(rules, facts, ServiceConfig::default(), Clock).unwrap();
     tokio::spawn(async move {
         while let Some(change) = changed.recv().await {
-            if readers == Readers::All {
-                to_names.send(change.clone()).await.unwrap();
-            }
-            if readers != Readers::Nobody {
-                to_rules.send(change).await.unwrap();
-            }
+            to_names.send(change.clone()).await.unwrap();
+            to_rules.send(change).await.unwrap();
         }
     });
     let store = ServiceStore::default();
@@ -122,13 +110,8 @@ async fn measure(readers: Readers) -> usize {
         both.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
     });
     let _open = serving.await.unwrap();
-    if readers == Readers::Nobody {
-        while store.count() != (SERVICES, true) {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    } else {
-        proxy.health.wait_for(|health| health.last_updated.is_some()).await.unwrap();
-    }
+    proxy.health.wait_for(|health| health.last_updated.is_some()).await.unwrap();
+    assert_eq!(store.count(), (SERVICES, true));
     // What only passes by goes.
     tokio::time::sleep(Duration::from_millis(500)).await;
     LIVE.load(Ordering::Relaxed) - before
@@ -189,12 +172,4 @@ fn slice(number: usize) -> String {
         endpoints.join(",")
     )
     .replace('\n', " ")
-}
-
-#[test]
-#[ignore = "prints the share of each holder"]
-fn shares() {
-    println!("upstream {}", kept(Readers::Nobody));
-    println!("and data path {}", kept(Readers::DataPath));
-    println!("and DNS {}", kept(Readers::All));
 }
