@@ -229,9 +229,9 @@ async fn give_back(mut health: watch::Receiver<Health>) {
     }
     let mut done = None;
     loop {
-        let updated = health.borrow().last_updated;
-        if updated != done && tokio::task::spawn_blocking(super::allocator::give_back).await.is_ok() {
-            done = updated;
+        let written = Some(health.borrow().transactions);
+        if written != done && tokio::task::spawn_blocking(super::allocator::give_back).await.is_ok() {
+            done = written;
         }
         tokio::time::sleep(GIVEN_BACK).await;
     }

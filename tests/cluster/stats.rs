@@ -1,6 +1,7 @@
 //! What the node tells about itself and its pods, through the API server's proxy and with a pod's token.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -275,6 +276,21 @@ fn use_is_told_in_the_words_of_kubelet_and_cadvisor() {
         assert_eq!(at.is_some(), is_timed, "{name}");
         assert!(at.is_none_or(|at| (node_now - at / 1000).abs() < 60), "{name} was taken at {at:?}");
     }
+
+    // To ask for layers wakes every container's shim: a scrape does so only when there can be news.
+    let asked = || {
+        let all = lines(&raw("metrics"), "kubelet_runtime_operations_total");
+        all.iter()
+            .find(|(labels, ..)| labels.contains("\"list_container_stats\""))
+            .map_or(0.0, |(_, number, _)| *number)
+    };
+    let before = asked();
+    for _ in 0..4 {
+        std::thread::sleep(Duration::from_millis(1100));
+        raw("metrics/cadvisor");
+    }
+    let more = asked() - before;
+    assert!(before >= 1.0 && more <= 2.0, "{more} more than {before} for four scrapes in five seconds");
 
     // A23.2: of each running container.
     let cadvisor = raw("metrics/cadvisor");
