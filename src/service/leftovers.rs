@@ -71,6 +71,9 @@ pub fn remove(keep: Option<Mode>) -> Leftovers {
     let mut found = Leftovers::default();
     remove_iptables(keep.is_none(), &mut found);
     remove_nft_tables(&mut found);
+    if keep.is_none() {
+        remove_bare_tables(&mut found);
+    }
     if keep != Some(Mode::Ipvs) {
         match ipvs::remove_everything() {
             Ok(removed) => {
@@ -147,6 +150,33 @@ fn remove_nft_tables(found: &mut Leftovers) {
             found.removed.push(format!("nftables table {table}"));
         }
     }
+}
+
+/// Tables that iptables makes for whoever asks it for a chain, where nothing is left in them: it makes them again when it needs them.
+fn remove_bare_tables(found: &mut Leftovers) {
+    let Some(tables) = output("nft", &["list", "tables"], found) else { return };
+    for table in tables.lines().filter_map(|line| line.trim().strip_prefix("table ")) {
+        let Some((family @ ("ip" | "ip6"), name @ ("mangle" | "nat" | "filter"))) = table.split_once(' ') else {
+            continue;
+        };
+        let Some(listed) = output("nft", &["list", "table", family, name], found) else { continue };
+        if is_bare(&listed) && input("nft", &["-f", "-"], &format!("delete table {table}\n"), found) {
+            found.removed.push(format!("empty nftables table {table}"));
+        }
+    }
+}
+
+/// Whether a table, as `nft list` prints it, does nothing: it has at most hooks without a rule that let all through.
+fn is_bare(listed: &str) -> bool {
+    let mut lines = listed.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).skip(1);
+    while let Some(line) = lines.next() {
+        let is_hook = |line: &str| line.starts_with("type ") && line.ends_with("policy accept;");
+        let fits = line == "}" || line.starts_with("chain ") && lines.next().is_some_and(is_hook);
+        if !fits {
+            return false;
+        }
+    }
+    true
 }
 
 fn remove_ipsets(found: &mut Leftovers) {
@@ -244,6 +274,23 @@ COMMIT
             "{text}"
         );
         assert_eq!(chains, 4, "the node's chains too, where all goes");
+    }
+
+    #[test]
+    fn only_tables_that_do_nothing_are_bare() {
+        let hook = "\tchain INPUT {\n\t\ttype filter hook input priority filter; policy accept;\n\t}\n";
+        let table = |content: &str| {
+            format!("# Warning: table ip filter is managed by iptables-nft\ntable ip filter {{\n{content}}}\n")
+        };
+        assert!(is_bare(&table("")) && is_bare(&table(hook)) && is_bare(&table(&format!("{hook}\n{hook}"))));
+        for content in [
+            hook.replace("accept", "drop"),
+            hook.replace("\t}", "\t\tcounter drop\n\t}"),
+            "\tchain MINE {\n\t}\n".to_owned(),
+            "\tset mine {\n\t\ttype ipv4_addr\n\t}\n".to_owned(),
+        ] {
+            assert!(!is_bare(&table(&content)), "{content}");
+        }
     }
 
     #[test]

@@ -112,4 +112,8 @@ fn the_chains_of_a_kubelet_are_made_and_made_again() {
     let removed = lab.within("node", || leftovers::remove(None)).join().unwrap();
     assert!(removed.errors.is_empty(), "{removed:?}");
     assert!(!lab.run("iptables-save").contains("KUBE-"), "cleaning up takes them along");
+    let tables = lab.nft_command("list tables");
+    for table in ["mangle", "nat", "filter"] {
+        assert!(!tables.contains(&format!(" {table}")), "and the tables that iptables made for them: {tables}");
+    }
 }
