@@ -115,7 +115,7 @@ async fn usual_network(lab: &mut Lab, requests: &Requests) -> Result<Vec<Duratio
 /// How long RunPodSandbox took each time.
 async fn measure(lab: &Lab, runtime: &Runtime, requests: &Requests) -> Result<Vec<Duration>, Failure> {
     let mut cluster = Cluster::connect(lab).await?;
-    let (mut raw, mut bare, mut with_token) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut raw, mut bare, mut with_token, mut bound) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut used = [0, 0];
     for round in 0..ROUNDS {
         let name = format!("raw-{round}");
@@ -128,8 +128,9 @@ async fn measure(lab: &Lab, runtime: &Runtime, requests: &Requests) -> Result<Ve
             continue;
         }
         raw.push(times);
-        bare.push(without);
-        with_token.push(with);
+        bare.push(without.running);
+        with_token.push(with.running);
+        bound.extend([without.bound, with.bound]);
         used.iter_mut().zip(before).zip(after).for_each(|((used, before), after)| *used += after - before);
     }
     for (place, call) in ["RunPodSandbox", "CreateContainer", "StartContainer"].into_iter().enumerate() {
@@ -138,6 +139,7 @@ async fn measure(lab: &Lab, runtime: &Runtime, requests: &Requests) -> Result<Ve
     let sandboxes = raw.iter().map(|times| times[0]).collect();
     let raw = Spread::of(raw.iter().map(|times| times.iter().sum()));
     println!("raw, all three: {raw}");
+    println!("create to bound, the control plane's part of what follows: {}", Spread::of(bound.into_iter()));
     for (what, times) in [("without a token", bare), ("with a token", with_token)] {
         let ours = Spread::of(times.into_iter());
         let added = ours.median.saturating_sub(raw.median);
@@ -211,6 +213,13 @@ async fn timed<T>(work: impl Future<Output = T>) -> (T, Duration) {
     (result, Clock.now().monotonic - before)
 }
 
+/// From the request to create a pod to what a watch shows.
+struct Took {
+    /// It has a node.
+    bound: Duration,
+    running: Duration,
+}
+
 /// The API as a client sees it: requests, and one watch of all pods.
 struct Cluster {
     pods: Api<Pod>,
@@ -227,18 +236,24 @@ impl Cluster {
         Ok(Self { pods, watch })
     }
 
-    /// How long a pod took to Running. When this returns the pod is gone.
-    async fn start_pod(&mut self, name: &str, token: bool) -> Result<Duration, Failure> {
+    /// How long a pod took. When this returns the pod is gone.
+    async fn start_pod(&mut self, name: &str, token: bool) -> Result<Took, Failure> {
         let manifest = pod(name).command(&SCRIPT).spec("automountServiceAccountToken", token.into()).build();
         let manifest: Pod = serde_json::from_value(manifest)?;
         let before = Clock.now().monotonic;
         let created = self.pods.create(&PostParams::default(), &manifest).await?;
         self.until(name, |event| {
             let WatchEvent::Modified(pod) = event else { return false };
+            pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some())
+        })
+        .await?;
+        let bound = Clock.now().monotonic - before;
+        self.until(name, |event| {
+            let WatchEvent::Modified(pod) = event else { return false };
             pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running")
         })
         .await?;
-        let took = Clock.now().monotonic - before;
+        let took = Took { bound, running: Clock.now().monotonic - before };
         let volumes = created.spec.and_then(|spec| spec.volumes).unwrap_or_default().len();
         if volumes != usize::from(token) {
             return Err(format!("the pod {name} has {volumes} volumes").into());

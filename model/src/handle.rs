@@ -431,8 +431,9 @@ pub trait UsageReader: Send + Sync + 'static {
         GroupLimits::default()
     }
 
-    /// What else there is to tell of a group with these limits (A23.2).
-    fn details(&self, _group: &str, _limits: &GroupLimits) -> GroupDetails {
+    /// What else there is to tell of a group that has used that much and has these limits (A23.2). Where nothing has run since it was asked
+    /// about before, most of it is what it was.
+    fn details(&self, _group: &str, _usage: &Usage, _limits: &GroupLimits) -> GroupDetails {
         GroupDetails::default()
     }
 

@@ -3,15 +3,14 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::mem::MaybeUninit;
-use std::path::PathBuf;
 
 use rustix::fs::{RawDir, readlinkat_raw};
-use stoker_model::handle::{DeviceUsage, GroupDetails, GroupLimits, Stall, StallTime, Stalls};
+use stoker_model::handle::{DeviceUsage, GroupDetails, GroupLimits, Stall, StallTime, Stalls, Usage};
 
 use super::hierarchy::Hierarchy;
-use super::kept::read;
+use super::kept::{Files, read};
 use super::tree::Cgroups;
-use super::usage::{field, is_pod, number};
+use super::usage::{field, fields, has_not_run, is_pod, number};
 
 /// v1 writes "no limit" as the largest multiple of a page.
 const NO_LIMIT: u64 = 1 << 62;
@@ -19,63 +18,81 @@ const NO_LIMIT: u64 = 1 << 62;
 impl Cgroups {
     /// The kernel tells it of groups of cgroup v2 only.
     pub(super) fn read_stalls(&self, group: &str) -> Stalls {
-        let Hierarchy::V2(root) = self.hierarchy() else { return Stalls::default() };
-        let file = |resource: &str| match group {
-            "/" => PathBuf::from(format!("/proc/pressure/{resource}")),
-            group => root.join(group.trim_start_matches('/')).join(format!("{resource}.pressure")),
-        };
-        let of = |resource| stall(&self.kept.read(file(resource)));
-        Stalls { cpu: of("cpu"), memory: of("memory"), io: of("io") }
+        match (self.hierarchy(), group) {
+            (Hierarchy::V1 { .. }, _) => Stalls::default(),
+            (Hierarchy::V2(_), "/") => {
+                let of = |resource: &str| stall(&read(format!("/proc/pressure/{resource}")));
+                Stalls { cpu: of("cpu"), memory: of("memory"), io: of("io") }
+            }
+            (hierarchy, group) => self.kept.read(hierarchy, group.trim_start_matches('/'), |it| Stalls {
+                cpu: stall(it.text("", "cpu.pressure")),
+                memory: stall(it.text("", "memory.pressure")),
+                io: stall(it.text("", "io.pressure")),
+            }),
+        }
     }
 
     pub(super) fn read_swap_limit(&self, group: &str) -> Option<u64> {
         match self.hierarchy() {
-            Hierarchy::V2(root) => swap_limit_of_v2(&read(root.join(group).join("memory.swap.max"))),
-            Hierarchy::V1 { controllers, .. } => {
-                let file = |tree: &PathBuf| read(tree.join(group).join("memory.memsw.limit_in_bytes"));
-                swap_limit_of_v1(&controllers.get("memory").map(file).unwrap_or_default())
-            }
+            Hierarchy::V2(_) => swap_limit_of_v2(&self.file(group, "", "memory.swap.max")),
+            Hierarchy::V1 { .. } => swap_limit_of_v1(&self.file(group, "memory", "memory.memsw.limit_in_bytes")),
         }
     }
 
-    /// The text of a file of the group, read in that way; the controller it belongs to is asked about by v1 only.
-    fn file<'a>(&'a self, group: &'a str, read: impl Fn(PathBuf) -> String + 'a) -> impl Fn(&str, &str) -> String + 'a {
-        move |controller, name| {
-            let tree = match self.hierarchy() {
-                Hierarchy::V2(root) => Some(root),
-                Hierarchy::V1 { controllers, .. } => controllers.get(controller),
-            };
-            tree.map(|tree| read(tree.join(group).join(name))).unwrap_or_default()
-        }
+    /// The text of a file that is read rarely, or that must not be kept.
+    fn file(&self, group: &str, controller: &str, name: &str) -> String {
+        self.hierarchy().file(controller, group, name).map(read).unwrap_or_default()
     }
 
     pub(super) fn read_limits(&self, group: &str) -> GroupLimits {
-        let file = self.file(group, read);
         match self.hierarchy() {
-            Hierarchy::V2(_) => limits_of_v2(|name| file("", name)),
-            Hierarchy::V1 { .. } => limits_of_v1(file),
+            Hierarchy::V2(_) => limits_of_v2(|name| self.file(group, "", name)),
+            Hierarchy::V1 { .. } => limits_of_v1(|controller, name| self.file(group, controller, name)),
         }
     }
 
-    pub(super) fn read_details(&self, group: &str, limits: &GroupLimits) -> GroupDetails {
-        let file = self.file(group, |path| self.kept.read(path));
-        // Without a limit nothing is held up.
-        let is_limited = limits.cpu_quota > 0;
-        let details = match self.hierarchy() {
-            Hierarchy::V2(_) => of_v2(|name| file("", name), is_limited),
-            Hierarchy::V1 { .. } => of_v1(&file, is_limited),
-        };
-        // Not kept: v1 tells who has it open what it told before. A pod's own group has none.
-        let processes = if is_pod(group) { String::new() } else { self.file(group, read)("memory", "cgroup.procs") };
+    pub(super) fn read_details(&self, group: &str, usage: &Usage, limits: &GroupLimits) -> GroupDetails {
+        let cpu = usage.cpu_nanoseconds;
+        self.kept.read(self.hierarchy(), group, |it| {
+            let before = it.seen().details.take();
+            let devices = match self.hierarchy() {
+                Hierarchy::V2(_) => devices_of_v2(it),
+                Hierarchy::V1 { .. } => devices_of_v1(it),
+            };
+            let devices = named(devices, before.as_ref().map(|(_, before)| before.devices.as_slice()));
+            let details = match before.filter(|(at, _)| has_not_run(*at, cpu)) {
+                Some((_, before)) => {
+                    let most_memory_bytes = before.most_memory_bytes.max(usage.memory_bytes);
+                    GroupDetails { devices, most_memory_bytes, ..before }
+                }
+                None => {
+                    // Without a limit nothing is held up.
+                    let is_limited = limits.cpu_quota > 0;
+                    let details = match self.hierarchy() {
+                        Hierarchy::V2(_) => of_v2(it, is_limited),
+                        Hierarchy::V1 { .. } => of_v1(it, is_limited),
+                    };
+                    // A pod's own group has no processes.
+                    let details = if is_pod(group) { details } else { self.with_processes(group, details) };
+                    GroupDetails { devices, ..details }
+                }
+            };
+            it.seen().details = Some((cpu, details.clone()));
+            details
+        })
+    }
+
+    fn with_processes(&self, group: &str, details: GroupDetails) -> GroupDetails {
+        // Not kept: v1 tells who has it open what it told before.
+        let processes = self.file(group, "memory", "cgroup.procs");
         let (open_files, sockets) = processes.lines().map(open_files).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
         let first = processes.lines().next();
-        let limits = first.map(|process| self.kept.read(format!("/proc/{process}/limits").into())).unwrap_or_default();
+        let limits = first.map(|process| read(format!("/proc/{process}/limits"))).unwrap_or_default();
         GroupDetails {
             processes: u64::try_from(processes.lines().count()).unwrap_or_default(),
             open_files,
             sockets,
             open_files_limit: open_files_limit(&limits),
-            devices: named(details.devices),
             ..details
         }
     }
@@ -94,8 +111,8 @@ fn stall(text: &str) -> Option<Stall> {
     Some(Stall { some: line("some")?, full: line("full").unwrap_or_default() })
 }
 
-fn limits_of_v2(file: impl Fn(&str) -> String) -> GroupLimits {
-    let bytes = |name: &str| number(&file(name)).unwrap_or_default();
+fn limits_of_v2(file: impl Fn(&'static str) -> String) -> GroupLimits {
+    let bytes = |name| number(&file(name)).unwrap_or_default();
     let max = file("cpu.max");
     let mut max = max.split_whitespace();
     let weight = bytes("cpu.weight");
@@ -110,21 +127,26 @@ fn limits_of_v2(file: impl Fn(&str) -> String) -> GroupLimits {
     }
 }
 
-fn of_v2(file: impl Fn(&str) -> String, is_limited: bool) -> GroupDetails {
-    let events = file("memory.events");
-    let event = |name| field(&events, name).unwrap_or_default();
-    let stat = if is_limited { file("cpu.stat") } else { String::new() };
-    let throttled = |name| field(&stat, name).unwrap_or_default();
+fn of_v2(group: &mut impl Files, is_limited: bool) -> GroupDetails {
+    let events = fields(group.text("", "memory.events"), ["max", "oom_kill"]);
+    let most_memory_bytes = number(group.text("", "memory.peak")).unwrap_or_default();
+    let names = ["nr_periods", "nr_throttled", "throttled_usec"];
+    let throttled = if is_limited { fields(group.text("", "cpu.stat"), names) } else { [None; 3] };
+    let [failures, oom_kills] = events.map(Option::unwrap_or_default);
+    let [periods, throttled_periods, microseconds] = throttled.map(Option::unwrap_or_default);
     GroupDetails {
-        devices: file("io.stat").lines().filter_map(device_of_v2).collect(),
-        memory_failures: event("max"),
-        most_memory_bytes: number(&file("memory.peak")).unwrap_or_default(),
-        oom_kills: event("oom_kill"),
-        cpu_periods: throttled("nr_periods"),
-        cpu_throttled_periods: throttled("nr_throttled"),
-        cpu_throttled_nanoseconds: throttled("throttled_usec") * 1000,
+        memory_failures: failures,
+        most_memory_bytes,
+        oom_kills,
+        cpu_periods: periods,
+        cpu_throttled_periods: throttled_periods,
+        cpu_throttled_nanoseconds: microseconds * 1000,
         ..GroupDetails::default()
     }
+}
+
+fn devices_of_v2(group: &mut impl Files) -> Vec<DeviceUsage> {
+    group.text("", "io.stat").lines().filter_map(device_of_v2).collect()
 }
 
 fn swap_limit_of_v2(text: &str) -> Option<u64> {
@@ -150,9 +172,9 @@ fn device_of_v2(line: &str) -> Option<DeviceUsage> {
     })
 }
 
-fn limits_of_v1(file: impl Fn(&str, &str) -> String) -> GroupLimits {
-    let count = |controller: &str, name: &str| number(&file(controller, name)).unwrap_or_default();
-    let limit = |name: &str| Some(count("memory", name)).filter(|bytes| *bytes < NO_LIMIT).unwrap_or_default();
+fn limits_of_v1(file: impl Fn(&'static str, &'static str) -> String) -> GroupLimits {
+    let count = |controller, name| number(&file(controller, name)).unwrap_or_default();
+    let limit = |name| Some(count("memory", name)).filter(|bytes| *bytes < NO_LIMIT).unwrap_or_default();
     GroupLimits {
         cpu_shares: count("cpu", "cpu.shares"),
         cpu_period: count("cpu", "cpu.cfs_period_us"),
@@ -164,30 +186,31 @@ fn limits_of_v1(file: impl Fn(&str, &str) -> String) -> GroupLimits {
     }
 }
 
-fn of_v1(file: impl Fn(&str, &str) -> String, is_limited: bool) -> GroupDetails {
-    let count = |controller: &str, name: &str| number(&file(controller, name)).unwrap_or_default();
-    let stat = if is_limited { file("cpu", "cpu.stat") } else { String::new() };
-    let throttled = |name| field(&stat, name).unwrap_or_default();
-    let bytes = file("blkio", "blkio.throttle.io_service_bytes_recursive");
-    // Who moved no byte did no operation.
-    let operations = || file("blkio", "blkio.throttle.io_serviced_recursive");
+fn of_v1(group: &mut impl Files, is_limited: bool) -> GroupDetails {
+    let mut count = |name| number(group.text("memory", name)).unwrap_or_default();
+    let (memory_failures, most_memory_bytes) = (count("memory.failcnt"), count("memory.max_usage_in_bytes"));
+    let oom_kills = field(group.text("memory", "memory.oom_control"), "oom_kill").unwrap_or_default();
+    let names = ["nr_periods", "nr_throttled", "throttled_time"];
+    let throttled = if is_limited { fields(group.text("cpu", "cpu.stat"), names) } else { [None; 3] };
+    let [periods, throttled_periods, nanoseconds] = throttled.map(Option::unwrap_or_default);
     GroupDetails {
-        devices: if bytes.contains(':') { devices_of_v1(&bytes, &operations()) } else { Vec::new() },
-        memory_failures: count("memory", "memory.failcnt"),
-        most_memory_bytes: count("memory", "memory.max_usage_in_bytes"),
-        oom_kills: field(&file("memory", "memory.oom_control"), "oom_kill").unwrap_or_default(),
-        cpu_periods: throttled("nr_periods"),
-        cpu_throttled_periods: throttled("nr_throttled"),
-        cpu_throttled_nanoseconds: throttled("throttled_time"),
+        memory_failures,
+        most_memory_bytes,
+        oom_kills,
+        cpu_periods: periods,
+        cpu_throttled_periods: throttled_periods,
+        cpu_throttled_nanoseconds: nanoseconds,
         ..GroupDetails::default()
     }
 }
 
 /// Lines `8:0 Read 4096`.
-fn devices_of_v1(bytes: &str, operations: &str) -> Vec<DeviceUsage> {
+fn devices_of_v1(group: &mut impl Files) -> Vec<DeviceUsage> {
     let mut found: BTreeMap<(u64, u64), DeviceUsage> = BTreeMap::new();
-    for (is_bytes, text) in [(true, bytes), (false, operations)] {
-        for line in text.lines() {
+    for (is_bytes, file) in
+        [(true, "blkio.throttle.io_service_bytes_recursive"), (false, "blkio.throttle.io_serviced_recursive")]
+    {
+        for line in group.text("blkio", file).lines() {
             let mut words = line.split(' ');
             let (Some(numbers), Some(kind), Some(value)) = (words.next(), words.next(), words.next()) else { continue };
             let (Some(numbers), Ok(value)) = (device_numbers(numbers), value.parse()) else { continue };
@@ -200,6 +223,10 @@ fn devices_of_v1(bytes: &str, operations: &str) -> Vec<DeviceUsage> {
             let part = if is_bytes { &mut device.bytes } else { &mut device.operations };
             part[place] = value;
         }
+        if found.is_empty() {
+            // Who moved no byte did no operation.
+            break;
+        }
     }
     found.into_values().collect()
 }
@@ -209,15 +236,18 @@ fn device_numbers(text: &str) -> Option<(u64, u64)> {
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// Gives devices the names that they have in `/dev`.
-fn named(mut devices: Vec<DeviceUsage>) -> Vec<DeviceUsage> {
+/// Gives devices the names that they have in `/dev`, or had before.
+fn named(mut devices: Vec<DeviceUsage>, before: Option<&[DeviceUsage]>) -> Vec<DeviceUsage> {
     for device in &mut devices {
-        let (major, minor) = device.numbers;
-        let link = fs::read_link(format!("/sys/dev/block/{major}:{minor}")).unwrap_or_default();
-        let name = link.file_name().unwrap_or_default().to_string_lossy();
-        device.device = if name.is_empty() { String::new() } else { format!("/dev/{name}") };
+        let known = before.unwrap_or_default().iter().find(|known| known.numbers == device.numbers);
+        device.device = known.map_or_else(|| name_of(device.numbers), |known| known.device.clone());
     }
     devices
+}
+
+fn name_of((major, minor): (u64, u64)) -> String {
+    let link = fs::read_link(format!("/sys/dev/block/{major}:{minor}")).unwrap_or_default();
+    link.file_name().map(|name| format!("/dev/{}", name.to_string_lossy())).unwrap_or_default()
 }
 
 /// Open files of a process, and the sockets among them.
@@ -245,57 +275,83 @@ fn open_files_limit(text: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use stoker_model::handle::UsageReader;
+
+    use super::super::kept::KeptGroups;
+    use super::super::tree::CgroupConfig;
+    use super::super::usage::tests::Texts;
     use super::*;
 
     #[test]
     fn both_versions_tell_the_same() {
         // A23.2
-        let two = |name: &str| {
-            match name {
-                "io.stat" => "8:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0 dios=0\n253:1 rbytes=5\n",
-                "memory.events" => "low 0\nhigh 0\nmax 3\noom 1\noom_kill 1\noom_group_kill 0\n",
-                "memory.peak" => "500\n",
-                "cpu.weight" => "1\n",
-                "cpu.max" => "50000 100000\n",
-                "cpu.stat" => "usage_usec 3000\nnr_periods 5\nnr_throttled 2\nthrottled_usec 7\n",
-                "memory.low" => "9\n",
-                "memory.swap.max" => "max\n",
-                "pids.max" => "max\n",
-                _ => "",
-            }
-            .to_owned()
-        };
-        let one = |_: &str, name: &str| {
-            match name {
-                "blkio.throttle.io_service_bytes_recursive" => {
-                    "8:0 Read 10\n8:0 Write 20\n8:0 Sync 30\n253:1 Read 5\nTotal 35\n"
-                }
-                "blkio.throttle.io_serviced_recursive" => "8:0 Read 1\n8:0 Write 2\nTotal 3\n",
-                "memory.failcnt" => "3\n",
-                "memory.max_usage_in_bytes" => "500\n",
-                "memory.oom_control" => "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n",
-                "cpu.shares" => "2\n",
-                "cpu.cfs_period_us" => "100000\n",
-                "cpu.cfs_quota_us" => "50000\n",
-                "cpu.stat" => "nr_periods 5\nnr_throttled 2\nthrottled_time 7000\n",
-                "memory.soft_limit_in_bytes" => "9\n",
-                "memory.memsw.limit_in_bytes" => "9223372036854771712\n",
-                "pids.max" => "max\n",
-                _ => "",
-            }
-            .to_owned()
-        };
-        let limits = limits_of_v2(two);
-        assert_eq!(limits, limits_of_v1(one));
+        let two = Texts(&[
+            ("io.stat", "8:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0 dios=0\n253:1 rbytes=5\n"),
+            ("memory.events", "low 0\nhigh 0\nmax 3\noom 1\noom_kill 1\noom_group_kill 0\n"),
+            ("memory.peak", "500\n"),
+            ("cpu.weight", "1\n"),
+            ("cpu.max", "50000 100000\n"),
+            ("cpu.stat", "usage_usec 3000\nnr_periods 5\nnr_throttled 2\nthrottled_usec 7\n"),
+            ("memory.low", "9\n"),
+            ("memory.swap.max", "max\n"),
+            ("pids.max", "max\n"),
+        ]);
+        const BYTES: &str = "8:0 Read 10\n8:0 Write 20\n8:0 Sync 30\n253:1 Read 5\nTotal 35\n";
+        let one = Texts(&[
+            ("blkio/blkio.throttle.io_service_bytes_recursive", BYTES),
+            ("blkio/blkio.throttle.io_serviced_recursive", "8:0 Read 1\n8:0 Write 2\nTotal 3\n"),
+            ("memory/memory.failcnt", "3\n"),
+            ("memory/memory.max_usage_in_bytes", "500\n"),
+            ("memory/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n"),
+            ("cpu/cpu.shares", "2\n"),
+            ("cpu/cpu.cfs_period_us", "100000\n"),
+            ("cpu/cpu.cfs_quota_us", "50000\n"),
+            ("cpu/cpu.stat", "nr_periods 5\nnr_throttled 2\nthrottled_time 7000\n"),
+            ("memory/memory.soft_limit_in_bytes", "9\n"),
+            ("memory/memory.memsw.limit_in_bytes", "9223372036854771712\n"),
+            ("pids/pids.max", "max\n"),
+        ]);
+        let limits = limits_of_v2(|name| two.clone().text("", name).to_owned());
+        assert_eq!(limits, limits_of_v1(|controller, name| one.clone().text(controller, name).to_owned()));
         assert_eq!((limits.cpu_shares, limits.cpu_quota, limits.threads_max), (2, 50_000, 0));
-        let (two, one) = (of_v2(two, true), of_v1(one, true));
+        let devices = (devices_of_v2(&mut two.clone()), devices_of_v1(&mut one.clone()));
+        assert_eq!(devices.0, devices.1);
+        assert_eq!((devices.0.len(), devices.0[0].bytes, devices.0[0].operations), (2, [10, 20], [1, 2]));
+        let (two, one) = (of_v2(&mut two.clone(), true), of_v1(&mut one.clone(), true));
         assert_eq!(two, one);
         assert_eq!((two.cpu_periods, two.cpu_throttled_periods, two.cpu_throttled_nanoseconds), (5, 2, 7000));
-        assert_eq!(two.devices.len(), 2);
-        assert_eq!((two.devices[0].bytes, two.devices[0].operations), ([10, 20], [1, 2]));
         let shares =
             |weight: &str| limits_of_v2(|name| if name == "cpu.weight" { weight.to_owned() } else { String::new() });
         assert_eq!([shares("39").cpu_shares, shares("10000").cpu_shares], [998, 262_144]);
+    }
+
+    #[test]
+    fn details_are_read_again_when_something_ran() {
+        // A23.2
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(folder.path().join("a").join(name), text).unwrap();
+        fs::create_dir(folder.path().join("a")).unwrap();
+        let hierarchy = Hierarchy::V2(folder.path().to_owned());
+        let cgroups = Cgroups { config: CgroupConfig::default(), hierarchy, kept: KeptGroups::default() };
+        let told = |cpu_nanoseconds, memory_bytes| {
+            let usage = Usage { cpu_nanoseconds, memory_bytes, ..Usage::default() };
+            let details = cgroups.details("/a", &usage, &GroupLimits::default());
+            (details.oom_kills, details.most_memory_bytes, details.devices.first().map(|device| device.bytes[1]))
+        };
+        let all = |kills: u64, most: u64, written: u64| {
+            write("memory.events", &format!("oom_kill {kills}\n"));
+            write("memory.peak", &format!("{most}\n"));
+            write("io.stat", &format!("8:0 wbytes={written}\n"));
+        };
+        all(1, 10, 100);
+        assert_eq!(told(5, 10), (1, 10, Some(100)));
+        all(2, 30, 200);
+        assert_eq!(told(5, 20), (1, 20, Some(200)), "others write its pages, and packets take memory");
+        assert_eq!(told(6, 20), (2, 30, Some(200)));
+        all(3, 30, 200);
+        assert_eq!([told(0, 20), told(0, 20)].map(|it| it.0), [3, 3]);
+        all(4, 30, 200);
+        assert_eq!(told(0, 20).0, 4, "who does not tell the time may have run");
     }
 
     #[test]

@@ -56,6 +56,17 @@ impl Hierarchy {
         Self::V1 { controllers, others }
     }
 
+    /// A file of a group, which has its name below the mount; `None` where there is no such controller.
+    pub(super) fn file(&self, controller: &str, group: &str, name: &str) -> Option<PathBuf> {
+        let tree = match self {
+            Self::V2(root) => root,
+            Self::V1 { controllers, .. } => controllers.get(controller)?,
+        };
+        let mut path = tree.join(group);
+        path.push(name);
+        Some(path)
+    }
+
     /// Every tree, each once.
     pub(super) fn trees(&self) -> Vec<&Path> {
         match self {

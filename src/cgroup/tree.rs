@@ -9,7 +9,7 @@ use std::time::Duration;
 use stoker_model::resources::QosClass;
 
 use super::hierarchy::Hierarchy;
-use super::kept::KeptFiles;
+use super::kept::KeptGroups;
 use super::limits::{PodLimits, cpu_quota_us};
 use super::systemd::{self, Limits, UNLIMITED};
 use super::write::{remove_below, timed};
@@ -115,7 +115,7 @@ pub enum CgroupError {
 pub struct Cgroups {
     pub(super) config: CgroupConfig,
     pub(super) hierarchy: Hierarchy,
-    pub(super) kept: KeptFiles,
+    pub(super) kept: KeptGroups,
 }
 
 impl Cgroups {
@@ -138,7 +138,7 @@ impl Cgroups {
                 }
             }
         }
-        Ok(Self { config, hierarchy, kept: KeptFiles::default() })
+        Ok(Self { config, hierarchy, kept: KeptGroups::default() })
     }
 
     /// Whether the node has cgroup v2.

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{FileType, RawDir};
 use stoker_model::handle::{GroupDetails, GroupLimits, InterfaceUsage, PodUsage, Stalls, Usage, UsageReader};
 
 use super::hierarchy::Hierarchy;
-use super::kept::read;
+use super::kept::{Files, Inside, read};
 use super::tree::Cgroups;
 
 /// A clock tick of `/proc/stat`: 1/100 s on every architecture that Linux has users on.
@@ -31,8 +32,7 @@ impl UsageReader for Cgroups {
         let mut usage = of_machine(&read("/proc/stat"), &read("/proc/meminfo"), &read("/proc/vmstat"));
         if let Hierarchy::V1 { .. } = self.hierarchy() {
             // There the root group counts for itself, without the kernel's own memory (A13.6).
-            let root = self.usage("");
-            if root.memory_bytes > 0 {
+            if let Some(root) = self.usage("").filter(|root| root.memory_bytes > 0) {
                 (usage.memory_bytes, usage.working_set_bytes) = (root.memory_bytes, root.working_set_bytes);
             }
         }
@@ -40,11 +40,11 @@ impl UsageReader for Cgroups {
     }
 
     fn pods(&self) -> Vec<PodUsage> {
-        self.pod_groups().into_iter().map(|(uid, group)| self.pod(uid, group, None)).collect()
+        self.read_pods(None)
     }
 
     fn pods_with(&self, containers: &BTreeSet<String>) -> Vec<PodUsage> {
-        self.pod_groups().into_iter().map(|(uid, group)| self.pod(uid, group, Some(containers))).collect()
+        self.read_pods(Some(containers))
     }
 
     fn swap_limit_bytes(&self, group: &str) -> Option<u64> {
@@ -59,8 +59,8 @@ impl UsageReader for Cgroups {
         self.read_limits(group.trim_start_matches('/'))
     }
 
-    fn details(&self, group: &str, limits: &GroupLimits) -> GroupDetails {
-        self.read_details(group.trim_start_matches('/'), limits)
+    fn details(&self, group: &str, usage: &Usage, limits: &GroupLimits) -> GroupDetails {
+        self.read_details(group.trim_start_matches('/'), usage, limits)
     }
 
     fn system_groups(&self) -> Vec<(&'static str, String, Usage)> {
@@ -79,10 +79,7 @@ impl UsageReader for Cgroups {
         named
             .into_iter()
             .filter_map(|(name, group)| Some((name, group?)))
-            .map(|(name, group)| {
-                let usage = self.usage(&group);
-                (name, format!("/{group}"), usage)
-            })
+            .filter_map(|(name, group)| Some((name, format!("/{group}"), self.usage(&group)?)))
             .collect()
     }
 
@@ -94,32 +91,53 @@ impl UsageReader for Cgroups {
 
     fn all_pods(&self) -> Usage {
         // That of the guaranteed class is the one that all others lie in.
-        self.class_groups().first().map(|group| self.usage(group)).unwrap_or_default()
+        self.class_groups().first().and_then(|group| self.usage(group)).unwrap_or_default()
     }
 }
 
 impl Cgroups {
-    /// A pod with its containers, or with those that are wanted.
-    fn pod(&self, uid: String, group: String, wanted: Option<&BTreeSet<String>>) -> PodUsage {
+    fn read_pods(&self, wanted: Option<&BTreeSet<String>>) -> Vec<PodUsage> {
+        self.pod_groups().into_iter().filter_map(|(uid, group)| self.pod(uid, group, wanted)).collect()
+    }
+
+    /// A pod with its containers, or with those that are wanted; `None` where its group has gone.
+    fn pod(&self, uid: String, group: String, wanted: Option<&BTreeSet<String>>) -> Option<PodUsage> {
+        let usage = self.usage(&group)?;
+        let inside = self.inside(&group, &usage);
         let (mut containers, mut container_groups) = (BTreeMap::new(), BTreeMap::new());
-        let mut interfaces_seen = Vec::new();
-        for name in directories(&self.memory_tree().join(&group)) {
-            let inside = format!("{group}/{name}");
-            if interfaces_seen.is_empty() {
-                // Every container of the pod is in the same network.
-                let processes = read(self.memory_tree().join(&inside).join("cgroup.procs"));
-                if let Some(process) = processes.lines().next() {
-                    interfaces_seen = interfaces(&read(format!("/proc/{process}/net/dev")));
-                }
-            }
-            let id = container_id(&name);
+        for name in &inside.groups {
+            let id = container_id(name);
             if wanted.is_none_or(|wanted| wanted.contains(id)) {
-                containers.insert(id.to_owned(), self.usage(&inside));
+                let inside = format!("{group}/{name}");
+                let Some(usage) = self.usage(&inside) else { continue };
+                containers.insert(id.to_owned(), usage);
                 container_groups.insert(id.to_owned(), format!("/{inside}"));
             }
         }
-        let usage = self.usage(&group);
-        PodUsage { uid, usage, group: format!("/{group}"), containers, container_groups, interfaces: interfaces_seen }
+        let network = inside.process.as_ref().map(|process| read(format!("/proc/{process}/net/dev")));
+        let interfaces = interfaces(&network.unwrap_or_default());
+        Some(PodUsage { uid, usage, group: format!("/{group}"), containers, container_groups, interfaces })
+    }
+
+    /// What is in a pod's group, which has used that much. A container comes, and a process ends, only when something runs in it.
+    fn inside(&self, group: &str, usage: &Usage) -> Arc<Inside> {
+        let cpu = usage.cpu_nanoseconds;
+        self.kept.read(self.hierarchy(), group, |it| {
+            if let Some((at, inside)) = &it.seen().inside
+                && has_not_run(*at, cpu)
+            {
+                return inside.clone();
+            }
+            let tree = self.memory_tree();
+            let groups = directories(&tree.join(group));
+            let process = groups.iter().find_map(|name| {
+                let processes = read(tree.join(group).join(name).join("cgroup.procs"));
+                processes.lines().next().map(str::to_owned)
+            });
+            let inside = Arc::new(Inside { groups, process });
+            it.seen().inside = Some((cpu, inside.clone()));
+            inside
+        })
     }
 
     fn memory_tree(&self) -> PathBuf {
@@ -143,66 +161,100 @@ impl Cgroups {
         found
     }
 
-    fn usage(&self, group: &str) -> Usage {
-        match self.hierarchy() {
-            Hierarchy::V2(root) => {
-                let path = root.join(group);
-                let file = |name: &str| self.kept.read(path.join(name));
-                of_v2(&file("cpu.stat"), &file("memory.stat"), |name| number(&file(name)))
-            }
-            Hierarchy::V1 { controllers, .. } => {
-                let file = |controller: &str, name: &str| {
-                    let path = controllers.get(controller).map(|tree| tree.join(group).join(name));
-                    path.map(|path| self.kept.read(path)).unwrap_or_default()
-                };
-                of_v1(&file("memory", "memory.stat"), &file("cpuacct", "cpuacct.stat"), |controller, name| {
-                    number(&file(controller, name))
-                })
-            }
+    /// `None` where the group has gone.
+    fn usage(&self, group: &str) -> Option<Usage> {
+        self.kept.read(self.hierarchy(), group, |it| {
+            let before = it.seen().usage;
+            let usage = match self.hierarchy() {
+                Hierarchy::V2(_) => of_v2(it, before),
+                Hierarchy::V1 { .. } => of_v1(it, before),
+            };
+            it.seen().usage = usage;
+            usage
+        })
+    }
+}
+
+/// Whether nothing has run in a group between two looks that found so much processor time used.
+pub(super) fn has_not_run(before: u64, now: u64) -> bool {
+    before == now && now > 0
+}
+
+fn of_v2(group: &mut impl Files, before: Option<Usage>) -> Option<Usage> {
+    let cpu = ["usage_usec", "user_usec", "system_usec"];
+    let cpu = fields(group.text("", "cpu.stat"), cpu).map(|microseconds| microseconds.map(|it| it * 1000));
+    let memory = number(group.text("", "memory.current"));
+    if cpu[0].is_none() && memory.is_none() {
+        return None;
+    }
+    let stat = ["anon", "file", "file_mapped", "inactive_file", "pgfault", "pgmajfault"];
+    let [anonymous, file, mapped, inactive, faults, major] =
+        fields(group.text("", "memory.stat"), stat).map(Option::unwrap_or_default);
+    let [used, user, system] = cpu.map(Option::unwrap_or_default);
+    let memory_bytes = memory.unwrap_or_default();
+    let processes = match before.filter(|it| has_not_run(it.cpu_nanoseconds, used)) {
+        Some(it) => it.processes,
+        None => number(group.text("", "pids.current")).unwrap_or_default(),
+    };
+    Some(Usage {
+        cpu_nanoseconds: used,
+        cpu_user_nanoseconds: user,
+        cpu_system_nanoseconds: system,
+        memory_bytes,
+        working_set_bytes: memory_bytes.saturating_sub(inactive),
+        rss_bytes: anonymous,
+        cache_bytes: file,
+        mapped_bytes: mapped,
+        swap_bytes: number(group.text("", "memory.swap.current")).unwrap_or_default(),
+        memory_limit_bytes: number(group.text("", "memory.max")),
+        page_faults: faults,
+        major_page_faults: major,
+        processes,
+    })
+}
+
+fn of_v1(group: &mut impl Files, before: Option<Usage>) -> Option<Usage> {
+    let cpu = number(group.text("cpuacct", "cpuacct.usage"));
+    let memory = number(group.text("memory", "memory.usage_in_bytes"));
+    if cpu.is_none() && memory.is_none() {
+        return None;
+    }
+    let (cpu_nanoseconds, memory_bytes) = (cpu.unwrap_or_default(), memory.unwrap_or_default());
+    let stat = [
+        "total_rss",
+        "total_cache",
+        "total_mapped_file",
+        "total_swap",
+        "total_inactive_file",
+        "total_pgfault",
+        "total_pgmajfault",
+    ];
+    let [anonymous, cache, mapped, swap, inactive, faults, major] =
+        fields(group.text("memory", "memory.stat"), stat).map(Option::unwrap_or_default);
+    let limit = number(group.text("memory", "memory.limit_in_bytes"));
+    let (user, system, processes) = match before.filter(|it| has_not_run(it.cpu_nanoseconds, cpu_nanoseconds)) {
+        Some(it) => (it.cpu_user_nanoseconds, it.cpu_system_nanoseconds, it.processes),
+        None => {
+            let times = fields(group.text("cpuacct", "cpuacct.stat"), ["user", "system"]);
+            let [user, system] = times.map(|ticks| ticks.unwrap_or_default() * TICK_NANOSECONDS);
+            (user, system, number(group.text("pids", "pids.current")).unwrap_or_default())
         }
-    }
-}
-
-fn of_v2(cpu: &str, memory: &str, number: impl Fn(&str) -> Option<u64>) -> Usage {
-    let cpu = |name| field(cpu, name).unwrap_or_default();
-    let stat = |name| field(memory, name).unwrap_or_default();
-    let memory_bytes = number("memory.current").unwrap_or_default();
-    Usage {
-        cpu_nanoseconds: cpu("usage_usec") * 1000,
-        cpu_user_nanoseconds: cpu("user_usec") * 1000,
-        cpu_system_nanoseconds: cpu("system_usec") * 1000,
+    };
+    Some(Usage {
+        cpu_nanoseconds,
+        cpu_user_nanoseconds: user,
+        cpu_system_nanoseconds: system,
         memory_bytes,
-        working_set_bytes: memory_bytes.saturating_sub(stat("inactive_file")),
-        rss_bytes: stat("anon"),
-        cache_bytes: stat("file"),
-        mapped_bytes: stat("file_mapped"),
-        swap_bytes: number("memory.swap.current").unwrap_or_default(),
-        memory_limit_bytes: number("memory.max"),
-        page_faults: stat("pgfault"),
-        major_page_faults: stat("pgmajfault"),
-        processes: number("pids.current").unwrap_or_default(),
-    }
-}
-
-fn of_v1(memory: &str, times: &str, number: impl Fn(&str, &str) -> Option<u64>) -> Usage {
-    let stat = |name| field(memory, name).unwrap_or_default();
-    let time = |name| field(times, name).unwrap_or_default() * TICK_NANOSECONDS;
-    let memory_bytes = number("memory", "memory.usage_in_bytes").unwrap_or_default();
-    Usage {
-        cpu_nanoseconds: number("cpuacct", "cpuacct.usage").unwrap_or_default(),
-        cpu_user_nanoseconds: time("user"),
-        cpu_system_nanoseconds: time("system"),
-        memory_bytes,
-        working_set_bytes: memory_bytes.saturating_sub(stat("total_inactive_file")),
-        rss_bytes: stat("total_rss"),
-        cache_bytes: stat("total_cache"),
-        mapped_bytes: stat("total_mapped_file"),
-        swap_bytes: stat("total_swap"),
-        memory_limit_bytes: number("memory", "memory.limit_in_bytes").filter(|limit| *limit < NO_LIMIT),
-        page_faults: stat("total_pgfault"),
-        major_page_faults: stat("total_pgmajfault"),
-        processes: number("pids", "pids.current").unwrap_or_default(),
-    }
+        working_set_bytes: memory_bytes.saturating_sub(inactive),
+        rss_bytes: anonymous,
+        cache_bytes: cache,
+        mapped_bytes: mapped,
+        swap_bytes: swap,
+        memory_limit_bytes: limit.filter(|limit| *limit < NO_LIMIT),
+        page_faults: faults,
+        major_page_faults: major,
+        processes,
+    })
 }
 
 /// The root group of v2 has no such files: `/proc` tells the same of the machine.
@@ -285,42 +337,83 @@ pub(super) fn number(text: &str) -> Option<u64> {
 
 /// A line `name number …`.
 pub(super) fn field(text: &str, name: &str) -> Option<u64> {
-    let of_line = |line: &str| {
-        let rest = line.strip_prefix(name)?;
-        rest.starts_with(' ').then(|| rest.split_whitespace().next()?.parse().ok()).flatten()
-    };
-    text.lines().find_map(of_line)
+    let [number] = fields(text, [name]);
+    number
+}
+
+/// Lines `name number …`, in one go.
+pub(super) fn fields<const N: usize>(text: &str, names: [&str; N]) -> [Option<u64>; N] {
+    let mut found = [None; N];
+    for line in text.lines() {
+        let Some((name, rest)) = line.split_once(' ') else { continue };
+        if let Some(nth) = names.iter().position(|of| *of == name) {
+            found[nth] = rest.split_whitespace().next().and_then(|number| number.parse().ok());
+        }
+    }
+    found
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// Files of a group with their texts; those of v1 are named with their controller.
+    #[derive(Clone)]
+    pub(in crate::cgroup) struct Texts(pub(in crate::cgroup) &'static [(&'static str, &'static str)]);
+
+    impl Files for Texts {
+        fn text(&mut self, controller: &str, name: &'static str) -> &str {
+            let of = |path: &str| match path.split_once('/') {
+                Some((of, file)) => (of, file) == (controller, name),
+                None => path == name,
+            };
+            self.0.iter().find(|(path, _)| of(path)).map(|(_, text)| *text).unwrap_or_default()
+        }
+    }
+
+    const MEMORY_OF_ONE: &str = "total_rss 100\ntotal_cache 50\nmapped_file 1\ntotal_mapped_file 40\ntotal_inactive_file 30\ntotal_pgfault 9\ntotal_pgmajfault 1\nrss 1\n";
 
     #[test]
     fn both_versions_give_the_same_numbers() {
         // A13.6
-        let two = of_v2(
-            "usage_usec 3000\nuser_usec 2000\nsystem_usec 1000\n",
-            "anon 100\nfile 50\nfile_mapped 40\ninactive_file 30\npgfault 9\npgmajfault 1\n",
-            |name| match name {
-                "memory.current" => Some(200),
-                "pids.current" => Some(4),
-                _ => None,
-            },
-        );
-        let one = of_v1(
-            "total_rss 100\ntotal_cache 50\nmapped_file 1\ntotal_mapped_file 40\ntotal_inactive_file 30\ntotal_pgfault 9\ntotal_pgmajfault 1\nrss 1\n",
-            "user 0\nsystem 0\n",
-            |_, name| match name {
-                "cpuacct.usage" => Some(3_000_000),
-                "memory.usage_in_bytes" => Some(200),
-                "memory.limit_in_bytes" => Some(9_223_372_036_854_771_712),
-                "pids.current" => Some(4),
-                _ => None,
-            },
-        );
+        let two = Texts(&[
+            ("cpu.stat", "usage_usec 3000\nuser_usec 2000\nsystem_usec 1000\n"),
+            ("memory.stat", "anon 100\nfile 50\nfile_mapped 40\ninactive_file 30\npgfault 9\npgmajfault 1\n"),
+            ("memory.current", "200\n"),
+            ("memory.max", "max\n"),
+            ("pids.current", "4\n"),
+        ]);
+        let one = Texts(&[
+            ("cpuacct/cpuacct.usage", "3000000\n"),
+            ("cpuacct/cpuacct.stat", "user 0\nsystem 0\n"),
+            ("memory/memory.stat", MEMORY_OF_ONE),
+            ("memory/memory.usage_in_bytes", "200\n"),
+            ("memory/memory.limit_in_bytes", "9223372036854771712\n"),
+            ("pids/pids.current", "4\n"),
+        ]);
+        let (two, one) = (of_v2(&mut two.clone(), None).unwrap(), of_v1(&mut one.clone(), None).unwrap());
         assert_eq!((two.working_set_bytes, two.cpu_nanoseconds, two.memory_limit_bytes), (170, 3_000_000, None));
         assert_eq!(Usage { cpu_user_nanoseconds: 2_000_000, cpu_system_nanoseconds: 1_000_000, ..one }, two);
+        assert_eq!((of_v1(&mut Texts(&[]), None), of_v2(&mut Texts(&[]), None)), (None, None), "the group has gone");
+    }
+
+    #[test]
+    fn what_only_running_changes_is_read_when_something_ran() {
+        // A13.6
+        let before = Some(Usage { cpu_nanoseconds: 3000, processes: 7, memory_bytes: 1, ..Usage::default() });
+        let told = |usage: Option<Usage>| usage.map(|it| (it.processes, it.memory_bytes));
+        let two = Texts(&[("cpu.stat", "usage_usec 3\n"), ("memory.current", "200\n"), ("pids.current", "4\n")]);
+        let one = Texts(&[
+            ("cpuacct/cpuacct.usage", "3000\n"),
+            ("memory/memory.usage_in_bytes", "200\n"),
+            ("pids/pids.current", "4\n"),
+        ]);
+        for (before, processes) in [(before, 7), (None, 4), (before.map(|it| Usage { cpu_nanoseconds: 2000, ..it }), 4)]
+        {
+            assert_eq!(told(of_v2(&mut two.clone(), before)), Some((processes, 200)));
+            assert_eq!(told(of_v1(&mut one.clone(), before)), Some((processes, 200)));
+        }
+        assert!(!has_not_run(0, 0), "who does not tell the time may have run");
     }
 
     #[test]

@@ -395,7 +395,7 @@ fn groups<'a>(
         Group {
             usage,
             limits,
-            details: if of_machine { GroupDetails::default() } else { reader.details(id, &limits) },
+            details: if of_machine { GroupDetails::default() } else { reader.details(id, usage, &limits) },
             stalls: reader.stalls(id),
             started: container.and_then(started_at),
             id,

@@ -52,9 +52,13 @@ impl Page {
     }
 
     fn value(&mut self, value: f64, at: Option<i64>) {
+        let _ = match whole(value) {
+            Some(value) => write!(self.0, " {value}"),
+            None => write!(self.0, " {value}"),
+        };
         let _ = match at {
-            Some(at) => writeln!(self.0, " {value} {at}"),
-            None => writeln!(self.0, " {value}"),
+            Some(at) => writeln!(self.0, " {at}"),
+            None => writeln!(self.0),
         };
     }
 
@@ -108,6 +112,17 @@ fn put_label(out: &mut String, label: &str, value: &str) {
     out.push('"');
 }
 
+/// A whole number as one: most are, and they are written in a fraction of the time.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    reason = "what gets lost makes it another number"
+)]
+fn whole(number: f64) -> Option<i64> {
+    let whole = number as i64;
+    (whole as f64 == number && whole != i64::MAX).then_some(whole)
+}
+
 /// A counter or size as a sample's value.
 #[expect(clippy::cast_precision_loss, reason = "that is what the format has; from 2^53 on the last digits say nothing")]
 pub(super) fn value(number: u64) -> f64 {
@@ -129,8 +144,11 @@ mod tests {
         page.metric("a_total", "counter", "Some.");
         page.sample("a_total", &[("x", "a\"b\\c\n"), ("y", "")], 1.5, Some(7));
         page.sample("a_total", &[], value(3), None);
-        let expected =
-            "# HELP a_total Some.\n# TYPE a_total counter\na_total{x=\"a\\\"b\\\\c\\n\",y=\"\"} 1.5 7\na_total 3\n";
+        for odd in [-1.0, f64::INFINITY, 1e19] {
+            page.sample("a_total", &[], odd, None);
+        }
+        let expected = "# HELP a_total Some.\n# TYPE a_total counter\na_total{x=\"a\\\"b\\\\c\\n\",y=\"\"} 1.5 7\na_total 3\n\
+            a_total -1\na_total inf\na_total 10000000000000000000\n";
         assert_eq!(page.into_text(), expected);
     }
 
