@@ -22,7 +22,7 @@ test-vm: deb ## the packages in an emulated Debian machine
 
 bench: build ## the benches (as root)
 	make/images
-	cargo bench --locked -p stoker --bench services --bench service_cluster --bench dns --bench pod_start --bench probes --bench node_api
+	cargo bench --locked --no-fail-fast -p stoker --bench services --bench service_cluster --bench dns --bench pod_start --bench many_pods --bench probes --bench node_api
 
 deny: ## licenses, bans and sources of the dependencies
 	PATH="$$(make/tools cargo-deny):$$PATH" cargo deny --workspace --locked check bans licenses sources

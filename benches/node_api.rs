@@ -8,6 +8,8 @@
 
 #[path = "../tests/lab/mod.rs"]
 mod lab;
+#[path = "pods/mod.rs"]
+mod pods;
 
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
@@ -22,6 +24,8 @@ use lab::Lab;
 use lab::manifest::pod;
 use lab::node_api::{NodeApi, forwarded, outcome_of_exec, upgrade_at};
 use lab::process::{memory_kib, processor_time};
+use pods::Failure;
+use pods::figures::{Spread, head, milliseconds, row};
 use stoker::clock::Clock;
 use stoker::runtime::{Runtime, cri};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt};
@@ -36,8 +40,6 @@ const SCRAPE_EVERY: Duration = Duration::from_millis(1100);
 /// A line of the big log, as kubectl shows it.
 const LINE_BYTES: usize = 100;
 const MIB: f64 = 1024.0 * 1024.0;
-
-type Failure = Box<dyn std::error::Error>;
 
 /// How much is done.
 struct Size {
@@ -97,13 +99,6 @@ struct Bench {
     sandbox: String,
 }
 
-/// Prints a row of the table: what was counted, its bar, and what the wall showed beside it. Whether the bar holds.
-fn row(what: &'static str, value: f64, bar: f64, unit: &str, beside: &str) -> Option<&'static str> {
-    let verdict = if value <= bar { "met" } else { "MISSED" };
-    println!("{what:<34} | {value:>9.3} | {bar:>7.3} | {unit:<36} | {verdict:<6} | {beside}");
-    (value > bar).then_some(what)
-}
-
 impl Bench {
     async fn new(lab: Lab, size: Size) -> Result<Self, Failure> {
         lab.apply(&pod(NAME).script(SCRIPT).deployment(1));
@@ -119,8 +114,8 @@ impl Bench {
     }
 
     /// All rows: the names of those whose bar is missed.
-    async fn measure(&self) -> Result<Vec<&'static str>, Failure> {
-        println!("{:<34} | {:>9} | {:>7} | {:<36} |        | on the wall", "what", "counted", "bar", "unit");
+    async fn measure(&self) -> Result<Vec<String>, Failure> {
+        head();
         let asked: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
         let wants = |step: &str| asked.is_empty() || asked.iter().any(|word| word == step);
         let mut rows = Vec::new();
@@ -143,7 +138,7 @@ impl Bench {
     }
 
     /// `true` in a container: straight from the runtime, through the agent, and by kubectl.
-    async fn exec(&self) -> Result<Option<&'static str>, Failure> {
+    async fn exec(&self) -> Result<Option<String>, Failure> {
         let (mut direct, mut ours) = (Vec::new(), Vec::new());
         let path = format!("/exec/default/{}/{NAME}?command=true&output=1", self.pod);
         let mut used = Duration::ZERO;
@@ -172,7 +167,7 @@ impl Bench {
             self.lab.kubectl(&format!("exec {} -- true", self.pod));
             Clock.now().monotonic - begun
         });
-        let (kubectl, direct, ours) = (median(kubectl.collect()), median(direct), median(ours));
+        let [kubectl, direct, ours] = [kubectl.collect(), direct, ours].map(|times| Spread::of(times).median);
         let beside = format!(
             "p50: runtime {direct:.1?}, through the agent + {:.1?} (bar: 5 ms), kubectl {kubectl:.1?} in all",
             ours.saturating_sub(direct)
@@ -182,7 +177,7 @@ impl Bench {
     }
 
     /// Bytes from a port of a pod. Who is to let 80 % of the speed through may take 1/0.8 of the processor time that containerd takes.
-    async fn port_forward(&self) -> Result<Option<&'static str>, Failure> {
+    async fn port_forward(&self) -> Result<Option<String>, Failure> {
         let path = format!("/portForward/default/{}", self.pod);
         let (protocol, bytes) = ("portforward.k8s.io", self.size.forwarded);
         let (agent, containerd) = (self.lab.agent_pid(), self.lab.containerd_pid());
@@ -223,7 +218,7 @@ impl Bench {
     }
 
     /// A log read by kubectl, through the API server.
-    async fn big_log(&self) -> Result<Option<&'static str>, Failure> {
+    async fn big_log(&self) -> Result<Option<String>, Failure> {
         let wanted = self.write_log().await?;
         let (begun, before) = (Clock.now().monotonic, processor_time(self.lab.agent_pid()));
         let mut kubectl = self.lab.kubectl_command(&format!("logs {}", self.pod)).stdout(Stdio::piped()).spawn()?;
@@ -246,7 +241,7 @@ impl Bench {
     }
 
     /// What the agent's memory grows by while it sends the same log to a client that reads as fast as it can.
-    async fn flat_memory(&self) -> Result<Option<&'static str>, Failure> {
+    async fn flat_memory(&self) -> Result<Option<String>, Failure> {
         let (agent, done) = (self.lab.agent_pid(), Arc::new(AtomicBool::new(false)));
         let before = memory_kib(agent);
         let ends = done.clone();
@@ -277,7 +272,7 @@ impl Bench {
     }
 
     /// Numbers of a full node.
-    async fn scrapes(&self) -> Result<Option<&'static str>, Failure> {
+    async fn scrapes(&self) -> Result<Option<String>, Failure> {
         self.lab.kubectl(&format!("scale deployment {NAME} --replicas={}", self.size.pods));
         self.lab.eventually("some pods are ready", |lab| lab.ready_pods(NAME) * 2 > self.size.pods);
         self.lab.eventually("all pods are ready", |lab| lab.ready_pods(NAME) == self.size.pods);
@@ -295,13 +290,13 @@ impl Bench {
             times.push(Clock.now().monotonic - begun);
         }
         let used = (processor_time(agent) - before).saturating_sub(idle);
-        let beside = format!("{} pods, {bytes} bytes, p50 {:.1?}", self.size.pods, median(times));
+        let beside = format!("{} pods, {bytes} bytes, p50 {:.1?}", self.size.pods, Spread::of(times).median);
         let each = milliseconds(used) / f64::from(self.size.scrapes);
         Ok(row("/metrics/cadvisor", each, 20.0, "ms of the agent's processor time", &beside))
     }
 
     /// Many who follow logs; each gets the one line that is written in the end.
-    async fn followers(&self) -> Result<Option<&'static str>, Failure> {
+    async fn followers(&self) -> Result<Option<String>, Failure> {
         let list = self.lab.get(&format!("pods -l app={NAME}"));
         let names = list["items"].as_array().into_iter().flatten().filter_map(|pod| pod["metadata"]["name"].as_str());
         let names: Vec<&str> = names.collect();
@@ -350,13 +345,4 @@ impl Bench {
 
 fn succeeded(outcome: &str) -> Result<(), Failure> {
     if outcome.contains("\"Success\"") { Ok(()) } else { Err(format!("the command ended with {outcome:?}").into()) }
-}
-
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort_unstable();
-    times[times.len() / 2]
-}
-
-fn milliseconds(time: Duration) -> f64 {
-    time.as_secs_f64() * 1000.0
 }

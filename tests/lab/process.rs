@@ -3,6 +3,8 @@
 use std::fs;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 /// The kernel's unit of processor time in `/proc`.
 const TICK: Duration = Duration::from_millis(10);
 
@@ -18,7 +20,44 @@ pub(crate) fn processor_time(pid: u32) -> Duration {
 /// Memory of its own in KiB, without the program's text: that is shared with whoever runs the same program, and so is what a process
 /// seems to take of it (PSS) when another one ends.
 pub(crate) fn memory_kib(pid: u32) -> u64 {
+    rolled_up(pid, "Anonymous:")
+}
+
+/// All its memory in KiB; of what others have mapped too, its share (PSS).
+pub(crate) fn proportional_kib(pid: u32) -> u64 {
+    rolled_up(pid, "Pss:")
+}
+
+fn rolled_up(pid: u32, kind: &str) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("the process lives");
-    let line = text.lines().find_map(|line| line.strip_prefix("Anonymous:")).expect("the kernel tells it");
+    let line = text.lines().find_map(|line| line.strip_prefix(kind)).expect("the kernel tells it");
     line.trim().trim_end_matches(" kB").trim().parse().expect("a number")
+}
+
+/// A process that does nothing until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Paused {
+    pid: Pid,
+    /// nsenter stops itself when its child stops, and would then not hear of the child's end.
+    parent: Pid,
+}
+
+impl Paused {
+    pub(crate) fn new(pid: u32) -> Self {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process lives");
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).expect("the kernel tells it");
+        let [pid, parent] = [&pid.to_string(), parent.trim()]
+            .map(|number| number.parse().ok().and_then(Pid::from_raw).expect("it was started from here"));
+        kill_process(pid, Signal::STOP).expect("the process lives");
+        Self { pid, parent }
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        for pid in [self.parent, self.pid] {
+            // It may have been killed meanwhile.
+            let _ = kill_process(pid, Signal::CONT);
+        }
+    }
 }

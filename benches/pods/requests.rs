@@ -3,7 +3,7 @@
 use serde_json::Value;
 use stoker::runtime::{Runtime, cri};
 
-use crate::Failure;
+use super::Failure;
 
 /// A sandbox and a container.
 pub(crate) struct Requests {
