@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde_json::{Value, from_value, json};
 use stoker_model::pod::PodUid;
 
+use crate::endings::HUNGRY;
 use crate::node::{Node, condition, phase, pod, state, status};
 
 const LONG: &str = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
@@ -207,8 +208,7 @@ async fn containers_end_by_their_signal_or_are_killed() {
         let limits = Some([("memory".to_owned(), Quantity("16Mi".to_owned()))].into());
         c.resources.get_or_insert_default().limits = limits;
     };
-    let hungry = "dd if=/dev/zero of=/dev/null bs=200M count=1";
-    let hungry = node.api.create(pod("hungry").restart("Never").container("main", hungry).with(limited).0);
+    let hungry = node.api.create(pod("hungry").restart("Never").container("main", HUNGRY).with(limited).0);
     // The sidecars end badly, each in its own way, and that does not count.
     let finished = pod("finished")
         .restart("Never")
