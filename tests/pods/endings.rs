@@ -368,7 +368,7 @@ async fn who_ran_out_of_memory_is_shown_so_also_when_the_runtime_tells_of_it_lat
         node.api.delete(uid, 1);
     }
     for uid in &starved {
-        node.api.until_gone(uid).await;
+        node.until_nothing_is_left(uid).await;
     }
     node.stop().await;
 }
