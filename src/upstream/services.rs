@@ -15,7 +15,7 @@ use stoker_model::service::{
 };
 use tokio::sync::mpsc;
 
-use super::client::ApiServer;
+use super::client::{ApiServer, ConnectError};
 use super::watch::{Change, Sink, Watchable, Watched, run};
 
 /// Who reads the Services: the server sends no more than they need.
@@ -29,13 +29,21 @@ pub enum ServiceReaders {
     Dns,
 }
 
-/// Watches Services and EndpointSlices (B1.1) and sends what changes; ends when the receiver is gone.
-pub async fn watch_services(
-    api: ApiServer,
+/// Watches Services and EndpointSlices (B1.1), by a connection of its own that takes in bursts of events together, and sends what changes;
+/// the watch ends when the receiver is gone.
+///
+/// # Errors
+/// As [`ApiServer::new`].
+pub fn watch_services(
+    api: &ApiServer,
     store: ServiceStore,
     changes: mpsc::Sender<ServiceChange>,
     readers: ServiceReaders,
-) {
+) -> Result<impl Future<Output = ()> + Send + use<>, ConnectError> {
+    Ok(watch_by(api.gathering()?, store, changes, readers))
+}
+
+async fn watch_by(api: ApiServer, store: ServiceStore, changes: mpsc::Sender<ServiceChange>, readers: ServiceReaders) {
     let unless_headless = |text: &str| if readers == ServiceReaders::Dns { String::new() } else { text.to_owned() };
     let ours = if readers == ServiceReaders::DataPath { format!("!{SERVICE_PROXY_NAME}") } else { String::new() };
     let services = Watched { path: "/api/v1/services", fields: unless_headless("spec.clusterIP!=None"), labels: ours };
