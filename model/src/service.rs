@@ -380,8 +380,7 @@ pub enum ServiceChange {
 impl ServiceChange {
     /// That a slice is there like this.
     pub fn slice(slice: &EndpointSlice, shared: &mut Shared) -> Self {
-        let trigger = slice.metadata.annotations.get(names::LAST_CHANGE_TRIGGER_TIME);
-        Self::Slice(Arc::new(KeptSlice::of(slice, shared)), trigger.and_then(|text| text.parse().ok()))
+        Self::Slice(Arc::new(KeptSlice::of(slice, shared)), slice.last_change())
     }
 }
 

@@ -239,7 +239,7 @@ fn start(loaded: LoadedProxy, host: Host, api: ApiServer, tasks: &mut Tasks) -> 
         clock: Clock,
     };
     spawn(tasks, "service data path", proxy::start(parts)?);
-    let watch = upstream::watch_services(api.gathering()?, ServiceStore::default(), changes, ServiceReaders::DataPath);
+    let watch = upstream::watch_services(&api, ServiceStore::default(), changes, ServiceReaders::DataPath)?;
     spawn(tasks, "service watch", watch);
     Ok(())
 }

@@ -400,7 +400,7 @@ async fn wire_node(
         ServiceMode::None => spawn(tasks, "service drain", drain(queue)),
     }
     let readers = if answers_dns { ServiceReaders::Dns } else { ServiceReaders::Pods };
-    spawn(tasks, "service watch", upstream::watch_services(api.gathering()?, store.clone(), changes, readers));
+    spawn(tasks, "service watch", upstream::watch_services(&api, store.clone(), changes, readers)?);
 
     let authorizer: Arc<dyn Authorizer> = if kubelet.authorization.mode == "AlwaysAllow" {
         Arc::new(AlwaysAllow)

@@ -176,6 +176,13 @@ fn concerns_table(message: &Message<'_>, name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+    use std::process::Command;
+
+    use rustix::net::SendFlags;
+    use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
     use super::*;
 
     fn message(kind: u16, header: &[u8], attributes: &[(u16, &[u8])]) -> Vec<u8> {
@@ -211,6 +218,57 @@ mod tests {
         assert!(!counts(&link(NEW_LINK, 1, "stk0123456789")) && !counts(&link(DEL_LINK, 0, "stk0123456789")));
         let neighbour = |state: u8| message(DEL_NEIGHBOUR, &[2, 0, 0, 0, 7, 0, 0, 0, state, 0, 0, 0], &[]);
         assert!(counts(&neighbour(0x80)) && !counts(&neighbour(0x02)));
+    }
+
+    /// Makes a table and deletes it by a socket of this port; 0: one that the kernel finds.
+    fn change_tables(port: u32) {
+        const REQUEST: u8 = 1;
+        const ACKNOWLEDGE: u8 = 4;
+        let request = |kind: u16, flags: u8, header: [u8; 4], attributes: &[(u16, &[u8])]| {
+            let mut bytes = message(kind, &header, attributes);
+            bytes[6] = flags;
+            bytes
+        };
+        let table = |kind: u16| request(NFTABLES | kind, REQUEST | ACKNOWLEDGE, [2, 0, 0, 0], &[(1, b"elsewhere\0")]);
+        // Subsystem 10 is nftables.
+        let batch = [
+            request(0x10, REQUEST, [0, 0, 0, 10], &[]),
+            table(0),
+            table(2),
+            request(0x11, REQUEST, [0, 0, 0, 10], &[]),
+        ];
+        let kind = (AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC);
+        let socket = rustix::net::socket_with(kind.0, kind.1, kind.2, Some(netlink::NETFILTER)).unwrap();
+        rustix::net::bind(&socket, &SocketAddrNetlink::new(port, 0)).unwrap();
+        rustix::net::sendto(&socket, &batch.concat(), SendFlags::empty(), &SocketAddrNetlink::new(0, 0)).unwrap();
+        let mut answer = [0; 1024];
+        let (bytes, _) = rustix::net::recv(&socket, &mut answer[..], RecvFlags::DONTWAIT).unwrap();
+        assert_eq!(number(&answer[..bytes], 16), Some(0), "the kernel refuses it");
+    }
+
+    #[test]
+    fn what_our_sockets_do_is_not_told_to_us() {
+        let name = format!("stoker-monitor-{}", std::process::id());
+        let netns = |word: &str| Command::new("ip").args(["netns", word, &name]).status().is_ok_and(|it| it.success());
+        // Only root makes namespaces.
+        if !netns("add") {
+            return;
+        }
+        let path = format!("/var/run/netns/{name}");
+        let told = std::thread::spawn(move || {
+            move_into_link_name_space(File::open(path).unwrap().as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+            let _within = runtime.enter();
+            let monitor = Monitor::open(table::TABLE).unwrap();
+            // The kernel tells of a change before it answers.
+            [netlink_port::own_ports().next().unwrap(), 0].map(|port| {
+                change_tables(port);
+                rustix::net::recv(monitor.tables.get_ref(), &mut [0; 1], RecvFlags::DONTWAIT).is_ok()
+            })
+        });
+        let told = told.join();
+        assert!(netns("delete"));
+        assert_eq!(told.unwrap(), [false, true]);
     }
 
     #[test]

@@ -21,6 +21,12 @@ const LONGEST_MESSAGE: usize = 4096;
 const LOG_MESSAGE_BYTES: usize = 2048;
 const LOG_MESSAGE_LINES: u64 = 80;
 
+/// What ends by SIGKILL ends with this exit code.
+const KILLED: i32 = 137;
+/// containerd hears of a kill for want of memory by an event of its own, mostly before that of the end, and else some milliseconds after
+/// it. CRI's own event stream has none for it. kubelet looks each second; this is twice that.
+pub(super) const EXPLAINED_AFTER: Duration = Duration::from_secs(2);
+
 /// Sandboxes and containers of one pod, each newest first.
 pub(super) type View = (Vec<Sandbox>, Vec<Instance>);
 
@@ -58,7 +64,7 @@ fn end(begun: Duration) {
 /// Reads one pod's part of the runtime, and remembers what can no longer change.
 #[derive(Debug, Default)]
 pub(super) struct Observer {
-    /// Containers that run or have ended, by ID: nothing else of them changes before their state does.
+    /// Containers that run or have ended, by ID: nothing else of them changes before their state does, but for a reason that comes late.
     known: HashMap<String, Instance>,
     /// Sandboxes with their addresses, by ID; used while they are ready.
     sandboxes: HashMap<String, Sandbox>,
@@ -203,12 +209,14 @@ impl Observer {
         if let Some(known) = self.known.get(id).filter(as_before) {
             return Ok(Some(known.clone()));
         }
+        let now = Clock.now().wall;
         let answer = match runtime.container_status(id, false).await {
             Err(error) if error.is_not_found() => return Ok(None),
             other => other?,
         };
         let Some(status) = answer.status else { return Ok(None) };
         let mut instance = of_status(&status, sandbox);
+        instance.is_unexplained = may_be_explained(&instance, now) && !runtime.is_ending(id);
         if instance.state == InstanceState::Exited {
             let last_words = last_words(&status).await;
             if !last_words.is_empty() {
@@ -216,11 +224,18 @@ impl Observer {
                 instance.message = format!("{}{separator}{last_words}", instance.message);
             }
         }
-        if matches!(instance.state, InstanceState::Running | InstanceState::Exited) {
+        if instance.is_settled() {
             self.known.insert(instance.id.clone(), instance.clone());
         }
         Ok(Some(instance))
     }
+}
+
+/// Whether it was killed, and so short a while before `now` that the reason may still come.
+fn may_be_explained(instance: &Instance, now: Timestamp) -> bool {
+    let killed = instance.state == InstanceState::Exited && instance.exit_code == KILLED && instance.reason == "Error";
+    let since = instance.finished_at.and_then(|end| Duration::try_from(now.duration_since(end)).ok());
+    killed && since.is_some_and(|since| since < EXPLAINED_AFTER)
 }
 
 fn of_status(status: &cri::ContainerStatus, sandbox_id: &str) -> Instance {
@@ -255,6 +270,7 @@ fn of_status(status: &cri::ContainerStatus, sandbox_id: &str) -> Instance {
             .map(|l| (l.uid, l.gid, l.supplemental_groups.clone())),
         pre_stop: status.annotations.get(PRE_STOP_HANDLER).cloned(),
         ports: status.annotations.get(names::CONTAINER_PORTS).cloned(),
+        is_unexplained: false,
     }
 }
 
@@ -287,5 +303,35 @@ async fn read_head(path: &Path) -> String {
     match file.take(limit).read_to_end(&mut bytes).await {
         Ok(_) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(_) => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_killed_just_now_may_yet_be_explained() {
+        // A2.22
+        let end = Timestamp::from_second(1000).unwrap();
+        let killed = Instance {
+            state: InstanceState::Exited,
+            exit_code: 137,
+            reason: "Error".into(),
+            finished_at: Some(end),
+            ..Instance::default()
+        };
+        let after = |instance: &Instance, passed: Duration| may_be_explained(instance, end + passed);
+        assert!(after(&killed, Duration::ZERO) && after(&killed, EXPLAINED_AFTER - Duration::from_millis(1)));
+        assert!(!after(&killed, EXPLAINED_AFTER));
+        assert!(!may_be_explained(&killed, end - Duration::from_secs(1)), "the clock was set: it is not waited for");
+        let others = [
+            Instance { exit_code: 1, ..killed.clone() },
+            Instance { exit_code: 0, reason: "Completed".into(), ..killed.clone() },
+            Instance { reason: "OOMKilled".into(), ..killed.clone() },
+            Instance { state: InstanceState::Running, ..killed.clone() },
+            Instance { finished_at: None, ..killed },
+        ];
+        assert!(others.iter().all(|other| !after(other, Duration::ZERO)));
     }
 }

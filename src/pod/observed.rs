@@ -244,6 +244,8 @@ pub(super) struct Instance {
     /// The preStop hook and the ports that it was made with, as JSON: for an agent that has lost the spec (A1.15).
     pub(super) pre_stop: Option<String>,
     pub(super) ports: Option<String>,
+    /// It was killed a moment ago, and the runtime may yet find that it had run out of memory (A2.22).
+    pub(super) is_unexplained: bool,
 }
 
 impl Instance {
@@ -254,7 +256,7 @@ impl Instance {
 
     /// It changes no more without an event that tells of it.
     pub(super) fn is_settled(&self) -> bool {
-        matches!(self.state, InstanceState::Running | InstanceState::Exited)
+        matches!(self.state, InstanceState::Running | InstanceState::Exited) && !self.is_unexplained
     }
 }
 

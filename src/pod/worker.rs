@@ -347,9 +347,9 @@ impl Worker {
         seen.memory.stage = plan.stage.clone();
         seen.memory.restarting_all = plan.restarting_all;
         self.tell_of_backoffs(&desired, &plan);
-        if let Some(repair_at) = self.report(&desired, &seen, &plan.waiting) {
-            plan.wake_at = Some(plan.wake_at.map_or(repair_at, |at| at.min(repair_at)));
-        }
+        let repair_at = self.report(&desired, &seen, &plan.waiting);
+        let explained_at = self.explained_at(&seen.containers);
+        plan.wake_at = [plan.wake_at, repair_at, explained_at].into_iter().flatten().min();
         self.memory = seen.memory;
         self.keep_view((seen.sandboxes, seen.containers));
         self.waiting = plan.waiting.clone();

@@ -94,8 +94,8 @@ impl Runtime {
         self.ending.begin(id)
     }
 
-    /// Whether somebody waits for the end of this container or sandbox, and looks then.
-    pub(super) fn is_ending(&self, id: &str) -> bool {
+    /// Whether somebody waits for the end of this container or sandbox, and looks then, or has ended it and still shows it.
+    pub(crate) fn is_ending(&self, id: &str) -> bool {
         self.ending.contains(id)
     }
 

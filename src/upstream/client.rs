@@ -95,7 +95,7 @@ impl ApiServer {
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub fn gathering(&self) -> Result<Self, ConnectError> {
+    pub(super) fn gathering(&self) -> Result<Self, ConnectError> {
         Self::connect(Arc::clone(&self.origin), Reading::Together)
     }
 

@@ -120,11 +120,17 @@ impl AsyncWrite for Gathering {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead as _, BufReader, Write as _};
+
+    use stoker_model::service::ServiceChange;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
+    use tokio::runtime::Handle;
+    use tokio::sync::mpsc;
     use tokio::time::Instant;
 
     use super::*;
+    use crate::upstream::{ApiServer, ServiceReaders, ServiceStore, watch_services};
 
     async fn pair() -> (Gathering, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -201,5 +207,56 @@ mod tests {
             assert!(nothing.await);
             assert_eq!(matches!(client.state, State::Resting(..)), rests, "{bytes}");
         }
+    }
+
+    /// Answers one watch: nothing is there at first, and then comes one Service a millisecond.
+    fn serve(mut stream: net::TcpStream, services: usize) -> net::TcpStream {
+        stream.set_nodelay(true).expect("an option");
+        let mut lines = BufReader::new(stream.try_clone().expect("a descriptor")).lines();
+        let asked = lines.next().expect("a request").expect("a line");
+        lines.find(|line| line.as_ref().is_ok_and(String::is_empty));
+        let head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let end = r#"{"metadata":{"resourceVersion":"9","annotations":{"k8s.io/initial-events-end":"true"}}}"#;
+        stream.write_all(head).expect("somebody reads");
+        let mut event = |kind: &str, object: &str| {
+            let text = format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n");
+            stream.write_all(format!("{:x}\r\n{text}\r\n", text.len()).as_bytes()).expect("somebody reads");
+        };
+        event("BOOKMARK", end);
+        for number in (0..services).filter(|_| asked.starts_with("GET /api/v1/services?")) {
+            std::thread::sleep(Duration::from_millis(1));
+            event("ADDED", &format!(r#"{{"metadata":{{"name":"s-{number}","namespace":"a"}},"spec":{{}}}}"#));
+        }
+        stream
+    }
+
+    /// How often a thread wakes for events is counted where it parks, so that it does not matter who else keeps the processors.
+    #[tokio::test]
+    async fn services_are_watched_by_such_a_connection() {
+        const SERVICES: usize = 500;
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let listener = net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("bound")).parse().expect("a URL");
+        std::thread::spawn(move || {
+            let watches = [(); 2].map(|()| listener.accept().expect("a connection").0);
+            let served = watches.map(|watch| std::thread::spawn(move || serve(watch, SERVICES)));
+            let _open = served.map(|server| server.join().expect("it is served"));
+        });
+        let api = ApiServer::new(&kube::Config::new(url)).expect("a connection");
+        let (changes, mut changed) = mpsc::channel(SERVICES);
+        let watch = watch_services(&api, ServiceStore::default(), changes, ServiceReaders::DataPath);
+        tokio::spawn(watch.expect("a connection"));
+        let parks = || Handle::current().metrics().worker_park_count(0);
+        let (mut services, mut first) = (0, None);
+        while services < SERVICES {
+            let change = changed.recv().await.expect("the watch goes on");
+            services += usize::from(matches!(change, ServiceChange::Service(_)));
+            first.get_or_insert_with(|| (Instant::now(), parks()));
+        }
+        let (begun, before) = first.expect("a first one");
+        let woken = parks() - before;
+        // To read, for what came since, and to rest again.
+        let most = 3 * (begun.elapsed().as_millis() / REST.as_millis()) as u64 + 10;
+        assert!(woken <= most, "woken {woken} times for {SERVICES} events, of {most}");
     }
 }

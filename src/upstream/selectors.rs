@@ -72,7 +72,7 @@ async fn requests(readers: ServiceReaders) -> BTreeSet<(String, Vec<(String, Str
     let (_node, node) = NodeApi::new(api.clone(), "n1".to_owned()).watch();
     let watches = tokio::spawn(async move {
         tokio::join!(
-            watch_services(api.clone(), ServiceStore::default(), changes, readers),
+            watch_services(&api, ServiceStore::default(), changes, readers).expect("a connection"),
             watch_service_ranges(api.clone(), ranges),
             node
         )

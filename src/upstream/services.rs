@@ -15,7 +15,7 @@ use stoker_model::service::{
 };
 use tokio::sync::mpsc;
 
-use super::client::ApiServer;
+use super::client::{ApiServer, ConnectError};
 use super::watch::{Change, Sink, Watchable, Watched, run};
 
 /// Who reads the Services: the server sends no more than they need.
@@ -29,13 +29,21 @@ pub enum ServiceReaders {
     Dns,
 }
 
-/// Watches Services and EndpointSlices (B1.1) and sends what changes; ends when the receiver is gone.
-pub async fn watch_services(
-    api: ApiServer,
+/// Watches Services and EndpointSlices (B1.1), by a connection of its own that takes in bursts of events together, and sends what changes;
+/// the watch ends when the receiver is gone.
+///
+/// # Errors
+/// As [`ApiServer::new`].
+pub fn watch_services(
+    api: &ApiServer,
     store: ServiceStore,
     changes: mpsc::Sender<ServiceChange>,
     readers: ServiceReaders,
-) {
+) -> Result<impl Future<Output = ()> + Send + use<>, ConnectError> {
+    Ok(watch_by(api.gathering()?, store, changes, readers))
+}
+
+async fn watch_by(api: ApiServer, store: ServiceStore, changes: mpsc::Sender<ServiceChange>, readers: ServiceReaders) {
     let unless_headless = |text: &str| if readers == ServiceReaders::Dns { String::new() } else { text.to_owned() };
     let ours = if readers == ServiceReaders::DataPath { format!("!{SERVICE_PROXY_NAME}") } else { String::new() };
     let services = Watched { path: "/api/v1/services", fields: unless_headless("spec.clusterIP!=None"), labels: ours };
@@ -272,13 +280,13 @@ impl ServiceSink {
     }
 }
 
-/// A slice that equals any other of its name and Service.
+/// A slice that equals any other of its name, whatever Service it belongs to.
 #[derive(Clone)]
 struct SliceByName(Arc<KeptSlice>);
 
 impl SliceByName {
-    fn key(&self) -> (&NamespacedName, &str) {
-        (&self.0.service, &self.0.name)
+    fn key(&self) -> (&str, &str) {
+        (&self.0.service.namespace, &self.0.name)
     }
 
     fn gone(&self) -> ServiceChange {
@@ -328,12 +336,18 @@ impl SliceSink {
                 Vec::new()
             }
             Change::Present(slice) => {
-                let Some(change) = self.present(&slice) else { return Vec::new() };
-                if let ServiceChange::Slice(slice, _) = &change {
-                    self.seen.iter_mut().for_each(|seen| _ = seen.replace(SliceByName(slice.clone())));
-                    self.known.replace(SliceByName(slice.clone()));
-                }
-                vec![change]
+                let (change, slice) = self.present(&slice);
+                // Without the label it belongs to no Service.
+                let belongs = !slice.0.service.name.is_empty();
+                let before = if belongs {
+                    self.seen.iter_mut().for_each(|seen| _ = seen.replace(slice.clone()));
+                    self.known.replace(slice.clone())
+                } else {
+                    self.known.take(&slice)
+                };
+                // The label may have changed: then the Service that it belonged to loses it.
+                let left = before.filter(|before| before.0.service != slice.0.service);
+                left.map(|before| before.gone()).into_iter().chain(belongs.then_some(change)).collect()
             }
             Change::Unreadable { meta, gone } => {
                 let same =
@@ -347,10 +361,8 @@ impl SliceSink {
                 Vec::new()
             }
             Change::Gone(slice) => {
-                let Some(ServiceChange::Slice(slice, _)) = self.present(&slice) else { return Vec::new() };
-                let gone = SliceByName(slice);
-                self.known.remove(&gone);
-                vec![gone.gone()]
+                let (_, slice) = self.present(&slice);
+                self.known.take(&slice).map(|known| known.gone()).into_iter().collect()
             }
             Change::Listed => {
                 let seen = self.seen.take().unwrap_or_default();
@@ -362,118 +374,13 @@ impl SliceSink {
         }
     }
 
-    /// As it is kept. A slice without the label belongs to no Service.
-    fn present(&self, slice: &EndpointSlice) -> Option<ServiceChange> {
-        slice.metadata.labels.get(SERVICE_NAME)?;
-        Some(ServiceChange::slice(slice, &mut self.shared.lock().unwrap_or_else(PoisonError::into_inner)))
+    /// That it is there, and how it is kept.
+    fn present(&self, slice: &EndpointSlice) -> (ServiceChange, SliceByName) {
+        let shared = &mut *self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = Arc::new(KeptSlice::of(slice, shared));
+        (ServiceChange::Slice(kept.clone(), slice.last_change()), SliceByName(kept))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn service(namespace: &str, name: &str, ip: &str, ports: &str) -> Service {
-        serde_json::from_str(&format!(
-            r#"{{"metadata":{{"name":"{name}","namespace":"{namespace}"}},"spec":{{"clusterIP":"{ip}","ports":{ports}}}}}"#
-        ))
-        .expect("a service")
-    }
-
-    fn sink() -> ServiceSink {
-        let (changes, _) = mpsc::channel(1);
-        let shared = Common::default();
-        ServiceSink { shared, store: ServiceStore::default(), changes, seen: None, lists: Lists::default() }
-    }
-
-    fn listed(services: Vec<Service>) -> ServiceStore {
-        let mut sink = sink();
-        sink.apply(Change::Listing);
-        for service in services {
-            sink.apply(Change::Present(service));
-        }
-        sink.apply(Change::Listed);
-        sink.store
-    }
-
-    #[test]
-    fn services_become_variables() {
-        // A8.6, A8.8
-        let web = r#"[{"name":"http","port":80,"protocol":"TCP"},{"name":"dns-udp","port":53,"protocol":"UDP"}]"#;
-        let store = listed(vec![
-            service("default", "kubernetes", "10.0.0.1", r#"[{"name":"https","port":443}]"#),
-            service("shop", "web-front", "10.0.0.9", web),
-            service("other", "db", "10.0.0.8", r#"[{"port":1}]"#),
-            service("shop", "headless", "None", r#"[{"port":1}]"#),
-            service("shop", "six", "fd00::9", r#"[{"port":9,"protocol":"SCTP"}]"#),
-        ]);
-        let variables = store.environment("shop", true).expect("listed");
-        for (name, value) in [
-            ("KUBERNETES_SERVICE_HOST", "10.0.0.1"),
-            ("KUBERNETES_SERVICE_PORT", "443"),
-            ("KUBERNETES_SERVICE_PORT_HTTPS", "443"),
-            ("KUBERNETES_PORT", "tcp://10.0.0.1:443"),
-            ("KUBERNETES_PORT_443_TCP", "tcp://10.0.0.1:443"),
-            ("WEB_FRONT_SERVICE_HOST", "10.0.0.9"),
-            ("WEB_FRONT_SERVICE_PORT", "80"),
-            ("WEB_FRONT_SERVICE_PORT_HTTP", "80"),
-            ("WEB_FRONT_SERVICE_PORT_DNS_UDP", "53"),
-            ("WEB_FRONT_PORT", "tcp://10.0.0.9:80"),
-            ("WEB_FRONT_PORT_80_TCP", "tcp://10.0.0.9:80"),
-            ("SIX_SERVICE_HOST", "fd00::9"),
-            ("SIX_PORT", "sctp://[fd00::9]:9"),
-            ("SIX_PORT_9_SCTP_ADDR", "fd00::9"),
-            ("WEB_FRONT_PORT_53_UDP", "udp://10.0.0.9:53"),
-            ("WEB_FRONT_PORT_53_UDP_PROTO", "udp"),
-            ("WEB_FRONT_PORT_53_UDP_PORT", "53"),
-            ("WEB_FRONT_PORT_53_UDP_ADDR", "10.0.0.9"),
-        ] {
-            assert_eq!(variables.get(name).map(String::as_str), Some(value), "{name}");
-        }
-        assert!(!variables.contains_key("DB_SERVICE_HOST"), "it is in another namespace");
-        assert!(!variables.contains_key("HEADLESS_SERVICE_HOST"), "it has no address");
-        let without = store.environment("shop", false).expect("listed");
-        assert!(without.contains_key("KUBERNETES_SERVICE_HOST") && !without.contains_key("WEB_FRONT_SERVICE_HOST"));
-        assert_eq!(without["KUBERNETES_SERVICE_PORT"], "443");
-        let own = listed(vec![
-            service("default", "kubernetes", "10.0.0.1", r#"[{"name":"https","port":443}]"#),
-            service("shop", "kubernetes", "10.0.0.2", r#"[{"port":80}]"#),
-        ]);
-        let variables = own.environment("shop", true).expect("listed");
-        assert_eq!(variables["KUBERNETES_SERVICE_HOST"], "10.0.0.2");
-        assert!(!variables.contains_key("KUBERNETES_PORT_443_TCP"), "nothing of the other one is left");
-        assert_eq!(own.environment("shop", false).expect("listed")["KUBERNETES_SERVICE_HOST"], "10.0.0.1");
-        let default = store.environment("default", true).expect("listed");
-        assert!(default.contains_key("KUBERNETES_SERVICE_HOST") && !default.contains_key("WEB_FRONT_SERVICE_HOST"));
-    }
-
-    #[test]
-    fn there_are_no_variables_before_the_first_list() {
-        // A8.6
-        assert_eq!(ServiceStore::default().environment("default", true), None);
-    }
-
-    #[test]
-    fn a_list_that_starts_over_reports_what_is_gone() {
-        let mut sink = sink();
-        sink.apply(Change::Listing);
-        sink.apply(Change::Present(service("a", "x", "10.0.0.1", "[]")));
-        sink.apply(Change::Present(service("a", "y", "10.0.0.2", "[]")));
-        assert!(sink.apply(Change::Listed).is_empty(), "slices are not complete yet");
-        sink.apply(Change::Listing);
-        sink.apply(Change::Present(service("a", "y", "10.0.0.2", "[]")));
-        let changes = sink.apply(Change::Listed);
-        let [ServiceChange::ServiceGone(gone)] = changes.as_slice() else { panic!("{changes:?}") };
-        assert_eq!(&*gone.name, "x");
-    }
-
-    #[test]
-    fn complete_comes_once_when_both_lists_are() {
-        // B1.2
-        let lists = Lists::default();
-        assert!(!lists.complete(1));
-        assert!(!lists.complete(1));
-        assert!(lists.complete(2));
-        assert!(!lists.complete(1));
-    }
-}
+mod tests;

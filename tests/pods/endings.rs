@@ -5,18 +5,27 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use containerd_client::events::TaskOom;
+use containerd_client::services::v1::PublishRequest;
+use containerd_client::services::v1::events_client::EventsClient;
 use k8s_openapi::api::core::v1::{Container, Lifecycle, LifecycleHandler, Pod, Probe, Volume, VolumeMount};
+use prost::Message as _;
+use prost_types::Any;
 use serde_json::{Value, from_value, json};
 use sha2::{Digest as _, Sha256};
 use stoker_model::pod::PodUid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tonic::Request;
+use tonic::transport::Endpoint;
 
 use crate::lab::busybox_layer;
 use crate::node::{Builder, Node, condition, phase, pod, state, status};
 
 const LONG: &str = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
 const DEAF: &str = "trap '' TERM; while :; do sleep 0.1; done";
+/// Wants more memory than it may have. containerd hears of no kill that comes right after the start.
+pub const HUNGRY: &str = "sleep 1; dd if=/dev/zero of=/dev/null bs=200M count=1";
 
 fn exec(script: &str) -> Value {
     json!({ "exec": { "command": ["/bin/busybox", "sh", "-c", script] } })
@@ -247,14 +256,10 @@ async fn images_choose_the_signal_and_last_words_have_their_bounds() {
         .container("silent", "echo logged; exit 1");
     // What never ran, and what ran out of memory before the rest of its pod began.
     let absent = pod("absent").container("main", "true").with(|c| c.command = Some(vec!["/nobody/has/this".into()]));
-    let hungry = pod("hungry")
-        .restart("Never")
-        .init("init", "dd if=/dev/zero of=/dev/null bs=200M count=1")
-        .container("main", "true")
-        .spec(|spec| {
-            let init = &mut spec.init_containers.as_mut().unwrap()[0];
-            init.resources = Some(from_value(json!({ "limits": { "memory": "16Mi" } })).unwrap());
-        });
+    let hungry = pod("hungry").restart("Never").init("init", HUNGRY).container("main", "true").spec(|spec| {
+        let init = &mut spec.init_containers.as_mut().unwrap()[0];
+        init.resources = Some(from_value(json!({ "limits": { "memory": "16Mi" } })).unwrap());
+    });
     let rooted = pod("rooted").container("main", "true").with(|c| {
         c.security_context = Some(from_value(json!({ "runAsNonRoot": true })).unwrap());
     });
@@ -289,9 +294,13 @@ async fn images_choose_the_signal_and_last_words_have_their_bounds() {
         "container has runAsNonRoot and image will run as root (pod: \"rooted_default({rooted})\", container: main)"
     );
     assert_eq!(message, text);
-    let ended = node.api.until(&hungry, "out of memory", |pod| phase(pod) == "Failed").await;
-    assert_eq!(state(status(&ended, "init").state.as_ref()), "terminated 137 OOMKilled");
-    assert_eq!(state(status(&ended, "main").state.as_ref()), "waiting PodInitializing");
+    // The runtime may hear why it was killed after it has shown that it was.
+    let starved = |pod: &Pod| state(status(pod, "init").state.as_ref()) == "terminated 137 OOMKilled";
+    let ended = node.api.until(&hungry, "out of memory", starved).await;
+    assert_eq!(
+        (phase(&ended), state(status(&ended, "main").state.as_ref())),
+        ("Failed", "waiting PodInitializing".into())
+    );
 
     until_ready(&node, &[&choosy, &plain]).await;
     for uid in [&choosy, &plain] {
@@ -301,6 +310,65 @@ async fn images_choose_the_signal_and_last_words_have_their_bounds() {
     for uid in [&words, &logs, &absent, &hungry, &rooted] {
         node.api.delete(uid, 1);
         node.api.until_gone(uid).await;
+    }
+    node.stop().await;
+}
+
+/// containerd tells its CRI plugin, as if the kernel had killed the container's process for want of memory.
+async fn tell_of_oom(node: &Node, id: &str) {
+    let socket = format!("unix:{}", node.path("c.sock").display());
+    let channel = Endpoint::from_shared(socket).unwrap().connect().await.unwrap();
+    let event = TaskOom { container_id: id.trim_start_matches("containerd://").to_owned() };
+    let event = Any { type_url: "containerd.events.TaskOOM".to_owned(), value: event.encode_to_vec() };
+    let mut request = Request::new(PublishRequest { topic: "/tasks/oom".to_owned(), event: Some(event) });
+    request.metadata_mut().insert("containerd-namespace", "k8s.io".parse().unwrap());
+    EventsClient::new(channel).publish(request).await.unwrap();
+}
+
+#[tokio::test]
+async fn who_ran_out_of_memory_is_shown_so_also_when_the_runtime_tells_of_it_late() {
+    // A2.15, A2.22
+    let node = Node::start().await;
+    let once = pod("once").restart("Never").container("main", "exit 137");
+    let again = "test -e /notes/again && sleep 1000; touch /notes/again; exit 137";
+    let again = with_notes(&node, pod("again").container("main", again));
+    for (late, goes_on) in [(once, false), (again, true)] {
+        let uid = node.api.create(late.0);
+        let end = |pod: &Pod| {
+            let status = status(pod, "main");
+            status.state.and_then(|s| s.terminated).or(status.last_state.and_then(|s| s.terminated))
+        };
+        let ended = node.api.until(&uid, "ended", |pod| end(pod).is_some()).await;
+        let ended = end(&ended).unwrap();
+        assert_eq!((ended.exit_code, ended.reason.as_deref()), (137, Some("Error")));
+        tell_of_oom(&node, &ended.container_id.unwrap()).await;
+        let shown = |pod: &Pod| {
+            let runs = status(pod, "main").state.is_some_and(|s| s.running.is_some());
+            end(pod).unwrap().reason.as_deref() == Some("OOMKilled") && runs == goes_on
+        };
+        node.api.until(&uid, "out of memory", shown).await;
+        node.api.delete(&uid, 1);
+        node.api.until_gone(&uid).await;
+    }
+
+    // And those whom the kernel kills indeed.
+    let starved = |name: &str| {
+        (0..10).fold(pod(name).restart("Never"), |pod, number| {
+            pod.container(&format!("c{number}"), HUNGRY).with(|c| {
+                c.resources = Some(from_value(json!({ "limits": { "memory": "16Mi" } })).unwrap());
+            })
+        })
+    };
+    let starved = ["left", "right"].map(|name| node.api.create(starved(name).0));
+    let all_so = |pod: &Pod| {
+        (0..10).all(|number| state(status(pod, &format!("c{number}")).state.as_ref()) == "terminated 137 OOMKilled")
+    };
+    for uid in &starved {
+        node.api.until(uid, "all out of memory", all_so).await;
+        node.api.delete(uid, 1);
+    }
+    for uid in &starved {
+        node.until_nothing_is_left(uid).await;
     }
     node.stop().await;
 }

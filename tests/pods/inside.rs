@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde_json::{Value, from_value, json};
 use stoker_model::pod::PodUid;
 
+use crate::endings::HUNGRY;
 use crate::node::{Node, condition, phase, pod, state, status};
 
 const LONG: &str = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
@@ -139,7 +140,9 @@ async fn a_container_finds_what_it_was_promised() {
     assert!(!given.is_empty() && given == real, "the runtime gives it: {log}");
     // The kernel sorts them.
     says("2000 3000 3500 4000");
-    let id = status(&node.api.pod(&uid).unwrap(), "main").container_id.unwrap();
+    // It may have written all that before the API server hears of it.
+    let running = node.api.until(&uid, "running", |p| status(p, "main").container_id.is_some()).await;
+    let id = status(&running, "main").container_id.unwrap();
     let group = node.path("").file_name().map(Path::new).unwrap().join(format!("kubepods/besteffort/pod{uid}"));
     let group = group.join(id.trim_start_matches("containerd://"));
     let trees = fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|tree| tree.path());
@@ -207,8 +210,7 @@ async fn containers_end_by_their_signal_or_are_killed() {
         let limits = Some([("memory".to_owned(), Quantity("16Mi".to_owned()))].into());
         c.resources.get_or_insert_default().limits = limits;
     };
-    let hungry = "dd if=/dev/zero of=/dev/null bs=200M count=1";
-    let hungry = node.api.create(pod("hungry").restart("Never").container("main", hungry).with(limited).0);
+    let hungry = node.api.create(pod("hungry").restart("Never").container("main", HUNGRY).with(limited).0);
     // The sidecars end badly, each in its own way, and that does not count.
     let finished = pod("finished")
         .restart("Never")
@@ -216,8 +218,7 @@ async fn containers_end_by_their_signal_or_are_killed() {
         .sidecar("deaf", DEAF)
         .container("main", "sleep 1");
     let finished = node.api.create(finished.0);
-    let late = pod("late").restart("Never").container("main", DEAF).spec(|s| s.active_deadline_seconds = Some(1));
-    let late = node.api.create(late.0);
+    let late = node.api.create(pod("late").restart("Never").container("main", DEAF).0);
     let deaf = node.api.create(pod("deaf").container("main", DEAF).0);
     let hears = node.api.create(pod("hears").container("main", LONG).0);
 
@@ -228,6 +229,9 @@ async fn containers_end_by_their_signal_or_are_killed() {
             api.until(&uid, &format!("{name}/{container}: {wanted}"), |p| end(p) == wanted).await;
         }
     };
+    // Its time counts from before its containers begin: that it was too short for them is another story.
+    node.api.until(&late, "ready", |p| condition(p, "Ready")).await;
+    node.api.change(&late, |pod| pod.spec.as_mut().unwrap().active_deadline_seconds = Some(1));
     ended("hungry", "main", hungry.clone(), "Failed terminated 137 OOMKilled", &node).await;
     ended("late", "main", late.clone(), "Failed terminated 137 Error", &node).await;
     ended("finished", "angry", finished.clone(), "Succeeded terminated 5 Error", &node).await;

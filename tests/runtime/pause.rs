@@ -49,18 +49,28 @@ async fn pause_reaps_what_is_left_to_it_and_ends_on_term() {
     assert!(within_5_s(|| arguments(pid).trim() == "/pause").await, "{}", arguments(pid));
 
     // Its grandchildren lose their parent while they live, and are PID 1's from then on.
-    let script = "i=0; while [ $i -lt 20 ]; do (sleep 0.2 &) ; i=$((i+1)); done; sleep 60";
+    let script = "i=0; while [ $i -lt 20 ]; do (sleep 1000 &) ; i=$((i+1)); done; sleep 1000";
     let container = lab.container("orphans", NamespaceMode::Pod, script);
     let container = lab.runtime.create_container(&sandbox, container, config).await.unwrap();
     lab.runtime.start_container(&container).await.unwrap();
     let adopted = within_5_s(|| children_of(pid).len() >= 20).await;
     assert!(adopted, "pause adopts {:?}", children_of(pid));
+    let orphans = children_of(pid).into_iter().map(|orphan| orphan.to_string());
+    assert!(Command::new("kill").arg("-KILL").args(orphans).status().unwrap().success());
     let reaped = within_5_s(|| children_of(pid).is_empty()).await;
     assert!(reaped, "zombies are left: {:?}", children_of(pid).into_iter().map(stat).collect::<Vec<_>>());
 
     lab.runtime.stop_container(&container, Duration::ZERO).await.unwrap();
     assert!(Command::new("kill").args(["-TERM", &pid.to_string()]).status().unwrap().success());
     assert!(within_5_s(|| stat(pid).is_none()).await, "TERM does not end pause");
+    // containerd cannot stop what has ended before it has taken note of that.
+    for _ in 0..500 {
+        let status = lab.runtime.pod_sandbox_status(&sandbox, false).await.unwrap().status.unwrap();
+        if status.state() == PodSandboxState::SandboxNotready {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     lab.stop().await;
 }
 

@@ -103,7 +103,7 @@ async fn measure() -> usize {
     let store = ServiceStore::default();
 
     let before = LIVE.load(Ordering::Relaxed);
-    tokio::spawn(watch_services(api, store.clone(), changes, ServiceReaders::Dns));
+    tokio::spawn(watch_services(&api, store.clone(), changes, ServiceReaders::Dns).unwrap());
     let serving = tokio::task::spawn_blocking(move || {
         let both: Vec<_> =
             (0..2).map(|_| listener.accept().unwrap().0).map(|stream| std::thread::spawn(|| serve(stream))).collect();

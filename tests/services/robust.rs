@@ -1,12 +1,21 @@
 //! What goes wrong around us: rules flushed by others, objects that make no sense, very large Services, flows left behind.
 
 use std::io::ErrorKind;
+use std::os::fd::AsFd;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
 use serde_json::json;
-use stoker_model::service::EndpointSlice;
+use stoker::service::ServiceConfig;
+use stoker::service::data_path::{DataPath as _, Doubt};
+use stoker::service::diff::{Batch, Table};
+use stoker::service::model::Model;
+use stoker::service::nftables::Kernel;
 use stoker_model::service::ServiceChange::{self, Complete};
+use stoker_model::service::{EndpointSlice, NodeTopology};
 
 use crate::lab::{Lab, NODE, endpoints, eventually, exchange, service, service_object};
 
@@ -50,6 +59,38 @@ fn rules_flushed_by_others_come_back() {
         daemon.stop();
         lab.cleanup();
     }
+}
+
+/// The kernel tells of a transaction before it says that it was done, so what a socket was told lies there then. Of ours it is told nothing,
+/// not even what it would leave out after reading: each Service that changes would cost a look at that.
+#[test]
+fn our_own_transactions_are_not_told_to_us() {
+    let lab = Lab::with_pods(0);
+    let alone = lab.within("node", || {
+        let node = NodeTopology { name: "node".into(), zone: None, ips: Vec::new() };
+        let (mut model, mut table) = (Model::new(Arc::new(node)), Table::default());
+        let mut kernel = Kernel::open(ServiceConfig::default()).unwrap();
+        kernel.reconcile(&mut table, Doubt::Rules).unwrap();
+        let (listener, _) = kernel.listen().unwrap().unwrap();
+        let is_told = || match rustix::net::recv(listener.as_fd(), &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            Ok(_) => true,
+            Err(Errno::AGAIN) => false,
+            Err(error) => panic!("{error}"),
+        };
+        for round in 0..10 {
+            let before = kernel.batches_sent();
+            [service(json!({}))].into_iter().chain(endpoints(&[1 + round % 2])).for_each(|change| model.apply(change));
+            let mut batch = Batch::default();
+            model.take_dirty().iter().for_each(|name| table.set(name, model.routes(name), &mut batch));
+            kernel.apply(&batch.into_operations()).unwrap();
+            assert!(kernel.batches_sent() > before && !is_told(), "transaction {round}");
+        }
+        assert!(Command::new("nft").args(["flush", "table", "ip", "stoker"]).status().unwrap().success());
+        assert!(is_told(), "somebody else did that");
+        assert_eq!(listener.foreign_changes().unwrap(), Doubt::Rules);
+        assert!(!is_told(), "all was read");
+    });
+    alone.join().unwrap();
 }
 
 /// Overlapping addresses and ports, slices of wrong families, ranges that are none: told, and everything else works.

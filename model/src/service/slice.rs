@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::{SlimMeta, Word, word};
+use crate::names;
 
 /// An EndpointSlice.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
@@ -23,6 +24,13 @@ pub struct EndpointSlice {
     /// Ports, common to all endpoints of the slice.
     #[serde(deserialize_with = "null_is_empty")]
     pub ports: Vec<EndpointPort>,
+}
+
+impl EndpointSlice {
+    /// When that happened which it was last changed for.
+    pub fn last_change(&self) -> Option<jiff::Timestamp> {
+        self.metadata.annotations.get(names::LAST_CHANGE_TRIGGER_TIME)?.parse().ok()
+    }
 }
 
 /// The API server writes `null` for an empty list of a slice.

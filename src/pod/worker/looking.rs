@@ -1,15 +1,17 @@
 //! What a worker has seen of its pod in the runtime, and when it looks again.
 //!
-//! It looks at everything when the runtime told of something, when one of its own calls failed, and when time has passed. After a call
-//! that went well it looks at what that call made or ended, so that each plan is made from a whole view that is younger than its steps.
+//! It looks at everything when the runtime told of something, when one of its own calls failed, when time has passed, and a moment after
+//! something was killed that nobody here wanted to end: why may be told late. After a call that went well it looks at what that call made
+//! or ended, so that each plan is made from a whole view that is younger than its steps.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
 use super::Worker;
 use crate::pod::adopted::Adopted;
-use crate::pod::observe::{Touched, View};
+use crate::pod::observe::{EXPLAINED_AFTER, Touched, View};
 use crate::pod::observed::{Instance, Sandbox, VolumesState};
 use crate::runtime::{Awaited, RuntimeError};
 
@@ -64,6 +66,12 @@ impl Worker {
         if self.shared.clock.now().monotonic.saturating_sub(self.looked_at) >= interval {
             self.view = None;
         }
+    }
+
+    /// When (monotonic) to look again though nobody tells of anything: the runtime may yet say more of an end that was just seen.
+    pub(super) fn explained_at(&self, containers: &[Instance]) -> Option<Duration> {
+        let at = self.shared.clock.now().monotonic + EXPLAINED_AFTER;
+        containers.iter().any(|c| c.is_unexplained).then_some(at)
     }
 
     /// Keeps what was seen, if it changes no more without an event that tells of it.
