@@ -33,6 +33,7 @@ mod slow;
 mod sources;
 mod status;
 mod steps;
+mod turns;
 mod users;
 mod worker;
 mod writer;

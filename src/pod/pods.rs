@@ -26,6 +26,7 @@ use super::resize::{Allocation, RESOURCES_FILE};
 use super::shared::{Directory, PodHandles, PodsConfig, Shared};
 use super::slow::SlowStep;
 use super::sources::{self, Mirrors, Reported, Wanted, WantedFeed, full_name, is_static, keep_mirrors};
+use super::turns::Turns;
 use super::worker::{Wakes, Worker};
 use crate::clock::Clock;
 use crate::probe::Prober;
@@ -110,6 +111,7 @@ impl Pods {
             volumes,
             assignments,
             clock: Clock,
+            turns: Turns::of_machine(),
             directory: directory.clone(),
         };
         let shared = Arc::new(shared);

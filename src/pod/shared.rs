@@ -19,6 +19,7 @@ use super::relist::Lister;
 use super::resize::{ResizeRules, Wish, frees, in_turn};
 use super::slow::SlowSteps;
 use super::sources::StaticSources;
+use super::turns::Turns;
 use super::users::Users;
 use crate::cgroup::Cgroups;
 use crate::clock::Clock;
@@ -148,6 +149,7 @@ pub(super) struct Shared {
     pub(super) assignments: Assignments,
     pub(super) prober: Prober,
     pub(super) clock: Clock,
+    pub(super) turns: Turns,
     /// Pods with the status last computed.
     pub(super) directory: Directory,
 }

@@ -27,6 +27,7 @@ use super::observed::{DesiredPod, ImageKey, PullFailure, Sandbox};
 use super::plan::Step;
 use super::shared::Shared;
 use super::slow::described;
+use super::turns::Launch;
 use crate::cgroup::PodLimits;
 use crate::clock::Clock;
 use crate::runtime::Awaited;
@@ -337,7 +338,7 @@ impl Hand {
         let (node, now) = (shared.node(), shared.clock.now());
         let (mounted, made) = tokio::join!(
             shared.volumes.mount(&pod, &node, now, &notify),
-            shared.runtime.run_pod_sandbox(config, &handler)
+            shared.turns.take(Launch::Sandbox, shared.runtime.run_pod_sandbox(config, &handler))
         );
         match (self.volumes_mounted(mounted), self.sandbox_made(made)) {
             (Outcome::Done, outcome) | (outcome, _) => outcome,

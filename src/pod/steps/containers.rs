@@ -14,6 +14,7 @@ use crate::pod::env::EnvSources;
 use crate::pod::observed::{DesiredPod, ImageKey, Kind};
 use crate::pod::resources;
 use crate::pod::security::{self, NodeSecurity};
+use crate::pod::turns::Launch;
 use crate::runtime::cri;
 
 /// Where a pod's emptyDir volumes lie in its directory.
@@ -80,7 +81,8 @@ impl Hand {
         let log_dir = self.shared.log_dir(&self.reference).join(name);
         std::fs::create_dir_all(&log_dir)
             .map_err(|error| config_error(format!("cannot make the log directory {}: {error}", log_dir.display())))?;
-        let created = self.shared.runtime.create_container(&sandbox.id, config, sandbox_config).await;
+        let creating = self.shared.runtime.create_container(&sandbox.id, config, sandbox_config);
+        let created = self.shared.turns.take(Launch::Container, creating).await;
         let id = created.map_err(|error| ("CreateContainerError", error.to_string()))?;
         let kind = self.kind(name);
         self.shared.tell_of(&self.reference, (kind, name), EventType::Normal, "Created", "Container created");
@@ -120,7 +122,7 @@ impl Hand {
     /// Starts a container. Its postStart hook runs beside everything else.
     pub(super) async fn start_container(&mut self, name: String, id: &str) -> Outcome {
         metrics::STARTED_CONTAINERS.inc(&[self.container_type(&name)]);
-        if let Err(error) = self.shared.runtime.start_container(id).await {
+        if let Err(error) = self.shared.turns.take(Launch::Container, self.shared.runtime.start_container(id)).await {
             metrics::STARTED_CONTAINERS_ERRORS.inc(&[self.container_type(&name), "RunContainerError"]);
             return self.container_failed(name, "RunContainerError", error.to_string());
         }

@@ -14,6 +14,7 @@ use crate::pod::hosts;
 use crate::pod::plan::pod_text_of;
 use crate::pod::sandbox::{self, SandboxParts};
 use crate::pod::shared::Shared;
+use crate::pod::turns::Launch;
 use crate::runtime::{RuntimeError, cri};
 
 /// kubelet's back-off after a sync that failed (A1.5).
@@ -36,7 +37,8 @@ impl Hand {
     pub(super) async fn run_sandbox(&mut self, attempt: u32, changed: bool) -> Outcome {
         match self.prepare_sandbox(attempt, changed).await {
             Ok((config, handler)) => {
-                let made = self.shared.runtime.run_pod_sandbox(config, &handler).await;
+                let shared = &self.shared;
+                let made = shared.turns.take(Launch::Sandbox, shared.runtime.run_pod_sandbox(config, &handler)).await;
                 self.sandbox_made(made)
             }
             Err(outcome) => outcome,
