@@ -175,7 +175,8 @@ impl<'a> Received<'a> {
     /// The error number (positive), 0 for an acknowledgement; `None` for other messages.
     pub(in crate::service) fn error(&self) -> Option<i32> {
         let code = (self.kind == NLMSG_ERROR || self.kind == NLMSG_DONE).then(|| self.body.first_chunk::<4>())??;
-        Some(-i32::from_ne_bytes(*code))
+        // Saturating: the one number without an opposite must not end the agent.
+        Some(i32::from_ne_bytes(*code).saturating_neg())
     }
 
     pub(in crate::service) fn is_done(&self) -> bool {
@@ -268,6 +269,20 @@ mod tests {
         assert!(all[0].is(Kind::NewChain) && all[0].sequence == 7);
         assert_eq!(all[0].attributes().text(1), Some("stoker"));
         assert_eq!(all[0].attributes().nested(4).and_then(|n| n.get(1)), Some(&[0, 0, 0, 6][..]));
+    }
+
+    #[test]
+    fn an_error_is_a_positive_number_whatever_is_sent() {
+        let told = |code: i32| {
+            let mut bytes = [0; 20];
+            bytes[..4].copy_from_slice(&20u32.to_ne_bytes());
+            bytes[4..6].copy_from_slice(&NLMSG_ERROR.to_ne_bytes());
+            bytes[16..].copy_from_slice(&code.to_ne_bytes());
+            received(&bytes).next().and_then(|m| m.error())
+        };
+        assert_eq!(told(0), Some(0));
+        assert_eq!(told(-2), Some(2));
+        assert_eq!(told(i32::MIN), Some(i32::MAX));
     }
 
     #[test]
