@@ -11,18 +11,29 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, moun
 
 /// Whether something is mounted at the path: it lies on another device than its parent, or is the root of a bind mount.
 pub(super) fn is_mount_point(path: &Path) -> io::Result<bool> {
-    let found = match statx(CWD, path, AtFlags::empty(), StatxFlags::empty()) {
+    match is_mount_root(path, AtFlags::empty()) {
         Err(Errno::NOENT) => return Ok(false),
-        other => other.ok(),
-    };
-    if let Some(found) = found.filter(|found| found.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT)) {
-        return Ok(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
+        Ok(Some(known)) => return Ok(known),
+        // The table of a full node is long.
+        _ => {}
     }
-    // Kernels before 5.8 do not tell it, and the table of a full node is long.
     let Some(path) = without_links(path)? else { return Ok(false) };
     let text = std::fs::read_to_string("/proc/self/mountinfo")?;
     let wanted = path.to_string_lossy();
     Ok(mount_points(&text).any(|place| place == wanted))
+}
+
+/// What is mounted on a directory itself, if it is a link not what that leads to; nobody on another machine is asked. `None`:
+/// kernels before 5.8 do not tell.
+pub(super) fn is_mounted_on(directory: &Path) -> io::Result<Option<bool>> {
+    let quietly = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    is_mount_root(directory, quietly).map_err(io::Error::from)
+}
+
+fn is_mount_root(path: &Path, flags: AtFlags) -> Result<Option<bool>, Errno> {
+    let found = statx(CWD, path, flags, StatxFlags::empty())?;
+    let told = found.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT);
+    Ok(told.then(|| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)))
 }
 
 /// Whether files of the file system that is mounted at the path can have labels of SELinux. Not over the network: there they are
@@ -124,9 +135,9 @@ pub(super) fn make_shared(path: &Path) -> io::Result<()> {
 }
 
 pub(super) fn unmount_now(path: &Path) -> io::Result<()> {
-    match unmount(path, UnmountFlags::empty()) {
+    match unmount(path, UnmountFlags::NOFOLLOW) {
         // A process may still hold it for a moment; detached it vanishes with the last user.
-        Err(Errno::BUSY) => unmount(path, UnmountFlags::DETACH).map_err(io::Error::from),
+        Err(Errno::BUSY) => unmount(path, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH).map_err(io::Error::from),
         Err(Errno::INVAL | Errno::NOENT) => Ok(()),
         other => other.map_err(io::Error::from),
     }
