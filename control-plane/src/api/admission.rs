@@ -9,6 +9,7 @@ mod pod_security;
 mod quota;
 mod security_checks;
 
+use memchr::memmem;
 use serde_json::{Value, json};
 
 use super::cluster::Core;
@@ -238,5 +239,24 @@ impl Core {
         let request = super::read::ListRequest { namespace: namespace.to_owned(), ..Default::default() };
         let listed = super::read::list(self.store.as_ref(), info, &request).await?;
         listed.entries.iter().map(codec::decode_entry).collect()
+    }
+
+    /// Whether an object of a kind in a namespace that mentions all of these names, as they stand, is such.
+    pub(super) async fn any(
+        &self,
+        info: &ResourceInfo,
+        namespace: &str,
+        names: &[&str],
+        is_such: &(dyn for<'a> Fn(&'a Value) -> bool + Sync),
+    ) -> Result<bool, StatusError> {
+        let request = super::read::ListRequest { namespace: namespace.to_owned(), ..Default::default() };
+        let listed = super::read::list(self.store.as_ref(), info, &request).await?;
+        let names: Vec<_> = names.iter().map(|name| memmem::Finder::new(name.as_bytes())).collect();
+        for entry in listed.entries.iter().filter(|entry| names.iter().all(|name| name.find(&entry.value).is_some())) {
+            if is_such(&codec::decode_entry(entry)?) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }

@@ -26,4 +26,17 @@ impl Lookup for Cluster {
         let info = resources::find(group, resource).ok_or_else(|| fail("no such kind".to_owned()))?;
         self.core.all(info, namespace.unwrap_or_default()).await.map_err(|error| fail(error.message))
     }
+
+    async fn any(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+        names: &[&str],
+        is_such: &(dyn for<'a> Fn(&'a Value) -> bool + Sync),
+    ) -> Result<bool, LookupError> {
+        let fail = |message: String| LookupError { resource: resource.to_owned(), message };
+        let info = resources::find(group, resource).ok_or_else(|| fail("no such kind".to_owned()))?;
+        self.core.any(info, namespace, names, is_such).await.map_err(|error| fail(error.message))
+    }
 }

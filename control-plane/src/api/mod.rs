@@ -31,6 +31,7 @@ mod respond;
 mod route;
 mod select;
 mod serve;
+mod sparse;
 mod subresource;
 pub mod table;
 mod validation;

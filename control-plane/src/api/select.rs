@@ -3,6 +3,7 @@
 use serde_json::Value;
 use stoker_model::selector::{Labels, Selector};
 
+use super::sparse;
 use crate::resources::status::StatusError;
 use crate::resources::{ResourceInfo, tree};
 
@@ -77,7 +78,12 @@ impl Filter {
 
     /// Whether stored bytes match.
     pub(super) fn matches_bytes(&self, stored: &[u8]) -> bool {
-        self.is_everything() || serde_json::from_slice::<Value>(stored).is_ok_and(|object| self.matches(&object))
+        if self.is_everything() {
+            return true;
+        }
+        let labels = (!self.labels.is_everything()).then_some("metadata.labels");
+        let paths: Vec<&str> = self.fields.iter().map(|term| term.path).chain(labels).collect();
+        sparse::read(stored, &paths).is_ok_and(|object| self.matches(&object))
     }
 }
 
@@ -143,6 +149,8 @@ mod tests {
         ] {
             let filter = Filter::parse(pods, labels, fields).expect("a selector");
             assert_eq!(filter.matches(&pod), expected, "{labels} {fields}");
+            let stored = serde_json::to_vec(&pod).expect("JSON");
+            assert_eq!(filter.matches_bytes(&stored), expected, "{labels} {fields}");
         }
         let error = Filter::parse(pods, "", "spec.containers=x").expect_err("no such field");
         assert_eq!(error.message, "field label not supported: spec.containers");

@@ -1,7 +1,9 @@
 //! Who asks: a client certificate that the CA signed, a service-account token whose account and pod still live, a
 //! bootstrap token, or nobody in particular (C5.1). Bad credentials are refused, never treated as anonymous.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::ops::RangeInclusive;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -58,6 +60,21 @@ pub struct ClusterAuthenticator {
     front_proxy_ca: Arc<[u8]>,
     tokens: Arc<Tokens>,
     lookup: Arc<dyn Lookup>,
+    verified: Arc<Verified>,
+}
+
+/// Client certificates, as DER, whose signature was found to be the CA's. A connection shows its own with each request, and verifying
+/// takes longer than most requests.
+type Verified = Mutex<HashMap<Box<[u8]>, Holder>>;
+
+/// How many certificates are remembered before all are forgotten.
+const REMEMBERED: usize = 1024;
+
+/// Whom a certificate names, and from when to when (seconds since 1970).
+#[derive(Clone)]
+struct Holder {
+    user: UserInfo,
+    validity: RangeInclusive<i64>,
 }
 
 impl std::fmt::Debug for ClusterAuthenticator {
@@ -71,7 +88,21 @@ impl ClusterAuthenticator {
     pub fn new(pki: &Pki, lookup: Arc<dyn Lookup>) -> Self {
         let ca = certificate_der(pki.ca_certificate()).expect("the PKI parsed this certificate when it was made");
         let proxy = certificate_der(pki.front_proxy_ca()).expect("the PKI parsed this certificate, too");
-        Self { ca: ca.into(), front_proxy_ca: proxy.into(), tokens: pki.tokens(), lookup }
+        Self { ca: ca.into(), front_proxy_ca: proxy.into(), tokens: pki.tokens(), lookup, verified: Arc::default() }
+    }
+
+    /// Who a client certificate of the cluster's stands for.
+    fn of_client(&self, der: &[u8], now: Timestamp) -> Result<UserInfo, AuthenticationError> {
+        let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(holder) = verified.get(der) {
+            return holder.at(now);
+        }
+        let holder = holder_of(der, &self.ca)?;
+        if verified.len() >= REMEMBERED {
+            verified.clear();
+        }
+        verified.insert(der.into(), holder.clone());
+        holder.at(now)
     }
 
     /// Who a token stands for, and which of its audiences were asked for (empty: this server's own).
@@ -135,7 +166,9 @@ impl Authenticator for ClusterAuthenticator {
     async fn authenticate(&self, credentials: Credentials<'_>) -> Result<Option<UserInfo>, Unauthenticated> {
         let now = clock::now();
         if let (Some(der), Some(claimed)) = (credentials.client_certificate, credentials.claimed)
-            && of_certificate(der, &self.front_proxy_ca, now).is_ok_and(|proxy| proxy.name == FRONT_PROXY_CLIENT)
+            && holder_of(der, &self.front_proxy_ca)
+                .and_then(|proxy| proxy.at(now))
+                .is_ok_and(|proxy| proxy.name == FRONT_PROXY_CLIENT)
         {
             let mut user = claimed.clone();
             if !user.groups.iter().any(|group| group == AUTHENTICATED) {
@@ -144,7 +177,7 @@ impl Authenticator for ClusterAuthenticator {
             return Ok(Some(user));
         }
         let user = match (credentials.client_certificate, credentials.bearer_token) {
-            (Some(der), _) => of_certificate(der, &self.ca, now),
+            (Some(der), _) => self.of_client(der, now),
             (None, Some(token)) => self.of_token(token, &[], now).await.map(|(user, _)| user),
             (None, None) => return Ok(None),
         };
@@ -161,16 +194,24 @@ impl Authenticator for ClusterAuthenticator {
     }
 }
 
-fn of_certificate(der: &[u8], ca: &[u8], now: Timestamp) -> Result<UserInfo, AuthenticationError> {
+impl Holder {
+    fn at(&self, now: Timestamp) -> Result<UserInfo, AuthenticationError> {
+        if self.validity.contains(&now.as_second()) {
+            Ok(self.user.clone())
+        } else {
+            Err(AuthenticationError::Untrusted)
+        }
+    }
+}
+
+/// Whom a client certificate names that this CA has signed.
+fn holder_of(der: &[u8], ca: &[u8]) -> Result<Holder, AuthenticationError> {
     let (_, parsed) = X509Certificate::from_der(der).map_err(|_| AuthenticationError::Certificate)?;
     let (_, ca) = X509Certificate::from_der(ca).map_err(|_| AuthenticationError::Certificate)?;
-    let validity = parsed.validity();
-    let second = now.as_second();
-    let in_time = validity.not_before.timestamp() <= second && second <= validity.not_after.timestamp();
     // A serving certificate identifies a server, not a user.
     let for_clients =
         parsed.extended_key_usage().ok().flatten().is_some_and(|usage| usage.value.client_auth || usage.value.any);
-    if !in_time || !for_clients || parsed.issuer() != ca.subject() || !signed_by(&parsed, &ca) {
+    if !for_clients || parsed.issuer() != ca.subject() || !signed_by(&parsed, &ca) {
         return Err(AuthenticationError::Untrusted);
     }
     let name = parsed.subject().iter_common_name().next().and_then(|n| n.as_str().ok());
@@ -178,7 +219,11 @@ fn of_certificate(der: &[u8], ca: &[u8], now: Timestamp) -> Result<UserInfo, Aut
     let mut groups: Vec<String> =
         parsed.subject().iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_owned).collect();
     groups.push(AUTHENTICATED.to_owned());
-    Ok(UserInfo { name: name.to_owned(), groups, ..UserInfo::default() })
+    let validity = parsed.validity();
+    Ok(Holder {
+        user: UserInfo { name: name.to_owned(), groups, ..UserInfo::default() },
+        validity: validity.not_before.timestamp()..=validity.not_after.timestamp(),
+    })
 }
 
 fn of_claims(claims: &Claims) -> UserInfo {
@@ -206,4 +251,36 @@ fn of_claims(claims: &Claims) -> UserInfo {
         extra("node-uid", &node.uid);
     }
     user
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::pki::tests::{at, config};
+    use super::super::tests::Stored;
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_is_known_still_runs_out() {
+        // C5.1
+        let now = at("2026-01-01T10:00:00Z");
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let [own, foreign] = dirs.each_ref().map(|dir| Pki::ensure(&config(dir.path()), now).unwrap());
+        let asks = ClusterAuthenticator::new(&own, Arc::new(Stored(Vec::new())));
+        let client = |pki: &Pki| certificate_der(&pki.client("jo", Some("crew"), now).unwrap().certificate).unwrap();
+        let der = client(&own);
+        for _ in 0..2 {
+            let user = asks.of_client(&der, now).unwrap();
+            assert_eq!(
+                (user.name.as_str(), user.groups.as_slice()),
+                ("jo", &["crew".to_owned(), AUTHENTICATED.to_owned()][..])
+            );
+        }
+        for when in ["2025-01-01T10:00:00Z", "2036-01-01T10:00:00Z"] {
+            assert!(matches!(asks.of_client(&der, at(when)), Err(AuthenticationError::Untrusted)), "{when}");
+        }
+        let der = client(&foreign);
+        for _ in 0..2 {
+            assert!(matches!(asks.of_client(&der, now), Err(AuthenticationError::Untrusted)));
+        }
+    }
 }

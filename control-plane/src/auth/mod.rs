@@ -52,6 +52,21 @@ pub trait Lookup: Send + Sync + 'static {
 
     /// All objects of a kind, of one namespace if given.
     async fn list(&self, group: &str, resource: &str, namespace: Option<&str>) -> Result<Vec<Value>, LookupError>;
+
+    /// Whether one of the objects of a kind in a namespace that mention all of these names anywhere is such. Looks no further than the
+    /// first.
+    async fn any(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+        names: &[&str],
+        is_such: &(dyn for<'a> Fn(&'a Value) -> bool + Sync),
+    ) -> Result<bool, LookupError> {
+        // The names only spare a store to read what cannot be such.
+        let _ = names;
+        Ok(self.list(group, resource, Some(namespace)).await?.iter().any(is_such))
+    }
 }
 
 #[cfg(test)]

@@ -128,13 +128,16 @@ async fn referenced(node: &str, asked: &Attributes, lookup: &dyn Lookup) -> Resu
     if name.is_empty() || asked.namespace.is_empty() {
         return Ok(Decision::NoOpinion("can only read a namespaced object of this type by its name".to_owned()));
     }
-    let pods = lookup.list("", "pods", Some(&asked.namespace)).await?;
     // A node makes its mirror pods itself: what they mention gives it no right.
-    let is_its = |pod: &&Value| {
+    let is_its = |pod: &Value| {
         pod["spec"]["nodeName"] == node && pod["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_null()
     };
-    let found =
-        pods.iter().filter(is_its).flat_map(references).any(|(kind, its)| kind == asked.resource && its == name);
+    let refers = |pod: &Value| {
+        is_its(pod) && references(pod).into_iter().any(|(kind, its)| kind == asked.resource && its == name)
+    };
+    // The claim of an ephemeral volume stands in no pod as a whole: it is made of the names of both.
+    let names = if asked.resource == "persistentvolumeclaims" { vec![node] } else { vec![node, name] };
+    let found = lookup.any("", "pods", &asked.namespace, &names, &refers).await?;
     Ok(if found { Decision::Allow(String::new()) } else { Decision::NoOpinion(no_relationship(node)) })
 }
 
