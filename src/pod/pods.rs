@@ -12,6 +12,7 @@ use stoker_model::handle::{EventSubject, EventType, Eviction, NodeSnapshot, PodD
 use stoker_model::metrics;
 use stoker_model::names;
 use stoker_model::pod::{PodRef, PodUid};
+use stoker_model::resources::{QosClass, qos_class};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -185,8 +186,12 @@ impl PodEvictor for Pods {
 struct Handle {
     desired: watch::Sender<DesiredPod>,
     wakes: Wakes,
+    /// What its sources wanted last.
+    wanted: Arc<Pod>,
     /// It was admitted, so it counts for others.
     admitted: bool,
+    /// Of this class, which no update changes.
+    burstable: bool,
 }
 
 impl Handle {
@@ -349,8 +354,14 @@ impl Supervisor {
     async fn reconcile(&mut self, feed: &mut WantedFeed) {
         let wanted = feed.borrow_and_update().clone();
         let mut weights_due = false;
-        for (uid, handle) in &self.workers {
+        for (uid, handle) in &mut self.workers {
             let pod = wanted.pods.get(uid);
+            // Most pods are as they were. What workers have at hand is not touched then, for it has gone cold.
+            match pod {
+                Some(pod) if Arc::ptr_eq(pod, &handle.wanted) => continue,
+                Some(pod) => handle.wanted = pod.clone(),
+                None => {}
+            }
             handle.desired.send_if_modified(|desired| match pod {
                 // Once unwanted it ends, also when a source wants it again meanwhile: then it begins anew after that (A7.7).
                 _ if desired.gone => false,
@@ -545,7 +556,8 @@ impl Supervisor {
         let (stop, is_new) = (self.stop.child_token(), known == Known::New);
         let worker = Worker::new(self.shared.clone(), receiver, wakes.clone(), stop, is_new, rejected);
         self.weights_due = true;
-        self.workers.insert(uid, Handle { desired, wakes, admitted });
+        let burstable = pod.spec.as_ref().is_some_and(|spec| qos_class(spec) == QosClass::Burstable);
+        self.workers.insert(uid, Handle { desired, wakes, wanted: pod, admitted, burstable });
         self.tasks.spawn(worker.run());
     }
 

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{PodCondition, PodStatus, ResourceRequirements};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus, ResourceRequirements};
 use stoker_model::handle::EventType;
 use stoker_model::metrics;
 use stoker_model::pod::PodRef;
@@ -366,7 +366,7 @@ impl Worker {
             return false;
         }
         let (old, new) = (&before.pod.metadata, &now.pod.metadata);
-        let foreign = |pod: &k8s_openapi::api::core::v1::Pod| -> Vec<PodCondition> {
+        let foreign = |pod: &Pod| -> Vec<PodCondition> {
             let own = |kind: &str| self.previous.conditions.iter().flatten().any(|c| c.type_ == kind);
             let all = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
             all.filter(|c| !own(&c.type_)).cloned().collect()
@@ -397,8 +397,8 @@ impl Worker {
         let now = self.shared.clock.now();
         let mut status = status(facts, now);
         self.shared.assignments.tell_health(&desired.pod, &mut status);
-        let mut shown = (*desired.pod).clone();
-        shown.status = Some(status.clone());
+        let (metadata, spec) = (desired.pod.metadata.clone(), desired.pod.spec.clone());
+        let shown = Pod { metadata, spec, status: Some(status.clone()) };
         self.shared.directory.put(&self.reference.uid, Arc::new(shown));
         // What was just written needs a moment to come back.
         let differs = differs(desired.pod.status.as_ref(), &status);

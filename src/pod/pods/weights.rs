@@ -13,7 +13,8 @@ impl Supervisor {
         if !std::mem::replace(&mut self.weights_due, false) && self.burstable_shares.is_some() {
             return;
         }
-        let pods = self.admitted();
+        let any = self.workers.values().any(|handle| handle.burstable);
+        let pods = if any { self.admitted() } else { Vec::new() };
         let burstable = pods.iter().filter_map(|p| p.spec.as_ref()).filter(|s| qos_class(s) == QosClass::Burstable);
         let asked = burstable.map(|s| pod_requests(s).get("cpu").map_or(0, |cpu| cpu.milli())).sum();
         let shares = Some(cpu_shares(asked));

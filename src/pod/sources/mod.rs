@@ -116,7 +116,7 @@ pub(super) fn gather(
         tokio::spawn(stop.clone().run_until_cancelled_owned(task));
         statics.push(receiver);
     }
-    let mut gathering = Gathering { api, statics, reported, clock: Clock, cache: BTreeMap::new() };
+    let mut gathering = Gathering { api, statics, reported, clock: Clock, cache: BTreeMap::new(), round: 0 };
     let (sender, receiver) = watch::channel(Arc::new(gathering.wanted()));
     let task = async move {
         loop {
@@ -134,6 +134,8 @@ struct Made {
     /// The mirror whose status it carries.
     mirror: Option<Arc<Pod>>,
     pod: Arc<Pod>,
+    /// The last round in which a source wanted it.
+    round: u64,
 }
 
 struct Gathering {
@@ -143,6 +145,7 @@ struct Gathering {
     clock: Clock,
     /// What did not change is handed on as the same object, which workers take for no change.
     cache: BTreeMap<PodUid, Made>,
+    round: u64,
 }
 
 impl Gathering {
@@ -163,21 +166,29 @@ impl Gathering {
         let listed = api.is_some();
         let mut wanted =
             Wanted { listed, complete: listed && statics.iter().all(Option::is_some), ..Wanted::default() };
-        let mut cache = std::mem::take(&mut self.cache);
-        let mut next = BTreeMap::new();
+        self.round += 1;
+        let round = self.round;
         for (uid, pod) in api.iter().flat_map(|pods| pods.iter()) {
+            let before = match self.cache.get_mut(uid) {
+                // Most pods are as they were. Nothing of them is touched, for it has gone cold.
+                Some(made) if Arc::ptr_eq(&made.from, pod) => {
+                    made.round = round;
+                    continue;
+                }
+                before => before,
+            };
             if annotation(pod, names::CONFIG_MIRROR).is_some() {
                 wanted.mirrors.insert(full_name(pod), pod.clone());
                 continue;
             }
-            let made = match cache.remove(uid) {
-                Some(made) if Arc::ptr_eq(&made.from, pod) => made,
+            match before {
                 // What was last read of it still holds.
-                Some(made) if pod.spec.is_none() => made,
-                before => Made { from: pod.clone(), mirror: None, pod: self.of_api(pod, before.as_ref()) },
-            };
-            wanted.pods.insert(uid.clone(), made.pod.clone());
-            next.insert(uid.clone(), made);
+                Some(made) if pod.spec.is_none() => made.round = round,
+                before => {
+                    let made = of_api(pod, before.as_deref(), self.clock);
+                    self.cache.insert(uid.clone(), Made { from: pod.clone(), mirror: None, pod: made, round });
+                }
+            }
         }
         for (uid, pod) in statics.iter().flatten().flat_map(|pods| pods.iter()) {
             let mirror = wanted.mirrors.get(&full_name(pod)).filter(|m| self.mirrors(m, uid)).cloned();
@@ -188,14 +199,16 @@ impl Gathering {
                 };
                 Arc::ptr_eq(&made.from, pod) && same_mirror
             };
-            let made = match cache.remove(uid) {
-                Some(made) if same(&made) => made,
-                _ => Made { from: pod.clone(), pod: with_status(pod, mirror.as_deref()), mirror },
-            };
-            wanted.pods.insert(uid.clone(), made.pod.clone());
-            next.insert(uid.clone(), made);
+            match self.cache.get_mut(uid) {
+                Some(made) if same(made) => made.round = round,
+                _ => {
+                    let made = with_status(pod, mirror.as_deref());
+                    self.cache.insert(uid.clone(), Made { from: pod.clone(), pod: made, mirror, round });
+                }
+            }
         }
-        self.cache = next;
+        self.cache.retain(|_, made| made.round == round);
+        wanted.pods = self.cache.iter().map(|(uid, made)| (uid.clone(), made.pod.clone())).collect();
         wanted
     }
 
@@ -205,19 +218,19 @@ impl Gathering {
         annotation(mirror, names::CONFIG_MIRROR) == Some(uid.as_str())
             && (!matches!(phase, Some("Succeeded" | "Failed")) || self.reported.phase(uid).as_deref() == phase)
     }
+}
 
-    /// A pod of the API server, with where and when it was seen first.
-    fn of_api(&self, pod: &Arc<Pod>, before: Option<&Made>) -> Arc<Pod> {
-        if pod.spec.is_none() {
-            return pod.clone();
-        }
-        let seen = before.and_then(|made| annotation(&made.pod, names::CONFIG_SEEN)).map(str::to_owned);
-        let mut pod = (**pod).clone();
-        let annotations = pod.metadata.annotations.get_or_insert_default();
-        annotations.insert(names::CONFIG_SOURCE.into(), "api".into());
-        annotations.insert(names::CONFIG_SEEN.into(), seen.unwrap_or_else(|| seen_now(self.clock)));
-        Arc::new(pod)
+/// A pod of the API server, with where and when it was seen first.
+fn of_api(pod: &Arc<Pod>, before: Option<&Made>, clock: Clock) -> Arc<Pod> {
+    if pod.spec.is_none() {
+        return pod.clone();
     }
+    let seen = before.and_then(|made| annotation(&made.pod, names::CONFIG_SEEN)).map(str::to_owned);
+    let mut pod = (**pod).clone();
+    let annotations = pod.metadata.annotations.get_or_insert_default();
+    annotations.insert(names::CONFIG_SOURCE.into(), "api".into());
+    annotations.insert(names::CONFIG_SEEN.into(), seen.unwrap_or_else(|| seen_now(clock)));
+    Arc::new(pod)
 }
 
 /// Waits for a change of a source that may not be there.
@@ -276,6 +289,7 @@ mod tests {
             reported: Reported::default(),
             clock: Clock,
             cache: BTreeMap::new(),
+            round: 0,
         };
         Setup { api, files, gathering }
     }

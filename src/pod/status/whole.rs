@@ -1,6 +1,6 @@
 //! What the pod as a whole was given, and has (A15.16).
 
-use k8s_openapi::api::core::v1::{PodSpec, ResourceRequirements};
+use k8s_openapi::api::core::v1::{Container, PodSpec, ResourceRequirements};
 use stoker_model::resources::{Amounts, pod_limits, pod_requests};
 
 use crate::pod::observed::DesiredPod;
@@ -13,18 +13,27 @@ pub(super) fn resources(
     running: bool,
 ) -> (Option<ResourceRequirements>, Option<ResourceRequirements>) {
     let Some(given) = &desired.pod.spec else { return (None, None) };
-    let mut done = given.clone();
-    if running && !allocation.actuated.is_empty() {
-        if allocation.allocated_pod.is_some() {
-            done.resources.clone_from(&allocation.actuated_pod);
-        }
-        for container in done.containers.iter_mut().chain(done.init_containers.iter_mut().flatten()) {
-            if let Some(actual) = allocation.actuated.get(&container.name) {
-                container.resources = Some(actual.clone());
-            }
-        }
+    let whole = of(given);
+    if !running || allocation.actuated.is_empty() {
+        return (whole.clone(), whole);
     }
-    (of(given), of(&done))
+    let with_actual = |container: &Container| {
+        let actual = allocation.actuated.get(&container.name).or(container.resources.as_ref());
+        Container {
+            name: container.name.clone(),
+            resources: actual.cloned(),
+            restart_policy: container.restart_policy.clone(),
+            ..Container::default()
+        }
+    };
+    let done = PodSpec {
+        containers: given.containers.iter().map(with_actual).collect(),
+        init_containers: given.init_containers.as_ref().map(|all| all.iter().map(with_actual).collect()),
+        overhead: given.overhead.clone(),
+        resources: if allocation.allocated_pod.is_some() { &allocation.actuated_pod } else { &given.resources }.clone(),
+        ..PodSpec::default()
+    };
+    (whole, of(&done))
 }
 
 fn of(spec: &PodSpec) -> Option<ResourceRequirements> {
