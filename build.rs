@@ -21,6 +21,11 @@ fn compile_proto() -> Result<(), Box<dyn Error>> {
         // Equal configurations must look equal: the hash of a container's configuration depends on the order of its maps.
         .btree_map(".")
         .bytes(".runtime.v1.ExecSyncResponse")
+        // Requests are moved through a dozen futures, each as large as the largest that it ever holds.
+        .boxed(".runtime.v1.RunPodSandboxRequest.config")
+        .boxed(".runtime.v1.CreateContainerRequest.config")
+        .boxed(".runtime.v1.CreateContainerRequest.sandbox_config")
+        .boxed(".runtime.v1.PullImageRequest.sandbox_config")
         // Passwords: `runtime::cri` writes these `Debug` impls itself.
         .skip_debug([".runtime.v1.AuthConfig"])
         .disable_comments(["."])

@@ -122,12 +122,19 @@ impl Runtime {
     }
 
     /// Makes and starts a sandbox; its ID. An empty `handler` is the default one.
-    pub async fn run_pod_sandbox(&self, config: cri::PodSandboxConfig, handler: &str) -> Result<String, RuntimeError> {
-        let request = cri::RunPodSandboxRequest { config: Some(config), runtime_handler: handler.to_owned() };
-        // Upstream gives it twice the time: it starts a chain of CNI plugins.
-        let answer =
-            self.call_within("RunPodSandbox", self.timeout * 2, self.runtime.clone().run_pod_sandbox(request)).await?;
-        Ok(answer.pod_sandbox_id)
+    pub fn run_pod_sandbox(
+        &self,
+        config: cri::PodSandboxConfig,
+        handler: &str,
+    ) -> impl Future<Output = Result<String, RuntimeError>> + Send {
+        let config = Some(Box::new(config));
+        let request = cri::RunPodSandboxRequest { config, runtime_handler: handler.to_owned() };
+        async move {
+            let mut client = self.runtime.clone();
+            // Upstream gives it twice the time: it starts a chain of CNI plugins.
+            let answer = self.call_within("RunPodSandbox", self.timeout * 2, client.run_pod_sandbox(request)).await?;
+            Ok(answer.pod_sandbox_id)
+        }
     }
 
     /// Kills what runs in the sandbox and gives its network back. Again is harmless.
@@ -171,18 +178,18 @@ impl Runtime {
     }
 
     /// Makes a container, without starting it; its ID. `sandbox_config` is that of [`Self::run_pod_sandbox`].
-    pub async fn create_container(
+    pub fn create_container(
         &self,
         sandbox_id: &str,
         config: cri::ContainerConfig,
         sandbox_config: cri::PodSandboxConfig,
-    ) -> Result<String, RuntimeError> {
+    ) -> impl Future<Output = Result<String, RuntimeError>> + Send {
         let request = cri::CreateContainerRequest {
             pod_sandbox_id: sandbox_id.to_owned(),
-            config: Some(config),
-            sandbox_config: Some(sandbox_config),
+            config: Some(Box::new(config)),
+            sandbox_config: Some(Box::new(sandbox_config)),
         };
-        Ok(self.call("CreateContainer", self.runtime.clone().create_container(request)).await?.container_id)
+        async move { Ok(self.call("CreateContainer", self.runtime.clone().create_container(request)).await?.container_id) }
     }
 
     /// Starts a container that was made.
@@ -328,34 +335,38 @@ impl Runtime {
         self.call("ImageFsInfo", self.images.clone().image_fs_info(cri::ImageFsInfoRequest {})).await
     }
 
-    pub(super) async fn call<T>(
+    pub(super) fn call<T>(
         &self,
         name: &'static str,
         call: impl Future<Output = Result<Response<T>, Status>>,
-    ) -> Result<T, RuntimeError> {
-        self.call_within(name, self.timeout, call).await
+    ) -> impl Future<Output = Result<T, RuntimeError>> {
+        self.call_within(name, self.timeout, call)
     }
 
-    async fn call_within<T>(
+    fn call_within<T>(
         &self,
         name: &'static str,
         deadline: Duration,
         call: impl Future<Output = Result<Response<T>, Status>>,
-    ) -> Result<T, RuntimeError> {
-        let (kind, begun) = (operation_type(name), Clock.now().monotonic);
-        metrics::RUNTIME_OPERATIONS.inc(&[&kind]);
-        let span = info_span!(target: "otel", "runtime", otel.name = name, otel.kind = "client", rpc.system = "grpc", error = Empty);
-        let result = match tokio::time::timeout(deadline, call).instrument(span.clone()).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(RuntimeError::from_status(name, deadline, status)),
-            Err(_) => Err(RuntimeError::TimedOut { call: name, after: deadline }),
-        };
-        metrics::RUNTIME_OPERATIONS_DURATION.observe(&[&kind], Clock.now().monotonic.saturating_sub(begun));
-        if let Err(error) = &result {
-            metrics::RUNTIME_OPERATIONS_ERRORS.inc(&[&kind]);
-            span.record("error", error.to_string());
+    ) -> impl Future<Output = Result<T, RuntimeError>> {
+        // What it needs is large, and each future that waits for it would keep it once or twice.
+        let call = Box::pin(call);
+        async move {
+            let (kind, begun) = (operation_type(name), Clock.now().monotonic);
+            metrics::RUNTIME_OPERATIONS.inc(&[&kind]);
+            let span = info_span!(target: "otel", "runtime", otel.name = name, otel.kind = "client", rpc.system = "grpc", error = Empty);
+            let result = match tokio::time::timeout(deadline, call).instrument(span.clone()).await {
+                Ok(Ok(response)) => Ok(response.into_inner()),
+                Ok(Err(status)) => Err(RuntimeError::from_status(name, deadline, status)),
+                Err(_) => Err(RuntimeError::TimedOut { call: name, after: deadline }),
+            };
+            metrics::RUNTIME_OPERATIONS_DURATION.observe(&[&kind], Clock.now().monotonic.saturating_sub(begun));
+            if let Err(error) = &result {
+                metrics::RUNTIME_OPERATIONS_ERRORS.inc(&[&kind]);
+                span.record("error", error.to_string());
+            }
+            result
         }
-        result
     }
 }
 

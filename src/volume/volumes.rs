@@ -277,7 +277,8 @@ impl Volumes {
         };
         let storage = self.storage().map_err(|error| (None, error))?;
         let bound = claim::resolve(storage, pod, volume, &name, read_only).await.map_err(|error| (None, error))?;
-        let mounted = self.mount_bound(pod, volume, &bound, node, now).await;
+        // Drivers take much room in a future, and few volumes are theirs.
+        let mounted = Box::pin(self.mount_bound(pod, volume, &bound, node, now)).await;
         let operation = if bound.is_block() { "map_volume" } else { "volume_mount" };
         let plugin = bound.spec().map(plugin::of_persistent).unwrap_or_default();
         plugin::ended(&plugin, operation, mounted.is_ok(), begun);
@@ -288,7 +289,7 @@ impl Volumes {
     async fn mount_own(&self, pod: &Pod, volume: &Volume, node: &NodeSnapshot, now: Now) -> Result<(), VolumeError> {
         let reference = PodRef::of(pod);
         if let Some(source) = &volume.csi {
-            return self.mount_csi_inline(pod, source, &volume.name, node, now).await.map(drop);
+            return Box::pin(self.mount_csi_inline(pod, source, &volume.name, node, now)).await.map(drop);
         }
         if volume.image.is_some() {
             // The runtime mounts it with the container.

@@ -43,7 +43,7 @@ impl Hook<'_> {
         }
         if let Some(get) = &self.handler.http_get {
             let request = probe::Request::of(get, self.container, self.address, USER_AGENT)?;
-            return self.get(request).await;
+            return Box::pin(self.get(request)).await;
         }
         if let Some(sleep) = &self.handler.sleep {
             tokio::time::sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or_default())).await;
