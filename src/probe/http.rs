@@ -1,5 +1,7 @@
 //! GET requests of probes and hooks: no proxy, no check of certificates, redirects to the same host only (A5.8, A4.4).
 
+use std::borrow::Cow;
+use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -12,6 +14,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use k8s_openapi::api::core::v1::{Container, HTTPGetAction};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use url::Url;
 
@@ -172,7 +175,7 @@ pub async fn get(request: &Request) -> Result<(), HttpFailure> {
 }
 
 async fn follow(request: &Request) -> Result<Reply, HttpFailure> {
-    let mut current = request.clone();
+    let mut current = Cow::Borrowed(request);
     for done in 1.. {
         let reply = once(&current).await?;
         let Some(location) = reply.location.as_deref().filter(|_| matches!(reply.status, 301..=303 | 307 | 308)) else {
@@ -185,7 +188,7 @@ async fn follow(request: &Request) -> Result<Reply, HttpFailure> {
         if done >= MOST_REQUESTS {
             return Err(next.failed("stopped after 10 redirects"));
         }
-        current = next;
+        current = Cow::Owned(next);
     }
     unreachable!("the loop has no end of its own")
 }
@@ -195,6 +198,11 @@ async fn once(request: &Request) -> Result<Reply, HttpFailure> {
     if !request.tls {
         return over_http1(request, stream).await;
     }
+    // It takes much room, and most probes do without.
+    Box::pin(over_tls(request, stream)).await
+}
+
+async fn over_tls(request: &Request, stream: TcpStream) -> Result<Reply, HttpFailure> {
     let name = ServerName::try_from(request.host.clone()).map_err(|error| request.failed(error))?;
     let connector = TlsConnector::from(trusting());
     let stream = connector.connect(name, stream).await.map_err(|error| {
@@ -219,7 +227,6 @@ where
 {
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(|error| request.failed(error))?;
-    let connection = tokio::spawn(connection);
     let authority = HeaderValue::try_from(request.authority()).map_err(|error| request.failed(error))?;
     let mut message = http::Request::new(Empty::<Bytes>::new());
     *message.uri_mut() = request.target.parse::<Uri>().map_err(|error| request.failed(error))?;
@@ -227,9 +234,7 @@ where
     message.headers_mut().entry(header::HOST).or_insert(authority);
     message.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     let answer = async { read(sender.send_request(message).await?).await };
-    let answer = answer.await;
-    connection.abort();
-    answer.map_err(|error| request.failed(words(&error)))
+    beside(connection, answer).await.map_err(|error| request.failed(words(&error)))
 }
 
 async fn over_http2<S>(request: &Request, stream: S) -> Result<Reply, HttpFailure>
@@ -238,14 +243,23 @@ where
 {
     let (mut sender, connection) =
         http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.map_err(|error| request.failed(error))?;
-    let connection = tokio::spawn(connection);
     let mut message = http::Request::new(Empty::<Bytes>::new());
     *message.uri_mut() = request.url().parse::<Uri>().map_err(|error| request.failed(error))?;
     message.headers_mut().clone_from(&request.headers);
     let answer = async { read(sender.send_request(message).await?).await };
-    let answer = answer.await;
-    connection.abort();
-    answer.map_err(|error| request.failed(words(&error)))
+    beside(connection, answer).await.map_err(|error| request.failed(words(&error)))
+}
+
+/// Waits for an answer, and drives the connection that it comes over meanwhile.
+async fn beside<T>(connection: impl Future<Output = hyper::Result<()>>, answer: impl Future<Output = T>) -> T {
+    let mut answer = pin!(answer);
+    tokio::select! {
+        biased;
+        answer = &mut answer => return answer,
+        // Why it ended the answer tells, too.
+        _ = connection => {}
+    }
+    answer.await
 }
 
 /// Status, redirect and the beginning of the body.

@@ -1,13 +1,12 @@
 //! The one task that makes all attempts of this node, each when it is due.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use stoker_model::handle::{EventSink, EventSubject};
 use stoker_model::pod::PodUid;
 use tokio::sync::{Notify, Semaphore};
-use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::action::{Action, Outcome};
@@ -18,6 +17,8 @@ use crate::clock::Clock;
 /// Commands that run at the same time. A command costs a process start of about 50 ms of CPU in the runtime, so more of them would
 /// only slow each other down; those that wait for something else leave room for the rest.
 const MOST_COMMANDS: usize = 32;
+/// What is due within so long is begun at once: each waking costs a good part of what a probe does.
+const TOGETHER: Duration = Duration::from_millis(5);
 
 /// Probes the containers of this node. Cloning is cheap; it goes on until the token given to [`Prober::spawn`] is cancelled.
 #[derive(Clone)]
@@ -49,14 +50,9 @@ impl Prober {
     /// Starts to probe. Must be called in a tokio runtime.
     pub fn spawn(runner: Arc<dyn Exec>, sink: Arc<dyn EventSink>, stop: CancellationToken) -> Self {
         let shared = Arc::new(Shared { board: Mutex::default(), changed: Notify::new(), clock: Clock });
-        let attempts =
-            Attempts { shared: shared.clone(), runner, sink, commands: Arc::new(Semaphore::new(MOST_COMMANDS)) };
-        tokio::spawn(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = attempts.run() => {}
-            }
-        });
+        let commands = Arc::new(Semaphore::new(MOST_COMMANDS));
+        let attempts = Attempts { shared: shared.clone(), runner, sink, commands, stop: stop.clone() };
+        tokio::spawn(stop.run_until_cancelled_owned(attempts.run()));
         Self { shared }
     }
 
@@ -91,45 +87,35 @@ struct Attempts {
     runner: Arc<dyn Exec>,
     sink: Arc<dyn EventSink>,
     commands: Arc<Semaphore>,
+    stop: CancellationToken,
 }
 
 impl Attempts {
     async fn run(self) {
-        let mut under_way: JoinSet<(Outcome, Duration)> = JoinSet::new();
-        let mut numbers: HashMap<Id, u64> = HashMap::new();
         loop {
             let now = self.shared.clock.now().monotonic;
             let (due, next) = {
                 let mut board = self.shared.board();
                 (board.take_due(now), board.next_due())
             };
-            for attempt in due {
-                let number = attempt.number;
-                let handle = under_way.spawn(self.attempt(attempt));
-                numbers.insert(handle.id(), number);
+            for due in due {
+                tokio::spawn(self.stop.clone().run_until_cancelled_owned(self.attempt(due)));
             }
-            let wait = next.map_or(Duration::MAX, |at| at.saturating_sub(now));
+            let wait = next.map_or(Duration::MAX, |at| together(at).saturating_sub(now));
             tokio::select! {
                 biased;
-                Some(done) = under_way.join_next_with_id() => {
-                    let (id, outcome) = match done {
-                        Ok((id, outcome)) => (id, Some(outcome)),
-                        // A panic in an attempt is a defect; the probe goes on.
-                        Err(error) => (error.id(), None),
-                    };
-                    if let Some(number) = numbers.remove(&id) {
-                        self.record(number, outcome);
-                    }
-                }
                 () = self.shared.changed.notified() => {}
                 () = tokio::time::sleep(wait) => {}
             }
         }
     }
 
-    fn attempt(&self, due: Due) -> impl Future<Output = (Outcome, Duration)> + Send + 'static {
+    /// Makes an attempt, and takes down what came of it.
+    fn attempt(&self, due: Due) -> impl Future<Output = ()> + Send + 'static {
         let (runner, commands, clock) = (self.runner.clone(), self.commands.clone(), self.shared.clock);
+        let record = Record { shared: self.shared.clone(), sink: self.sink.clone(), number: due.number, outcome: None };
         async move {
+            let mut record = record;
             // The wait for a place is not part of the time that the command has.
             let _place = match &*due.action {
                 Action::Exec { .. } => commands.acquire_owned().await.ok(),
@@ -143,13 +129,39 @@ impl Attempts {
                 }
                 outcome = due.action.attempt(due.timeout, &*runner).await;
             }
-            (outcome, clock.now().monotonic.saturating_sub(began))
+            record.outcome = Some((outcome, clock.now().monotonic.saturating_sub(began)));
         }
     }
+}
 
-    fn record(&self, number: u64, outcome: Option<(Outcome, Duration)>) {
+/// When (monotonic) what is due then is begun: with others that are due a little later.
+fn together(due: Duration) -> Duration {
+    let nanos = due.as_nanos().next_multiple_of(TOGETHER.as_nanos());
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
+/// What comes of an attempt. It is taken down when this is dropped, so that a probe goes on after an attempt that panicked, which is
+/// a defect and says nothing of the container.
+struct Record {
+    shared: Arc<Shared>,
+    sink: Arc<dyn EventSink>,
+    number: u64,
+    /// With how long it took.
+    outcome: Option<(Outcome, Duration)>,
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
         let now = self.shared.clock.now().monotonic;
-        let message = self.shared.board().record(number, outcome, now);
+        let (message, sooner) = {
+            let mut board = self.shared.board();
+            let before = board.next_due();
+            let message = board.record(self.number, self.outcome.take(), now);
+            (message, board.next_due().is_some_and(|due| before.is_none_or(|before| due < before)))
+        };
+        if sooner {
+            self.shared.changed.notify_one();
+        }
         if let Some(Message { pod, field_path, reason, text }) = message {
             let subject = EventSubject::Pod { pod, field_path: Some(field_path) };
             self.sink.publish(subject, Message::KIND, reason, text);
