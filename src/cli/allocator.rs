@@ -4,6 +4,10 @@
 //! thousands of Services is taken in by one thread and kept by another, and passes through tables of some megabytes: what is kept
 //! then lies scattered among what was freed, in several arenas, and nothing of that goes back to the kernel.
 
+use std::time::Duration;
+
+use tokio::sync::watch;
+
 /// From `malloc.h`.
 #[cfg(target_env = "gnu")]
 mod parameter {
@@ -16,6 +20,11 @@ mod parameter {
 #[cfg(target_env = "gnu")]
 const LARGE: i32 = 128 * 1024;
 
+/// So much may lie free at the end of the heap. With less each pod's start took and gave back the same pages again and again, two
+/// hundred times.
+#[cfg(target_env = "gnu")]
+const KEPT: i32 = 8 * LARGE;
+
 /// One arena, and large blocks that go when they are freed. To be called before there are threads.
 #[cfg(target_env = "gnu")]
 #[expect(unsafe_code, reason = "the one way to set this from within, declared as the C library's manual has it")]
@@ -25,16 +34,37 @@ pub(super) fn keep_little() {
         safe fn mallopt(parameter: i32, value: i32) -> i32;
     }
     for (parameter, value) in
-        [(parameter::ARENA_MAX, 1), (parameter::MMAP_THRESHOLD, LARGE), (parameter::TRIM_THRESHOLD, LARGE)]
+        [(parameter::ARENA_MAX, 1), (parameter::MMAP_THRESHOLD, LARGE), (parameter::TRIM_THRESHOLD, KEPT)]
     {
         mallopt(parameter, value);
     }
 }
 
+/// So often it is asked whether there is something to give back, which takes some milliseconds.
+const GIVEN_BACK: Duration = Duration::from_secs(10);
+
+/// What it took to take in much at once goes back to the kernel, every [`GIVEN_BACK`] in which there was news. Does not end.
+pub(super) async fn tend(mut news: impl FnMut() -> bool) {
+    loop {
+        if news() {
+            // It cannot fail, and if it did nothing would be lost.
+            let _ = tokio::task::spawn_blocking(give_back).await;
+        }
+        tokio::time::sleep(GIVEN_BACK).await;
+    }
+}
+
+/// Whether something new has come since this was asked before.
+pub(super) fn has_news<T>(feed: &mut watch::Receiver<T>) -> bool {
+    let has = feed.has_changed().unwrap_or_default();
+    feed.mark_unchanged();
+    has
+}
+
 /// Gives back pages between blocks that are in use: after much was taken in at once. Takes some milliseconds.
 #[cfg(target_env = "gnu")]
 #[expect(unsafe_code, reason = "the one way to ask for this, declared as the C library's manual has it")]
-pub(super) fn give_back() {
+fn give_back() {
     unsafe extern "C" {
         /// Takes any number of bytes to keep at the end of the heap.
         safe fn malloc_trim(keep: usize) -> i32;
@@ -48,4 +78,4 @@ pub(super) fn keep_little() {}
 
 /// Other libraries have their own ways.
 #[cfg(not(target_env = "gnu"))]
-pub(super) fn give_back() {}
+fn give_back() {}

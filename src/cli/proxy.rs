@@ -12,6 +12,7 @@ use stoker_model::handle::{EventSink, EventSubject, EventType, PodFeed};
 use stoker_model::service::{NodeFacts, ServiceChange};
 use tokio::sync::{mpsc, watch};
 
+use super::allocator;
 use super::wiring::{Host, WiringError, conntrack_settings, service_config};
 use crate::clock::Clock;
 use crate::config::{ConfigError, KubeProxyConfig, ProxyMode, StokerConfig, load_proxy_config};
@@ -30,9 +31,6 @@ const KUBE_PROXY_RUNS: &str = "kube-proxy runs on this node, so the agent leaves
 /// A kube-proxy that has just started needs so long to write its rules; connections need some rules of address translation in the kernel
 /// at every moment.
 const SETTLED: Duration = Duration::from_secs(10);
-
-/// What memory was freed goes back to the kernel so often, where something changed; it takes some milliseconds.
-const GIVEN_BACK: Duration = Duration::from_secs(10);
 
 /// How services are served, as decided by files.
 #[derive(Clone, Debug)]
@@ -213,7 +211,7 @@ async fn serve(
         ended = serving => if let Some(error) = ended {
             tracing::error!(%error, "ending");
         },
-        () = give_back(proxy.health.clone()) => {}
+        () = give_back(proxy.health.clone(), pods.clone()) => {}
         () = take_turns(pods.clone(), &proxy.turn, &events, SETTLED) => {}
         () = watch_ranges(api, proxy.service_ranges) => {}
         () = super::service::tell_problems(proxy.problems, events.clone()) => {}
@@ -221,20 +219,17 @@ async fn serve(
     }
 }
 
-/// What changes needed meanwhile goes back to the kernel: once the lists are taken in, and then every [`GIVEN_BACK`] in which
-/// something changed.
-async fn give_back(mut health: watch::Receiver<Health>) {
+/// What changes of Services and pods needed meanwhile goes back to the kernel, from when the lists are taken in.
+async fn give_back(mut health: watch::Receiver<Health>, mut pods: PodFeed) {
     if health.wait_for(|health| health.last_updated.is_some()).await.is_err() {
         return std::future::pending().await;
     }
     let mut done = None;
-    loop {
+    allocator::tend(|| {
         let written = Some(health.borrow().transactions);
-        if written != done && tokio::task::spawn_blocking(super::allocator::give_back).await.is_ok() {
-            done = written;
-        }
-        tokio::time::sleep(GIVEN_BACK).await;
-    }
+        allocator::has_news(&mut pods) | (done.replace(written) != Some(written))
+    })
+    .await;
 }
 
 async fn serve_health_in_time(address: Option<SocketAddr>, hard: bool, state: &ProxyState) -> BindError {

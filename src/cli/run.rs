@@ -397,7 +397,11 @@ async fn wire_node(
             };
             spawn(tasks, "service data path", proxy::start(parts)?);
         }
-        ServiceMode::None => spawn(tasks, "service drain", drain(queue)),
+        ServiceMode::None => {
+            spawn(tasks, "service drain", drain(queue));
+            let mut pods = pods.clone();
+            spawn(tasks, "allocator", super::allocator::tend(move || super::allocator::has_news(&mut pods)));
+        }
     }
     let readers = if answers_dns { ServiceReaders::Dns } else { ServiceReaders::Pods };
     spawn(tasks, "service watch", upstream::watch_services(&api, store.clone(), changes, readers)?);
