@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use stoker_model::handle::{DesiredPods, PodFeed};
+use stoker_model::names;
 use stoker_model::pod::PodUid;
 use tokio::sync::watch;
 
 use super::client::ApiServer;
 use super::watch::{Change, Metadata, Sink, Watchable, Watched, run};
+use crate::clock::Clock;
 
 /// Watches the pods with `spec.nodeName` equal to `node` (A1.1); no other pod is kept.
 ///
@@ -18,7 +20,7 @@ pub fn watch_pods(api: ApiServer, node: String) -> (PodFeed, impl Future<Output 
     let (feed, receiver) = watch::channel(None);
     let task = async move {
         let watched = of_node(&node);
-        let mut sink = PodSink { node, feed, current: DesiredPods::new(), listing: None };
+        let mut sink = PodSink { node, feed, current: DesiredPods::new(), listing: None, clock: Clock };
         run(&api, &watched, &mut sink).await;
     };
     (receiver, task)
@@ -40,6 +42,7 @@ struct PodSink {
     current: DesiredPods,
     /// What the running list brought; replaces `current` as a whole.
     listing: Option<DesiredPods>,
+    clock: Clock,
 }
 
 impl Sink<Pod> for PodSink {
@@ -62,6 +65,7 @@ impl PodSink {
                 let Some(uid) = pod.metadata.uid.as_deref().map(PodUid::new).filter(|_| ours) else { return };
                 // Nobody on the node reads it, and it is often half of the object.
                 pod.metadata.managed_fields = None;
+                self.mark(&uid, &mut pod);
                 self.listing.as_mut().unwrap_or(&mut self.current).insert(uid, Arc::new(pod));
             }
             Change::Unreadable { meta, gone } => {
@@ -83,6 +87,20 @@ impl PodSink {
         if self.listing.is_none() {
             self.feed.send_replace(Some(Arc::new(self.current.clone())));
         }
+    }
+
+    /// Writes into a pod where it comes from and when it was seen first, whatever it says itself (A1.1). A mirror says it of the pod that
+    /// it shows. Here, where nobody else has it yet: each pod of a node would be kept twice otherwise.
+    fn mark(&self, uid: &PodUid, pod: &mut Pod) {
+        let annotations = pod.metadata.annotations.get_or_insert_default();
+        if annotations.contains_key(names::CONFIG_MIRROR) {
+            return;
+        }
+        let before =
+            self.current.get(uid).and_then(|before| before.metadata.annotations.as_ref()?.get(names::CONFIG_SEEN));
+        let seen = before.cloned().unwrap_or_else(|| format!("{:.9}", self.clock.now().wall));
+        annotations.insert(names::CONFIG_SOURCE.into(), "api".into());
+        annotations.insert(names::CONFIG_SEEN.into(), seen);
     }
 }
 
@@ -112,7 +130,7 @@ mod tests {
 
     fn sink() -> (PodSink, PodFeed) {
         let (feed, receiver) = watch::channel(None);
-        (PodSink { node: "n".into(), feed, current: DesiredPods::new(), listing: None }, receiver)
+        (PodSink { node: "n".into(), feed, current: DesiredPods::new(), listing: None, clock: Clock }, receiver)
     }
 
     fn uids(feed: &PodFeed) -> Option<Vec<String>> {
@@ -164,6 +182,38 @@ mod tests {
         assert!(feed.borrow().as_ref().unwrap()[&PodUid::new("a")].spec.is_some());
         sink.apply(unreadable("a", true));
         assert_eq!(uids(&feed), Some(vec!["b".into()]));
+    }
+
+    #[test]
+    fn each_pod_tells_its_source_and_when_it_was_seen_first() {
+        // A1.1
+        let (mut sink, feed) = sink();
+        let with = |annotations: &[(&str, &str)]| {
+            let mut pod = pod("a", "n");
+            let annotations = annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+            pod.metadata.annotations = Some(annotations.collect());
+            pod
+        };
+        let told = |name: &str| {
+            let pod = feed.borrow().as_ref().unwrap()[&PodUid::new("a")].clone();
+            pod.metadata.annotations.as_ref().and_then(|all| all.get(name).cloned())
+        };
+        for change in [Change::Listing, Change::Present(pod("a", "n")), Change::Listed] {
+            sink.apply(change);
+        }
+        assert_eq!(told(names::CONFIG_SOURCE).as_deref(), Some("api"));
+        let seen = told(names::CONFIG_SEEN).unwrap();
+        assert!(seen.parse::<jiff::Timestamp>().is_ok() && seen.contains('.'), "{seen}");
+        let lies = with(&[("x", "y"), (names::CONFIG_SOURCE, "file"), (names::CONFIG_SEEN, "never")]);
+        sink.apply(Change::Present(lies.clone()));
+        let now = [names::CONFIG_SEEN, names::CONFIG_SOURCE, "x"].map(told);
+        assert_eq!(now, [Some(seen.clone()), Some("api".into()), Some("y".into())], "the pod cannot choose");
+        for change in [Change::Listing, Change::Present(lies), Change::Listed] {
+            sink.apply(change);
+        }
+        assert_eq!(told(names::CONFIG_SEEN), Some(seen), "nor does a new list forget it");
+        sink.apply(Change::Present(with(&[(names::CONFIG_MIRROR, "h"), (names::CONFIG_SOURCE, "file")])));
+        assert_eq!(told(names::CONFIG_SOURCE).as_deref(), Some("file"), "a mirror shows another pod's");
     }
 
     #[test]

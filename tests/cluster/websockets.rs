@@ -131,7 +131,8 @@ fn raw_websockets_go_through_the_api_server() {
     lab.apply(&pod("web").image(HELLO).build());
     let script = "while read line; do echo heard $line; done";
     lab.apply(&pod("ears").script(script).container("stdin", true.into()).build());
-    let script = "while read line; do stty size; echo and errors >&2; done";
+    // The runtime promises no order between a size and what is said after it.
+    let script = "while read line; do sleep 1; stty size; echo and errors >&2; done";
     lab.apply(&pod("term").script(script).container("stdin", true.into()).container("tty", true.into()).build());
     lab.apply(&pod("ended").script("true").spec("restartPolicy", "Never".into()).build());
     let mut two = pod("two").build();

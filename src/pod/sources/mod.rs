@@ -73,8 +73,8 @@ type Statics = Option<Arc<DesiredPods>>;
 /// What all sources want.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Wanted {
-    /// Every pod to run, with the annotations that tell its source (A1.1). One without a spec could not be read: what is there of it
-    /// stays as it is.
+    /// Every pod to run, with the annotations that tell its source; who reads that writes them (A1.1). One without a spec could not be
+    /// read: what is there of it stays as it is.
     pub(super) pods: DesiredPods,
     /// Pods of the API server that only show static pods.
     pub(super) mirrors: BTreeMap<FullName, Arc<Pod>>,
@@ -116,7 +116,7 @@ pub(super) fn gather(
         tokio::spawn(stop.clone().run_until_cancelled_owned(task));
         statics.push(receiver);
     }
-    let mut gathering = Gathering { api, statics, reported, clock: Clock, cache: BTreeMap::new(), round: 0 };
+    let mut gathering = Gathering { api, statics, reported, cache: BTreeMap::new(), round: 0 };
     let (sender, receiver) = watch::channel(Arc::new(gathering.wanted()));
     let task = async move {
         loop {
@@ -142,7 +142,6 @@ struct Gathering {
     api: PodFeed,
     statics: Vec<watch::Receiver<Statics>>,
     reported: Reported,
-    clock: Clock,
     /// What did not change is handed on as the same object, which workers take for no change.
     cache: BTreeMap<PodUid, Made>,
     round: u64,
@@ -184,9 +183,9 @@ impl Gathering {
             match before {
                 // What was last read of it still holds.
                 Some(made) if pod.spec.is_none() => made.round = round,
-                before => {
-                    let made = of_api(pod, before.as_deref(), self.clock);
-                    self.cache.insert(uid.clone(), Made { from: pod.clone(), mirror: None, pod: made, round });
+                _ => {
+                    let made = Made { from: pod.clone(), mirror: None, pod: pod.clone(), round };
+                    self.cache.insert(uid.clone(), made);
                 }
             }
         }
@@ -218,19 +217,6 @@ impl Gathering {
         annotation(mirror, names::CONFIG_MIRROR) == Some(uid.as_str())
             && (!matches!(phase, Some("Succeeded" | "Failed")) || self.reported.phase(uid).as_deref() == phase)
     }
-}
-
-/// A pod of the API server, with where and when it was seen first.
-fn of_api(pod: &Arc<Pod>, before: Option<&Made>, clock: Clock) -> Arc<Pod> {
-    if pod.spec.is_none() {
-        return pod.clone();
-    }
-    let seen = before.and_then(|made| annotation(&made.pod, names::CONFIG_SEEN)).map(str::to_owned);
-    let mut pod = (**pod).clone();
-    let annotations = pod.metadata.annotations.get_or_insert_default();
-    annotations.insert(names::CONFIG_SOURCE.into(), "api".into());
-    annotations.insert(names::CONFIG_SEEN.into(), seen.unwrap_or_else(|| seen_now(clock)));
-    Arc::new(pod)
 }
 
 /// Waits for a change of a source that may not be there.
@@ -287,7 +273,6 @@ mod tests {
             api: api_feed,
             statics: vec![file_feed],
             reported: Reported::default(),
-            clock: Clock,
             cache: BTreeMap::new(),
             round: 0,
         };
@@ -309,20 +294,15 @@ mod tests {
     }
 
     #[test]
-    fn each_pod_tells_its_source_and_when_it_was_seen_first() {
+    fn what_does_not_change_is_handed_on_as_the_same() {
         // A1.1
         let mut s = setup();
+        let of_a = |s: &mut Setup| s.gathering.wanted().pods[&PodUid::new("a")].clone();
         s.api.send_replace(Some(of(&[pod("a", "a", &[])])));
-        let first = s.gathering.wanted().pods[&PodUid::new("a")].clone();
-        assert_eq!(annotation(&first, names::CONFIG_SOURCE), Some("api"));
-        let seen = annotation(&first, names::CONFIG_SEEN).unwrap().to_owned();
-        assert!(seen.parse::<jiff::Timestamp>().is_ok() && seen.contains('.'), "{seen}");
-        assert!(Arc::ptr_eq(&first, &s.gathering.wanted().pods[&PodUid::new("a")]), "no change is no change");
-        s.api.send_replace(Some(of(&[pod("a", "a", &[("x", "y"), FILE])])));
-        let second = s.gathering.wanted().pods[&PodUid::new("a")].clone();
-        assert_eq!(annotation(&second, names::CONFIG_SEEN), Some(seen.as_str()));
-        assert_eq!(annotation(&second, names::CONFIG_SOURCE), Some("api"), "the pod cannot choose");
-        assert!(!is_static(&second));
+        let first = of_a(&mut s);
+        assert!(Arc::ptr_eq(&first, &of_a(&mut s)));
+        s.api.send_replace(Some(of(&[pod("a", "a", &[("x", "y")])])));
+        assert_eq!(annotation(&of_a(&mut s), "x"), Some("y"));
     }
 
     #[test]
