@@ -79,3 +79,18 @@ pub(super) fn keep_little() {}
 /// Other libraries have their own ways.
 #[cfg(not(target_env = "gnu"))]
 fn give_back() {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn news_is_told_once() {
+        let (sender, mut receiver) = watch::channel(0);
+        assert!(!has_news(&mut receiver));
+        sender.send_replace(1);
+        assert!(has_news(&mut receiver) && !has_news(&mut receiver));
+        drop(sender);
+        assert!(!has_news(&mut receiver));
+    }
+}

@@ -197,6 +197,52 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_is_due_soon_begins_together() {
+        let milliseconds = Duration::from_millis;
+        for (due, begun) in [(0, 0), (1, 5), (5, 5), (6, 10)] {
+            assert_eq!(together(milliseconds(due)), milliseconds(begun));
+        }
+    }
+
+    /// Is a defect at its first attempt.
+    struct Broken(AtomicU32);
+
+    #[async_trait::async_trait]
+    impl Exec for Broken {
+        async fn exec(&self, _: &str, _: Vec<String>, _: Duration) -> Result<Ended, ExecError> {
+            assert!(self.0.fetch_add(1, Ordering::SeqCst) > 0, "this is what the test is about");
+            Ok(Ended::default())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_probe_goes_on_after_an_attempt_that_panicked() {
+        let runner = Arc::new(Broken(AtomicU32::new(0)));
+        let prober = Prober::spawn(runner.clone(), Arc::new(Heard::default()), CancellationToken::new());
+        let exec = ExecAction { command: Some(vec!["true".into()]) };
+        let probe = Probe { exec: Some(exec), period_seconds: Some(1), ..Probe::default() };
+        let container = Container { name: "c".into(), readiness_probe: Some(probe), ..Container::default() };
+        let pod = PodRef { namespace: "n".into(), name: "p".into(), uid: PodUid::new("u") };
+        let wake = Arc::new(Notify::new());
+        let target = Target {
+            id: "1",
+            spec: &container,
+            field_path: "spec.containers{c}",
+            running_since: Clock.now().wall,
+            reported: None,
+        };
+        let view = || View { pod: &pod, address: "", ending: false, containers: std::slice::from_ref(&target) };
+        assert!(!prober.keep(view(), &wake)["c"].ready);
+        let ready = async {
+            while !prober.keep(view(), &wake)["c"].ready {
+                wake.notified().await
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), ready).await.expect("it is asked again");
+        assert!(runner.0.load(Ordering::SeqCst) > 1);
+    }
+
     #[derive(Default)]
     struct Heard(Mutex<Vec<String>>);
 
