@@ -93,11 +93,13 @@ impl ClusterAuthenticator {
 
     /// Who a client certificate of the cluster's stands for.
     fn of_client(&self, der: &[u8], now: Timestamp) -> Result<UserInfo, AuthenticationError> {
-        let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(holder) = verified.get(der) {
+        let verified = || self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(holder) = verified().get(der) {
             return holder.at(now);
         }
+        // Not under the lock: who comes with a new certificate holds nobody up.
         let holder = holder_of(der, &self.ca)?;
+        let mut verified = verified();
         if verified.len() >= REMEMBERED {
             verified.clear();
         }

@@ -17,6 +17,7 @@ pub(super) fn resources(
     if !running || allocation.actuated.is_empty() {
         return (whole.clone(), whole);
     }
+    // Of the spec only what `pod_requests` and `pod_limits` read: this is done at each look, and a spec is large.
     let with_actual = |container: &Container| {
         let actual = allocation.actuated.get(&container.name).or(container.resources.as_ref());
         Container {
