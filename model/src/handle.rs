@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use tokio::sync::{Notify, watch};
 
-use crate::pod::{PodRef, PodUid};
+use crate::pod::{LocalPod, PodRef, PodUid};
 use crate::service::NamespacedName;
 
 /// The pods that the API server wants on this node, newest wins. `None` until the first list was complete: until then
@@ -309,10 +309,10 @@ pub type NodeFeed = watch::Receiver<Arc<NodeSnapshot>>;
 /// The pods that this node runs now, with the status last computed, for `/pods` and for the log endpoint.
 pub trait PodDirectory: Send + Sync + 'static {
     /// Every pod that has a worker.
-    fn pods(&self) -> Vec<Arc<Pod>>;
+    fn pods(&self) -> Vec<LocalPod>;
 
     /// The running pod of that name; with a UID, only that very pod.
-    fn pod(&self, namespace: &str, name: &str, uid: Option<&PodUid>) -> Option<Arc<Pod>>;
+    fn pod(&self, namespace: &str, name: &str, uid: Option<&PodUid>) -> Option<LocalPod>;
 }
 
 /// Who asks the node's HTTPS API.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
 use crate::names;
 
@@ -73,6 +73,55 @@ impl fmt::Display for PodRef {
     }
 }
 
+/// A pod of this node as its worker showed it last. What its source gave is shared with the worker, since it takes many kilobytes, and so
+/// is the status.
+#[derive(Clone, Debug)]
+pub struct LocalPod {
+    pod: Arc<Pod>,
+    /// `None`: nothing was computed yet.
+    status: Option<Arc<PodStatus>>,
+}
+
+impl LocalPod {
+    /// A pod, and the status that was computed for it.
+    pub const fn new(pod: Arc<Pod>, status: Arc<PodStatus>) -> Self {
+        Self { pod, status: Some(status) }
+    }
+
+    /// Metadata and spec, with the resources that the pod was given. The status in it is what the API server had at that time: see
+    /// [`LocalPod::status`].
+    pub const fn pod(&self) -> &Arc<Pod> {
+        &self.pod
+    }
+
+    /// The status last computed; before that, what the pod came with.
+    pub fn status(&self) -> Option<&PodStatus> {
+        self.status.as_deref().or(self.pod.status.as_ref())
+    }
+
+    /// Its phase; empty where it has none.
+    pub fn phase(&self) -> &str {
+        self.status().and_then(|status| status.phase.as_deref()).unwrap_or_default()
+    }
+
+    /// Whether the phase is a terminal one.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.phase(), "Succeeded" | "Failed")
+    }
+
+    /// The API object.
+    pub fn whole(&self) -> Pod {
+        Pod { metadata: self.pod.metadata.clone(), spec: self.pod.spec.clone(), status: self.status().cloned() }
+    }
+}
+
+/// A pod with the status that it came with.
+impl From<Arc<Pod>> for LocalPod {
+    fn from(pod: Arc<Pod>) -> Self {
+        Self { pod, status: None }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::core::v1::PodSpec;
@@ -98,5 +147,16 @@ mod tests {
         ] {
             assert_eq!(is_critical(&pod(annotation, priority)), critical, "{annotation:?} {priority:?}");
         }
+    }
+
+    #[test]
+    fn the_status_of_a_local_pod_is_the_one_last_computed() {
+        let status = |phase: &str| PodStatus { phase: Some(phase.to_owned()), ..PodStatus::default() };
+        let pod = Arc::new(Pod { status: Some(status("Running")), ..Pod::default() });
+        let came = LocalPod::from(pod.clone());
+        assert_eq!((came.phase(), came.has_ended(), came.whole()), ("Running", false, (*pod).clone()));
+        let ended = LocalPod::new(pod, Arc::new(status("Failed")));
+        assert_eq!((ended.phase(), ended.has_ended()), ("Failed", true));
+        assert_eq!(ended.whole().status, Some(status("Failed")));
     }
 }

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use clap::{Arg, ArgMatches, Command};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::ContainerStatus;
 use serde::{Deserialize, Serialize};
 use stoker_model::handle::PodDirectory;
+use stoker_model::pod::LocalPod;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
@@ -97,8 +98,7 @@ impl Teller {
             message: message.to_owned(),
         };
         let pods = self.pods.get();
-        let mut lines: Vec<PodLine> =
-            pods.map(|pods| pods.pods().iter().map(|pod| line(pod)).collect()).unwrap_or_default();
+        let mut lines: Vec<PodLine> = pods.map(|pods| pods.pods().iter().map(line).collect()).unwrap_or_default();
         lines.sort_by(|one, other| (&one.namespace, &one.name).cmp(&(&other.namespace, &other.name)));
         let steps = pods.map(Pods::slow_steps).unwrap_or_default();
         let milliseconds = |took: Duration| u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
@@ -224,32 +224,32 @@ fn screen(status: &Status) -> String {
     text
 }
 
-fn line(pod: &Pod) -> PodLine {
-    let status = pod.status.clone().unwrap_or_default();
-    let containers = status.container_statuses.as_deref().unwrap_or_default();
+fn line(local: &LocalPod) -> PodLine {
+    let (pod, status) = (local.pod(), local.status());
+    let containers = status.and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
     PodLine {
         namespace: pod.metadata.namespace.clone().unwrap_or_default(),
         name: pod.metadata.name.clone().unwrap_or_default(),
         ready: containers.iter().filter(|container| container.ready).count(),
         containers: pod.spec.as_ref().map(|spec| spec.containers.len()).unwrap_or_default(),
         restarts: containers.iter().map(|container| container.restart_count).sum(),
-        why: why(pod, Clock.now().wall),
-        phase: status.phase.unwrap_or_else(|| "Pending".to_owned()),
+        why: why(local, Clock.now().wall),
+        phase: status.and_then(|status| status.phase.clone()).unwrap_or_else(|| "Pending".to_owned()),
     }
 }
 
 /// Why the pod does not run as it should; `None` where it does, or has done.
-fn why(pod: &Pod, now: Timestamp) -> Option<String> {
+fn why(local: &LocalPod, now: Timestamp) -> Option<String> {
     let told = |reason: Option<&String>, message: Option<&String>| -> Option<String> {
         let parts: Vec<&str> =
             [reason, message].into_iter().flatten().map(String::as_str).filter(|text| !text.is_empty()).collect();
         (!parts.is_empty()).then(|| parts.join(", "))
     };
-    if let Some(deleted) = &pod.metadata.deletion_timestamp {
+    if let Some(deleted) = &local.pod().metadata.deletion_timestamp {
         let left = deleted.0.as_second() - now.as_second();
         return Some(if left > 0 { format!("ends, at most {left} s from now") } else { "ends".to_owned() });
     }
-    let status = pod.status.as_ref()?;
+    let status = local.status()?;
     let phase = status.phase.as_deref().unwrap_or_default();
     if phase == "Succeeded" {
         return None;
@@ -280,17 +280,18 @@ fn why(pod: &Pod, now: Timestamp) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::Pod;
     use serde_json::{Value, json};
 
     use super::*;
 
-    fn made(status: Value) -> Pod {
-        serde_json::from_value(json!({
+    fn made(status: Value) -> Arc<Pod> {
+        let pod = json!({
             "metadata": { "name": "a", "namespace": "b" },
             "spec": { "containers": [{ "name": "c" }, { "name": "d" }] },
             "status": status,
-        }))
-        .expect("a pod")
+        });
+        Arc::new(serde_json::from_value(pod).expect("a pod"))
     }
 
     fn container(name: &str, state: Value) -> Value {
@@ -324,12 +325,13 @@ mod tests {
                 Some("ContainersNotReady, c is not ready"),
             ),
         ] {
-            assert_eq!(why(&made(status.clone()), Timestamp::UNIX_EPOCH).as_deref(), expected, "{status}");
+            assert_eq!(why(&made(status.clone()).into(), Timestamp::UNIX_EPOCH).as_deref(), expected, "{status}");
         }
         let mut ending = made(json!({ "phase": "Running" }));
         let at = Timestamp::from_second(30).expect("a moment");
-        ending.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at));
-        assert_eq!(why(&ending, Timestamp::UNIX_EPOCH).as_deref(), Some("ends, at most 30 s from now"));
+        Arc::make_mut(&mut ending).metadata.deletion_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at));
+        assert_eq!(why(&ending.into(), Timestamp::UNIX_EPOCH).as_deref(), Some("ends, at most 30 s from now"));
     }
 
     #[test]
@@ -346,7 +348,7 @@ mod tests {
             services: Some(3),
             pods: vec![line(&made(
                 json!({ "phase": "Pending", "containerStatuses": [container("c", json!({ "waiting": { "reason": "CrashLoopBackOff" } }))] }),
-            ))],
+            ).into())],
             slow_steps: vec![Step { pod: "b/a".into(), step: "run sandbox".into(), milliseconds: 250 }],
             ..Status::default()
         };

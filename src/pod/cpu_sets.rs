@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
-use stoker_model::pod::PodRef;
+use stoker_model::pod::{LocalPod, PodRef};
 
 use super::shared::Shared;
 use crate::runtime::cri;
@@ -18,8 +17,8 @@ pub(super) async fn keep_cpu_sets(shared: Arc<Shared>, every: Duration) {
         let mut running = BTreeMap::new();
         for pod in shared.directory.all() {
             for (id, name) in running_containers(&pod) {
-                let Some(cpus) = shared.assignments.cpus_of(&PodRef::of(&pod).uid, &name) else { continue };
-                running.insert(id, (cpus.to_string(), format!("{}/{name}", PodRef::of(&pod))));
+                let Some(cpus) = shared.assignments.cpus_of(&PodRef::of(pod.pod()).uid, &name) else { continue };
+                running.insert(id, (cpus.to_string(), format!("{}/{name}", PodRef::of(pod.pod()))));
             }
         }
         for (id, (cpus, whose)) in &running {
@@ -47,9 +46,8 @@ pub(super) async fn keep_cpu_sets(shared: Arc<Shared>, every: Duration) {
 }
 
 /// IDs and names.
-fn running_containers(pod: &Pod) -> Vec<(String, String)> {
-    let status = pod.status.iter();
-    let all = status.flat_map(|s| {
+fn running_containers(pod: &LocalPod) -> Vec<(String, String)> {
+    let all = pod.status().into_iter().flat_map(|s| {
         let lists = [&s.container_statuses, &s.init_container_statuses, &s.ephemeral_container_statuses];
         lists.into_iter().flatten().flatten()
     });

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use stoker_model::handle::{EventSubject, EventType, Eviction, NodeSnapshot, PodDirectory, PodEvictor, ProbeMetrics};
 use stoker_model::metrics;
 use stoker_model::names;
-use stoker_model::pod::{PodRef, PodUid};
+use stoker_model::pod::{LocalPod, PodRef, PodUid};
 use stoker_model::resources::{QosClass, qos_class};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -157,17 +157,17 @@ impl ProbeMetrics for Pods {
 }
 
 impl PodDirectory for Pods {
-    fn pods(&self) -> Vec<Arc<Pod>> {
+    fn pods(&self) -> Vec<LocalPod> {
         self.directory.all()
     }
 
-    fn pod(&self, namespace: &str, name: &str, uid: Option<&PodUid>) -> Option<Arc<Pod>> {
+    fn pod(&self, namespace: &str, name: &str, uid: Option<&PodUid>) -> Option<LocalPod> {
         let named = self.directory.all().into_iter().filter(|pod| {
-            let reference = PodRef::of(pod);
+            let reference = PodRef::of(pod.pod());
             reference.namespace == namespace && reference.name == name && uid.is_none_or(|uid| *uid == reference.uid)
         });
         // A predecessor may not be gone yet.
-        named.max_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0))
+        named.max_by_key(|pod| pod.pod().metadata.creation_timestamp.as_ref().map(|time| time.0))
     }
 }
 
@@ -499,7 +499,7 @@ impl Supervisor {
 
     /// Tells of a pod that the node ends, and that is still there long after its time (A4.10).
     fn expect_end(&self, uid: PodUid, grace: Duration) {
-        let Some(pod) = self.shared.directory.get(&uid) else { return };
+        let Some(pod) = self.shared.directory.get(&uid).map(|known| known.pod().clone()) else { return };
         let own = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
         let grace = grace.min(Duration::from_secs(u64::try_from(own).unwrap_or_default()));
         let (shared, stop) = (self.shared.clone(), self.stop.clone());
@@ -535,12 +535,9 @@ impl Supervisor {
         let admitted = self.workers.iter().filter(|(_, handle)| handle.admitted);
         // What a pod was given counts, not what it asks for (A1.18).
         let given = |uid: &PodUid| self.shared.directory.get(uid);
-        let pods = admitted.map(|(uid, handle)| given(uid).unwrap_or_else(|| handle.desired.borrow().pod.clone()));
-        pods.filter(|pod| {
-            let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
-            !matches!(phase, Some("Succeeded" | "Failed"))
-        })
-        .collect()
+        let pods =
+            admitted.map(|(uid, handle)| given(uid).unwrap_or_else(|| handle.desired.borrow().pod.clone().into()));
+        pods.filter(|pod| !pod.has_ended()).map(|pod| pod.pod().clone()).collect()
     }
 
     /// `shown`: the pod with the resources that it was given, which counts for others.
@@ -551,7 +548,7 @@ impl Supervisor {
         let wakes = Wakes::default();
         let admitted = rejected.is_none() && !gone;
         if !gone {
-            self.shared.directory.put(&uid, shown);
+            self.shared.directory.put(&uid, shown.into());
         }
         let (stop, is_new) = (self.stop.child_token(), known == Known::New);
         let worker = Worker::new(self.shared.clone(), receiver, wakes.clone(), stop, is_new, rejected);

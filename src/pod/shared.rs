@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::Pod;
 use stoker_model::handle::{
     EventSink, EventSubject, EventType, MirrorApi, NodeFeed, NodeSnapshot, ObjectApi, PodApi, PodFeed, ServiceLinks,
 };
-use stoker_model::pod::{PodRef, PodUid};
+use stoker_model::pod::{LocalPod, PodRef, PodUid};
 use tokio::sync::{Notify, mpsc};
 
 use super::admission::{Features, SysctlRules};
@@ -194,7 +194,7 @@ impl Shared {
 /// The pods that have a worker, and the runtime's IDs of what belongs to them. Written by each worker for its own pod.
 #[derive(Clone, Default)]
 pub(super) struct Directory {
-    pods: Arc<Mutex<BTreeMap<PodUid, Arc<Pod>>>>,
+    pods: Arc<Mutex<BTreeMap<PodUid, LocalPod>>>,
     /// Resizes that wait for room. Locked after `pods`.
     wishes: Arc<Mutex<BTreeMap<PodUid, Wish>>>,
     /// Told when others may have more room.
@@ -206,12 +206,12 @@ pub(super) struct Directory {
 }
 
 impl Directory {
-    pub(super) fn all(&self) -> Vec<Arc<Pod>> {
+    pub(super) fn all(&self) -> Vec<LocalPod> {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// A pod as its worker showed it last: with the resources that it was given.
-    pub(super) fn get(&self, uid: &PodUid) -> Option<Arc<Pod>> {
+    pub(super) fn get(&self, uid: &PodUid) -> Option<LocalPod> {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
     }
 
@@ -223,11 +223,10 @@ impl Directory {
 
     /// Whether the pod's phase is a terminal one.
     pub(super) fn has_ended(&self, uid: &PodUid) -> bool {
-        let phase = self.get(uid).and_then(|pod| pod.status.as_ref()?.phase.clone());
-        matches!(phase.as_deref(), Some("Succeeded" | "Failed"))
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).get(uid).is_some_and(LocalPod::has_ended)
     }
 
-    pub(super) fn put(&self, uid: &PodUid, pod: Arc<Pod>) {
+    pub(super) fn put(&self, uid: &PodUid, pod: LocalPod) {
         let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
         let before = pods.insert(uid.clone(), pod.clone());
         drop(pods);
@@ -247,11 +246,7 @@ impl Directory {
         let uid = PodRef::of(pod).uid;
         let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
         let mut wishes = self.wishes.lock().unwrap_or_else(PoisonError::into_inner);
-        let active = |pod: &&Arc<Pod>| {
-            let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
-            !matches!(phase, Some("Succeeded" | "Failed"))
-        };
-        let all: Vec<Arc<Pod>> = pods.values().filter(active).cloned().collect();
+        let all: Vec<Arc<Pod>> = pods.values().filter(|pod| !pod.has_ended()).map(|pod| pod.pod().clone()).collect();
         let since = wishes.get(&uid).map_or(now, |wish| wish.since);
         let wish = Wish { asked: pod.clone(), since };
         let waiting: Vec<Wish> = wishes.values().cloned().collect();
@@ -261,8 +256,9 @@ impl Directory {
             return Err(error);
         }
         wishes.remove(&uid);
-        if let Some(before) = pods.insert(uid, pod.clone()).filter(|before| frees(before, pod)) {
-            drop(before);
+        let after = LocalPod::from(pod.clone());
+        let before = pods.insert(uid, after.clone());
+        if before.is_some_and(|before| frees(&before, &after)) {
             self.freed.notify_one();
         }
         Ok(())

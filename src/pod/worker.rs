@@ -20,7 +20,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus, ResourceRequirements};
 use stoker_model::handle::EventType;
 use stoker_model::metrics;
-use stoker_model::pod::PodRef;
+use stoker_model::pod::{LocalPod, PodRef};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -84,7 +84,7 @@ pub(super) struct Worker {
     memory: Memory,
     observer: Observer,
     /// What was reported last.
-    previous: PodStatus,
+    previous: Arc<PodStatus>,
     /// Not earlier than this (monotonic) the same status is written again, where the API server has another one.
     repair_at: Duration,
     writer: StatusWriter,
@@ -164,7 +164,7 @@ impl Worker {
             stop,
             memory,
             observer: Observer::default(),
-            previous,
+            previous: Arc::new(previous),
             repair_at: Duration::ZERO,
             writer,
             tasks: JoinSet::new(),
@@ -397,19 +397,19 @@ impl Worker {
         let now = self.shared.clock.now();
         let mut status = status(facts, now);
         self.shared.assignments.tell_health(&desired.pod, &mut status);
-        let (metadata, spec) = (desired.pod.metadata.clone(), desired.pod.spec.clone());
-        let shown = Pod { metadata, spec, status: Some(status.clone()) };
-        self.shared.directory.put(&self.reference.uid, Arc::new(shown));
+        let is_new = status != *self.previous;
+        let status = if is_new { Arc::new(status) } else { self.previous.clone() };
+        self.shared.directory.put(&self.reference.uid, LocalPod::new(desired.pod.clone(), status.clone()));
         // What was just written needs a moment to come back.
         let differs = differs(desired.pod.status.as_ref(), &status);
         if let Some(took) = self.start.reports(&self.previous, &status, now) {
             metrics::POD_START_DURATION.observe(&[], took);
         }
-        if status != self.previous || differs && now.monotonic >= self.repair_at {
+        if is_new || differs && now.monotonic >= self.repair_at {
             self.previous = status.clone();
             self.repair_at = now.monotonic + REPAIR_INTERVAL;
             let hold = hold(desired, seen, &status);
-            self.writer.put(Arc::new(status), hold);
+            self.writer.put(status, hold);
         }
         differs.then_some(self.repair_at)
     }

@@ -116,8 +116,7 @@ impl Lister {
     }
 
     fn active(&self) -> Vec<Arc<Pod>> {
-        let phase = |pod: &Pod| pod.status.as_ref().and_then(|s| s.phase.clone()).unwrap_or_default();
-        self.pods.pods().into_iter().filter(|pod| !matches!(phase(pod).as_str(), "Succeeded" | "Failed")).collect()
+        self.pods.pods().iter().filter(|pod| !pod.has_ended()).map(|pod| pod.pod().clone()).collect()
     }
 
     fn of_pod(&self, pod: &Pod) -> PodResources {
@@ -219,7 +218,7 @@ impl PodResourcesLister for Lister {
             Status::unknown(format!("pod {pod_name} in namespace {pod_namespace} not found"))
         };
         let pod = self.pods.pod(&pod_namespace, &pod_name, None).ok_or_else(missing)?;
-        Ok(Response::new(GetPodResourcesResponse { pod_resources: Some(self.of_pod(&pod)) }))
+        Ok(Response::new(GetPodResourcesResponse { pod_resources: Some(self.of_pod(pod.pod())) }))
     }
 }
 

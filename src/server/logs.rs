@@ -3,6 +3,7 @@
 use http::StatusCode;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use stoker_model::pod::LocalPod;
 
 use super::query::Query;
 use crate::runtime::logs::LogOptions;
@@ -90,10 +91,10 @@ impl LogRequest {
 /// The ID, without the runtime's name, of the instance whose log is wanted.
 ///
 /// A container that waits to be started again shows its last instance (A20.8).
-pub(super) fn choose_container(pod: &Pod, container: &str, previous: bool) -> Result<String, NoLog> {
-    let pod_name = pod.metadata.name.clone().unwrap_or_default();
+pub(super) fn choose_container(pod: &LocalPod, container: &str, previous: bool) -> Result<String, NoLog> {
+    let pod_name = pod.pod().metadata.name.clone().unwrap_or_default();
     let names = || (container.to_owned(), pod_name.clone());
-    if !has_container(pod, container) {
+    if !has_container(pod.pod(), container) {
         let (container, pod) = names();
         return Err(NoLog::UnknownContainer { container, pod });
     }
@@ -136,8 +137,8 @@ fn has_container(pod: &Pod, name: &str) -> bool {
         || spec.ephemeral_containers.iter().flatten().any(|container| container.name == name)
 }
 
-fn status_of<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerStatus> {
-    let status = pod.status.as_ref()?;
+fn status_of<'a>(pod: &'a LocalPod, name: &str) -> Option<&'a ContainerStatus> {
+    let status = pod.status()?;
     [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses]
         .into_iter()
         .flat_map(|list| list.iter().flatten())
@@ -153,6 +154,8 @@ fn id_of(full: Option<&String>) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use serde_json::{Value, json};
 
     use super::*;
@@ -216,7 +219,7 @@ mod tests {
             "status": { "containerStatuses": [status] },
         });
         let pod: Pod = serde_json::from_value(pod).unwrap();
-        choose_container(&pod, "c", previous).map_err(|refusal| refusal.to_string())
+        choose_container(&Arc::new(pod).into(), "c", previous).map_err(|refusal| refusal.to_string())
     }
 
     fn status(id: &str, state: Value, last: Value) -> Value {
@@ -256,6 +259,7 @@ mod tests {
         let pod: Pod =
             serde_json::from_value(json!({ "metadata": { "name": "p" }, "spec": { "containers": [{ "name": "c" }] } }))
                 .unwrap();
+        let pod = LocalPod::from(Arc::new(pod));
         let unknown = choose_container(&pod, "x", false).unwrap_err();
         assert_eq!(
             (unknown.status().as_u16(), unknown.to_string().as_str()),

@@ -14,6 +14,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use stoker_model::handle::{AgentState, PodDirectory, ProbeMetrics, UserInfo};
 use stoker_model::metrics;
+use stoker_model::pod::LocalPod;
 use tokio::time::timeout;
 use tracing::field::Empty;
 use tracing::{Instrument, Span, info_span};
@@ -393,11 +394,11 @@ impl Routes {
             kind: &'static str,
             api_version: &'static str,
             metadata: Metadata,
-            items: &'a [Arc<Pod>],
+            items: &'a [Pod],
         }
         #[derive(Serialize)]
         struct Metadata {}
-        let pods = self.pods.pods();
+        let pods: Vec<Pod> = self.pods.pods().iter().map(LocalPod::whole).collect();
         let list = PodList { kind: "PodList", api_version: "v1", metadata: Metadata {}, items: &pods };
         match serde_json::to_vec(&list) {
             Ok(document) => reply::json(document),

@@ -25,7 +25,7 @@ use stoker::server::{Handles, Server, ServerConfig, ServingCertificate, TlsRules
 use stoker_model::handle::{
     AgentState, ApiError, Authorizer, DiskMeter, DiskUsage, PodDirectory, ProbeMetrics, TokenReviewer, UserInfo,
 };
-use stoker_model::pod::PodUid;
+use stoker_model::pod::{LocalPod, PodUid};
 use stoker_model::streams::spdy::{Event, Reader, Writer};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -51,13 +51,14 @@ struct Node {
 struct Pods(Mutex<Vec<Arc<Pod>>>);
 
 impl PodDirectory for Pods {
-    fn pods(&self) -> Vec<Arc<Pod>> {
-        self.0.lock().unwrap().clone()
+    fn pods(&self) -> Vec<LocalPod> {
+        self.0.lock().unwrap().iter().cloned().map(LocalPod::from).collect()
     }
 
-    fn pod(&self, namespace: &str, name: &str, _: Option<&PodUid>) -> Option<Arc<Pod>> {
-        let is = |pod: &&Arc<Pod>| {
-            pod.metadata.name.as_deref() == Some(name) && pod.metadata.namespace.as_deref() == Some(namespace)
+    fn pod(&self, namespace: &str, name: &str, _: Option<&PodUid>) -> Option<LocalPod> {
+        let is = |pod: &&LocalPod| {
+            let metadata = &pod.pod().metadata;
+            metadata.name.as_deref() == Some(name) && metadata.namespace.as_deref() == Some(namespace)
         };
         self.pods().iter().find(is).cloned()
     }

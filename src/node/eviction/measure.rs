@@ -5,9 +5,8 @@ use std::os::linux::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Pod;
 use stoker_model::handle::{DiskMeter, DiskUsage, PodUsage, UsageReader};
-use stoker_model::pod::{PodRef, PodUid};
+use stoker_model::pod::{LocalPod, PodRef, PodUid};
 
 use super::rank::{ContainerShare, Share};
 use super::threshold::{Layout, Observation, Observations, Signal};
@@ -101,14 +100,14 @@ impl Meter {
     }
 
     /// What these pods take. `with_disk`: also of the disk, which is walked for it.
-    pub(super) async fn shares(&self, pods: &[Arc<Pod>], with_disk: bool) -> BTreeMap<PodUid, Measured> {
+    pub(super) async fn shares(&self, pods: &[LocalPod], with_disk: bool) -> BTreeMap<PodUid, Measured> {
         let layers = if with_disk { self.layers().await } else { BTreeMap::new() };
         let (usage, disks, places, pods) = (self.usage.clone(), self.disks.clone(), self.places.clone(), pods.to_vec());
         let measure = move || {
             let groups: BTreeMap<String, PodUsage> =
                 usage.pods().into_iter().map(|group| (group.uid.clone(), group)).collect();
             let shares = pods.iter().filter_map(|pod| {
-                let uid = PodRef::of(pod).uid;
+                let uid = PodRef::of(pod.pod()).uid;
                 let group = groups.get(uid.as_str())?;
                 Some((uid, share(pod, group, &layers, with_disk.then_some((&*disks, &places)))))
             });
@@ -140,13 +139,13 @@ fn stores(answer: &cri::ImageFsInfoResponse) -> Option<Stores> {
 }
 
 fn share(
-    pod: &Pod,
+    pod: &LocalPod,
     group: &PodUsage,
     layers: &BTreeMap<String, DiskUsage>,
     disk: Option<(&dyn DiskMeter, &Places)>,
 ) -> Measured {
-    let reference = PodRef::of(pod);
-    let statuses = pod.status.iter().flat_map(|status| {
+    let reference = PodRef::of(pod.pod());
+    let statuses = pod.status().into_iter().flat_map(|status| {
         [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses]
             .into_iter()
             .flatten()
@@ -172,7 +171,7 @@ fn share(
         memory: bytes(group.usage.working_set_bytes),
         processes: group.usage.processes,
         containers,
-        volumes: disk.map(|(disks, _)| disks.volumes(pod)).unwrap_or_default(),
+        volumes: disk.map(|(disks, _)| disks.volumes(pod.pod())).unwrap_or_default(),
     };
     let beside = disk.map(|(disks, places)| {
         disks.tree(&places.root_dir.join("pods").join(reference.uid.as_str()).join("etc-hosts"))

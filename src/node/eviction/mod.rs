@@ -22,7 +22,7 @@ use stoker_model::handle::{
     DiskMeter, EventSink, EventSubject, EventType, Eviction, PodDirectory, PodEvictor, UsageReader,
 };
 use stoker_model::metrics;
-use stoker_model::pod::{PodRef, PodUid, is_critical};
+use stoker_model::pod::{LocalPod, PodRef, PodUid, is_critical};
 use tracing::{debug, info, warn};
 
 pub use self::threshold::{Pressure, ThresholdError, ThresholdFields};
@@ -242,23 +242,23 @@ impl Keeper {
     }
 
     /// Pods that may still take something.
-    fn active(&mut self) -> Vec<Arc<Pod>> {
+    fn active(&mut self) -> Vec<LocalPod> {
         let mut pods = self.pods.pods();
-        let present: BTreeSet<PodUid> = pods.iter().map(|pod| PodRef::of(pod).uid).collect();
+        let present: BTreeSet<PodUid> = pods.iter().map(|pod| PodRef::of(pod.pod()).uid).collect();
         self.evicted.retain(|uid| present.contains(uid));
-        pods.retain(|pod| !has_ended(pod) && !self.evicted.contains(&PodRef::of(pod).uid));
+        pods.retain(|pod| !pod.has_ended() && !self.evicted.contains(&PodRef::of(pod.pod()).uid));
         pods
     }
 
     /// Ends the pods that took more of the disk than they may (A13.10).
-    async fn enforce_storage(&mut self, pods: &[Arc<Pod>], layout: Layout) -> Vec<PodUid> {
-        let limited: Vec<Arc<Pod>> = pods.iter().filter(|pod| storage::is_limited(pod)).cloned().collect();
+    async fn enforce_storage(&mut self, pods: &[LocalPod], layout: Layout) -> Vec<PodUid> {
+        let limited: Vec<LocalPod> = pods.iter().filter(|pod| storage::is_limited(pod.pod())).cloned().collect();
         if limited.is_empty() {
             return Vec::new();
         }
         let shares = self.meter.shares(&limited, true).await;
         let mut gone = Vec::new();
-        for pod in &limited {
+        for pod in limited.iter().map(LocalPod::pod) {
             let uid = PodRef::of(pod).uid;
             let Some((share, beside)) = shares.get(&uid) else { continue };
             if let Some((limit, message)) = storage::exceeded(pod, share, *beside, layout)
@@ -299,8 +299,13 @@ impl Keeper {
 
     /// Has the containers of finished pods removed, and waits for that.
     async fn drop_containers(&self) {
-        let finished: BTreeSet<String> =
-            self.pods.pods().iter().filter(|pod| has_ended(pod)).map(|pod| PodRef::of(pod).uid.to_string()).collect();
+        let finished: BTreeSet<String> = self
+            .pods
+            .pods()
+            .iter()
+            .filter(|pod| pod.has_ended())
+            .map(|pod| PodRef::of(pod.pod()).uid.to_string())
+            .collect();
         if finished.is_empty() {
             return;
         }
@@ -319,14 +324,15 @@ impl Keeper {
     /// Ends the pod that is to go first, if any may (A13.8).
     async fn evict_one(
         &mut self,
-        pods: Vec<Arc<Pod>>,
+        pods: Vec<LocalPod>,
         (threshold, due, seen): (Threshold, &[Threshold], &Observations),
         layout: Layout,
     ) -> Option<PodUid> {
         let resource = threshold.signal.resource();
         let with_disk = matches!(resource, Resource::EphemeralStorage | Resource::Inodes);
         let mut shares = self.meter.shares(&pods, with_disk).await;
-        let candidate = |pod: Arc<Pod>| {
+        let candidate = |pod: LocalPod| {
+            let pod = pod.pod().clone();
             let share = shares.remove(&PodRef::of(&pod).uid).map(|(share, _)| share);
             Candidate { pod, share }
         };
@@ -375,7 +381,7 @@ impl Keeper {
         while self.clock.now().monotonic.saturating_sub(began) < PATIENCE {
             tokio::time::sleep(POLL).await;
             let known = self.pods.pods();
-            let goes_on = |uid: &PodUid| known.iter().any(|pod| PodRef::of(pod).uid == *uid && !has_ended(pod));
+            let goes_on = |uid: &PodUid| known.iter().any(|pod| PodRef::of(pod.pod()).uid == *uid && !pod.has_ended());
             if pods.iter().any(goes_on) {
                 continue;
             }
@@ -387,9 +393,4 @@ impl Keeper {
         }
         warn!(?pods, "evicted, and not gone in time");
     }
-}
-
-fn has_ended(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    matches!(phase, Some("Succeeded" | "Failed"))
 }

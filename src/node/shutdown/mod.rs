@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::Pod;
 use stoker_model::handle::{
     EventSink, EventSubject, EventType, Eviction, NodeFeed, PodDirectory, PodEvictor, PodFeed, UsageReader,
 };
-use stoker_model::pod::{PodRef, PodUid};
+use stoker_model::pod::{LocalPod, PodRef, PodUid};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -128,7 +128,8 @@ impl Keeper {
         let mut node = self.handles.node.clone();
         // What is admitted after this look would go on.
         let _ = timeout(SETTLES, node.wait_for(|node| node.shutting_down)).await;
-        let pods: Vec<_> = self.handles.pods.pods().into_iter().filter(|pod| !has_ended(pod)).collect();
+        let active = self.handles.pods.pods().into_iter().filter(|pod| !pod.has_ended());
+        let pods: Vec<_> = active.map(|pod| pod.pod().clone()).collect();
         for (period, group) in groups::grouped(&self.settings.periods, &pods) {
             if group.is_empty() {
                 continue;
@@ -155,7 +156,7 @@ impl Keeper {
     async fn until_gone(&self, uids: &[PodUid]) {
         loop {
             let known = self.handles.pods.pods();
-            let goes_on = |uid: &PodUid| known.iter().any(|pod| PodRef::of(pod).uid == *uid && !has_ended(pod));
+            let goes_on = |uid: &PodUid| known.iter().any(|pod| PodRef::of(pod.pod()).uid == *uid && !pod.has_ended());
             if !uids.iter().any(goes_on) {
                 let usage = self.handles.usage.clone();
                 let groups = tokio::task::spawn_blocking(move || usage.pods()).await.unwrap_or_default();
@@ -173,7 +174,7 @@ impl Keeper {
         let all_ended = |desired: &Option<Arc<stoker_model::handle::DesiredPods>>| {
             let goes_on = |pod: &Arc<Pod>| {
                 let shown = desired.as_ref().and_then(|all| all.get(&PodRef::of(pod).uid));
-                shown.is_some_and(|pod| !has_ended(pod))
+                shown.is_some_and(|pod| !LocalPod::from(pod.clone()).has_ended())
             };
             !pods.iter().any(goes_on)
         };
@@ -187,9 +188,4 @@ impl Keeper {
             warn!(%error, path = ?self.settings.state_file, "the time of the shutdown is not kept");
         }
     }
-}
-
-fn has_ended(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    matches!(phase, Some("Succeeded" | "Failed"))
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
-use stoker_model::pod::PodRef;
+use stoker_model::pod::{LocalPod, PodRef};
 use stoker_model::resources::{QosClass, pod_requests, qos_class};
 
 /// A resize that waits for room.
@@ -59,12 +59,9 @@ fn grows(from: &Pod, to: &Pod) -> bool {
 }
 
 /// Whether others have more room with the second than with the first.
-pub(in crate::pod) fn frees(before: &Pod, after: &Pod) -> bool {
-    let ended = |pod: &Pod| {
-        let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
-        matches!(phase, Some("Succeeded" | "Failed"))
-    };
-    !ended(before) && (ended(after) || grows(after, before))
+pub(in crate::pod) fn frees(before: &LocalPod, after: &LocalPod) -> bool {
+    let shrinks = || !Arc::ptr_eq(before.pod(), after.pod()) && grows(after.pod(), before.pod());
+    !before.has_ended() && (after.has_ended() || shrinks())
 }
 
 #[cfg(test)]
@@ -127,12 +124,11 @@ mod tests {
     #[test]
     fn room_is_noticed() {
         // A15.1
-        let ended = |pod: &Pod| {
-            let mut pod = pod.clone();
-            pod.status = Some(PodStatus { phase: Some("Failed".into()), ..PodStatus::default() });
-            pod
+        let ended = |pod: &LocalPod| {
+            let status = PodStatus { phase: Some("Failed".into()), ..PodStatus::default() };
+            LocalPod::new(pod.pod().clone(), Arc::new(status))
         };
-        let (small, large) = (pod("a", "1", 0, false), pod("a", "2", 0, false));
+        let [small, large] = ["1", "2"].map(|cpu| LocalPod::from(pod("a", cpu, 0, false)));
         assert!(frees(&large, &small) && !frees(&small, &large) && !frees(&small, &small));
         assert!(frees(&small, &ended(&small)) && !frees(&ended(&small), &ended(&small)));
     }

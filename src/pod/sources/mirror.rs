@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use stoker_model::handle::{ApiError, MirrorApi, NodeFeed, PodApi};
 use stoker_model::names;
-use stoker_model::pod::{PodRef, PodUid};
+use stoker_model::pod::{LocalPod, PodRef, PodUid};
 use tokio::sync::Notify;
 
 use super::{FullName, Wanted, WantedFeed, annotation, full_name, is_static};
@@ -77,7 +77,7 @@ impl Mirrors {
     /// Whether the pod is static, also when it is wanted no more and ends.
     fn is_static(&self, uid: &PodUid) -> bool {
         let of_source = self.wanted.borrow().pods.get(uid).map(|pod| is_static(pod));
-        of_source.unwrap_or_else(|| self.directory.get(uid).is_some_and(|pod| is_static(&pod)))
+        of_source.unwrap_or_else(|| self.directory.get(uid).is_some_and(|pod| is_static(pod.pod())))
     }
 }
 
@@ -193,7 +193,7 @@ pub(in crate::pod) async fn keep_mirrors(
         let now = wanted.borrow_and_update().clone();
         let seen = node.borrow_and_update().clone();
         let alive: BTreeSet<FullName> =
-            directory.all().iter().filter(|pod| is_static(pod)).map(|pod| full_name(pod)).collect();
+            directory.all().iter().map(LocalPod::pod).filter(|pod| is_static(pod)).map(|pod| full_name(pod)).collect();
         let (failed, waits) = keeper.round(&now, &alive, (&seen.name, seen.uid.as_deref())).await;
         let wait = match (failed, waits) {
             (true, _) => {

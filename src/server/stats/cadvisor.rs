@@ -5,6 +5,7 @@ use std::sync::PoisonError;
 
 use k8s_openapi::api::core::v1::Pod;
 use stoker_model::handle::{DeviceUsage, GroupDetails, GroupLimits, PodUsage, Stall, Stalls, Usage, UsageReader};
+use stoker_model::pod::LocalPod;
 
 use super::text::{Labels, Page, seconds, value};
 use super::{Devices, Filesystem, Named, Snapshot, Stats, containers, has_own_network, name, namespace, started_at};
@@ -153,8 +154,8 @@ impl Stats {
             writer.groups(&groups, &now);
             writer.devices(&groups);
             writer.stalls(&groups);
-            let own = known.iter().filter(|(pod, _)| has_own_network(pod));
-            let of_pods = own.map(|(pod, usage)| (*usage, namespace(pod), name(pod)));
+            let own = known.iter().filter(|(pod, _)| has_own_network(pod.pod()));
+            let of_pods = own.map(|(pod, usage)| (*usage, namespace(pod.pod()), name(pod.pod())));
             writer.interfaces(&of_pods.chain([(&now.node, "", "")]).collect::<Vec<_>>());
             writer.filesystems(&groups, &now, &root, &devices);
             writer.machine(&now);
@@ -363,7 +364,7 @@ pub(super) type KnownLimits = BTreeMap<String, (String, GroupLimits)>;
 /// Limits are read again only when the pod is another than before: one that is resized gets another status.
 fn groups<'a>(
     now: &'a Snapshot,
-    known: &'a [(&'a Pod, &'a PodUsage)],
+    known: &'a [(&'a LocalPod, &'a PodUsage)],
     reader: &dyn UsageReader,
     limits: &mut KnownLimits,
 ) -> Vec<Group<'a>> {
@@ -407,8 +408,8 @@ fn groups<'a>(
     let mut groups = vec![group(&now.node.usage, "/", None, None)];
     groups.extend(now.system.iter().map(|(_, id, usage)| group(usage, id, None, None)));
     for (pod, usage) in known {
-        groups.push(group(&usage.usage, &usage.group, Some(pod), None));
-        groups.extend(containers(pod, usage).iter().map(|it| group(it.usage, it.group, Some(pod), Some(it))));
+        groups.push(group(&usage.usage, &usage.group, Some(pod.pod()), None));
+        groups.extend(containers(pod, usage).iter().map(|it| group(it.usage, it.group, Some(pod.pod()), Some(it))));
     }
     groups
 }
@@ -466,6 +467,7 @@ mod tests {
         let (reader, mut limits) = (Counting::default(), KnownLimits::new());
         let mut shares = |version: &str| {
             let pod: Pod = serde_json::from_value(json!({"metadata": {"resourceVersion": version}})).unwrap();
+            let pod = LocalPod::from(Arc::new(pod));
             groups(&now, &[(&pod, &usage)], &reader, &mut limits)[1].limits.cpu_shares
         };
         assert_eq!([shares("1"), shares("1"), shares("2"), shares("2")], [1, 1, 2, 2]);

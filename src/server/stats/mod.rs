@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use stoker_model::handle::{DiskMeter, PodDirectory, PodUsage, Usage, UsageReader};
+use stoker_model::pod::LocalPod;
 
 use crate::clock::{Clock, Now};
 use crate::runtime::Runtime;
@@ -160,8 +161,7 @@ impl Stats {
 
     async fn read(&self, now: Now) -> Snapshot {
         let (usage, places) = (self.usage.clone(), self.places.clone());
-        let wanted =
-            self.pods.pods().iter().flat_map(|pod| statuses(pod)).filter_map(id_of).map(str::to_owned).collect();
+        let wanted = self.pods.pods().iter().flat_map(statuses).filter_map(id_of).map(str::to_owned).collect();
         let groups = tokio::task::spawn_blocking(move || {
             (usage.node(), usage.pods_with(&wanted), Filesystem::read(&places.root), usage.system_groups())
         });
@@ -192,10 +192,10 @@ impl Stats {
     }
 
     /// Pods that have a group, with it.
-    fn known<'a>(pods: &'a [Arc<Pod>], snapshot: &'a Snapshot) -> Vec<(&'a Pod, &'a PodUsage)> {
+    fn known<'a>(pods: &'a [LocalPod], snapshot: &'a Snapshot) -> Vec<(&'a LocalPod, &'a PodUsage)> {
         let of = |usage: &'a PodUsage| {
-            let pod = pods.iter().find(|pod| pod.metadata.uid.as_deref() == Some(usage.uid.as_str()))?;
-            Some((pod.as_ref(), usage))
+            let pod = pods.iter().find(|pod| pod.pod().metadata.uid.as_deref() == Some(usage.uid.as_str()))?;
+            Some((pod, usage))
         };
         snapshot.pods.iter().filter_map(of).collect()
     }
@@ -206,19 +206,19 @@ fn number(value: &Option<crate::runtime::cri::UInt64Value>) -> u64 {
 }
 
 /// The running containers of a pod, by the names that its spec gives them.
-fn containers<'a>(pod: &'a Pod, usage: &'a PodUsage) -> Vec<Named<'a>> {
+fn containers<'a>(pod: &'a LocalPod, usage: &'a PodUsage) -> Vec<Named<'a>> {
     statuses(pod)
         .filter_map(|status| {
             let id = id_of(status)?;
             let group = usage.container_groups.get(id)?;
-            Some(Named { pod, status, id, group, usage: usage.containers.get(id)? })
+            Some(Named { pod: pod.pod(), status, id, group, usage: usage.containers.get(id)? })
         })
         .collect()
 }
 
-fn statuses(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
-    pod.status
-        .iter()
+fn statuses(pod: &LocalPod) -> impl Iterator<Item = &ContainerStatus> {
+    pod.status()
+        .into_iter()
         .flat_map(|status| {
             [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses]
         })

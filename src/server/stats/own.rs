@@ -1,8 +1,6 @@
 //! `/metrics`: the agent itself and what it looks after.
 
-use std::sync::Arc;
-
-use k8s_openapi::api::core::v1::Pod;
+use stoker_model::pod::LocalPod;
 
 use super::Stats;
 use super::text::{Page, seconds, value};
@@ -15,7 +13,7 @@ impl Stats {
         page.metric("kubelet_node_name", "gauge", "[ALPHA] The node's name. The count is always 1.");
         page.sample("kubelet_node_name", &[("node", &self.node)], 1.0, None);
         let pods = self.pods.pods();
-        let running = pods.iter().filter(|pod| phase(pod) == "Running").count();
+        let running = pods.iter().filter(|pod| pod.phase() == "Running").count();
         page.metric("kubelet_running_pods", "gauge", "[ALPHA] Number of pods that have a running pod sandbox");
         page.sample("kubelet_running_pods", &[], count(running), None);
         page.metric("kubelet_running_containers", "gauge", "[ALPHA] Number of containers currently running");
@@ -102,18 +100,14 @@ fn count(number: usize) -> f64 {
 }
 
 /// Those that have not ended: the volumes of others are taken away.
-fn active(pods: &[Arc<Pod>]) -> Vec<Arc<Pod>> {
-    pods.iter().filter(|pod| !matches!(phase(pod), "Succeeded" | "Failed")).cloned().collect()
-}
-
-fn phase(pod: &Pod) -> &str {
-    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
+fn active(pods: &[LocalPod]) -> Vec<LocalPod> {
+    pods.iter().filter(|pod| !pod.has_ended()).cloned().collect()
 }
 
 /// Containers by what they do.
-fn states(pods: &[Arc<Pod>]) -> [(&'static str, usize); 3] {
+fn states(pods: &[LocalPod]) -> [(&'static str, usize); 3] {
     let mut counts = [("created", 0), ("running", 0), ("exited", 0)];
-    let statuses = pods.iter().filter_map(|pod| pod.status.as_ref());
+    let statuses = pods.iter().filter_map(LocalPod::status);
     for status in statuses.flat_map(|status| status.container_statuses.iter().flatten()) {
         let Some(state) = &status.state else { continue };
         let nth = match (&state.running, &state.terminated) {

@@ -46,7 +46,7 @@ impl Stats {
             let metric = format!("pod_{suffix}");
             page.metric(&metric, kind, &format!("[{stability}] {help} pod {unit}"));
             for (pod, usage) in &known {
-                page.sample(&metric, &of_pod(pod), read(&usage.usage), at);
+                page.sample(&metric, &of_pod(pod.pod()), read(&usage.usage), at);
             }
             let metric = format!("node_{suffix}");
             page.metric(&metric, kind, &format!("[{stability}] {help} node {unit}"));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Map, Value, json};
 use stoker_model::handle::{PodUsage, Stall, StallTime, Usage, UsageReader};
+use stoker_model::pod::LocalPod;
 
 use super::volumes::{VolumeStats, Volumes};
 use super::{Filesystem, Snapshot, Stats, below, containers, has_own_network};
@@ -74,16 +75,16 @@ impl Report<'_> {
         self.now.now.wall.to_string()
     }
 
-    fn pod(&self, pod: &Pod, usage: &PodUsage) -> Value {
+    fn pod(&self, pod: &LocalPod, usage: &PodUsage) -> Value {
         let before = self.before.and_then(|before| before.pods.iter().find(|pod| pod.uid == usage.uid));
         let mut part =
             self.usage(&usage.usage, before.map(|it| &it.usage), usage.usage.memory_limit_bytes, &usage.group);
-        let metadata = &pod.metadata;
+        let metadata = &pod.pod().metadata;
         part.insert(
             "podRef".to_owned(),
             json!({ "name": metadata.name, "namespace": metadata.namespace, "uid": metadata.uid }),
         );
-        part.insert("startTime".to_owned(), json!(pod.status.as_ref().and_then(|status| status.start_time.as_ref())));
+        part.insert("startTime".to_owned(), json!(pod.status().and_then(|status| status.start_time.as_ref())));
         part.insert("process_stats".to_owned(), json!({ "process_count": usage.usage.processes }));
         let mut written = (0, 0);
         let mut list = Vec::new();
@@ -95,7 +96,7 @@ impl Report<'_> {
             one.insert("startTime".to_owned(), json!(started));
             if let Some(fs) = self.now.nodefs.filter(|_| !self.only_cpu_and_memory) {
                 let layer = self.now.layers.get(it.id).copied().unwrap_or_default();
-                let logs = below(&self.log_dir(pod).join(&it.status.name));
+                let logs = below(&self.log_dir(pod.pod()).join(&it.status.name));
                 one.insert("rootfs".to_owned(), self.filesystem(fs, layer.0, layer.1));
                 one.insert("logs".to_owned(), self.filesystem(fs, logs.0, logs.1));
                 written = (written.0 + layer.0 + logs.0, written.1 + layer.1 + logs.1);
@@ -104,7 +105,7 @@ impl Report<'_> {
         }
         part.insert("containers".to_owned(), Value::Array(list));
         if !self.only_cpu_and_memory {
-            if has_own_network(pod) {
+            if has_own_network(pod.pod()) {
                 part.insert("network".to_owned(), self.network(usage));
             }
             let volumes = self.volumes.get(usage.uid.as_str()).map(Vec::as_slice).unwrap_or_default();
@@ -112,7 +113,7 @@ impl Report<'_> {
                 written = (written.0 + bytes, written.1 + inodes);
             }
             if !volumes.is_empty() {
-                let all: Vec<Value> = volumes.iter().map(|volume| volume.report(pod)).collect();
+                let all: Vec<Value> = volumes.iter().map(|volume| volume.report(pod.pod())).collect();
                 part.insert("volume".to_owned(), json!(all));
             }
             if let Some(fs) = self.now.nodefs {

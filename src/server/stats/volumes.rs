@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 use stoker_model::handle::{DiskMeter, MountedVolume, VolumeFill};
+use stoker_model::pod::LocalPod;
 
 use super::text::{Page, value};
 use super::{Filesystem, Stats, namespace};
@@ -39,13 +40,13 @@ const OF_CLAIMS: [(&str, &str, ReadVolume); 6] = [
 
 impl Stats {
     /// The volumes of these pods, measured at most each `volumeStatsAggPeriod`; a pod that is new is measured at once.
-    pub(super) async fn volumes(&self, pods: &[Arc<Pod>]) -> Arc<Volumes> {
+    pub(super) async fn volumes(&self, pods: &[LocalPod]) -> Arc<Volumes> {
         let now = Clock.now();
         let last = self.volumes.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let is_fresh =
             |(then, _): &(Now, Arc<Volumes>)| now.monotonic.saturating_sub(then.monotonic) < self.volumes_every;
         let known = last.filter(is_fresh);
-        let missing: Vec<Arc<Pod>> = match &known {
+        let missing: Vec<LocalPod> = match &known {
             Some((_, all)) => pods.iter().filter(|pod| !all.contains_key(uid(pod))).cloned().collect(),
             None => pods.to_vec(),
         };
@@ -53,12 +54,12 @@ impl Stats {
             return all.clone();
         }
         let disks = self.disks.clone();
-        let asked = missing.iter().map(|pod| async { (uid(pod).to_owned(), disks.told_by_drivers(pod).await) });
+        let asked = missing.iter().map(|pod| async { (uid(pod).to_owned(), disks.told_by_drivers(pod.pod()).await) });
         let told: BTreeMap<String, BTreeMap<String, VolumeFill>> =
             futures::future::join_all(asked).await.into_iter().filter(|(_, told)| !told.is_empty()).collect();
         let disks = self.disks.clone();
         let measured = tokio::task::spawn_blocking(move || -> Volumes {
-            missing.iter().map(|pod| (uid(pod).to_owned(), measure(pod, disks.as_ref(), now.wall))).collect()
+            missing.iter().map(|pod| (uid(pod).to_owned(), measure(pod.pod(), disks.as_ref(), now.wall))).collect()
         });
         let mut all = known.as_ref().map(|(_, all)| all.as_ref().clone()).unwrap_or_default();
         // A pod whose volumes are not there yet is asked for again.
@@ -87,7 +88,7 @@ impl Stats {
         for pod in &pods {
             for volume in all.get(uid(pod)).into_iter().flatten() {
                 if let Some(claim) = &volume.volume.claim {
-                    claims.entry((namespace(pod), claim)).or_insert(volume);
+                    claims.entry((namespace(pod.pod()), claim)).or_insert(volume);
                 }
             }
         }
@@ -103,9 +104,9 @@ impl Stats {
 }
 
 /// How many volumes of each plugin pods want, and how many are there.
-pub(super) fn count_metrics(page: &mut Page, pods: &[Arc<Pod>], disks: &dyn DiskMeter) {
+pub(super) fn count_metrics(page: &mut Page, pods: &[LocalPod], disks: &dyn DiskMeter) {
     let mut counts: BTreeMap<(String, &str), u64> = BTreeMap::new();
-    for (plugin, is_there) in pods.iter().flat_map(|pod| disks.plugins(pod)) {
+    for (plugin, is_there) in pods.iter().flat_map(|pod| disks.plugins(pod.pod())) {
         if is_there {
             *counts.entry((plugin.clone(), "actual_state_of_world")).or_default() += 1;
         }
@@ -118,8 +119,8 @@ pub(super) fn count_metrics(page: &mut Page, pods: &[Arc<Pod>], disks: &dyn Disk
     }
 }
 
-fn uid(pod: &Pod) -> &str {
-    pod.metadata.uid.as_deref().unwrap_or_default()
+fn uid(pod: &LocalPod) -> &str {
+    pod.pod().metadata.uid.as_deref().unwrap_or_default()
 }
 
 fn measure(pod: &Pod, disks: &dyn DiskMeter, time: jiff::Timestamp) -> Vec<VolumeStats> {

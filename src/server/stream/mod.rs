@@ -200,11 +200,11 @@ impl Streaming {
         // SPDY names the port of each connection in its own stream.
         let ports = if is_websocket && !tunnelled { ports(&query)? } else { Vec::new() };
         let pod = self.pods.pod(&target.namespace, &target.pod, None).ok_or(NoStream::NoPod)?;
-        if target.uid.as_deref().is_some_and(|uid| pod.metadata.uid.as_deref() != Some(uid)) {
+        if target.uid.as_deref().is_some_and(|uid| pod.pod().metadata.uid.as_deref() != Some(uid)) {
             return Err(NoStream::OtherPod);
         }
         upgradable(&request)?;
-        let sandbox = self.sandbox(&pod).await?;
+        let sandbox = self.sandbox(pod.pod()).await?;
         let url = self.runtime.port_forward(cri::PortForwardRequest { pod_sandbox_id: sandbox, port: ports }).await?;
         self.pass_on(request, &url, tunnelled.then_some(Bridge::Tunnel)).await
     }
@@ -226,7 +226,8 @@ impl Streaming {
 
     fn pod(&self, target: &Target) -> Result<Arc<Pod>, NoStream> {
         let uid = target.uid.as_deref().map(PodUid::new);
-        self.pods.pod(&target.namespace, &target.pod, uid.as_ref()).ok_or(NoStream::NoPod)
+        let found = self.pods.pod(&target.namespace, &target.pod, uid.as_ref());
+        found.map(|found| found.pod().clone()).ok_or(NoStream::NoPod)
     }
 
     /// The ID of the running container of that name, asked from the runtime: a status may be a moment old.
