@@ -3,7 +3,8 @@
 //! Three limits, as client-go's recorder has them: a source may say 25 things about one object and then one each five
 //! minutes; what was said before is counted; ten things that differ in their message alone become one.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -157,7 +158,7 @@ impl EventTask {
                     tokio::time::sleep(backoff.wait()).await;
                 }
                 Err(error) => {
-                    tracing::debug!(%error, reason = entry.key.reason, "event refused");
+                    tracing::debug!(%error, reason = entry.reason, "event refused");
                     return;
                 }
             }
@@ -165,7 +166,7 @@ impl EventTask {
     }
 
     async fn try_send(&self, entry: &Entry) -> Result<(), ApiError> {
-        let (namespace, _) = place(&entry.key.subject);
+        let (namespace, _) = place(&entry.subject);
         let events = format!("/api/v1/namespaces/{namespace}/events");
         if entry.count > 1 {
             let patch = json!({ "count": entry.count, "lastTimestamp": seconds(entry.last), "message": entry.message });
@@ -183,19 +184,12 @@ impl EventTask {
     }
 }
 
-/// What makes two events the same.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-struct Key {
+/// One event to write.
+#[derive(Debug)]
+struct Entry {
     subject: EventSubject,
     warning: bool,
     reason: String,
-    message: String,
-}
-
-/// One event to write.
-#[derive(Clone, Debug)]
-struct Entry {
-    key: Key,
     name: String,
     message: String,
     annotations: BTreeMap<String, String>,
@@ -206,8 +200,8 @@ struct Entry {
 
 impl Entry {
     fn object(&self, node: &str) -> Value {
-        let (namespace, _) = place(&self.key.subject);
-        let involved = match &self.key.subject {
+        let (namespace, _) = place(&self.subject);
+        let involved = match &self.subject {
             EventSubject::Pod { pod, field_path } => json!({
                 "apiVersion": "v1", "kind": "Pod", "namespace": pod.namespace, "name": pod.name,
                 "uid": pod.uid.as_str(), "fieldPath": field_path,
@@ -227,9 +221,9 @@ impl Entry {
             "kind": "Event",
             "metadata": { "name": self.name, "namespace": namespace, "annotations": self.annotations },
             "involvedObject": involved,
-            "reason": self.key.reason,
+            "reason": self.reason,
             "message": self.message,
-            "type": if self.key.warning { "Warning" } else { "Normal" },
+            "type": if self.warning { "Warning" } else { "Normal" },
             "source": { "component": "kubelet", "host": node },
             "reportingComponent": "kubelet",
             "reportingInstance": node,
@@ -256,21 +250,32 @@ fn place(subject: &EventSubject) -> (&str, Option<&str>) {
     }
 }
 
-/// What has been said; decides what is written.
+/// What has been said; decides what is written. Of each thing a mark is kept and no text: of what thousands of pods said it would be
+/// megabytes.
 #[derive(Debug, Default)]
 struct Book {
-    written: Bounded<Key, Entry>,
-    similar: Bounded<Key, Similar>,
-    budgets: Bounded<EventSubject, Budget>,
+    marks: RandomState,
+    written: Bounded<Written>,
+    similar: Bounded<Similar>,
+    budgets: Bounded<Budget>,
 }
 
-#[derive(Clone, Debug)]
+/// What makes two events the same, as one number: of a few thousand no two have the same by chance.
+type Mark = u64;
+
+#[derive(Debug)]
+struct Written {
+    count: u32,
+    first: Timestamp,
+}
+
+#[derive(Debug)]
 struct Similar {
     messages: u32,
     last: Duration,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Budget {
     left: f64,
     at: Duration,
@@ -279,8 +284,9 @@ struct Budget {
 impl Book {
     /// The event to write, or `None` when the object has used up what it may say.
     fn note(&mut self, said: Said, node: &str) -> Option<Entry> {
-        let now = said.now;
-        let budget = self.budgets.entry(without_field(&said.subject), || Budget { left: BURST, at: now.monotonic });
+        let Said { subject, kind, reason, mut message, annotations, now } = said;
+        let object = self.marks.hash_one(without_field(&subject));
+        let budget = self.budgets.entry(object, || Budget { left: BURST, at: now.monotonic });
         let passed = now.monotonic.saturating_sub(budget.at).as_secs_f64();
         budget.left = (budget.left + passed / REFILL.as_secs_f64()).min(BURST);
         budget.at = now.monotonic;
@@ -289,15 +295,11 @@ impl Book {
         }
         budget.left -= 1.0;
 
-        let mut message = said.message;
-        let mut key = Key {
-            subject: said.subject,
-            warning: said.kind == EventType::Warning,
-            reason: said.reason,
-            message: String::new(),
-        };
-        let repeated = self.written.contains(&Key { message: message.clone(), ..key.clone() });
-        let similar = self.similar.entry(key.clone(), || Similar { messages: 0, last: now.monotonic });
+        let warning = kind == EventType::Warning;
+        let mark = |message: &str| self.marks.hash_one((&subject, warning, &reason, message));
+        let (alike, exact) = (mark(""), mark(&message));
+        let repeated = self.written.entries.contains_key(&exact);
+        let similar = self.similar.entry(alike, || Similar { messages: 0, last: now.monotonic });
         if now.monotonic.saturating_sub(similar.last) > SIMILAR_FOR {
             similar.messages = 0;
         }
@@ -305,28 +307,18 @@ impl Book {
         if !repeated {
             similar.messages = similar.messages.saturating_add(1);
         }
-        if similar.messages < SIMILAR {
-            key.message.clone_from(&message);
-        } else {
+        let combined = similar.messages >= SIMILAR;
+        if combined {
             message = format!("(combined from similar events): {message}");
         }
 
-        let object = place(&key.subject).1.unwrap_or(node);
+        let written =
+            self.written.entry(if combined { alike } else { exact }, || Written { count: 0, first: now.wall });
+        written.count = written.count.saturating_add(1);
+        let Written { count, first } = *written;
         // Unique as client-go's names are: the object's name and the time in nanoseconds.
-        let name = format!("{object}.{:x}", now.wall.as_nanosecond());
-        let entry = self.written.entry(key.clone(), || Entry {
-            key,
-            name,
-            message: String::new(),
-            annotations: said.annotations,
-            count: 0,
-            first: now.wall,
-            last: now.wall,
-        });
-        entry.count = entry.count.saturating_add(1);
-        entry.last = now.wall;
-        entry.message = message;
-        Some(entry.clone())
+        let name = format!("{}.{:x}", place(&subject).1.unwrap_or(node), first.as_nanosecond());
+        Some(Entry { subject, warning, reason, name, message, annotations, count, first, last: now.wall })
     }
 }
 
@@ -339,32 +331,28 @@ fn without_field(subject: &EventSubject) -> EventSubject {
 
 /// A map that forgets its oldest entry rather than grow beyond [`REMEMBERED`].
 #[derive(Debug)]
-struct Bounded<K, V> {
-    entries: std::collections::HashMap<K, V>,
-    order: VecDeque<K>,
+struct Bounded<V> {
+    entries: HashMap<Mark, V>,
+    order: VecDeque<Mark>,
 }
 
-impl<K, V> Default for Bounded<K, V> {
+impl<V> Default for Bounded<V> {
     fn default() -> Self {
-        Self { entries: std::collections::HashMap::new(), order: VecDeque::new() }
+        Self { entries: HashMap::new(), order: VecDeque::new() }
     }
 }
 
-impl<K: Clone + Eq + std::hash::Hash, V> Bounded<K, V> {
-    fn contains(&self, key: &K) -> bool {
-        self.entries.contains_key(key)
-    }
-
-    fn entry(&mut self, key: K, first: impl FnOnce() -> V) -> &mut V {
-        if !self.entries.contains_key(&key) {
-            self.order.push_back(key.clone());
+impl<V> Bounded<V> {
+    fn entry(&mut self, mark: Mark, first: impl FnOnce() -> V) -> &mut V {
+        if !self.entries.contains_key(&mark) {
+            self.order.push_back(mark);
             if self.order.len() > REMEMBERED
                 && let Some(oldest) = self.order.pop_front()
             {
                 self.entries.remove(&oldest);
             }
         }
-        self.entries.entry(key).or_insert_with(first)
+        self.entries.entry(mark).or_insert_with(first)
     }
 }
 
@@ -432,11 +420,11 @@ mod tests {
     #[test]
     fn memory_is_bounded() {
         let mut map = Bounded::default();
-        for n in 0..REMEMBERED + 10 {
-            map.entry(n, || n);
+        for mark in 0..REMEMBERED as Mark + 10 {
+            map.entry(mark, || ());
         }
         assert_eq!((map.entries.len(), map.order.len()), (REMEMBERED, REMEMBERED));
-        assert!(!map.contains(&9) && map.contains(&10));
+        assert!(!map.entries.contains_key(&9) && map.entries.contains_key(&10));
     }
 
     #[test]
