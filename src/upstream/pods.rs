@@ -63,8 +63,7 @@ impl PodSink {
             Change::Present(mut pod) => {
                 let ours = pod.spec.as_ref().and_then(|s| s.node_name.as_ref()).is_some_and(|n| *n == self.node);
                 let Some(uid) = pod.metadata.uid.as_deref().map(PodUid::new).filter(|_| ours) else { return };
-                // Nobody on the node reads it, and it is often half of the object.
-                pod.metadata.managed_fields = None;
+                slim(&mut pod);
                 self.mark(&uid, &mut pod);
                 self.listing.as_mut().unwrap_or(&mut self.current).insert(uid, Arc::new(pod));
             }
@@ -101,6 +100,35 @@ impl PodSink {
         let seen = before.cloned().unwrap_or_else(|| format!("{:.9}", self.clock.now().wall));
         annotations.insert(names::CONFIG_SOURCE.into(), "api".into());
         annotations.insert(names::CONFIG_SEEN.into(), seen);
+    }
+}
+
+/// Leaves out what nobody on the node reads, and the room that lists got while they were read: an element takes up to three kilobytes.
+fn slim(pod: &mut Pod) {
+    fn fit<T>(list: &mut Option<Vec<T>>) {
+        if let Some(list) = list {
+            list.shrink_to_fit();
+        }
+    }
+    // It is often half of the object.
+    pod.metadata.managed_fields = None;
+    if let Some(spec) = &mut pod.spec {
+        spec.containers.shrink_to_fit();
+        fit(&mut spec.init_containers);
+        fit(&mut spec.volumes);
+        fit(&mut spec.tolerations);
+        for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
+            fit(&mut container.env);
+            fit(&mut container.volume_mounts);
+        }
+        for projected in spec.volumes.iter_mut().flatten().filter_map(|volume| volume.projected.as_mut()) {
+            fit(&mut projected.sources);
+        }
+    }
+    if let Some(status) = &mut pod.status {
+        fit(&mut status.conditions);
+        fit(&mut status.container_statuses);
+        fit(&mut status.init_container_statuses);
     }
 }
 
