@@ -65,9 +65,10 @@ fn end(begun: Duration) {
 #[derive(Debug, Default)]
 pub(super) struct Observer {
     /// Containers that run or have ended, by ID: nothing else of them changes before their state does, but for a reason that comes late.
-    known: HashMap<String, Instance>,
+    /// Boxed, as the least table has four places.
+    known: HashMap<String, Box<Instance>>,
     /// Sandboxes with their addresses, by ID; used while they are ready.
-    sandboxes: HashMap<String, Sandbox>,
+    sandboxes: HashMap<String, Box<Sandbox>>,
 }
 
 impl Observer {
@@ -112,9 +113,6 @@ impl Observer {
         (mut sandboxes, mut containers): View,
         touched: &[Touched],
     ) -> Result<View, RuntimeError> {
-        if touched.is_empty() {
-            return Ok((sandboxes, containers));
-        }
         let begun = begin(known);
         let mut look_at: Vec<(String, String)> = Vec::new();
         for touched in touched {
@@ -125,7 +123,9 @@ impl Observer {
                     sandboxes.extend(self.sandbox(runtime, id, true).await?);
                 }
                 Touched::SandboxStopped(id) => {
-                    for sandbox in sandboxes.iter_mut().chain(self.sandboxes.get_mut(id)).filter(|s| s.id == *id) {
+                    for sandbox in
+                        sandboxes.iter_mut().chain(self.sandboxes.get_mut(id).map(Box::as_mut)).filter(|s| s.id == *id)
+                    {
                         sandbox.ready = false;
                     }
                     let alive = containers.iter().filter(|c| c.sandbox_id == *id && c.state != InstanceState::Exited);
@@ -173,7 +173,7 @@ impl Observer {
         // Addresses may come after the sandbox itself.
         if let Some(known) = self.sandboxes.get_mut(id).filter(|s| s.host_network || !s.ips.is_empty()) {
             known.ready = ready;
-            return Ok(Some(known.clone()));
+            return Ok(Some((**known).clone()));
         }
         let answer = match runtime.pod_sandbox_status(id, false).await {
             Err(error) if error.is_not_found() => return Ok(None),
@@ -194,7 +194,7 @@ impl Observer {
             ips: ips.filter(|ip| !ip.is_empty()).collect(),
             created_at: time(status.created_at).unwrap_or_default(),
         };
-        self.sandboxes.insert(sandbox.id.clone(), sandbox.clone());
+        self.sandboxes.insert(sandbox.id.clone(), Box::new(sandbox.clone()));
         Ok(Some(sandbox))
     }
 
@@ -205,9 +205,9 @@ impl Observer {
         (id, sandbox): (&str, &str),
         runs: bool,
     ) -> Result<Option<Instance>, RuntimeError> {
-        let as_before = |known: &&Instance| known.state == InstanceState::Exited || runs;
-        if let Some(known) = self.known.get(id).filter(as_before) {
-            return Ok(Some(known.clone()));
+        let as_before = |known: &Instance| known.state == InstanceState::Exited || runs;
+        if let Some(known) = self.known.get(id).filter(|known| as_before(known)) {
+            return Ok(Some((**known).clone()));
         }
         let now = Clock.now().wall;
         let answer = match runtime.container_status(id, false).await {
@@ -225,7 +225,7 @@ impl Observer {
             }
         }
         if instance.is_settled() {
-            self.known.insert(instance.id.clone(), instance.clone());
+            self.known.insert(instance.id.clone(), Box::new(instance.clone()));
         }
         Ok(Some(instance))
     }

@@ -1,5 +1,6 @@
 //! What a worker keeps of what its steps did: retries, back-offs, resources given, the ends of stops.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use stoker_model::handle::EventType;
@@ -96,6 +97,10 @@ impl Worker {
                 }
                 // The next instance asks for its image anew: its policy may be Always.
                 memory.images.remove(&image);
+                if memory.images.is_empty() {
+                    // A map that once held something keeps the room for eleven.
+                    memory.images = BTreeMap::new();
+                }
                 // What the container has not itself, the pod as a whole may have.
                 let counts = given.requests.is_some() || given.limits.is_some() || allocation.allocated_pod.is_some();
                 if counts && allocation.actuated.get(&name) != Some(&given) {
