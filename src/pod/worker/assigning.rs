@@ -24,7 +24,8 @@ impl Worker {
             return;
         }
         let assigned = tokio::select! {
-            assigned = self.shared.assignments.admit(&pod) => assigned,
+            // Boxed as looks are: this is done once.
+            assigned = Box::pin(self.shared.assignments.admit(&pod)) => assigned,
             () = self.stop.cancelled() => return,
         };
         if let Err(refusal) = assigned {

@@ -46,10 +46,12 @@ impl Worker {
     pub(super) async fn look(&mut self) -> Result<View, RuntimeError> {
         let touched = std::mem::take(&mut self.touched);
         let (runtime, uid, directory) = (&self.shared.runtime, &self.reference.uid, &self.shared.directory);
+        // Boxed, for a worker has room for its calls as long as it lives, and mostly nothing happens.
         let view = match self.view.take().filter(|_| touched.is_empty() || !self.wary) {
-            Some(view) => self.observer.look_at(runtime, uid, directory, view, &touched).await?,
+            Some(view) if touched.is_empty() => view,
+            Some(view) => Box::pin(self.observer.look_at(runtime, uid, directory, view, &touched)).await?,
             None => {
-                let view = self.observer.look(runtime, &self.shared.lister, uid, directory).await?;
+                let view = Box::pin(self.observer.look(runtime, &self.shared.lister, uid, directory)).await?;
                 self.looked_at = self.shared.clock.now().monotonic;
                 view
             }
