@@ -2,7 +2,6 @@
 //! locks, and each finds the mounts of all the others in its way.
 
 use std::collections::VecDeque;
-use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -56,9 +55,11 @@ impl Turns {
     }
 
     /// Does the work when it is its turn. Whoever gives up waiting loses nothing of others.
-    pub(super) async fn take<T>(&self, launch: Launch, work: impl Future<Output = T>) -> T {
+    ///
+    /// The work is made, and gets its room, when it is its turn: of a hundred pods that start together most wait for theirs.
+    pub(super) async fn take<F: Future>(&self, launch: Launch, work: impl FnOnce() -> F) -> F::Output {
         let turn = self.turn(launch).await;
-        let mut work = pin!(work);
+        let mut work = Box::pin(work());
         tokio::select! {
             done = &mut work => return done,
             () = tokio::time::sleep(self.longest) => drop(turn),
@@ -114,7 +115,7 @@ mod tests {
         let (end, ended) = oneshot::channel::<()>();
         let (turns, begun) = (turns.clone(), begun.clone());
         let task = tokio::spawn(async move {
-            let work = async {
+            let work = async || {
                 begun.lock().unwrap().push(name);
                 let _ = ended.await;
             };

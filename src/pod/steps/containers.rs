@@ -81,7 +81,7 @@ impl Hand {
         let log_dir = self.shared.log_dir(&self.reference).join(name);
         std::fs::create_dir_all(&log_dir)
             .map_err(|error| config_error(format!("cannot make the log directory {}: {error}", log_dir.display())))?;
-        let creating = self.shared.runtime.create_container(&sandbox.id, config, sandbox_config);
+        let creating = || self.shared.runtime.create_container(&sandbox.id, config, sandbox_config);
         let created = self.shared.turns.take(Launch::Container, creating).await;
         let id = created.map_err(|error| ("CreateContainerError", error.to_string()))?;
         let kind = self.kind(name);
@@ -122,7 +122,8 @@ impl Hand {
     /// Starts a container. Its postStart hook runs beside everything else.
     pub(super) async fn start_container(&mut self, name: String, id: &str) -> Outcome {
         metrics::STARTED_CONTAINERS.inc(&[self.container_type(&name)]);
-        if let Err(error) = self.shared.turns.take(Launch::Container, self.shared.runtime.start_container(id)).await {
+        let starting = || self.shared.runtime.start_container(id);
+        if let Err(error) = self.shared.turns.take(Launch::Container, starting).await {
             metrics::STARTED_CONTAINERS_ERRORS.inc(&[self.container_type(&name), "RunContainerError"]);
             return self.container_failed(name, "RunContainerError", error.to_string());
         }

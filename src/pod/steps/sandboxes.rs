@@ -35,10 +35,11 @@ impl Hand {
     }
 
     pub(super) async fn run_sandbox(&mut self, attempt: u32, changed: bool) -> Outcome {
-        match self.prepare_sandbox(attempt, changed).await {
+        match Box::pin(self.prepare_sandbox(attempt, changed)).await {
             Ok((config, handler)) => {
                 let shared = &self.shared;
-                let made = shared.turns.take(Launch::Sandbox, shared.runtime.run_pod_sandbox(config, &handler)).await;
+                let made =
+                    shared.turns.take(Launch::Sandbox, || shared.runtime.run_pod_sandbox(config, &handler)).await;
                 self.sandbox_made(made)
             }
             Err(outcome) => outcome,
