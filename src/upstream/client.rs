@@ -161,7 +161,7 @@ impl ApiServer {
         &self,
         path: &str,
         kind: PatchKind,
-        body: &impl Serialize,
+        body: impl Serialize,
     ) -> Result<T, ApiError> {
         let content_type = match kind {
             PatchKind::Strategic => "application/strategic-merge-patch+json",
@@ -194,11 +194,13 @@ impl ApiServer {
         &self,
         method: Method,
         path: &str,
-        body: Option<&impl Serialize>,
+        body: Option<impl Serialize>,
         content_type: &str,
     ) -> Result<T, ApiError> {
         let name = method.clone();
-        let request = request(method, path, body, content_type)?;
+        let request = request(method, path, body.as_ref(), content_type)?;
+        // A tree of JSON takes ten times as much as its text, and the answer may take its time.
+        drop(body);
         self.turn().await;
         let whole = async {
             let answer = self.send(request).await?;

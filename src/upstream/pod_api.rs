@@ -34,7 +34,7 @@ impl PodApi for PodWriter {
     async fn patch_status(&self, pod: &PodRef, status: &PodStatus) -> Result<(), ApiError> {
         let body = status_patch(pod, status)?;
         self.api
-            .patch::<serde::de::IgnoredAny>(&format!("{}/status", path(pod)), PatchKind::Strategic, &body)
+            .patch::<serde::de::IgnoredAny>(&format!("{}/status", path(pod)), PatchKind::Strategic, body)
             .await
             .map(|_| ())
     }
