@@ -94,6 +94,11 @@ impl LocalPod {
         &self.pod
     }
 
+    /// Another version of the pod, for which the status holds, too.
+    pub fn renew(&mut self, pod: Arc<Pod>) {
+        self.pod = pod;
+    }
+
     /// The status last computed; before that, what the pod came with.
     pub fn status(&self) -> Option<&PodStatus> {
         self.status.as_deref().or(self.pod.status.as_ref())
@@ -158,5 +163,11 @@ mod tests {
         let ended = LocalPod::new(pod, Arc::new(status("Failed")));
         assert_eq!((ended.phase(), ended.has_ended()), ("Failed", true));
         assert_eq!(ended.whole().status, Some(status("Failed")));
+        let mut renewed = ended;
+        let mut newer = Pod { status: Some(status("Pending")), ..Pod::default() };
+        newer.metadata.resource_version = Some("2".to_owned());
+        renewed.renew(Arc::new(newer));
+        let whole = renewed.whole();
+        assert_eq!((whole.metadata.resource_version.as_deref(), whole.status), (Some("2"), Some(status("Failed"))));
     }
 }

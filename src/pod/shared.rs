@@ -235,6 +235,14 @@ impl Directory {
         }
     }
 
+    /// Another version of a pod that differs in nothing that its worker shows, in place of that one.
+    pub(super) fn renew(&self, uid: &PodUid, before: &Arc<Pod>, now: Arc<Pod>) {
+        let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shown) = pods.get_mut(uid).filter(|shown| Arc::ptr_eq(shown.pod(), before)) {
+            shown.renew(now);
+        }
+    }
+
     /// Puts a pod in place of its former version if `admits` finds room for it among the others, when its turn has come: at most
     /// one pod at a time is given something. Otherwise its wish is kept, and counts when others have theirs (A15.1).
     pub(super) fn replace_if<E>(

@@ -283,6 +283,7 @@ impl Worker {
                     return Wake::VolumesChanged;
                 }
                 if self.is_echo() {
+                    self.keep_echo();
                     return Wake::Echo;
                 }
                 self.operation = "update";
@@ -379,6 +380,14 @@ impl Worker {
             && old.finalizers == new.finalizers
             && foreign(&before.pod) == foreign(&now.pod)
             && !differs(now.pod.status.as_ref(), &self.previous)
+    }
+
+    /// Lets go of the version that was planned for: the one that shows what was reported takes its place.
+    fn keep_echo(&mut self) {
+        let now = self.desired.borrow().clone();
+        if let Some(before) = self.planned_for.replace(now.clone()) {
+            self.shared.directory.renew(&self.reference.uid, &before.pod, now.pod);
+        }
     }
 
     /// Computes the status and has it written if it changed, or if the API server lost it. When to compare again, if that is still
