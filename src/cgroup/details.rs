@@ -332,7 +332,8 @@ mod tests {
         let write = |name: &str, text: &str| fs::write(folder.path().join("a").join(name), text).unwrap();
         fs::create_dir(folder.path().join("a")).unwrap();
         let hierarchy = Hierarchy::V2(folder.path().to_owned());
-        let cgroups = Cgroups { config: CgroupConfig::default(), hierarchy, kept: KeptGroups::default() };
+        let cgroups =
+            Cgroups { config: CgroupConfig::default(), hierarchy, kept: KeptGroups::default(), counts_swap: false };
         let told = |cpu_nanoseconds, memory_bytes| {
             let usage = Usage { cpu_nanoseconds, memory_bytes, ..Usage::default() };
             let details = cgroups.details("/a", &usage, &GroupLimits::default());

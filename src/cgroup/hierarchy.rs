@@ -67,6 +67,22 @@ impl Hierarchy {
         Some(path)
     }
 
+    /// Whether swap is limited by group.
+    pub(super) fn counts_swap(&self) -> bool {
+        let limit = match self {
+            // The root has none, and the agent is in no root.
+            Self::V2(root) => {
+                let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+                let group = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+                Some(root.join(group).join("memory.swap.max"))
+            }
+            Self::V1 { controllers, .. } => {
+                controllers.get("memory").map(|tree| tree.join("memory.memsw.limit_in_bytes"))
+            }
+        };
+        limit.is_some_and(|limit| limit.exists())
+    }
+
     /// Every tree, each once.
     pub(super) fn trees(&self) -> Vec<&Path> {
         match self {

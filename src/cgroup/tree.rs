@@ -116,6 +116,7 @@ pub struct Cgroups {
     pub(super) config: CgroupConfig,
     pub(super) hierarchy: Hierarchy,
     pub(super) kept: KeptGroups,
+    pub(super) counts_swap: bool,
 }
 
 impl Cgroups {
@@ -138,7 +139,8 @@ impl Cgroups {
                 }
             }
         }
-        Ok(Self { config, hierarchy, kept: KeptGroups::default() })
+        let counts_swap = hierarchy.counts_swap();
+        Ok(Self { config, hierarchy, kept: KeptGroups::default(), counts_swap })
     }
 
     /// Whether the node has cgroup v2.
@@ -146,25 +148,15 @@ impl Cgroups {
         matches!(self.hierarchy, Hierarchy::V2(_))
     }
 
-    /// The machine's swap in bytes; `None` where the kernel does not limit it by group (A12.12).
-    pub fn swap_bytes(&self) -> Option<i64> {
-        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let limit = match &self.hierarchy {
-            // The root has none, and the agent is in no root.
-            Hierarchy::V2(root) => {
-                let group = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
-                root.join(group).join("memory.swap.max")
-            }
-            Hierarchy::V1 { controllers, .. } => controllers.get("memory")?.join("memory.memsw.limit_in_bytes"),
-        };
-        if !limit.exists() {
-            return None;
-        }
-        let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let kib = meminfo
-            .lines()
-            .find_map(|line| line.strip_prefix("SwapTotal:")?.split_whitespace().next()?.parse::<i64>().ok());
-        Some(kib.unwrap_or_default().saturating_mul(1024))
+    /// Whether the kernel limits swap by group (A12.12).
+    pub const fn counts_swap(&self) -> bool {
+        self.counts_swap
+    }
+
+    /// The machine's swap in bytes.
+    pub fn swap_bytes() -> i64 {
+        let told = rustix::system::sysinfo();
+        i64::try_from(u64::from(told.mem_unit).saturating_mul(told.totalswap)).unwrap_or(i64::MAX)
     }
 
     /// Whether CPU limits are enforced, and in which period.

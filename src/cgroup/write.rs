@@ -130,14 +130,16 @@ impl Cgroups {
     /// Makes a group in the trees that limits need; whether it was missing.
     fn make_directories(&self, group: &str) -> Result<bool, CgroupError> {
         let make = |path: &Path| {
-            let missing = !path.exists();
-            let made = fs::create_dir_all(path);
-            made.map_err(|source| CgroupError::Directory {
+            let made = match fs::create_dir(path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => fs::create_dir_all(path),
+                other => other,
+            };
+            made.map(|()| true).map_err(|source| CgroupError::Directory {
                 what: "make the control group",
                 path: path.into(),
                 source,
-            })?;
-            Ok(missing)
+            })
         };
         match &self.hierarchy {
             Hierarchy::V1 { .. } => {
@@ -215,6 +217,12 @@ fn write(path: PathBuf, value: String) -> Result<(), CgroupError> {
 
 /// Removes a group and those below it, deepest first. The files in a group go with it.
 pub(super) fn remove_below(path: &Path) -> io::Result<()> {
+    // Most have none below them.
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => return Ok(()),
+    }
     let entries = match fs::read_dir(path) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

@@ -39,12 +39,13 @@ pub(super) enum Swap {
 }
 
 impl Swap {
-    /// From kubelet's `memorySwap.swapBehavior` and the machine's swap. Critical pods stay in memory.
-    pub(super) fn of(pod: &Pod, limited: bool, swap_bytes: Option<i64>) -> Self {
-        match swap_bytes {
-            None => Self::Uncounted,
-            Some(bytes) if limited && !is_critical(pod) => Self::Limited(bytes),
-            Some(_) => Self::None,
+    /// From kubelet's `memorySwap.swapBehavior`, whether the kernel counts swap by group, and the machine's swap in bytes. Critical
+    /// pods stay in memory.
+    pub(super) fn of(pod: &Pod, limited: bool, counted: bool, swap_bytes: impl FnOnce() -> i64) -> Self {
+        match counted {
+            false => Self::Uncounted,
+            true if limited && !is_critical(pod) => Self::Limited(swap_bytes()),
+            true => Self::None,
         }
     }
 }
@@ -256,10 +257,10 @@ mod tests {
         }
         let pod =
             |priority| Pod { spec: Some(PodSpec { priority: Some(priority), ..PodSpec::default() }), ..Pod::default() };
-        assert_eq!(Swap::of(&pod(0), true, Some(5)), Swap::Limited(5));
-        assert_eq!(Swap::of(&pod(2_000_000_000), true, Some(5)), Swap::None, "critical pods stay in memory");
-        assert_eq!(Swap::of(&pod(0), false, Some(5)), Swap::None);
-        assert_eq!(Swap::of(&pod(0), true, None), Swap::Uncounted);
+        assert_eq!(Swap::of(&pod(0), true, true, || 5), Swap::Limited(5));
+        assert_eq!(Swap::of(&pod(2_000_000_000), true, true, || 5), Swap::None, "critical pods stay in memory");
+        assert_eq!(Swap::of(&pod(0), false, true, || 5), Swap::None);
+        assert_eq!(Swap::of(&pod(0), true, false, || 5), Swap::Uncounted);
     }
 
     #[test]

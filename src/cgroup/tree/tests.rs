@@ -159,7 +159,7 @@ fn huge_pages_are_limited_for_pods_alone() {
     let controllers = ["cpu", "memory", "pids", "hugetlb"].map(|name| (name.to_owned(), dir.path().join(name)));
     let config = CgroupConfig { root: "/".into(), ..CgroupConfig::default() };
     let hierarchy = Hierarchy::V1 { controllers: controllers.into(), others: Vec::new() };
-    let cgroups = Cgroups { config, hierarchy, kept: KeptGroups::default() };
+    let cgroups = Cgroups { config, hierarchy, kept: KeptGroups::default(), counts_swap: false };
     let sizes = crate::cgroup::limits::hugepage_sizes();
     let file = |group: &str, size: &str| {
         let name = format!("hugetlb.{}.limit_in_bytes", crate::cgroup::kernel_size(size));

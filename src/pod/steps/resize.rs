@@ -4,7 +4,7 @@ use stoker_model::quantity::Milli;
 use stoker_model::resources::{amounts, qos_class};
 
 use super::{Effect, Hand, Outcome};
-use crate::cgroup::PodLimits;
+use crate::cgroup::{Cgroups, PodLimits};
 use crate::pod::observed::DesiredPod;
 use crate::pod::resize::{Part, Phase, phases};
 use crate::pod::resources::{self, NodeResources, Swap};
@@ -75,7 +75,7 @@ impl Hand {
         NodeResources {
             memory_bytes: shared.node().capacity.get("memory").map_or(0, |memory| Milli::of(memory).units()),
             cgroup_v2: shared.cgroups.is_v2(),
-            swap: Swap::of(&self.pod, shared.config.limited_swap, shared.cgroups.swap_bytes()),
+            swap: Swap::of(&self.pod, shared.config.limited_swap, shared.cgroups.counts_swap(), Cgroups::swap_bytes),
             cpu_period: shared.cgroups.cpu_quota_period(),
             single_process_oom_kill: shared.config.single_process_oom_kill,
         }
