@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
 
+use futures::future::join_all;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use stoker_model::handle::{ApiError, EventSink, EventSubject, EventType};
@@ -29,8 +30,11 @@ const REFILL: Duration = Duration::from_secs(300);
 const SIMILAR: u32 = 10;
 /// See [`SIMILAR`].
 const SIMILAR_FOR: Duration = Duration::from_secs(600);
-/// An event is sent so much later: what it tells of is mostly under way, and has the processors first.
-const HOLD: Duration = Duration::from_millis(200);
+/// An event is sent so much later: what it tells of is mostly under way and has the processors first, and what is said meanwhile goes with
+/// it, as one packet for both sides.
+const HOLD: Duration = Duration::from_millis(500);
+/// So many go together.
+const TOGETHER: usize = 64;
 /// Tries per event before it is dropped.
 const TRIES: u32 = 12;
 
@@ -126,15 +130,21 @@ pub struct EventTask {
 impl EventTask {
     /// Runs until nobody can publish any more.
     pub async fn run(mut self) {
-        while let Some(said) = self.queue.recv().await {
-            let age = Clock.now().monotonic.saturating_sub(said.now.monotonic);
-            self.wait(HOLD.saturating_sub(age)).await;
-            if let Some(entry) = self.book.note(said, &self.node) {
-                let turn = self.pace.take(Clock.now().monotonic);
-                self.wait(turn).await;
-                self.send(entry).await;
+        let mut said = Vec::new();
+        while self.queue.recv_many(&mut said, TOGETHER).await > 0 {
+            let age = said.first().map(|said| Clock.now().monotonic.saturating_sub(said.now.monotonic));
+            self.wait(HOLD.saturating_sub(age.unwrap_or_default())).await;
+            while said.len() < TOGETHER
+                && let Ok(more) = self.queue.try_recv()
+            {
+                said.push(more);
             }
-            self.unsent.send_modify(|unsent| unsent.events -= 1);
+            let published = said.len();
+            let entries = self.book.note_all(said.drain(..), &self.node);
+            let turn = |entry| (self.pace.take(Clock.now().monotonic), entry);
+            let entries: Vec<_> = entries.into_iter().map(turn).collect();
+            join_all(entries.iter().map(|(turn, entry)| self.send(*turn, entry))).await;
+            self.unsent.send_modify(|unsent| unsent.events -= published);
         }
     }
 
@@ -148,10 +158,12 @@ impl EventTask {
         let _ = tokio::time::timeout(time, unsent.wait_for(|unsent| unsent.in_haste)).await;
     }
 
-    async fn send(&mut self, entry: Entry) {
+    /// Sends it when its turn has come.
+    async fn send(&self, turn: Duration, entry: &Entry) {
+        self.wait(turn).await;
         let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
         for _ in 0..TRIES {
-            match self.try_send(&entry).await {
+            match self.try_send(entry).await {
                 Ok(()) => return,
                 Err(ApiError::Unavailable { message, .. }) => {
                     tracing::debug!(message, "event not delivered yet");
@@ -282,6 +294,18 @@ struct Budget {
 }
 
 impl Book {
+    /// The events to write: of what was said several times, the last state alone.
+    fn note_all(&mut self, said: impl Iterator<Item = Said>, node: &str) -> Vec<Entry> {
+        let mut entries: Vec<Entry> = Vec::new();
+        for entry in said.filter_map(|said| self.note(said, node)) {
+            match entries.iter_mut().find(|earlier| earlier.name == entry.name) {
+                Some(earlier) => *earlier = entry,
+                None => entries.push(entry),
+            }
+        }
+        entries
+    }
+
     /// The event to write, or `None` when the object has used up what it may say.
     fn note(&mut self, said: Said, node: &str) -> Option<Entry> {
         let Said { subject, kind, reason, mut message, annotations, now } = said;
@@ -387,6 +411,9 @@ mod tests {
         let unhealthy = |second| Said { reason: "Unhealthy".into(), ..said("Readiness probe failed: no", second) };
         let counts = (0..5).map(|n| book.note(unhealthy(10 * n), "n").expect("written").count).collect::<Vec<_>>();
         assert_eq!(counts, [1, 2, 3, 4, 5]);
+        let together = Book::default().note_all([said("a", 0), said("b", 1), said("a", 2)].into_iter(), "n");
+        let written = together.iter().map(|entry| (entry.message.as_str(), entry.count));
+        assert_eq!(written.collect::<Vec<_>>(), [("a", 2), ("b", 1)]);
         let mut book = Book::default();
         let first = book.note(said("same", 0), "n").expect("written");
         let second = book.note(said("same", 9), "n").expect("written");

@@ -1,7 +1,15 @@
 //! Writes what became of a pod.
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{
+    ContainerStatus, HostIP, NodeAllocatableResourceClaimStatus, Pod, PodCondition, PodExtendedResourceClaimStatus,
+    PodIP, PodResourceClaimStatus, PodStatus, ResourceRequirements,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde::Serialize;
 use serde_json::{Value, json};
 use stoker_model::handle::{ApiError, MirrorApi, PodApi};
 use stoker_model::names::CONFIG_MIRROR;
@@ -32,9 +40,9 @@ fn path(pod: &PodRef) -> String {
 #[async_trait]
 impl PodApi for PodWriter {
     async fn patch_status(&self, pod: &PodRef, status: &PodStatus) -> Result<(), ApiError> {
-        let body = status_patch(pod, status)?;
+        let patch = StatusPatch::new(pod, status);
         self.api
-            .patch::<serde::de::IgnoredAny>(&format!("{}/status", path(pod)), PatchKind::Strategic, body)
+            .patch::<serde::de::IgnoredAny>(&format!("{}/status", path(pod)), PatchKind::Strategic, patch)
             .await
             .map(|_| ())
     }
@@ -76,39 +84,170 @@ impl MirrorApi for PodWriter {
     }
 }
 
-/// The UID in the patch makes it fail with a conflict on a successor of the same name (A2.10).
+/// What is written of a pod's status. The UID makes it fail with a conflict on a successor of the same name (A2.10).
 ///
 /// A patch only takes away what it names with `null`, and lists with a merge key only grow; so the fields that may
 /// have gone are named, and the addresses are replaced as a whole.
-fn status_patch(pod: &PodRef, status: &PodStatus) -> Result<Value, ApiError> {
-    let mut status = serde_json::to_value(status).map_err(|e| ApiError::Rejected(format!("pod status: {e}")))?;
-    if let Some(fields) = status.as_object_mut() {
-        for name in ["reason", "message"] {
-            fields.entry(name).or_insert(Value::Null);
-        }
-        // Conditions are merged by type, so a reason that no longer holds has to be taken away by name.
-        for condition in fields.get_mut("conditions").and_then(Value::as_array_mut).into_iter().flatten() {
-            if let Some(condition) = condition.as_object_mut() {
-                for name in ["reason", "message"] {
-                    condition.entry(name).or_insert(Value::Null);
-                }
-            }
-        }
-        // And a condition that is only there at times goes by name.
-        if let Some(conditions) = fields.get_mut("conditions").and_then(Value::as_array_mut) {
-            for kind in PASSING_CONDITIONS {
-                if !conditions.iter().any(|condition| condition["type"] == kind) {
-                    conditions.push(json!({ "type": kind, "$patch": "delete" }));
-                }
-            }
-        }
-        for name in ["podIPs", "hostIPs"] {
-            if let Some(Value::Array(addresses)) = fields.get_mut(name) {
-                addresses.push(json!({ "$patch": "replace" }));
-            }
-        }
+#[derive(Serialize)]
+struct StatusPatch<'a> {
+    metadata: Metadata<'a>,
+    status: Fields<'a>,
+}
+
+#[derive(Serialize)]
+struct Metadata<'a> {
+    uid: &'a str,
+}
+
+/// A status, sent as it is but for what [`StatusPatch`] tells of.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Fields<'a> {
+    reason: Option<&'a str>,
+    message: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    conditions: Option<Vec<OneOf<Condition<'a>>>>,
+    #[serde(rename = "podIPs", skip_serializing_if = "Option::is_none")]
+    pod_ips: Option<Vec<OneOf<&'a PodIP>>>,
+    #[serde(rename = "hostIPs", skip_serializing_if = "Option::is_none")]
+    host_ips: Option<Vec<OneOf<&'a HostIP>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allocated_resources: Option<&'a BTreeMap<String, Quantity>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    container_statuses: Option<&'a Vec<ContainerStatus>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ephemeral_container_statuses: Option<&'a Vec<ContainerStatus>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    extended_resource_claim_status: Option<&'a PodExtendedResourceClaimStatus>,
+    #[serde(rename = "hostIP", skip_serializing_if = "Option::is_none")]
+    host_ip: Option<&'a String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    init_container_statuses: Option<&'a Vec<ContainerStatus>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node_allocatable_resource_claim_statuses: Option<&'a Vec<NodeAllocatableResourceClaimStatus>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nominated_node_name: Option<&'a String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    observed_generation: Option<&'a i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    phase: Option<&'a String>,
+    #[serde(rename = "podIP", skip_serializing_if = "Option::is_none")]
+    pod_ip: Option<&'a String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    qos_class: Option<&'a String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resize: Option<&'a String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resource_claim_statuses: Option<&'a Vec<PodResourceClaimStatus>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resources: Option<&'a ResourceRequirements>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    start_time: Option<&'a Time>,
+}
+
+/// An element of a list, or what to do with the list.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum OneOf<T> {
+    It(T),
+    Directive {
+        #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+        kind: Option<&'static str>,
+        #[serde(rename = "$patch")]
+        patch: &'static str,
+    },
+}
+
+/// Conditions are merged by type, so a reason that no longer holds has to be taken away by name.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Condition<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    status: &'a str,
+    reason: Option<&'a str>,
+    message: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_probe_time: Option<&'a Time>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_transition_time: Option<&'a Time>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    observed_generation: Option<i64>,
+}
+
+impl<'a> StatusPatch<'a> {
+    fn new(pod: &'a PodRef, status: &'a PodStatus) -> Self {
+        // One by one, so that a new field is not forgotten.
+        let PodStatus {
+            allocated_resources,
+            container_statuses,
+            ephemeral_container_statuses,
+            extended_resource_claim_status,
+            host_ip,
+            init_container_statuses,
+            node_allocatable_resource_claim_statuses,
+            nominated_node_name,
+            observed_generation,
+            phase,
+            pod_ip,
+            qos_class,
+            resize,
+            resource_claim_statuses,
+            resources,
+            start_time,
+            conditions,
+            host_ips,
+            message,
+            pod_ips,
+            reason,
+        } = status;
+        let status = Fields {
+            reason: reason.as_deref(),
+            message: message.as_deref(),
+            conditions: conditions.as_deref().map(patched_conditions),
+            pod_ips: pod_ips.as_deref().map(replaced),
+            host_ips: host_ips.as_deref().map(replaced),
+            allocated_resources: allocated_resources.as_ref(),
+            container_statuses: container_statuses.as_ref(),
+            ephemeral_container_statuses: ephemeral_container_statuses.as_ref(),
+            extended_resource_claim_status: extended_resource_claim_status.as_ref(),
+            host_ip: host_ip.as_ref(),
+            init_container_statuses: init_container_statuses.as_ref(),
+            node_allocatable_resource_claim_statuses: node_allocatable_resource_claim_statuses.as_ref(),
+            nominated_node_name: nominated_node_name.as_ref(),
+            observed_generation: observed_generation.as_ref(),
+            phase: phase.as_ref(),
+            pod_ip: pod_ip.as_ref(),
+            qos_class: qos_class.as_ref(),
+            resize: resize.as_ref(),
+            resource_claim_statuses: resource_claim_statuses.as_ref(),
+            resources: resources.as_ref(),
+            start_time: start_time.as_ref(),
+        };
+        Self { metadata: Metadata { uid: pod.uid.as_str() }, status }
     }
-    Ok(json!({ "metadata": { "uid": pod.uid.as_str() }, "status": status }))
+}
+
+fn patched_conditions(conditions: &[PodCondition]) -> Vec<OneOf<Condition<'_>>> {
+    let own = conditions.iter().map(|condition| {
+        OneOf::It(Condition {
+            kind: &condition.type_,
+            status: &condition.status,
+            reason: condition.reason.as_deref(),
+            message: condition.message.as_deref(),
+            last_probe_time: condition.last_probe_time.as_ref(),
+            last_transition_time: condition.last_transition_time.as_ref(),
+            observed_generation: condition.observed_generation,
+        })
+    });
+    // A condition that is only there at times goes by name.
+    let gone = PASSING_CONDITIONS.iter().filter(|kind| !conditions.iter().any(|condition| condition.type_ == **kind));
+    own.chain(gone.map(|kind| OneOf::Directive { kind: Some(kind), patch: "delete" })).collect()
+}
+
+fn replaced<T>(addresses: &[T]) -> Vec<OneOf<&T>> {
+    let directive = OneOf::Directive { kind: None, patch: "replace" };
+    addresses.iter().map(OneOf::It).chain([directive]).collect()
 }
 
 #[cfg(test)]
@@ -127,6 +266,34 @@ mod tests {
     }
 
     #[test]
+    fn every_field_is_sent_by_its_name() {
+        let whole = json!({
+            "allocatedResources": { "cpu": "1" },
+            "containerStatuses": [{ "name": "a", "ready": true, "restartCount": 1, "image": "i", "imageID": "i@1" }],
+            "ephemeralContainerStatuses": [],
+            "extendedResourceClaimStatus": { "resourceClaimName": "r", "requestMappings": [] },
+            "hostIP": "192.0.2.1",
+            "initContainerStatuses": [],
+            "message": "m",
+            "nodeAllocatableResourceClaimStatuses": [],
+            "nominatedNodeName": "n",
+            "observedGeneration": 3,
+            "phase": "Running",
+            "podIP": "10.1.0.2",
+            "qosClass": "Burstable",
+            "reason": "r",
+            "resize": "Proposed",
+            "resourceClaimStatuses": [{ "name": "c" }],
+            "resources": { "limits": { "cpu": "1" } },
+            "startTime": "2026-01-01T00:00:00Z",
+        });
+        let status: PodStatus = serde_json::from_value(whole.clone()).expect("a status");
+        let pod = PodRef { namespace: "a".into(), name: "b".into(), uid: PodUid::new("u-1") };
+        let patch = serde_json::to_value(StatusPatch::new(&pod, &status)).expect("a patch");
+        assert_eq!(patch["status"], whole);
+    }
+
+    #[test]
     fn the_patch_names_the_uid_and_what_may_have_gone() {
         // A2.8, A2.10
         let pod = PodRef { namespace: "a".into(), name: "b".into(), uid: PodUid::new("u-1") };
@@ -140,7 +307,7 @@ mod tests {
             }]),
             ..PodStatus::default()
         };
-        let patch = status_patch(&pod, &status).expect("a patch");
+        let patch = serde_json::to_value(StatusPatch::new(&pod, &status)).expect("a patch");
         assert_eq!(patch["metadata"]["uid"], "u-1");
         assert_eq!(patch["status"]["phase"], "Running");
         assert!(patch["status"]["reason"].is_null() && patch["status"].get("reason").is_some());
