@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use stoker_model::metrics;
 use tonic::metadata::MetadataValue;
-use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::field::Empty;
 use tracing::{Instrument, info_span};
 
+use super::connection::Connection;
 use super::cri;
 use super::cri::image_service_client::ImageServiceClient;
 use super::cri::runtime_service_client::RuntimeServiceClient;
@@ -19,11 +19,6 @@ use crate::clock::Clock;
 
 /// What the runtime may send in one message: a list of all containers of a full node stays below it.
 const MESSAGE_LIMIT_BYTES: usize = 16 << 20;
-
-/// A list of 100 pods comes in one go. All streams together may have more than one of them, so that events nobody reads just now hold up
-/// nothing else.
-const STREAM_WINDOW_BYTES: u32 = 1 << 20;
-const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 
 /// A pull takes as long as it takes, unless it hangs: upstream has no limit, a day is one that no honest pull reaches.
 const PULL_LIMIT: Duration = Duration::from_secs(24 * 3600);
@@ -35,40 +30,41 @@ const PULL_LIMIT: Duration = Duration::from_secs(24 * 3600);
 /// of its own.
 #[derive(Clone, Debug)]
 pub struct Runtime {
-    channel: Channel,
-    runtime: RuntimeServiceClient<Channel>,
-    images: ImageServiceClient<Channel>,
+    connection: Connection,
+    runtime: RuntimeServiceClient<Connection>,
+    images: ImageServiceClient<Connection>,
     ending: Ending,
     timeout: Duration,
 }
 
-/// A connection to a socket, made when it is first needed.
-fn channel_to(endpoint: &str) -> Result<Channel, RuntimeError> {
-    let wrong = || RuntimeError::Endpoint { endpoint: endpoint.to_owned() };
+/// A connection to the socket that an endpoint names.
+fn connection_to(endpoint: &str) -> Result<Connection, RuntimeError> {
     let path = endpoint.strip_prefix("unix://").or_else(|| endpoint.strip_prefix("unix:")).unwrap_or(endpoint);
-    if !path.starts_with('/') {
-        return Err(wrong());
+    match path.starts_with('/') {
+        true => Ok(Connection::to(path.into())),
+        false => Err(RuntimeError::Endpoint { endpoint: endpoint.to_owned() }),
     }
-    let endpoint = Endpoint::from_shared(format!("unix:{path}")).map_err(|_| wrong())?;
-    let endpoint = endpoint.initial_stream_window_size(STREAM_WINDOW_BYTES);
-    Ok(endpoint.initial_connection_window_size(CONNECTION_WINDOW_BYTES).connect_lazy())
+}
+
+/// What images are asked for through.
+fn images_at(connection: Connection) -> ImageServiceClient<Connection> {
+    ImageServiceClient::new(connection).max_decoding_message_size(MESSAGE_LIMIT_BYTES)
 }
 
 impl Runtime {
     /// A client for `endpoint` (`unix:///run/containerd/containerd.sock`, or the path alone). Nothing is sent yet. `timeout` is
     /// kubelet's runtimeRequestTimeout, for each call that has no longer one of its own.
     ///
-    /// Must be called in a tokio runtime.
-    ///
     /// # Errors
     ///
     /// [`RuntimeError::Endpoint`] only.
     pub fn connect(endpoint: &str, timeout: Duration) -> Result<Self, RuntimeError> {
-        let channel = channel_to(endpoint)?;
+        let connection = connection_to(endpoint)?;
+        let runtime = RuntimeServiceClient::new(connection.clone());
         Ok(Self {
-            runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MESSAGE_LIMIT_BYTES),
-            images: ImageServiceClient::new(channel.clone()).max_decoding_message_size(MESSAGE_LIMIT_BYTES),
-            channel,
+            runtime: runtime.max_decoding_message_size(MESSAGE_LIMIT_BYTES),
+            images: images_at(connection.clone()),
+            connection,
             ending: Ending::default(),
             timeout,
         })
@@ -80,13 +76,12 @@ impl Runtime {
     ///
     /// [`RuntimeError::Endpoint`] only.
     pub fn with_images_at(self, endpoint: &str) -> Result<Self, RuntimeError> {
-        let images = ImageServiceClient::new(channel_to(endpoint)?).max_decoding_message_size(MESSAGE_LIMIT_BYTES);
-        Ok(Self { images, ..self })
+        Ok(Self { images: images_at(connection_to(endpoint)?), ..self })
     }
 
     /// The connection, for containerd's own services beside CRI.
-    pub(super) fn channel(&self) -> Channel {
-        self.channel.clone()
+    pub(super) fn connection(&self) -> Connection {
+        self.connection.clone()
     }
 
     /// For who stops a container or sandbox and looks when the call has returned: while the answer lives, no event tells of its end.

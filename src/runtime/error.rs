@@ -116,7 +116,7 @@ impl RuntimeError {
 fn is_transport(status: &Status) -> bool {
     let mut cause = std::error::Error::source(status);
     while let Some(error) = cause {
-        if error.is::<tonic::transport::Error>() || error.is::<hyper::Error>() || error.is::<std::io::Error>() {
+        if error.is::<h2::Error>() || error.is::<std::io::Error>() {
             return true;
         }
         cause = error.source();

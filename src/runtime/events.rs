@@ -182,7 +182,7 @@ impl Listener {
     }
 
     fn containerd_events(&self) -> BoxStream<'static, Told> {
-        let mut client = EventsClient::new(self.runtime.channel());
+        let mut client = EventsClient::new(self.runtime.connection());
         let filters = TOPICS.iter().map(|topic| format!("namespace==k8s.io,topic==\"{topic}\"")).collect();
         let request = in_namespace(SubscribeRequest { filters });
         async move { client.subscribe(request).await.map(Response::into_inner) }

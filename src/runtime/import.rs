@@ -155,7 +155,7 @@ async fn store(runtime: &Runtime, lease: &Lease, pack: &Pack, name: &str, pinned
     };
     let image = Image { name: name.to_owned(), labels, target: Some(target), ..Default::default() };
     let request = lease.for_request(CreateImageRequest { image: Some(image), source_date_epoch: None });
-    let mut client = ImagesClient::new(runtime.channel());
+    let mut client = ImagesClient::new(runtime.connection());
     let created = async { present_is_fine(client.create(request).await.map(drop)) };
     runtime.call("images.Create", created).await
 }
@@ -188,7 +188,7 @@ async fn write(
         labels: if last { labels.clone() } else { HashMap::new() },
     });
     let request = lease.for_request(tokio_stream::iter(pieces));
-    let mut client = ContentClient::new(runtime.channel());
+    let mut client = ContentClient::new(runtime.connection());
     let written = async {
         let outcome = async {
             let mut answers = client.write(request).await?.into_inner();
@@ -224,7 +224,7 @@ impl Lease {
         let expires = Clock.now().plus(LEASE).wall;
         let labels = HashMap::from([("containerd.io/gc.expire".to_owned(), expires.to_string())]);
         let id = format!("stoker-import-{}", uuid::Uuid::new_v4());
-        let mut client = LeasesClient::new(runtime.channel());
+        let mut client = LeasesClient::new(runtime.connection());
         let request = in_namespace(CreateRequest { id: id.clone(), labels });
         runtime.call("leases.Create", client.create(request)).await?;
         let header = MetadataValue::try_from(id.as_str()).expect("made of letters, digits and dashes");
@@ -239,7 +239,7 @@ impl Lease {
 
     /// Not being able to is no error: it expires.
     async fn give_back(self, runtime: &Runtime) {
-        let mut client = LeasesClient::new(runtime.channel());
+        let mut client = LeasesClient::new(runtime.connection());
         let request = in_namespace(DeleteRequest { id: self.id, sync: false });
         if let Err(error) = runtime.call("leases.Delete", client.delete(request)).await {
             tracing::debug!(%error, "could not give back a lease; it expires by itself");

@@ -4,6 +4,7 @@
 //! parameters and results of its methods. Nothing here knows what a pod of the API is: `pod` translates.
 
 mod client;
+mod connection;
 pub mod credentials;
 pub mod cri;
 mod ending;
