@@ -5,6 +5,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod dns;
+mod http2;
 pub mod network;
 pub mod node;
 pub mod pod;

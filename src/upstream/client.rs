@@ -5,20 +5,24 @@ use std::time::Duration;
 
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
+use http_body_util::Either;
+use hyper::body::Incoming;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
-use kube::client::{Body, ClientBuilder, ConfigExt};
+use kube::client::{Body, ConfigExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use stoker_model::handle::ApiError;
 use stoker_model::metrics;
 
-use tower::ServiceExt;
+use tower::util::BoxCloneSyncService;
+use tower::{BoxError, Layer, ServiceExt};
 
 use super::certificates::Identity;
 use super::connect::{self, Reading};
 use super::pace::Pace;
 use crate::clock::Clock;
+use crate::http2;
 
 /// How long a request other than a watch may take; longer than any webhook may delay it.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -26,6 +30,9 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 const LARGEST_ERROR: usize = 4096;
 /// By this audit logs and `managedFields` tell who asked; kubelet's name, as for everything that looks for a node agent.
 const USER_AGENT: &str = concat!("kubelet/v1.36.2 (linux) stoker/", env!("CARGO_PKG_VERSION"));
+
+/// The body of an answer.
+pub(super) type Answer = Either<http2::Answer, Incoming>;
 
 /// Why no connection can even be tried.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +42,7 @@ pub struct ConnectError(#[from] kube::Error);
 /// A connection to the API server. Cheap to clone; all clones share one HTTP/2 connection ([`Self::gathering`] makes another).
 #[derive(Clone)]
 pub struct ApiServer {
-    client: kube::Client,
+    service: BoxCloneSyncService<Request<Body>, Response<Answer>, BoxError>,
     /// For metrics.
     host: Arc<str>,
     /// Whoever asks waits its turn; `None`: never.
@@ -101,16 +108,15 @@ impl ApiServer {
 
     fn connect(origin: Arc<(kube::Config, Option<Identity>)>, reading: Reading) -> Result<Self, ConnectError> {
         let (config, identity) = &*origin;
-        let pool = connect::pool(config, identity.clone(), reading)?.map_err(tower::BoxError::from);
-        let builder =
-            ClientBuilder::new(pool, config.default_namespace.clone()).with_layer(&config.extra_headers_layer()?);
+        let transport = connect::transport(config, identity.clone(), reading)?;
+        let service = config.extra_headers_layer()?.layer(transport);
         let base = config.base_uri_layer();
-        let client = match config.auth_layer()? {
-            Some(auth) => builder.with_layer(&auth).with_layer(&base).build(),
-            None => builder.with_layer(&base).build(),
+        let service = match config.auth_layer()? {
+            Some(auth) => BoxCloneSyncService::new(base.layer(auth.layer(service))),
+            None => BoxCloneSyncService::new(base.layer(service)),
         };
         let host = config.cluster_url.authority().map(http::uri::Authority::as_str).unwrap_or_default().into();
-        Ok(Self { client, host, pace: None, origin })
+        Ok(Self { service, host, pace: None, origin })
     }
 
     /// The same connection for requests that wait their turn: so many a second, and so many at once (kubelet's `kubeAPIQPS` and
@@ -176,7 +182,7 @@ impl ApiServer {
     }
 
     /// Opens a watch or anything else that is read piece by piece; only the answer's head has a time limit.
-    pub(super) async fn stream(&self, path: &str) -> Result<Response<Body>, ApiError> {
+    pub(super) async fn stream(&self, path: &str) -> Result<Response<Answer>, ApiError> {
         let request = request(Method::GET, path, None::<&()>, "")?;
         let answer = tokio::time::timeout(DEFAULT_TIMEOUT, self.send(request))
             .await
@@ -223,12 +229,12 @@ impl ApiServer {
             .map_err(|_| unavailable(format!("{name} {path}: no answer within {DEFAULT_TIMEOUT:?}")))?
     }
 
-    async fn send(&self, request: Request<Body>) -> Result<Response<Body>, ApiError> {
+    async fn send(&self, request: Request<Body>) -> Result<Response<Answer>, ApiError> {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-        let answer = self.client.send(request).await;
+        let answer = self.service.clone().oneshot(request).await;
         let code = answer.as_ref().map_or_else(|_| "<error>".to_owned(), |answer| answer.status().as_str().to_owned());
         metrics::REST_CLIENT_REQUESTS.inc(&[&code, &self.host, method.as_str()]);
-        answer.map_err(|e| unavailable(format!("{method} {path}: {}", chain(&e))))
+        answer.map_err(|e| unavailable(format!("{method} {path}: {}", chain(e.as_ref()))))
     }
 }
 
@@ -265,12 +271,7 @@ fn unavailable(message: String) -> ApiError {
 }
 
 /// An error with its causes, since hyper's own text ends before it becomes interesting.
-fn chain(error: &kube::Error) -> String {
-    // kube's own words only say that the service failed, which the caller says better.
-    let error: &dyn std::error::Error = match error {
-        kube::Error::Service(inner) => inner.as_ref(),
-        other => other,
-    };
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

@@ -2,15 +2,22 @@
 //! Services have a second one, which is read otherwise (`gather`).
 //!
 //! HTTP/2 pings find a peer that is gone without a word, also under a watch that is silent for minutes. A server that
-//! does not speak HTTP/2 is served by the same pool with HTTP/1.1.
+//! does not speak HTTP/2 is served by a pool with HTTP/1.1.
 
+use std::io::IoSlice;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
-use http::Uri;
+use h2::client::SendRequest;
+use h2::{Ping, PingPong};
+use http::{Request, Response, Uri};
+use http_body_util::Either;
+use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -25,6 +32,7 @@ use tower::{BoxError, Service};
 
 use super::certificates::Identity;
 use super::gather::Gathering;
+use crate::http2::{self, Answer, Shared};
 
 /// How long a TCP and TLS handshake may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -33,7 +41,11 @@ const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// The connection is dead when the answer takes longer (`PingTimeout` of the Go client).
 const PING_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How the connection of a pool is read.
+/// hyper's own for a client: a long list comes in one go.
+const STREAM_WINDOW_BYTES: u32 = 2 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 5 << 20;
+
+/// How a connection is read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Reading {
     /// Whatever comes, at once.
@@ -42,12 +54,12 @@ pub(super) enum Reading {
     Together,
 }
 
-/// A pool that holds one HTTP/2 connection. With an `identity` connections wait until there is one, and end when another takes its place.
-pub(super) fn pool(
+/// A way to a server. With an `identity` connections wait until there is one, and end when another takes its place.
+pub(super) fn transport(
     config: &kube::Config,
     identity: Option<Identity>,
     reading: Reading,
-) -> Result<Client<Connector, Body>, kube::Error> {
+) -> Result<Transport, kube::Error> {
     use kube::client::ConfigExt;
     let mut tls = config.rustls_client_config()?;
     if let Some(identity) = &identity {
@@ -63,14 +75,86 @@ pub(super) fn pool(
     tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
     let tls = TlsConnector::from(Arc::new(tls));
     let connector = Connector { tcp, tls, server_name: config.tls_server_name.clone(), identity, reading };
-    Ok(Client::builder(TokioExecutor::new())
+    let pool = Client::builder(TokioExecutor::new())
         .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(Duration::from_secs(90))
         .http2_keep_alive_interval(PING_INTERVAL)
         .http2_keep_alive_timeout(PING_TIMEOUT)
         .http2_keep_alive_while_idle(true)
-        .build(connector))
+        .build(connector.clone());
+    Ok(Transport { connector, shared: Shared::default(), speaks_http1: Arc::default(), pool })
+}
+
+/// One HTTP/2 connection; for a server that does not speak it, a pool of others.
+#[derive(Clone)]
+pub(super) struct Transport {
+    connector: Connector,
+    shared: Shared,
+    /// The server did not want HTTP/2 when it was asked.
+    speaks_http1: Arc<AtomicBool>,
+    pool: Client<Connector, Body>,
+}
+
+impl Transport {
+    async fn send(self, request: Request<Body>) -> Result<Response<Either<Answer, Incoming>>, BoxError> {
+        let sender = match self.speaks_http1.load(Ordering::Relaxed) {
+            true => None,
+            false => {
+                let uri = request.uri().clone();
+                self.shared.sender(async || self.connect(uri).await).await?
+            }
+        };
+        match sender {
+            Some(sender) => Ok(http2::send(sender, request).await?.map(Either::Left)),
+            None => Ok(self.pool.request(request).await?.map(Either::Right)),
+        }
+    }
+
+    async fn connect(&self, uri: Uri) -> Result<Option<SendRequest<Bytes>>, BoxError> {
+        let stream = self.connector.clone().call(uri).await?.into_inner();
+        if !stream.connected().is_negotiated_h2() {
+            self.speaks_http1.store(true, Ordering::Relaxed);
+            return Ok(None);
+        }
+        let mut builder = h2::client::Builder::new();
+        builder.initial_window_size(STREAM_WINDOW_BYTES).initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+        let (sender, mut connection) = builder.handshake(stream).await?;
+        let silence = connection.ping_pong().map(silence);
+        tokio::spawn(async move {
+            tokio::select! {
+                // Why it ended the requests on it learn.
+                _ = connection => {}
+                () = async { if let Some(silence) = silence { silence.await } } => {}
+            }
+        });
+        Ok(Some(sender))
+    }
+}
+
+/// Ends when the peer leaves a ping without an answer.
+async fn silence(mut pings: PingPong) {
+    loop {
+        tokio::time::sleep(PING_INTERVAL).await;
+        let answered = tokio::time::timeout(PING_TIMEOUT, pings.ping(Ping::opaque())).await;
+        if !matches!(answered, Ok(Ok(_))) {
+            return;
+        }
+    }
+}
+
+impl Service<Request<Body>> for Transport {
+    type Response = Response<Either<Answer, Incoming>>;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Self::Response, BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        Box::pin(self.clone().send(request))
+    }
 }
 
 /// Opens connections.
@@ -116,7 +200,7 @@ impl Service<Uri> for Connector {
     }
 }
 
-/// What the pool reads and writes.
+/// What is read and written.
 pub(super) enum Stream {
     Plain(Gathering),
     /// The second ends when the connection must.
@@ -160,6 +244,25 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write(cx, data),
             Self::Tls(stream, _) => Pin::new(stream).poll_write(cx, data),
+        }
+    }
+
+    /// A head and a body go as one record.
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<Result<usize, std::io::Error>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
+            Self::Tls(stream, _) => Pin::new(stream).poll_write_vectored(cx, parts),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Tls(stream, _) => stream.is_write_vectored(),
         }
     }
 
