@@ -15,6 +15,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use h2::client::SendRequest;
 use h2::{Ping, PingPong};
+use http::uri::Scheme;
 use http::{Request, Response, Uri};
 use http_body_util::Either;
 use hyper::body::Incoming;
@@ -83,7 +84,9 @@ pub(super) fn transport(
         .http2_keep_alive_timeout(PING_TIMEOUT)
         .http2_keep_alive_while_idle(true)
         .build(connector.clone());
-    Ok(Transport { connector, shared: Shared::default(), speaks_http1: Arc::default(), pool })
+    // Without TLS nobody asks what the server speaks.
+    let plain = config.cluster_url.scheme() == Some(&Scheme::HTTP);
+    Ok(Transport { connector, shared: Shared::default(), speaks_http1: Arc::new(plain.into()), pool })
 }
 
 /// One HTTP/2 connection; for a server that does not speak it, a pool of others.
@@ -177,7 +180,7 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let secure = uri.scheme() != Some(&http::uri::Scheme::HTTP);
+        let secure = uri.scheme() != Some(&Scheme::HTTP);
         let host = self.server_name.clone().unwrap_or_else(|| uri.host().unwrap_or_default().to_owned());
         let tls = self.tls.clone();
         let tcp = self.tcp.call(uri);
