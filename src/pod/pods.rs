@@ -354,8 +354,13 @@ impl Supervisor {
     async fn reconcile(&mut self, feed: &mut WantedFeed) {
         let wanted = feed.borrow_and_update().clone();
         let mut weights_due = false;
+        // Both are in the order of their UIDs.
+        let (mut wanted_pods, mut fresh) = (wanted.pods.iter().peekable(), Vec::new());
         for (uid, handle) in &mut self.workers {
-            let pod = wanted.pods.get(uid);
+            while let Some((_, pod)) = wanted_pods.next_if(|(other, _)| *other < uid) {
+                fresh.push(pod);
+            }
+            let pod = wanted_pods.next_if(|(other, _)| *other == uid).map(|(_, pod)| pod);
             // Most pods are as they were. What workers have at hand is not touched then, for it has gone cold.
             match pod {
                 Some(pod) if Arc::ptr_eq(pod, &handle.wanted) => continue,
@@ -384,7 +389,8 @@ impl Supervisor {
             });
         }
         self.weights_due |= weights_due;
-        self.start_wanted(&wanted).await;
+        fresh.extend(wanted_pods.map(|(_, pod)| pod));
+        self.start_fresh(fresh).await;
         self.weigh_burstable();
         if self.orphans_due && wanted.complete {
             let searched = tokio::time::timeout(ORPHANS_LIMIT, self.orphans(&wanted)).await;
@@ -409,8 +415,8 @@ impl Supervisor {
         }
     }
 
-    /// Starts workers for new pods, the oldest first (A1.18).
-    async fn start_wanted(&mut self, wanted: &Wanted) {
+    /// Starts workers for pods that have none, the oldest first (A1.18).
+    async fn start_fresh(&mut self, mut fresh: Vec<&Arc<Pod>>) {
         let node = self.shared.node();
         if node.allocatable.is_empty() {
             // Nothing can be decided about pods before the node knows itself.
@@ -419,11 +425,7 @@ impl Supervisor {
         self.node_known |= node.uid.is_some();
         // A static pod of the same name waits for the end of the one before (A1.4).
         let has_worker = |name| self.workers.values().any(|handle| full_name(&handle.desired.borrow().pod) == name);
-        let starts = |uid: &PodUid, pod: &Pod| {
-            !self.workers.contains_key(uid) && pod.spec.is_some() && !(is_static(pod) && has_worker(full_name(pod)))
-        };
-        let mut fresh: Vec<&Arc<Pod>> =
-            wanted.pods.iter().filter(|(uid, pod)| starts(uid, pod)).map(|(_, pod)| pod).collect();
+        fresh.retain(|pod| pod.spec.is_some() && !(is_static(pod) && has_worker(full_name(pod))));
         in_turn(&mut fresh);
         for pod in fresh {
             let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();

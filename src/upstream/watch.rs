@@ -3,6 +3,7 @@
 //! Lists come as a stream of objects where the server can do that (A16.12), else in pages; in both cases one object
 //! is decoded at a time or one page, never a whole list of full objects. Only an expired version (410) lists again.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -189,7 +190,7 @@ impl<P: AsRef<str>> Watcher<'_, P> {
             for object in page.items {
                 let change = match serde_json::from_str::<T>(object.get()) {
                     Ok(object) => Change::Present(object),
-                    Err(error) => self.unreadable(object.get(), false, &error)?,
+                    Err(error) => self.unreadable(object.get(), false, &error)?.1,
                 };
                 if !sink.take(change).await {
                     return Err(End::Unwanted);
@@ -251,30 +252,40 @@ impl<P: AsRef<str>> Watcher<'_, P> {
         listing: &mut bool,
         sink: &mut impl Sink<T>,
     ) -> Result<(), End> {
-        let event: Event<T> = match serde_json::from_str(line) {
-            Ok(event) => event,
-            Err(error) => return self.unreadable_event(line, *listing, &error, sink).await,
-        };
-        let (version, change) = match event {
-            Event::Added(object) | Event::Modified(object) => {
-                (object.resource_version().to_owned(), Some(Change::Present(object)))
-            }
-            Event::Deleted(object) => (object.resource_version().to_owned(), Some(Change::Gone(object))),
-            Event::Bookmark(bookmark) => {
-                let ends_list = bookmark.metadata.annotations.contains_key(INITIAL_EVENTS_END);
-                let listed = *listing && ends_list;
-                *listing &= !ends_list;
-                (bookmark.metadata.resource_version, listed.then_some(Change::Listed))
-            }
-            Event::Error(status) => {
-                let code = status.code;
-                let reason = status.message.unwrap_or_default();
-                return Err(match code {
-                    Some(410) => End::Expired,
-                    _ if *listing => End::NoStreamedList(reason),
-                    _ => End::Lost(reason),
-                });
-            }
+        let event = serde_json::from_str::<RawEvent<'_>>(line)
+            .map_err(|error| End::Lost(format!("what came is no event: {error}")))?;
+        let object = event.object.get();
+        let (version, change) = match event.kind.as_ref() {
+            kind @ ("ADDED" | "MODIFIED" | "DELETED") => match (serde_json::from_str::<T>(object), kind == "DELETED") {
+                (Ok(object), false) => (object.resource_version().to_owned(), Some(Change::Present(object))),
+                (Ok(object), true) => (object.resource_version().to_owned(), Some(Change::Gone(object))),
+                // What cannot be read must never look as if it were gone. Ending the watch would meet the same object again.
+                (Err(error), gone) => {
+                    let (version, change) = self.unreadable(object, gone, &error)?;
+                    (version, Some(change))
+                }
+            },
+            "BOOKMARK" => match serde_json::from_str::<Bookmark>(object) {
+                Ok(Bookmark { metadata }) => {
+                    let ends_list = metadata.annotations.contains_key(INITIAL_EVENTS_END);
+                    let listed = *listing && ends_list;
+                    *listing &= !ends_list;
+                    (metadata.resource_version, listed.then_some(Change::Listed))
+                }
+                Err(error) => return self.means_nothing(&event, &error),
+            },
+            "ERROR" => match serde_json::from_str::<Status>(object) {
+                Ok(Status { code, message, .. }) => {
+                    let reason = message.unwrap_or_default();
+                    return Err(match code {
+                        Some(410) => End::Expired,
+                        _ if *listing => End::NoStreamedList(reason),
+                        _ => End::Lost(reason),
+                    });
+                }
+                Err(error) => return self.means_nothing(&event, &error),
+            },
+            _ => return self.means_nothing(&event, &"it is not known"),
         };
         if !*listing {
             self.version = Some(version);
@@ -283,30 +294,15 @@ impl<P: AsRef<str>> Watcher<'_, P> {
         if sink.take(change).await { Ok(()) } else { Err(End::Unwanted) }
     }
 
-    /// What cannot be read must never look as if it were gone. Ending the watch would meet the same object again.
-    async fn unreadable_event<T>(
-        &mut self,
-        line: &str,
-        listing: bool,
-        error: &serde_json::Error,
-        sink: &mut impl Sink<T>,
-    ) -> Result<(), End> {
-        let Ok(raw) = serde_json::from_str::<RawEvent<'_>>(line) else {
-            return Err(End::Lost(format!("what came is no event: {error}")));
-        };
-        if !matches!(raw.kind.as_str(), "ADDED" | "MODIFIED" | "DELETED") {
-            tracing::warn!(path = self.watched.path.as_ref(), kind = raw.kind, %error, "an event of this kind means nothing here");
-            return Ok(());
-        }
-        let change: Change<T> = self.unreadable(raw.object.get(), raw.kind == "DELETED", error)?;
-        if let (Change::Unreadable { meta, .. }, false) = (&change, listing) {
-            self.version = Some(meta.resource_version.clone());
-        }
-        if sink.take(change).await { Ok(()) } else { Err(End::Unwanted) }
+    fn means_nothing(&self, event: &RawEvent<'_>, error: &dyn std::fmt::Display) -> Result<(), End> {
+        let (path, kind) = (self.watched.path.as_ref(), event.kind.as_ref());
+        tracing::warn!(path, kind, %error, "an event of this kind means nothing here");
+        Ok(())
     }
 
     /// An object of which only the metadata can be read; without a name nothing can be said of it, and the list counts for nothing.
-    fn unreadable<T>(&self, object: &str, gone: bool, error: &serde_json::Error) -> Result<Change<T>, End> {
+    /// The answer: its version, and what is known.
+    fn unreadable<T>(&self, object: &str, gone: bool, error: &serde_json::Error) -> Result<(String, Change<T>), End> {
         let path = self.watched.path.as_ref();
         match serde_json::from_str::<OnlyMetadata>(object) {
             Ok(OnlyMetadata { metadata: meta }) if !meta.name.is_empty() => {
@@ -315,17 +311,18 @@ impl<P: AsRef<str>> Watcher<'_, P> {
                     path, namespace, name, %error,
                     "an object of the API server cannot be read: what is known of it stays as it was; a newer agent may be needed"
                 );
-                Ok(Change::Unreadable { meta: Box::new(meta), gone })
+                Ok((meta.resource_version.clone(), Change::Unreadable { meta: Box::new(meta), gone }))
             }
             _ => Err(End::Lost(format!("an object without a name cannot be read: {error}"))),
         }
     }
 }
 
+/// An event whose object is read once its kind is known: each way of reading an object of the API is a hundred kilobytes of program.
 #[derive(Deserialize)]
 struct RawEvent<'a> {
-    #[serde(rename = "type")]
-    kind: String,
+    #[serde(rename = "type", borrow)]
+    kind: Cow<'a, str>,
     #[serde(borrow)]
     object: &'a serde_json::value::RawValue,
 }
@@ -333,17 +330,6 @@ struct RawEvent<'a> {
 #[derive(Deserialize)]
 struct OnlyMetadata {
     metadata: Metadata,
-}
-
-/// The tag comes first on the wire, so the object is decoded in place.
-#[derive(Deserialize)]
-#[serde(tag = "type", content = "object", rename_all = "UPPERCASE")]
-enum Event<T> {
-    Added(T),
-    Modified(T),
-    Deleted(T),
-    Bookmark(Bookmark),
-    Error(Box<Status>),
 }
 
 #[derive(Deserialize)]

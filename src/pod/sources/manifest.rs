@@ -98,7 +98,12 @@ fn amounts_as_text(value: &mut Value) {
 fn pod(value: Value, origin: Origin<'_>, node: &str) -> Result<Pod, ManifestError> {
     let invalid = |what: String| ManifestError::Invalid(what);
     let written = value.to_string();
-    let mut pod: Pod = serde_json::from_value(value).map_err(|error| invalid(error.to_string()))?;
+    // As the API server's pods are read: another way to read a pod is a hundred kilobytes of program.
+    let mut pod: Pod = serde_json::from_str(&written).map_err(|error| {
+        let told = error.to_string();
+        // Not a place that the author knows.
+        invalid(told.split(" at line ").next().unwrap_or_default().to_owned())
+    })?;
     let name = pod.metadata.name.clone().filter(|name| !name.is_empty());
     let name = name.ok_or_else(|| invalid("name is needed for the pod".into()))?;
     let uid = pod.metadata.uid.clone().filter(|uid| !uid.is_empty()).unwrap_or_else(|| hash(&written, origin, node));

@@ -76,7 +76,10 @@ pub(in crate::pod) struct Mirrors {
 impl Mirrors {
     /// Whether the pod is static, also when it is wanted no more and ends.
     fn is_static(&self, uid: &PodUid) -> bool {
-        let of_source = self.wanted.borrow().pods.get(uid).map(|pod| is_static(pod));
+        let of_source = {
+            let wanted = self.wanted.borrow();
+            wanted.pods.contains_key(uid).then(|| wanted.statics.contains_key(uid))
+        };
         of_source.unwrap_or_else(|| self.directory.get(uid).is_some_and(|pod| is_static(pod.pod())))
     }
 }
@@ -130,7 +133,7 @@ fn decide(
         return (actions, waits);
     }
     let mut shown = BTreeSet::new();
-    for (uid, pod) in wanted.pods.iter().filter(|(_, pod)| is_static(pod)) {
+    for (uid, pod) in &wanted.statics {
         let name = full_name(pod);
         let mirror = wanted.mirrors.get(&name).filter(|mirror| !ours.contains(&PodRef::of(mirror).uid));
         shown.insert(name);
@@ -192,8 +195,11 @@ pub(in crate::pod) async fn keep_mirrors(
     loop {
         let now = wanted.borrow_and_update().clone();
         let seen = node.borrow_and_update().clone();
-        let alive: BTreeSet<FullName> =
-            directory.all().iter().map(LocalPod::pod).filter(|pod| is_static(pod)).map(|pod| full_name(pod)).collect();
+        // Of a node without mirrors no pod is looked at.
+        let alive: BTreeSet<FullName> = match now.mirrors.is_empty() {
+            true => BTreeSet::new(),
+            false => directory.all().iter().map(LocalPod::pod).filter(|p| is_static(p)).map(|p| full_name(p)).collect(),
+        };
         let (failed, waits) = keeper.round(&now, &alive, (&seen.name, seen.uid.as_deref())).await;
         let wait = match (failed, waits) {
             (true, _) => {
@@ -255,7 +261,7 @@ impl Keeper {
     /// A mirror that has just appeared has no status yet.
     async fn pass_on_statuses(&mut self, wanted: &Wanted) -> bool {
         let mut failed = false;
-        for pod in wanted.pods.values().filter(|pod| is_static(pod)) {
+        for pod in wanted.statics.values() {
             let (name, reference) = (full_name(pod), PodRef::of(pod));
             let Some(mirror) = mirror_of(wanted, &reference) else { continue };
             if self.told.get(&name) == Some(&mirror.uid) {
@@ -310,9 +316,10 @@ mod tests {
     }
 
     fn wanted(statics: &[&str], mirror: Option<Arc<Pod>>) -> Wanted {
-        let pods = statics.iter().map(|uid| (PodUid::new(uid), pod(uid, &[(names::CONFIG_SOURCE, "file")]))).collect();
+        let pods = statics.iter().map(|uid| (PodUid::new(uid), pod(uid, &[(names::CONFIG_SOURCE, "file")])));
+        let pods: BTreeMap<_, _> = pods.collect();
         let mirrors = mirror.into_iter().map(|mirror| (full_name(&mirror), mirror)).collect();
-        Wanted { pods, mirrors, listed: true, complete: true }
+        Wanted { statics: pods.clone(), pods, mirrors, listed: true, complete: true }
     }
 
     fn mirror(uid: &str, hash: &str) -> Arc<Pod> {

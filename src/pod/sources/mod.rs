@@ -76,6 +76,8 @@ pub(super) struct Wanted {
     /// Every pod to run, with the annotations that tell its source; who reads that writes them (A1.1). One without a spec could not be
     /// read: what is there of it stays as it is.
     pub(super) pods: DesiredPods,
+    /// Those of them that are static.
+    pub(super) statics: DesiredPods,
     /// Pods of the API server that only show static pods.
     pub(super) mirrors: BTreeMap<FullName, Arc<Pod>>,
     /// The API server's list was complete.
@@ -208,6 +210,8 @@ impl Gathering {
         }
         self.cache.retain(|_, made| made.round == round);
         wanted.pods = self.cache.iter().map(|(uid, made)| (uid.clone(), made.pod.clone())).collect();
+        let uids = statics.iter().flatten().flat_map(|pods| pods.keys());
+        wanted.statics = uids.filter_map(|uid| Some((uid.clone(), wanted.pods.get(uid)?.clone()))).collect();
         wanted
     }
 

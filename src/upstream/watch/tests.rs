@@ -23,17 +23,6 @@ fn trouble_is_told_once_and_other_trouble_again() {
 }
 
 #[test]
-fn events_are_told_apart() {
-    let read = |text: &str| serde_json::from_str::<Event<Thing>>(text).expect("an event");
-    let thing = r#"{"metadata":{"resourceVersion":"7"}}"#;
-    let Event::Added(added) = read(&format!(r#"{{"type":"ADDED","object":{thing}}}"#)) else { panic!("added") };
-    assert_eq!(added.metadata.resource_version, "7");
-    assert!(matches!(read(&format!(r#"{{"type":"DELETED","object":{thing}}}"#)), Event::Deleted(_)));
-    let gone = read(r#"{"type":"ERROR","object":{"kind":"Status","code":410,"reason":"Expired"}}"#);
-    assert!(matches!(gone, Event::Error(status) if status.code == Some(410)));
-}
-
-#[test]
 fn a_page_without_items_is_empty() {
     let page: Page = serde_json::from_str(r#"{"metadata":{"resourceVersion":"9"},"items":null}"#).expect("a page");
     assert!(page.items.is_empty());
@@ -134,6 +123,17 @@ async fn lists_are_streamed_and_followed_from_their_end() {
     assert_eq!(manner(&asked[0]), STREAMED);
     assert_eq!(manner(&asked[1]), ["watch=true", "allowWatchBookmarks=true", "resourceVersion=4"]);
     assert_eq!(asked.len(), 2);
+}
+
+#[tokio::test]
+async fn events_are_told_apart_wherever_their_kind_stands() {
+    let list = format!("{THREE}{END}");
+    let events = r#"{"object":{"metadata":{"resourceVersion":"6"}},"type":"DELETED"}
+{"type":"STRANGE","object":{}}
+{"type":"ADDED","object":{"metadata":{"resourceVersion":"7"}}}
+"#;
+    let (_, heard) = watched(&[("200 OK", &list), ("200 OK", events)], 5).await;
+    assert_eq!(heard, ["listing", "present at 3", "listed", "gone at 6", "present at 7"]);
 }
 
 #[tokio::test]
