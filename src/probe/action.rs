@@ -7,6 +7,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use stoker_model::expand::expand;
 
 use super::http::{HttpFailure, Request};
+use super::reply::Reply;
 use super::{Exec, ExecError, dial, grpc, http};
 
 /// A command's output is cut here (A5.11).
@@ -114,7 +115,7 @@ impl Action {
     }
 }
 
-fn judge(reply: &http::Reply) -> Outcome {
+fn judge(reply: &Reply) -> Outcome {
     match reply.status {
         200..300 => Outcome::Success,
         300..400 => {

@@ -8,6 +8,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use prost::Message;
+use tokio::net::TcpStream;
 
 use super::action::USER_AGENT;
 use super::dial;
@@ -72,6 +73,7 @@ async fn call(host: &str, port: u16, service: &str, connected: &mut bool) -> Res
     let address = dial::join(host, port);
     let stream = dial::connect(host, port)
         .await
+        .and_then(|stream| TcpStream::from_std(stream).map_err(|error| error.to_string()))
         .map_err(|error| format!("error: failed to connect service at \"{address}\": {error}"))?;
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder.timer(TokioTimer::new());

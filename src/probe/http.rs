@@ -1,15 +1,16 @@
 //! GET requests of probes and hooks: no proxy, no check of certificates, redirects to the same host only (A5.8, A4.4).
 
 use std::borrow::Cow;
+use std::net;
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use k8s_openapi::api::core::v1::{Container, HTTPGetAction};
 use rustls_pki_types::ServerName;
@@ -19,10 +20,9 @@ use tokio_rustls::TlsConnector;
 use url::Url;
 
 use super::action::resolve_port;
-use super::dial;
+use super::reply::Reply;
+use super::{dial, http1};
 
-/// So much of a body is read (A5.8).
-const LONGEST_BODY: usize = 10 << 10;
 /// So many requests one probe may cost, as with Go's client (A5.8).
 const MOST_REQUESTS: usize = 10;
 
@@ -51,14 +51,6 @@ impl HttpFailure {
 
 /// Go's words, which users search for.
 const SPEAKS_HTTP: &str = "http: server gave HTTP response to HTTPS client";
-
-/// An answer.
-#[derive(Clone, Debug)]
-pub(super) struct Reply {
-    pub(super) status: u16,
-    pub(super) body: Vec<u8>,
-    location: Option<String>,
-}
 
 impl Request {
     /// The request that an action describes. `address`: the pod's, for actions without a host.
@@ -195,17 +187,19 @@ async fn follow(request: &Request) -> Result<Reply, HttpFailure> {
 
 async fn once(request: &Request) -> Result<Reply, HttpFailure> {
     let stream = dial::connect(&request.host, request.port).await.map_err(|error| request.failed(error))?;
-    if !request.tls {
-        return over_http1(request, stream).await;
+    if request.tls {
+        // It takes much room, and most probes do without.
+        return Box::pin(over_tls(request, stream)).await;
     }
-    // It takes much room, and most probes do without.
-    Box::pin(over_tls(request, stream)).await
+    let message = message(request)?;
+    http1::ask_plain(&message, stream).await.map_err(|error| request.failed(error))
 }
 
-async fn over_tls(request: &Request, stream: TcpStream) -> Result<Reply, HttpFailure> {
+async fn over_tls(request: &Request, stream: net::TcpStream) -> Result<Reply, HttpFailure> {
     let name = ServerName::try_from(request.host.clone()).map_err(|error| request.failed(error))?;
+    let stream = TcpStream::from_std(stream).map_err(|error| request.failed(error))?;
     let connector = TlsConnector::from(trusting());
-    let stream = connector.connect(name, stream).await.map_err(|error| {
+    let mut stream = connector.connect(name, stream).await.map_err(|error| {
         let refused = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         match refused {
             Some(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)) => {
@@ -215,26 +209,23 @@ async fn over_tls(request: &Request, stream: TcpStream) -> Result<Reply, HttpFai
         }
     })?;
     if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-        over_http2(request, stream).await
-    } else {
-        over_http1(request, stream).await
+        return over_http2(request, stream).await;
     }
+    let message = message(request)?;
+    http1::ask(&message, &mut stream).await.map_err(|error| request.failed(error))
 }
 
-async fn over_http1<S>(request: &Request, stream: S) -> Result<Reply, HttpFailure>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (mut sender, connection) =
-        http1::handshake(TokioIo::new(stream)).await.map_err(|error| request.failed(error))?;
-    let authority = HeaderValue::try_from(request.authority()).map_err(|error| request.failed(error))?;
-    let mut message = http::Request::new(Empty::<Bytes>::new());
-    *message.uri_mut() = request.target.parse::<Uri>().map_err(|error| request.failed(error))?;
-    message.headers_mut().clone_from(&request.headers);
-    message.headers_mut().entry(header::HOST).or_insert(authority);
-    message.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    let answer = async { read(sender.send_request(message).await?).await };
-    beside(connection, answer).await.map_err(|error| request.failed(words(&error)))
+/// As HTTP/1.1 sends it.
+fn message(request: &Request) -> Result<Vec<u8>, HttpFailure> {
+    let authority;
+    let host = match request.headers.get(header::HOST) {
+        Some(given) => given,
+        None => {
+            authority = HeaderValue::try_from(request.authority()).map_err(|error| request.failed(error))?;
+            &authority
+        }
+    };
+    Ok(http1::message(&request.target, host, &request.headers))
 }
 
 async fn over_http2<S>(request: &Request, stream: S) -> Result<Reply, HttpFailure>
@@ -247,7 +238,7 @@ where
     *message.uri_mut() = request.url().parse::<Uri>().map_err(|error| request.failed(error))?;
     message.headers_mut().clone_from(&request.headers);
     let answer = async { read(sender.send_request(message).await?).await };
-    beside(connection, answer).await.map_err(|error| request.failed(words(&error)))
+    beside(connection, answer).await.map_err(|error| request.failed(error))
 }
 
 /// Waits for an answer, and drives the connection that it comes over meanwhile.
@@ -264,22 +255,17 @@ async fn beside<T>(connection: impl Future<Output = hyper::Result<()>>, answer: 
 
 /// Status, redirect and the beginning of the body.
 async fn read(response: http::Response<Incoming>) -> Result<Reply, hyper::Error> {
-    let status: StatusCode = response.status();
-    let location = response.headers().get(header::LOCATION).and_then(|v| v.to_str().ok()).map(str::to_owned);
+    let location = response.headers().get(header::LOCATION).map(HeaderValue::as_bytes);
+    let mut reply = Reply::new(response.status().as_u16(), location);
     let mut incoming = response.into_body();
-    let mut body = Vec::new();
-    while body.len() < LONGEST_BODY
+    while !reply.is_full()
         && let Some(frame) = incoming.frame().await
     {
         if let Ok(data) = frame?.into_data() {
-            body.extend_from_slice(&data[..data.len().min(LONGEST_BODY - body.len())]);
+            reply.keep(&data);
         }
     }
-    Ok(Reply { status: status.as_u16(), body, location: location.filter(|l| !l.is_empty()) })
-}
-
-fn words(error: &hyper::Error) -> String {
-    if error.is_incomplete_message() { "EOF".to_owned() } else { error.to_string() }
+    Ok(reply)
 }
 
 /// TLS that believes every certificate: a probe asks whether a server answers, not who it is.

@@ -10,7 +10,9 @@ mod counts;
 mod dial;
 mod grpc;
 mod http;
+mod http1;
 mod prober;
+mod reply;
 mod tally;
 
 use std::time::Duration;
