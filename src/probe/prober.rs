@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::future::join_all;
 use stoker_model::handle::{EventSink, EventSubject};
 use stoker_model::pod::PodUid;
 use tokio::sync::{Notify, Semaphore};
@@ -19,6 +20,9 @@ use crate::clock::Clock;
 const MOST_COMMANDS: usize = 32;
 /// What is due within so long is begun at once: each waking costs a good part of what a probe does.
 const TOGETHER: Duration = Duration::from_millis(5);
+/// So many attempts that begin together share a task: for a second task the runtime wakes another thread, which costs as much as half a
+/// probe.
+const MOST_IN_A_TASK: usize = 16;
 
 /// Probes the containers of this node. Cloning is cheap; it goes on until the token given to [`Prober::spawn`] is cancelled.
 #[derive(Clone)]
@@ -98,8 +102,9 @@ impl Attempts {
                 let mut board = self.shared.board();
                 (board.take_due(now), board.next_due())
             };
-            for due in due {
-                tokio::spawn(self.stop.clone().run_until_cancelled_owned(self.attempt(due)));
+            for due in due.chunks(MOST_IN_A_TASK) {
+                let attempts = join_all(due.iter().map(|due| self.attempt(due)));
+                tokio::spawn(self.stop.clone().run_until_cancelled_owned(attempts));
             }
             let wait = next.map_or(Duration::MAX, |at| together(at).saturating_sub(now));
             tokio::select! {
@@ -111,23 +116,24 @@ impl Attempts {
     }
 
     /// Makes an attempt, and takes down what came of it.
-    fn attempt(&self, due: Due) -> impl Future<Output = ()> + Send + 'static {
+    fn attempt(&self, due: &Due) -> impl Future<Output = ()> + Send + use<> {
         let (runner, commands, clock) = (self.runner.clone(), self.commands.clone(), self.shared.clock);
         let record = Record { shared: self.shared.clone(), sink: self.sink.clone(), number: due.number, outcome: None };
+        let (action, timeout) = (due.action.clone(), due.timeout);
         async move {
             let mut record = record;
             // The wait for a place is not part of the time that the command has.
-            let _place = match &*due.action {
+            let _place = match &*action {
                 Action::Exec { .. } => commands.acquire_owned().await.ok(),
                 _ => None,
             };
             let began = clock.now().monotonic;
-            let mut outcome = due.action.attempt(due.timeout, &*runner).await;
+            let mut outcome = action.attempt(timeout, &*runner).await;
             for _ in 1..ATTEMPTS {
                 if !matches!(outcome, Outcome::Unknown(_)) {
                     break;
                 }
-                outcome = due.action.attempt(due.timeout, &*runner).await;
+                outcome = action.attempt(timeout, &*runner).await;
             }
             record.outcome = Some((outcome, clock.now().monotonic.saturating_sub(began)));
         }
@@ -140,8 +146,8 @@ fn together(due: Duration) -> Duration {
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
 
-/// What comes of an attempt. It is taken down when this is dropped, so that a probe goes on after an attempt that panicked, which is
-/// a defect and says nothing of the container.
+/// What comes of an attempt. It is taken down when this is dropped, so that a probe goes on after an attempt that panicked, its own or one
+/// that shares its task, which is a defect and says nothing of the container.
 struct Record {
     shared: Arc<Shared>,
     sink: Arc<dyn EventSink>,
