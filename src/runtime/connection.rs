@@ -90,7 +90,7 @@ mod tests {
     type Read = (usize, usize);
 
     /// Answers one call with OK and nothing, and hangs up.
-    async fn serve(listener: &UnixListener, read: &mpsc::UnboundedSender<Read>) {
+    async fn serve(listener: &UnixListener, read: &mpsc::Sender<Read>) {
         let (socket, _) = listener.accept().await.expect("a client");
         let mut connection = h2::server::handshake(socket).await.expect("it speaks HTTP/2");
         let (request, answer) = connection.accept().await.expect("a call").expect("a whole one");
@@ -100,16 +100,12 @@ mod tests {
         while connection.accept().await.is_some() {}
     }
 
-    async fn answer_one(
-        mut body: RecvStream,
-        mut answer: h2::server::SendResponse<Bytes>,
-        read: mpsc::UnboundedSender<Read>,
-    ) {
+    async fn answer_one(mut body: RecvStream, mut answer: h2::server::SendResponse<Bytes>, read: mpsc::Sender<Read>) {
         let (mut pieces, mut bytes) = (0, 0);
         while let Some(Ok(data)) = body.data().await {
             (pieces, bytes) = (pieces + 1, bytes + data.len());
         }
-        read.send((pieces, bytes)).expect("the test waits");
+        read.send((pieces, bytes)).await.expect("the test waits");
         let head = Response::builder().header("content-type", "application/grpc");
         let mut stream = answer.send_response(head.body(()).expect("a head"), false).expect("they listen");
         stream.send_data(Bytes::from_static(&[0; 5]), false).expect("they listen");
@@ -121,7 +117,7 @@ mod tests {
     async fn a_call_is_one_piece_and_a_broken_connection_is_made_anew() {
         let folder = tempfile::tempdir().expect("a folder");
         let listener = UnixListener::bind(folder.path().join("socket")).expect("it listens");
-        let (read, mut reads) = mpsc::unbounded_channel();
+        let (read, mut reads) = mpsc::channel(2);
         let server = async {
             for _ in 0..2 {
                 serve(&listener, &read).await;
