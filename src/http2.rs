@@ -17,6 +17,7 @@ use http::{Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::BodyExt;
 use tokio::sync::Mutex;
+use tokio_util::task::AbortOnDropHandle;
 use tower::BoxError;
 
 /// The connection to a server: made when it is first needed, and again after it broke. Clones share it.
@@ -47,7 +48,7 @@ impl Shared {
 }
 
 /// Sends a request through a connection that is ready, and waits for the head of the answer. Dropping the future, or the answer's body,
-/// gives a short request up. The rest of a long one is sent by a task of its own, since a server may answer before it has read it.
+/// gives the request up. The rest of a long one is sent by a task of its own, since a server may answer before it has read it.
 ///
 /// # Errors
 ///
@@ -60,18 +61,20 @@ where
     let (head, mut body) = request.into_parts();
     let head = Request::from_parts(head, ());
     let Some(first) = next(&mut body).await? else {
-        return Ok(sender.send_request(head, true)?.0.await?.map(Answer));
+        return Ok(sender.send_request(head, true)?.0.await?.map(|stream| Answer { stream, _rest: None }));
     };
     // Most have no more to say than this.
     let second = next(&mut body).now_or_never().transpose()?;
     let (answer, mut stream) = sender.send_request(head, false)?;
-    if second == Some(None) {
+    let rest = if second == Some(None) {
         // The answer tells of what went wrong.
         let _ = stream.send_data(first, true);
+        None
     } else {
-        tokio::spawn(give_all(stream, [Some(first), second.flatten()], body));
-    }
-    Ok(answer.await?.map(Answer))
+        let rest = give_all(stream, [Some(first), second.flatten()], body);
+        Some(AbortOnDropHandle::new(tokio::spawn(rest)))
+    };
+    Ok(answer.await?.map(|stream| Answer { stream, _rest: rest }))
 }
 
 /// The next piece of a body; what is no data has no place in a request.
@@ -127,28 +130,32 @@ async fn give(stream: &mut SendStream<Bytes>, mut piece: Bytes) -> bool {
 
 /// The body of an answer.
 #[derive(Debug)]
-pub(crate) struct Answer(RecvStream);
+pub(crate) struct Answer {
+    stream: RecvStream,
+    /// Sends what the request has left.
+    _rest: Option<AbortOnDropHandle<()>>,
+}
 
 impl Body for Answer {
     type Data = Bytes;
     type Error = h2::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        match ready!(self.0.poll_data(cx)) {
+        match ready!(self.stream.poll_data(cx)) {
             Some(Ok(data)) => {
                 // An error means that the stream is over, as the next look shows.
-                let _ = self.0.flow_control().release_capacity(data.len());
+                let _ = self.stream.flow_control().release_capacity(data.len());
                 Poll::Ready(Some(Ok(Frame::data(data))))
             }
             // Whoever answers before the request is whole says so with these.
             Some(Err(error)) if matches!(error.reason(), Some(Reason::NO_ERROR | Reason::CANCEL)) => Poll::Ready(None),
             Some(Err(error)) => Poll::Ready(Some(Err(error))),
-            None => self.0.poll_trailers(cx).map(|trailers| trailers.transpose().map(|t| t.map(Frame::trailers))),
+            None => self.stream.poll_trailers(cx).map(|trailers| trailers.transpose().map(|t| t.map(Frame::trailers))),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
+        self.stream.is_end_stream()
     }
 }
 
@@ -216,5 +223,24 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_answers_before_it_has_read_everything_is_heard() {
         assert_eq!(sent(false).await, "0");
+    }
+
+    #[tokio::test]
+    async fn a_long_request_that_is_given_up_is_taken_back() {
+        let (near, far) = duplex(64 << 10);
+        let (sender, connection) = h2::client::handshake(near).await.expect("it speaks HTTP/2");
+        tokio::spawn(connection.map(drop));
+        let taken_back = tokio::spawn(async move {
+            let mut connection = h2::server::handshake(far).await.expect("it speaks HTTP/2");
+            let (request, mut answer) = connection.accept().await.expect("a request").expect("a whole one");
+            tokio::select! {
+                reason = poll_fn(|cx| answer.poll_reset(cx)) => drop((reason.expect("a reason"), request)),
+                _ = connection.accept() => panic!("there is one request"),
+            }
+        });
+        let request = Request::post("http://h/x").body(long_body()).expect("a request");
+        let unanswered = tokio::time::timeout(Duration::from_millis(50), send(sender, request)).await;
+        assert!(unanswered.is_err(), "the server says nothing");
+        tokio::time::timeout(Duration::from_secs(10), taken_back).await.expect("soon").expect("it was told");
     }
 }
