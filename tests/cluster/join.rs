@@ -257,8 +257,10 @@ fn pods_go_with_their_addresses_in_a_network_of_others() {
     lab.start_control_plane();
     lab.start_agent();
     lab.apply(&pod("one").build());
-    lab.eventually("the pod has an address of theirs", |lab| {
-        lab.get("pod one")["status"]["podIP"].as_str().is_some_and(|address| address.starts_with("10.98.0."))
+    // What is just being started the runtime does not remove.
+    lab.eventually("the pod runs with an address of theirs", |lab| {
+        let status = &lab.get("pod one")["status"];
+        status["phase"] == "Running" && status["podIP"].as_str().is_some_and(|address| address.starts_with("10.98.0."))
     });
     let taken = || {
         let names = fs::read_dir(addresses.join("theirs")).into_iter().flatten().flatten();
