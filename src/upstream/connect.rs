@@ -37,7 +37,7 @@ use crate::http2::{self, Answer, Shared};
 
 /// How long a TCP and TLS handshake may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// A ping when nothing came for so long, as the Go client's `http2.Transport` does (`ReadIdleTimeout`).
+/// A ping so often; the Go client's `http2.Transport` sends one when nothing came for so long (`ReadIdleTimeout`).
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// The connection is dead when the answer takes longer (`PingTimeout` of the Go client).
 const PING_TIMEOUT: Duration = Duration::from_secs(15);
