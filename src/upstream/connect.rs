@@ -123,7 +123,7 @@ impl Transport {
         let mut builder = h2::client::Builder::new();
         builder.initial_window_size(STREAM_WINDOW_BYTES).initial_connection_window_size(CONNECTION_WINDOW_BYTES);
         let (sender, mut connection) = builder.handshake(stream).await?;
-        let silence = connection.ping_pong().map(silence);
+        let silence = connection.ping_pong().map(|pings| silence(pings, PING_INTERVAL, PING_TIMEOUT));
         tokio::spawn(async move {
             tokio::select! {
                 // Why it ended the requests on it learn.
@@ -135,11 +135,11 @@ impl Transport {
     }
 }
 
-/// Ends when the peer leaves a ping without an answer.
-async fn silence(mut pings: PingPong) {
+/// Ends when the peer leaves a ping without an answer for so long; one is sent `every` so often.
+async fn silence(mut pings: PingPong, every: Duration, patience: Duration) {
     loop {
-        tokio::time::sleep(PING_INTERVAL).await;
-        let answered = tokio::time::timeout(PING_TIMEOUT, pings.ping(Ping::opaque())).await;
+        tokio::time::sleep(every).await;
+        let answered = tokio::time::timeout(patience, pings.ping(Ping::opaque())).await;
         if !matches!(answered, Ok(Ok(_))) {
             return;
         }
@@ -281,5 +281,38 @@ impl AsyncWrite for Stream {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream, _) => Pin::new(stream).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether a connection is given up whose server answers pings, or nothing.
+    async fn is_given_up(answers: bool) -> bool {
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let (_sender, mut connection) = h2::client::handshake(near).await.expect("it speaks HTTP/2");
+        let pings = connection.ping_pong().expect("nobody else has it");
+        let serve = async {
+            let mut connection = h2::server::handshake(far).await.expect("it speaks HTTP/2");
+            if answers {
+                while connection.accept().await.is_some() {}
+            }
+            std::future::pending::<()>().await;
+        };
+        let work = async {
+            tokio::select! {
+                () = silence(pings, Duration::from_millis(20), Duration::from_millis(500)) => {}
+                _ = connection => panic!("the server is there"),
+                () = serve => {}
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(2), work).await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_is_gone_without_a_word_is_given_up() {
+        assert!(is_given_up(false).await);
+        assert!(!is_given_up(true).await, "a quiet one is not");
     }
 }
