@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Either};
 use hyper::body::Incoming;
@@ -30,6 +31,11 @@ const LARGEST_ERROR: usize = 4096;
 /// By this audit logs and `managedFields` tell who asked; kubelet's name, as for everything that looks for a node agent.
 const USER_AGENT: &str = concat!("kubelet/v1.36.2 (linux) stoker/", env!("CARGO_PKG_VERSION"));
 
+const JSON: &str = "application/json";
+const STRATEGIC_PATCH: &str = "application/strategic-merge-patch+json";
+/// Answers with no more than an object's metadata; from servers that do not know this, the whole object.
+const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json";
+
 /// The body of an answer.
 pub(super) type Answer = Either<http2::Answer, Incoming>;
 
@@ -54,13 +60,6 @@ impl std::fmt::Debug for ApiServer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("ApiServer")
     }
-}
-
-/// How a PATCH body is meant.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum PatchKind {
-    /// `application/strategic-merge-patch+json`
-    Strategic,
 }
 
 impl ApiServer {
@@ -137,14 +136,14 @@ impl ApiServer {
 
     /// Whether `/healthz` says so.
     pub async fn is_healthy(&self) -> bool {
-        let Ok(request) = request(Method::GET, "/healthz", None::<&()>, "") else { return false };
+        let Ok(request) = request(Method::GET, "/healthz", None::<&()>, "", JSON) else { return false };
         let answer = tokio::time::timeout(DEFAULT_TIMEOUT, self.send(request)).await;
         matches!(answer, Ok(Ok(answer)) if answer.status().is_success())
     }
 
     /// What time it is there, whoever asks.
     pub async fn clock(&self) -> Option<Timestamp> {
-        let request = request(Method::GET, "/healthz", None::<&()>, "").ok()?;
+        let request = request(Method::GET, "/healthz", None::<&()>, "", JSON).ok()?;
         let answer = tokio::time::timeout(DEFAULT_TIMEOUT, self.send(request)).await.ok()?.ok()?;
         let date = answer.headers().get(http::header::DATE)?.to_str().ok()?;
         Some(jiff::fmt::rfc2822::parse(date).ok()?.timestamp())
@@ -155,34 +154,35 @@ impl ApiServer {
     }
 
     pub(super) async fn create<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ApiError> {
-        self.exchange(Method::POST, path, Some(body), "application/json").await
+        self.exchange(Method::POST, path, Some(body), JSON).await
     }
 
     pub(super) async fn update<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ApiError> {
-        self.exchange(Method::PUT, path, Some(body), "application/json").await
+        self.exchange(Method::PUT, path, Some(body), JSON).await
     }
 
-    pub(super) async fn patch<T: DeserializeOwned>(
-        &self,
-        path: &str,
-        kind: PatchKind,
-        body: impl Serialize,
-    ) -> Result<T, ApiError> {
-        let content_type = match kind {
-            PatchKind::Strategic => "application/strategic-merge-patch+json",
-        };
-        self.exchange(Method::PATCH, path, Some(body), content_type).await
+    /// A strategic merge patch.
+    pub(super) async fn patch<T: DeserializeOwned>(&self, path: &str, body: impl Serialize) -> Result<T, ApiError> {
+        self.exchange(Method::PATCH, path, Some(body), STRATEGIC_PATCH).await
+    }
+
+    /// As [`Self::create`], where nobody reads what was made.
+    pub(super) async fn create_unread(&self, path: &str, body: &impl Serialize) -> Result<(), ApiError> {
+        self.answer(Method::POST, path, Some(body), JSON, METADATA).await.map(drop)
+    }
+
+    /// As [`Self::patch`], where nobody reads what became of it.
+    pub(super) async fn patch_unread(&self, path: &str, body: impl Serialize) -> Result<(), ApiError> {
+        self.answer(Method::PATCH, path, Some(body), STRATEGIC_PATCH, METADATA).await.map(drop)
     }
 
     pub(super) async fn delete(&self, path: &str, options: &impl Serialize) -> Result<(), ApiError> {
-        self.exchange::<serde::de::IgnoredAny>(Method::DELETE, path, Some(options), "application/json")
-            .await
-            .map(|_| ())
+        self.answer(Method::DELETE, path, Some(options), JSON, JSON).await.map(drop)
     }
 
     /// Opens a watch or anything else that is read piece by piece; only the answer's head has a time limit.
     pub(super) async fn stream(&self, path: &str) -> Result<Response<Answer>, ApiError> {
-        let request = request(Method::GET, path, None::<&()>, "")?;
+        let request = request(Method::GET, path, None::<&()>, "", JSON)?;
         let answer = tokio::time::timeout(DEFAULT_TIMEOUT, self.send(request))
             .await
             .map_err(|_| unavailable(format!("GET {path}: no answer within {DEFAULT_TIMEOUT:?}")))??;
@@ -203,7 +203,22 @@ impl ApiServer {
         content_type: &str,
     ) -> Result<T, ApiError> {
         let name = method.clone();
-        let request = request(method, path, body.as_ref(), content_type)?;
+        let answer = self.answer(method, path, body, content_type, JSON).await?;
+        serde_json::from_slice(&answer)
+            .map_err(|e| ApiError::Rejected(format!("{name} {path}: the answer cannot be read: {e}")))
+    }
+
+    /// What a request that succeeds is answered.
+    async fn answer(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<impl Serialize>,
+        content_type: &str,
+        accept: &'static str,
+    ) -> Result<Bytes, ApiError> {
+        let name = method.clone();
+        let request = request(method, path, body.as_ref(), content_type, accept)?;
         // A tree of JSON takes ten times as much as its text, and the answer may take its time.
         drop(body);
         self.turn().await;
@@ -220,8 +235,7 @@ impl ApiServer {
             if !status.is_success() {
                 return Err(failure(name.as_str(), path, status, retry_after, &body));
             }
-            serde_json::from_slice(&body)
-                .map_err(|e| ApiError::Rejected(format!("{name} {path}: the answer cannot be read: {e}")))
+            Ok(body)
         };
         tokio::time::timeout(DEFAULT_TIMEOUT, whole)
             .await
@@ -248,12 +262,13 @@ fn request(
     path: &str,
     body: Option<&impl Serialize>,
     content_type: &str,
+    accept: &'static str,
 ) -> Result<Request<Body>, ApiError> {
     let body = match body {
         Some(body) => serde_json::to_vec(body).map_err(|e| ApiError::Rejected(format!("{method} {path}: {e}")))?,
         None => Vec::new(),
     };
-    let mut request = Request::builder().method(method.clone()).uri(path).header("accept", "application/json");
+    let mut request = Request::builder().method(method.clone()).uri(path).header("accept", accept);
     request = request.header("user-agent", USER_AGENT);
     if !body.is_empty() {
         request = request.header("content-type", content_type);
@@ -347,5 +362,50 @@ mod tests {
     fn query_values_are_escaped() {
         assert_eq!(query_value("spec.nodeName=a b"), "spec.nodeName%3Da%20b");
         assert_eq!(query_value("!x/y"), "%21x%2Fy");
+    }
+
+    /// Answers each request with that text; the heads that came.
+    async fn heads(text: &'static str, count: usize, ask: impl AsyncFnOnce(ApiServer)) -> Vec<String> {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("bound")).parse().expect("a URL");
+        let api = ApiServer::new(&kube::Config::new(url)).expect("a connection");
+        let serve = async {
+            let mut heads = Vec::new();
+            while heads.len() < count {
+                let (mut stream, _) = listener.accept().await.expect("a connection");
+                let mut came = Vec::new();
+                // The bodies of these requests end with their first brace.
+                while !came.ends_with(b"}") {
+                    assert_ne!(stream.read_buf(&mut came).await.expect("a request"), 0);
+                }
+                let answer =
+                    format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{text}", text.len());
+                stream.write_all(answer.as_bytes()).await.expect("they listen");
+                heads.push(String::from_utf8(came).expect("text").to_ascii_lowercase());
+            }
+            heads
+        };
+        tokio::join!(serve, ask(api)).0
+    }
+
+    #[tokio::test]
+    async fn no_more_than_metadata_is_asked_for_where_nobody_reads_the_answer() {
+        let body = serde_json::json!({"a": 1});
+        let asked = heads("no JSON at all", 2, async |api| {
+            api.create_unread("/made", &body).await.expect("made");
+            api.patch_unread("/patched", &body).await.expect("patched");
+        });
+        let unread = asked.await;
+        let accept = format!("accept: {}\r\n", METADATA.to_ascii_lowercase());
+        assert!(unread.iter().all(|head| head.contains(&accept)), "{unread:?}");
+        assert!(
+            unread[1].starts_with("patch /patched ")
+                && unread[1].contains("content-type: application/strategic-merge-patch+json")
+        );
+        let asked = heads("{}", 1, async |api| {
+            api.patch::<serde_json::Value>("/x", &body).await.expect("an answer that is read");
+        });
+        assert!(asked.await[0].contains("accept: application/json\r\n"));
     }
 }

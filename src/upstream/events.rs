@@ -14,7 +14,7 @@ use stoker_model::handle::{ApiError, EventSink, EventSubject, EventType};
 use tokio::sync::{mpsc, watch};
 
 use super::backoff::Backoff;
-use super::client::{ApiServer, PatchKind};
+use super::client::ApiServer;
 use super::pace::Pace;
 use crate::clock::{Clock, Now};
 
@@ -183,13 +183,13 @@ impl EventTask {
         if entry.count > 1 {
             let patch = json!({ "count": entry.count, "lastTimestamp": seconds(entry.last), "message": entry.message });
             let path = format!("{events}/{}", entry.name);
-            match self.api.patch::<serde::de::IgnoredAny>(&path, PatchKind::Strategic, &patch).await {
+            match self.api.patch_unread(&path, &patch).await {
                 // It has expired: it is written anew.
                 Err(ApiError::NotFound(_)) => {}
                 other => return other.map(|_| ()),
             }
         }
-        match self.api.create::<serde::de::IgnoredAny>(&events, &entry.object(&self.node)).await {
+        match self.api.create_unread(&events, &entry.object(&self.node)).await {
             Err(ApiError::Conflict(_)) => Ok(()),
             other => other.map(|_| ()),
         }

@@ -6,7 +6,7 @@ use serde_json::Value;
 use stoker_model::handle::ApiError;
 use tokio::sync::watch;
 
-use super::client::{ApiServer, PatchKind};
+use super::client::ApiServer;
 use super::watch::{Change, Sink, Watchable, Watched, run};
 
 /// Reads and writes the Node and the Lease of one name.
@@ -48,7 +48,7 @@ impl NodeApi {
     /// # Errors
     /// As the API server answers.
     pub async fn patch(&self, patch: &Value) -> Result<Node, ApiError> {
-        self.api.patch(&self.path(), PatchKind::Strategic, patch).await
+        self.api.patch(&self.path(), patch).await
     }
 
     /// Strategic-merge PATCH of `nodes/status`.
@@ -56,7 +56,7 @@ impl NodeApi {
     /// # Errors
     /// As the API server answers.
     pub async fn patch_status(&self, patch: &Value) -> Result<Node, ApiError> {
-        self.api.patch(&format!("{}/status", self.path()), PatchKind::Strategic, patch).await
+        self.api.patch(&format!("{}/status", self.path()), patch).await
     }
 
     /// Reads the Lease.

@@ -15,7 +15,7 @@ use stoker_model::handle::{ApiError, MirrorApi, PodApi};
 use stoker_model::names::CONFIG_MIRROR;
 use stoker_model::pod::PodRef;
 
-use super::client::{ApiServer, PatchKind};
+use super::client::ApiServer;
 
 /// Conditions of the node that a pod does not always have (A15.1).
 const PASSING_CONDITIONS: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
@@ -41,10 +41,7 @@ fn path(pod: &PodRef) -> String {
 impl PodApi for PodWriter {
     async fn patch_status(&self, pod: &PodRef, status: &PodStatus) -> Result<(), ApiError> {
         let patch = StatusPatch::new(pod, status);
-        self.api
-            .patch::<serde::de::IgnoredAny>(&format!("{}/status", path(pod)), PatchKind::Strategic, patch)
-            .await
-            .map(|_| ())
+        self.api.patch_unread(&format!("{}/status", path(pod)), patch).await.map(|_| ())
     }
 
     async fn delete_finished(&self, pod: &PodRef) -> Result<(), ApiError> {
@@ -73,7 +70,7 @@ impl MirrorApi for PodWriter {
         let hash = |pod: &Pod| pod.metadata.annotations.as_ref().and_then(|a| a.get(CONFIG_MIRROR)).cloned();
         let body = serde_json::to_value(pod).map_err(|e| ApiError::Rejected(format!("mirror pod: {e}")))?;
         let collection = format!("/api/v1/namespaces/{}/pods", reference.namespace);
-        match self.api.create::<serde::de::IgnoredAny>(&collection, &body).await {
+        match self.api.create_unread(&collection, &body).await {
             Ok(_) => Ok(()),
             Err(ApiError::Conflict(message)) => {
                 let there: Pod = self.api.get(&path(&reference)).await?;

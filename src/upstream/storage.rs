@@ -15,7 +15,7 @@ use serde_json::json;
 use stoker_model::handle::{ApiError, CsiDriverInfo, NodeVolumes, StorageApi};
 
 use super::backoff::Backoff;
-use super::client::{ApiServer, PatchKind, query_value};
+use super::client::{ApiServer, query_value};
 
 /// The node's IDs as its drivers know it, as JSON (A9.18).
 const NODE_IDS: &str = "csi.volume.kubernetes.io/nodeid";
@@ -131,7 +131,7 @@ impl Storage {
         }
         let value = if ids.is_empty() { json!(null) } else { json!(json!(ids).to_string()) };
         let patch = json!({"metadata": {"annotations": {NODE_IDS: value}, "labels": topology}});
-        self.api.patch::<serde::de::IgnoredAny>(&path, PatchKind::Strategic, &patch).await.map(drop)
+        self.api.patch_unread(&path, &patch).await.map(drop)
     }
 }
 
@@ -192,7 +192,7 @@ impl StorageApi for Storage {
         let patch = json!({"status": {"capacity": capacity, "conditions": [
             {"type": "FileSystemResizePending", "$patch": "delete"}, {"type": "Resizing", "$patch": "delete"},
         ]}});
-        self.api.patch::<serde::de::IgnoredAny>(&path, PatchKind::Strategic, &patch).await.map(drop)
+        self.api.patch_unread(&path, &patch).await.map(drop)
     }
 
     async fn remove_driver(&self, name: &str) -> Result<(), ApiError> {
