@@ -25,6 +25,7 @@ mod selectors;
 mod service_ranges;
 mod services;
 mod storage;
+mod unowned;
 mod watch;
 
 pub use authorize::AccessReviews;

@@ -9,6 +9,7 @@ use stoker_model::pod::PodUid;
 use tokio::sync::watch;
 
 use super::client::ApiServer;
+use super::unowned;
 use super::watch::{Change, Metadata, Sink, Watchable, Watched, run};
 use crate::clock::Clock;
 
@@ -33,6 +34,10 @@ fn of_node(node: &str) -> Watched {
 impl Watchable for Pod {
     fn resource_version(&self) -> &str {
         self.metadata.resource_version.as_deref().unwrap_or_default()
+    }
+
+    fn read(text: &str) -> serde_json::Result<Self> {
+        unowned::from_str(text)
     }
 }
 
@@ -103,15 +108,13 @@ impl PodSink {
     }
 }
 
-/// Leaves out what nobody on the node reads, and the room that lists got while they were read: an element takes up to three kilobytes.
+/// Leaves out the room that lists got while they were read: an element takes up to three kilobytes.
 fn slim(pod: &mut Pod) {
     fn fit<T>(list: &mut Option<Vec<T>>) {
         if let Some(list) = list {
             list.shrink_to_fit();
         }
     }
-    // It is often half of the object.
-    pod.metadata.managed_fields = None;
     if let Some(spec) = &mut pod.spec {
         spec.containers.shrink_to_fit();
         fit(&mut spec.init_containers);

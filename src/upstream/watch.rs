@@ -44,6 +44,11 @@ pub(super) struct Watched<P: AsRef<str> = &'static str> {
 pub(super) trait Watchable: DeserializeOwned + Send {
     /// `metadata.resourceVersion`.
     fn resource_version(&self) -> &str;
+
+    /// From JSON.
+    fn read(text: &str) -> serde_json::Result<Self> {
+        serde_json::from_str(text)
+    }
 }
 
 /// What a watch tells.
@@ -188,7 +193,7 @@ impl<P: AsRef<str>> Watcher<'_, P> {
             let page: Page = self.api.get(&path).await.map_err(|e| End::Lost(e.to_string()))?;
             self.progress = true;
             for object in page.items {
-                let change = match serde_json::from_str::<T>(object.get()) {
+                let change = match T::read(object.get()) {
                     Ok(object) => Change::Present(object),
                     Err(error) => self.unreadable(object.get(), false, &error)?.1,
                 };
@@ -256,7 +261,7 @@ impl<P: AsRef<str>> Watcher<'_, P> {
             .map_err(|error| End::Lost(format!("what came is no event: {error}")))?;
         let object = event.object.get();
         let (version, change) = match event.kind.as_ref() {
-            kind @ ("ADDED" | "MODIFIED" | "DELETED") => match (serde_json::from_str::<T>(object), kind == "DELETED") {
+            kind @ ("ADDED" | "MODIFIED" | "DELETED") => match (T::read(object), kind == "DELETED") {
                 (Ok(object), false) => (object.resource_version().to_owned(), Some(Change::Present(object))),
                 (Ok(object), true) => (object.resource_version().to_owned(), Some(Change::Gone(object))),
                 // What cannot be read must never look as if it were gone. Ending the watch would meet the same object again.
