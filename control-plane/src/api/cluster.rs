@@ -10,7 +10,7 @@ use super::openapi::types::Types;
 use super::read::{self, ListRequest};
 use super::watching::{self, Message, Running, Seen, WatchRequest};
 use super::write::{Target, Writer};
-use super::{codec, patch};
+use super::{codec, patch, sparse};
 use crate::auth::identity::{Attributes, Authorizer, Decision, UserInfo};
 use crate::resources::ResourceInfo;
 use crate::resources::status::StatusError;
@@ -141,11 +141,11 @@ pub enum Change {
 pub struct Watch(Running);
 
 impl Watch {
-    /// The next change; waits for it. After an error (410: list again) the watch is over. Safe to drop.
+    /// The next change, without `managedFields`; waits for it. After an error (410: list again) the watch is over. Safe to drop.
     pub async fn next(&mut self) -> Result<Change, StatusError> {
         match self.0.next().await? {
             Message::Object(seen, text) => {
-                let object = serde_json::from_slice(&text).map_err(StatusError::internal)?;
+                let object = sparse::read_unowned(&text).map_err(StatusError::internal)?;
                 Ok(match seen {
                     Seen::Added => Change::Added(object),
                     Seen::Modified => Change::Modified(object),

@@ -43,8 +43,9 @@ pub(super) fn encode(object: &Value) -> Result<Bytes, StatusError> {
         bytes.push(b':');
         serde_json::to_writer(&mut *bytes, value)
     };
-    let fields = |value: &Value| value.as_object().cloned().unwrap_or_default();
-    for (key, value) in fields(&object["metadata"]).iter().filter(|(key, _)| *key != "resourceVersion") {
+    for (key, value) in
+        object["metadata"].as_object().into_iter().flatten().filter(|(key, _)| *key != "resourceVersion")
+    {
         write(&mut bytes, key, value).map_err(StatusError::internal)?;
     }
     bytes.push(b'}');

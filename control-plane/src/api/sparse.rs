@@ -13,6 +13,49 @@ pub(super) fn read(text: &[u8], paths: &[&str]) -> serde_json::Result<Value> {
     Ok(value)
 }
 
+/// The object without `managedFields`, which are half of it and of no use to whoever applies nothing.
+pub(super) fn read_unowned(text: &[u8]) -> serde_json::Result<Value> {
+    let mut deserializer = serde_json::Deserializer::from_slice(text);
+    let value = Unowned { metadata: false }.deserialize(&mut deserializer)?;
+    deserializer.end()?;
+    Ok(value)
+}
+
+/// A whole object, or its `metadata`, but for `managedFields`.
+struct Unowned {
+    metadata: bool,
+}
+
+impl<'de> DeserializeSeed<'de> for Unowned {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Unowned {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut fields = Map::new();
+        while let Some(name) = map.next_key::<String>()? {
+            if self.metadata && name == "managedFields" {
+                map.next_value::<IgnoredAny>()?;
+            } else if !self.metadata && name == "metadata" {
+                fields.insert(name, map.next_value_seed(Self { metadata: true })?);
+            } else {
+                fields.insert(name, map.next_value()?);
+            }
+        }
+        Ok(fields.into())
+    }
+}
+
 /// What is wanted of a value: what these paths lead to from there. An empty path is the value itself.
 struct Below<'p>(Vec<&'p str>);
 
@@ -138,5 +181,18 @@ mod tests {
         assert_eq!(read(&["spec", "spec.nodeName"])["spec"], object["spec"]);
         assert!(super::read(b"{\"a\": 1", &["a"]).is_err());
         assert!(super::read(b"{\"a\": 1} x", &["a"]).is_err());
+    }
+
+    #[test]
+    fn who_owns_fields_is_left_out() {
+        let text =
+            br#"{"metadata": {"name": "a", "managedFields": [{"manager": "m"}], "labels": {"managedFields": "x"}},
+            "spec": {"metadata": {"managedFields": [1]}}, "managedFields": 2}"#;
+        let expected = json!({
+            "metadata": {"name": "a", "labels": {"managedFields": "x"}}, "spec": {"metadata": {"managedFields": [1]}},
+            "managedFields": 2,
+        });
+        assert_eq!(read_unowned(text).unwrap(), expected);
+        assert!(read_unowned(b"[1]").is_err() && read_unowned(b"{} x").is_err());
     }
 }

@@ -50,6 +50,20 @@ pub trait Lookup: Send + Sync + 'static {
         name: &str,
     ) -> Result<Option<Value>, LookupError>;
 
+    /// As [`Self::get`], where only what lies on these paths (`spec.nodeName`) is needed.
+    async fn part(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: Option<&str>,
+        name: &str,
+        paths: &[&str],
+    ) -> Result<Option<Value>, LookupError> {
+        // The paths only spare a store to read the rest.
+        let _ = paths;
+        self.get(group, resource, namespace, name).await
+    }
+
     /// All objects of a kind, of one namespace if given.
     async fn list(&self, group: &str, resource: &str, namespace: Option<&str>) -> Result<Vec<Value>, LookupError>;
 

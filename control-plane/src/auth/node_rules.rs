@@ -107,7 +107,7 @@ async fn pods(node: &str, asked: &Attributes, lookup: &dyn Lookup) -> Result<Dec
         ("", "get" | "delete") | ("status", "get" | "update" | "patch") | ("eviction", "create") => {}
         _ => return refused(""),
     }
-    let pod = lookup.get("", "pods", Some(&asked.namespace), &asked.name).await?;
+    let pod = lookup.part("", "pods", Some(&asked.namespace), &asked.name, &["spec.nodeName"]).await?;
     match pod {
         Some(pod) if pod["spec"]["nodeName"] == node => Ok(Decision::Allow(String::new())),
         // So that the agent hears 404 of its own pod that is gone, and does not take it for a lack of rights.
