@@ -358,6 +358,32 @@ fn what_is_there_is_described() {
 }
 
 #[test]
+fn writes_are_answered_with_metadata_where_no_more_is_asked_for() {
+    // C3.9
+    let whole = Whole::start();
+    let mut proxy = Running::start(&whole, "proxy --port=0");
+    let first = proxy.lines().next().unwrap();
+    let address = first.rsplit(' ').next().unwrap().to_owned();
+    let ask = |arguments: &[&str], path: &str| -> serde_json::Value {
+        let url = format!("http://{address}/api/v1/namespaces/default/configmaps{path}");
+        let output = Command::new("curl").args(["-sS", "--max-time", "20"]).args(arguments).arg(url).output().unwrap();
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let accept = "Accept: application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json";
+    let new = r#"{"metadata":{"name":"a"},"data":{"x":"y"}}"#;
+    let made = ask(&["-H", accept, "-H", "Content-Type: application/json", "-d", new], "");
+    let patch = "Content-Type: application/strategic-merge-patch+json";
+    let patched = ask(&["-X", "PATCH", "-H", accept, "-H", patch, "-d", r#"{"data":{"x":"z"}}"#], "/a");
+    for answer in [&made, &patched] {
+        assert_eq!((&answer["kind"], answer.get("data")), (&"PartialObjectMetadata".into(), None));
+        assert_eq!(answer["metadata"]["uid"], made["metadata"]["uid"]);
+    }
+    let now = ask(&[], "/a");
+    assert_eq!(now["data"]["x"], "z");
+    assert_eq!(now["metadata"]["resourceVersion"], patched["metadata"]["resourceVersion"]);
+}
+
+#[test]
 fn anything_goes_through_a_proxy_of_kubectls() {
     // D1.24
     let whole = Whole::start();
