@@ -4,10 +4,15 @@ use std::fs;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
+use super::aside::aside;
 use super::error::VolumeError;
 
 /// Checks, and where the type says so makes, what is at the path.
-pub(super) fn set_up(path: &str, kind: &str) -> Result<(), VolumeError> {
+pub(super) async fn set_up(path: String, kind: String) -> Result<(), VolumeError> {
+    aside(move || check(&path, &kind)).await
+}
+
+fn check(path: &str, kind: &str) -> Result<(), VolumeError> {
     let place = Path::new(path);
     match kind {
         "DirectoryOrCreate" if !place.exists() => {
@@ -48,24 +53,24 @@ mod tests {
         // A9.5
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
-        set_up(&path("missing"), "").unwrap();
+        check(&path("missing"), "").unwrap();
         for kind in ["Directory", "File", "Socket", "CharDevice", "BlockDevice"] {
-            assert!(set_up(&path("missing"), kind).is_err(), "{kind}");
+            assert!(check(&path("missing"), kind).is_err(), "{kind}");
         }
-        set_up(&path("d/e"), "DirectoryOrCreate").unwrap();
-        set_up(&path("f"), "FileOrCreate").unwrap();
-        set_up(&path("d/e"), "Directory").unwrap();
-        set_up(&path("f"), "File").unwrap();
-        assert!(set_up(&path("f"), "DirectoryOrCreate").is_err());
-        set_up("/dev/null", "CharDevice").unwrap();
-        assert!(set_up("/dev/null", "BlockDevice").is_err());
+        check(&path("d/e"), "DirectoryOrCreate").unwrap();
+        check(&path("f"), "FileOrCreate").unwrap();
+        check(&path("d/e"), "Directory").unwrap();
+        check(&path("f"), "File").unwrap();
+        assert!(check(&path("f"), "DirectoryOrCreate").is_err());
+        check("/dev/null", "CharDevice").unwrap();
+        assert!(check("/dev/null", "BlockDevice").is_err());
         let _listener = std::os::unix::net::UnixListener::bind(path("s")).unwrap();
-        set_up(&path("s"), "Socket").unwrap();
+        check(&path("s"), "Socket").unwrap();
         // 7 is the number of loop devices; it needs root to make a file of one.
         let made = std::process::Command::new("mknod").args([&path("b"), "b", "7", "250"]).status().unwrap();
         assert!(made.success());
-        set_up(&path("b"), "BlockDevice").unwrap();
-        assert!(set_up(&path("b"), "File").is_err() && set_up(&path("b"), "Tape").is_err());
+        check(&path("b"), "BlockDevice").unwrap();
+        assert!(check(&path("b"), "File").is_err() && check(&path("b"), "Tape").is_err());
         let mode =
             |name: &str| std::os::unix::fs::PermissionsExt::mode(&fs::metadata(path(name)).unwrap().permissions());
         assert_eq!((mode("d/e") & 0o7777, mode("f") & 0o7777), (0o755, 0o644));

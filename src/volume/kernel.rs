@@ -9,9 +9,10 @@ use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, unmount};
 
-/// Whether something is mounted at the path: it lies on another device than its parent, or is the root of a bind mount.
+/// Whether something is mounted at the path: it lies on another device than its parent, or is the root of a bind mount. Nobody on
+/// another machine is asked.
 pub(super) fn is_mount_point(path: &Path) -> io::Result<bool> {
-    match is_mount_root(path, AtFlags::empty()) {
+    match is_mount_root(path, AtFlags::STATX_DONT_SYNC) {
         Err(Errno::NOENT) => return Ok(false),
         Ok(Some(known)) => return Ok(known),
         // The table of a full node is long.

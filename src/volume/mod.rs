@@ -6,6 +6,7 @@
 //!
 //! Not here: which container sees which volume (`pod`), and when to try again (`pod::plan`).
 
+mod aside;
 mod atomic;
 mod attach;
 mod claim;

@@ -1,7 +1,7 @@
 //! The plugins behind claims that need no driver: local, hostPath and NFS (A9.17).
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{NFSVolumeSource, NodeSelectorTerm, PersistentVo
 use stoker_model::handle::NodeSnapshot;
 use tokio::process::Command;
 
+use super::aside::aside;
 use super::error::VolumeError;
 use super::kernel;
 
@@ -49,7 +50,11 @@ fn matches(term: &NodeSelectorTerm, node: &NodeSnapshot) -> bool {
 }
 
 /// Binds a directory of the node. Whether nothing was there before.
-pub(super) fn mount_local(source: &str, target: &Path, read_only: bool) -> Result<bool, VolumeError> {
+pub(super) async fn mount_local(source: String, target: PathBuf, read_only: bool) -> Result<bool, VolumeError> {
+    aside(move || bind_local(&source, &target, read_only)).await
+}
+
+fn bind_local(source: &str, target: &Path, read_only: bool) -> Result<bool, VolumeError> {
     if kernel::is_mount_point(target).map_err(VolumeError::file("look at", target))? {
         return Ok(false);
     }
@@ -70,7 +75,11 @@ pub(super) fn mount_local(source: &str, target: &Path, read_only: bool) -> Resul
 }
 
 /// Whether a local volume is what it must be to be used as a device.
-pub(super) fn check_device(source: &str) -> Result<(), VolumeError> {
+pub(super) async fn check_device(source: String) -> Result<(), VolumeError> {
+    aside(move || is_device(&source)).await
+}
+
+fn is_device(source: &str) -> Result<(), VolumeError> {
     use std::os::unix::fs::FileTypeExt;
     let found = fs::metadata(source).map_err(|_| VolumeError::Other(format!("path \"{source}\" does not exist")))?;
     if found.file_type().is_block_device() {

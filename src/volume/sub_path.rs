@@ -4,16 +4,21 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use super::aside::aside;
 use super::error::VolumeError;
 use super::kernel;
 
 /// Binds `sub_path` of the volume at `root` to `target`. A missing one is made as a directory, with the mode of the root.
-pub(super) fn bind(root: &Path, sub_path: &str, target: &Path) -> Result<(), VolumeError> {
+pub(super) async fn bind(root: PathBuf, sub_path: String, target: PathBuf) -> Result<(), VolumeError> {
+    aside(move || bind_now(&root, &sub_path, &target)).await
+}
+
+fn bind_now(root: &Path, sub_path: &str, target: &Path) -> Result<(), VolumeError> {
     let normal = Path::new(sub_path).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
     if !normal {
         return Err(VolumeError::Path(sub_path.to_owned()));
@@ -89,6 +94,6 @@ mod tests {
         open(dir.path(), "file").unwrap();
         assert!(open(dir.path(), "file/below").is_err() && dir.path().join("file").is_file());
         let target = dir.path().join("t");
-        assert!(matches!(bind(dir.path(), "../x", &target), Err(VolumeError::Path(_))));
+        assert!(matches!(bind_now(dir.path(), "../x", &target), Err(VolumeError::Path(_))));
     }
 }

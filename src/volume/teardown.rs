@@ -10,6 +10,7 @@ use std::sync::Arc;
 use stoker_model::pod::PodUid;
 use tokio::sync::Notify;
 
+use super::aside::aside;
 use super::error::VolumeError;
 use super::volumes::Volumes;
 use super::{kernel, plugin};
@@ -29,7 +30,7 @@ impl Volumes {
         let (begun, own) = (plugin::begun(), plugin::in_directory(&root));
         let mut errors = match plain_volumes(&root) {
             Some(volumes) => volumes.iter().filter_map(|volume| unmount_volume(volume).err()).collect(),
-            None => unmount_below(&root),
+            None => self.unmount_others(root.clone()).await,
         };
         // They go together.
         for (plugin, _) in own {
@@ -42,6 +43,11 @@ impl Volumes {
             errors.extend(remove_empty_dirs(&root).err());
         }
         errors
+    }
+
+    /// What others filled may not answer any more.
+    async fn unmount_others(&self, root: PathBuf) -> Vec<VolumeError> {
+        aside(move || Ok(unmount_below(&root))).await.unwrap_or_else(|error| vec![error])
     }
 
     /// Removes a pod's directories, after [`Self::unmount`]. Nothing is removed while something is still mounted below (A9.22).

@@ -13,6 +13,7 @@ use stoker_model::handle::{EventSink, EventSubject, EventType, NodeSnapshot, Obj
 use stoker_model::pod::{PodRef, PodUid};
 use tokio::sync::{Notify, Semaphore, watch};
 
+use super::aside::{aside, told};
 use super::atomic::{self, Payload};
 use super::attach;
 use super::claim::{self, Bound};
@@ -253,7 +254,15 @@ impl Volumes {
         self.objects.follow(&PodRef::of(pod).uid, objects_of(pod), changed);
         let mut failures = Vec::new();
         for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
-            if let Err((named, error)) = self.mount_one(pod, volume, node, now).await {
+            let late = || {
+                let name = &volume.name;
+                let text = format!(
+                    "Unable to attach or mount volumes: unmounted volumes=[{name}], unattached volumes=[], failed to process volumes=[]: context deadline exceeded"
+                );
+                self.tell(&PodRef::of(pod), EventType::Warning, "FailedMount", text);
+            };
+            let mounted = told(self.mount_one(pod, volume, node, now), attach::LIMIT, late).await;
+            if let Err((named, error)) = mounted {
                 let named = named.unwrap_or_else(|| volume.name.clone());
                 failures.push(MountFailure { volume: volume.name.clone(), named, error });
             }
@@ -301,7 +310,7 @@ impl Volumes {
         }
         let Some(place) = self.place(&reference.uid, volume) else { return Err(VolumeError::Unsupported) };
         if let Some(source) = &volume.host_path {
-            return host_path::set_up(&source.path, source.type_.as_deref().unwrap_or_default());
+            return host_path::set_up(source.path.clone(), source.type_.clone().unwrap_or_default()).await;
         }
         if let Some(source) = &volume.nfs {
             return persistent::mount_nfs(source, &[], &place, false).await;
@@ -347,10 +356,10 @@ impl Volumes {
                     text: "only local volumes and those of CSI drivers can be used as devices on this node".to_owned(),
                 });
             };
-            persistent::check_device(&source.path).map_err(VolumeError::step(SET_UP_DEVICE))?;
+            persistent::check_device(source.path.clone()).await.map_err(VolumeError::step(SET_UP_DEVICE))?;
             at(PathBuf::from(&source.path))
         } else if let Some(source) = &spec.host_path {
-            host_path::set_up(&source.path, source.type_.as_deref().unwrap_or_default())?;
+            host_path::set_up(source.path.clone(), source.type_.clone().unwrap_or_default()).await?;
             at(PathBuf::from(&source.path))
         } else if let Some(source) = &spec.local {
             let place = at(of_plugin("local-volume"));
@@ -371,15 +380,19 @@ impl Volumes {
 
     /// Whoever mounts it first gives it to his group; others are told when it is not theirs.
     async fn mount_local(&self, pod: &Pod, bound: &Bound, source: &str, place: &Path) -> Result<(), VolumeError> {
+        let (pods_dir, directory) = (self.pods_dir.clone(), PathBuf::from(source));
         let shared =
-            kernel::shows_below(&self.pods_dir, Path::new(source)).map_err(VolumeError::file("look at", source))?;
-        if !persistent::mount_local(source, place, bound.read_only)? {
+            move || kernel::shows_below(&pods_dir, &directory).map_err(VolumeError::file("look at", directory));
+        let shared = aside(shared).await?;
+        if !persistent::mount_local(source.to_owned(), place.to_owned(), bound.read_only).await? {
             return Ok(());
         }
         let Some(group) = fs_group(pod) else { return Ok(()) };
         let reference = PodRef::of(pod);
         if shared {
-            let owner = fs::metadata(source).map_err(VolumeError::file("look at", source))?.gid();
+            let directory = PathBuf::from(source);
+            let owner = move || fs::metadata(&directory).map_err(VolumeError::file("look at", directory));
+            let owner = aside(owner).await?.gid();
             if owner != group {
                 let text = format!(
                     "The requested fsGroup is {group}, but the volume {} has GID {owner}. The volume may not be shareable.",
@@ -446,7 +459,7 @@ impl Volumes {
     }
 
     /// A part of a volume, safe from links that lead out of it (A9.13). `index`: the place of the mount in its container.
-    pub fn sub_path(
+    pub async fn sub_path(
         &self,
         uid: &PodUid,
         volume: &Volume,
@@ -457,7 +470,7 @@ impl Volumes {
         let root = self.place(uid, volume).ok_or(VolumeError::Unsupported)?;
         let target =
             self.dirs(uid).root.join("volume-subpaths").join(&volume.name).join(container).join(index.to_string());
-        sub_path::bind(&root, path, &target)?;
+        sub_path::bind(root, path.to_owned(), target.clone()).await?;
         Ok(target)
     }
 }

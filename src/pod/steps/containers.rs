@@ -62,7 +62,7 @@ impl Hand {
             volumes: &volumes,
         };
         let environment = sources.environment(&spec).await.map_err(config_error)?;
-        let mut mounts = self.mounts(&spec, &environment, &pod_ips)?;
+        let mut mounts = Box::pin(self.mounts(&spec, &environment, &pod_ips)).await?;
         let extras = self.shared.assignments.for_container(&self.pod, &spec).await.map_err(config_error)?;
         let mut linux = self.linux(&spec, &user, target)?;
         if let Some(resources) = &mut linux.resources {

@@ -22,8 +22,8 @@ pub(super) fn config_error(message: impl ToString) -> Refusal {
 
 impl Hand {
     /// All mounts of a container.
-    pub(super) fn mounts(
-        &self,
+    pub(super) async fn mounts(
+        &mut self,
         container: &Container,
         environment: &Environment,
         pod_ips: &[String],
@@ -31,7 +31,7 @@ impl Hand {
         let labels = security::labels_files();
         let mut mounts = Vec::new();
         for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
-            let mut made = self.volume_mount(container, mount, index, environment)?;
+            let mut made = self.volume_mount(container, mount, index, environment).await?;
             // Once for each volume is enough.
             let first = container.volume_mounts.iter().flatten().position(|m| m.name == mount.name) == Some(index);
             made.selinux_relabel = labels && first && self.relabels(&mount.name);
@@ -89,8 +89,8 @@ impl Hand {
         devices.collect()
     }
 
-    fn volume_mount(
-        &self,
+    async fn volume_mount(
+        &mut self,
         container: &Container,
         mount: &VolumeMount,
         index: usize,
@@ -120,7 +120,7 @@ impl Hand {
         let host_path = if sub_path.is_empty() {
             volumes.place(uid, volume).ok_or_else(missing)?
         } else {
-            volumes.sub_path(uid, volume, &container.name, index, &sub_path).map_err(|error| {
+            volumes.sub_path(uid, volume, &container.name, index, &sub_path).await.map_err(|error| {
                 // What is wrong in detail may tell of the node's files.
                 tracing::warn!(pod = %self.reference, %error, "subPath not prepared");
                 config_error(format!(
