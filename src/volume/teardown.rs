@@ -30,7 +30,11 @@ impl Volumes {
         let (begun, own) = (plugin::begun(), plugin::in_directory(&root));
         let mut errors = match plain_volumes(&root) {
             Some(volumes) => volumes.iter().filter_map(|volume| unmount_volume(volume).err()).collect(),
-            None => self.unmount_others(root.clone()).await,
+            None => {
+                // What others filled may not answer any more.
+                let below = root.clone();
+                aside(move || Ok(unmount_below(&below))).await.unwrap_or_else(|error| vec![error])
+            }
         };
         // They go together.
         for (plugin, _) in own {
@@ -43,11 +47,6 @@ impl Volumes {
             errors.extend(remove_empty_dirs(&root).err());
         }
         errors
-    }
-
-    /// What others filled may not answer any more.
-    async fn unmount_others(&self, root: PathBuf) -> Vec<VolumeError> {
-        aside(move || Ok(unmount_below(&root))).await.unwrap_or_else(|error| vec![error])
     }
 
     /// Removes a pod's directories, after [`Self::unmount`]. Nothing is removed while something is still mounted below (A9.22).

@@ -108,6 +108,9 @@ impl fmt::Display for MountFailure {
 }
 
 /// Steps at which an event names the node's labels.
+/// After so long without an end the pod is told of a volume, and then each time again. Volumes that wait to be attached, or for a program,
+/// tell of it themselves before.
+const LATE: Duration = Duration::from_secs(150);
 const MOUNT_AFFINITY: &str = "MountVolume.NodeAffinity check failed";
 const MAP_AFFINITY: &str = "MapVolume.NodeAffinity check failed";
 pub(super) const SET_UP_DEVICE: &str = "MapVolume.SetUpDevice failed";
@@ -261,7 +264,7 @@ impl Volumes {
                 );
                 self.tell(&PodRef::of(pod), EventType::Warning, "FailedMount", text);
             };
-            let mounted = told(self.mount_one(pod, volume, node, now), attach::LIMIT, late).await;
+            let mounted = told(self.mount_one(pod, volume, node, now), LATE, late).await;
             if let Err((named, error)) = mounted {
                 let named = named.unwrap_or_else(|| volume.name.clone());
                 failures.push(MountFailure { volume: volume.name.clone(), named, error });
