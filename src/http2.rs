@@ -239,8 +239,10 @@ mod tests {
             }
         });
         let request = Request::post("http://h/x").body(long_body()).expect("a request");
-        let unanswered = tokio::time::timeout(Duration::from_millis(50), send(sender, request)).await;
+        // `sender` lives on, or the connection could be seen to end before the request is.
+        let unanswered = tokio::time::timeout(Duration::from_millis(50), send(sender.clone(), request)).await;
         assert!(unanswered.is_err(), "the server says nothing");
         tokio::time::timeout(Duration::from_secs(10), taken_back).await.expect("soon").expect("it was told");
+        drop(sender);
     }
 }
