@@ -237,6 +237,15 @@ fn a_node_may_only_do_its_own_work() {
     let label = r#"{"metadata":{"labels":{"app":"other"}}}"#;
     let why = "cannot update labels through pod status";
     refused(&["patch", "pod", "p", "--subresource=status", "--type=merge", "-p", label], "", why);
+    // What the last one of many pods refers to counts as well.
+    plane.kubectl("create secret generic other --from-literal=a=b");
+    let last = r#"{"name":"c","image":"x:1","envFrom":[{"secretRef":{"name":"s"}}]}"#;
+    let pods = (0..80).map(|i| pod.replace(r#""p""#, &format!(r#""p{i}""#)));
+    let last = pod.replace(r#""p""#, r#""z""#).replace(r#"{"name":"c","image":"x:1"}"#, last);
+    let pods = pods.chain([last]).collect::<Vec<_>>().join("\n");
+    plane.ask("admin", &["create", "-f", "-"], &pods).unwrap();
+    plane.ask("node-n1", &["get", "secret", "s"], "").unwrap();
+    assert!(plane.ask("node-n1", &["get", "secret", "other"], "").unwrap_err().contains("no relationship found"));
 }
 
 #[test]

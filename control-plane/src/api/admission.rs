@@ -19,6 +19,7 @@ use crate::auth::identity::UserInfo;
 use crate::resources::status::StatusError;
 use crate::resources::tree::{fill, items, items_mut, text};
 use crate::resources::{self, ResourceInfo, certificates};
+use crate::storage::{Entry, Range};
 
 pub(super) use self::quota::{Charge, refund};
 
@@ -26,6 +27,8 @@ const TOKEN_MOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const MIRROR: &str = "kubernetes.io/config.mirror";
 /// How long a pod stays on a node that is not ready or not reachable (DefaultTolerationSeconds).
 const TOLERATION_SECONDS: i64 = 300;
+/// So many objects are read first where one of a kind is looked for.
+const FIRST_LOOK: usize = 8;
 /// The default account may come a moment after its namespace (C5.7).
 const ACCOUNT_TRIES: usize = 10;
 
@@ -241,7 +244,8 @@ impl Core {
         listed.entries.iter().map(codec::decode_entry).collect()
     }
 
-    /// Whether an object of a kind in a namespace that mentions all of these names, as they stand, is such.
+    /// Whether an object of a kind in a namespace that mentions all of these names, as they stand, is such. Most often one of the first
+    /// is, and the rest is not read then.
     pub(super) async fn any(
         &self,
         info: &ResourceInfo,
@@ -249,14 +253,19 @@ impl Core {
         names: &[&str],
         is_such: &(dyn for<'a> Fn(&'a Value) -> bool + Sync),
     ) -> Result<bool, StatusError> {
-        let request = super::read::ListRequest { namespace: namespace.to_owned(), ..Default::default() };
-        let listed = super::read::list(self.store.as_ref(), info, &request).await?;
         let names: Vec<_> = names.iter().map(|name| memmem::Finder::new(name.as_bytes())).collect();
-        for entry in listed.entries.iter().filter(|entry| names.iter().all(|name| name.find(&entry.value).is_some())) {
-            if is_such(&codec::decode_entry(entry)?) {
-                return Ok(true);
+        let mut range = Range { prefix: codec::prefix(info, namespace), limit: FIRST_LOOK, ..Range::default() };
+        loop {
+            let page = self.store.list(range.clone()).await.map_err(super::read::store_error)?;
+            let mentions = |entry: &&Entry| names.iter().all(|name| name.find(&entry.value).is_some());
+            for entry in page.entries.iter().filter(mentions) {
+                if is_such(&codec::decode_entry(entry)?) {
+                    return Ok(true);
+                }
             }
+            let Some(last) = page.entries.last().filter(|_| page.remaining > 0) else { return Ok(false) };
+            range.after = Some(last.key.to_string());
+            range.limit *= 8;
         }
-        Ok(false)
     }
 }

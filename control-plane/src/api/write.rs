@@ -171,7 +171,7 @@ impl Core {
     ) -> Result<Value, StatusError> {
         let Target { info, namespace, name, subresource } = target;
         check_identity(info, name, namespace, &new, old)?;
-        let mut new = normalise(info, new)?;
+        let mut new = normalise_change(info, subresource, new, old)?;
         meta::carry_over(info, &mut new, old);
         let is_request = certificates::is_signing_request(info);
         if is_request {
@@ -371,6 +371,19 @@ pub(super) fn normalise(info: &ResourceInfo, object: Value) -> Result<Value, Sta
             info.kind, info.version, info.kind
         ))
     })
+}
+
+/// As [`normalise`]. The spec that comes with a status is the stored one as a rule, which went through its type before.
+fn normalise_change(info: &ResourceInfo, subresource: &str, mut new: Value, old: &Value) -> Result<Value, StatusError> {
+    if subresource != "status" || new["spec"] != old["spec"] {
+        return normalise(info, new);
+    }
+    let spec = new.as_object_mut().and_then(|fields| fields.remove("spec"));
+    let mut new = normalise(info, new)?;
+    if let Some(spec) = spec {
+        new["spec"] = spec;
+    }
+    Ok(new)
 }
 
 fn check_identity(
