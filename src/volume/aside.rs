@@ -85,12 +85,12 @@ mod tests {
         let path = well.path().to_str().unwrap().to_owned();
         runtime.spawn(async move {
             let made = host_path::set_up(path, "Directory".to_owned()).await;
-            // Whether something is mounted there can be told without an answer.
-            done.send((made, kernel::is_mount_point(&at))).unwrap();
+            // Whether something is there, and mounted, can be told without an answer.
+            done.send((made, [kernel::is_mount_point(&at).ok(), kernel::is_mounted_on(&at).unwrap()])).unwrap();
         });
         let (made, is_mounted) = other.recv_timeout(Duration::from_secs(20)).expect("other work goes on");
         made.expect("it is a directory");
-        assert!(is_mounted.unwrap());
+        assert_eq!(is_mounted, [Some(true); 2]);
         assert!(!local.is_finished() && stuck.iter().all(|work| !work.is_finished()));
         drop(dead);
         runtime.block_on(async {

@@ -24,6 +24,7 @@ mod payload;
 mod persistent;
 mod places;
 mod plugin;
+mod remove;
 mod selinux;
 mod sub_path;
 mod teardown;

@@ -10,6 +10,7 @@ use stoker_model::metrics;
 use stoker_model::pod::PodRef;
 
 use super::csi::PodData;
+use super::kernel;
 use super::volumes::Volumes;
 use crate::clock::Clock;
 
@@ -74,7 +75,10 @@ impl Volumes {
             let place = self.place(&uid, volume);
             // What lies outside the pod's directory, or only in the runtime, is there with the pod.
             let own = place.as_ref().filter(|place| place.starts_with(self.dirs(&uid).root()));
-            let is_there = own.map_or(is_set_up && (place.is_some() || volume.image.is_some()), |place| place.exists());
+            let is_there = own.map_or(is_set_up && (place.is_some() || volume.image.is_some()), |place| {
+                // Its server may be gone.
+                kernel::is_mounted_on(place).is_ok()
+            });
             let of_claim = || place.as_deref().map_or_else(|| UNKNOWN.to_owned(), of_place);
             (of_volume(volume).unwrap_or_else(of_claim), is_there)
         };

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,6 +11,7 @@ use tokio::sync::Notify;
 
 use super::aside::aside;
 use super::error::VolumeError;
+use super::remove::remove_all;
 use super::volumes::Volumes;
 use super::{kernel, plugin};
 
@@ -44,7 +44,7 @@ impl Volumes {
         errors.extend(self.unmap_csi(uid).await);
         if errors.is_empty() {
             self.places.forget(uid);
-            errors.extend(remove_empty_dirs(&root).err());
+            errors.extend(remove_empty_dirs(&root).await.err());
         }
         errors
     }
@@ -139,15 +139,23 @@ fn remove_places(root: &Path) -> Result<(), VolumeError> {
 }
 
 /// What emptyDirs hold goes with the pod's containers, not with its object: the node may be short of disk because of it (A9.4).
-fn remove_empty_dirs(root: &Path) -> Result<(), VolumeError> {
+/// There may be a million files.
+async fn remove_empty_dirs(root: &Path) -> Result<(), VolumeError> {
     let dir = root.join("volumes/kubernetes.io~empty-dir");
-    let mut removed = remove_all(&dir);
+    match fs::symlink_metadata(&dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        _ => aside(move || remove_written(&dir)).await,
+    }
+}
+
+fn remove_written(dir: &Path) -> Result<(), VolumeError> {
+    let mut removed = remove_all(dir);
     if removed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy) {
         // A container with the right to has mounted something deep inside.
-        if let Some(error) = unmount_below(&dir).into_iter().next() {
+        if let Some(error) = unmount_below(dir).into_iter().next() {
             return Err(error);
         }
-        removed = remove_all(&dir);
+        removed = remove_all(dir);
     }
     gone(removed).map_err(VolumeError::file("remove", dir))
 }
@@ -160,32 +168,6 @@ fn is_below(place: &str, dir: &Path) -> bool {
     // The kernel names the place without links.
     let dir = fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
     Path::new(place).starts_with(dir)
-}
-
-/// Removes a directory and what lies in it, but nothing that is mounted there.
-fn remove_all(dir: &Path) -> io::Result<()> {
-    remove_on(fs::symlink_metadata(dir)?.dev(), dir)
-}
-
-fn remove_on(device: u64, dir: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        let path = entry.path();
-        if !entry.file_type()?.is_dir() {
-            fs::remove_file(&path)?;
-            continue;
-        }
-        let is_mounted = match kernel::is_mounted_on(&path)? {
-            Some(told) => told,
-            None => fs::symlink_metadata(&path)?.dev() != device,
-        };
-        if is_mounted {
-            let place = format!("something is mounted at {}", path.display());
-            return Err(io::Error::new(io::ErrorKind::ResourceBusy, place));
-        }
-        remove_on(device, &path)?;
-    }
-    fs::remove_dir(dir)
 }
 
 #[cfg(test)]
@@ -207,7 +189,13 @@ mod tests {
         assert!(data.join("precious").exists());
         assert!(removed.unwrap_err().to_string().contains("v/deep"));
         // Of an emptyDir's own mounts is taken away what a container left there.
-        remove_empty_dirs(&pod).unwrap();
+        let removing = remove_empty_dirs(&pod);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let mut removing = Box::pin(removing);
+            assert!(futures::poll!(&mut removing).is_pending(), "nobody waits for a million files");
+            removing.await.unwrap();
+        });
         assert!(data.join("precious").exists() && !deep.exists());
     }
 

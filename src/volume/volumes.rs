@@ -107,10 +107,10 @@ impl fmt::Display for MountFailure {
     }
 }
 
-/// Steps at which an event names the node's labels.
 /// After so long without an end the pod is told of a volume, and then each time again. Volumes that wait to be attached, or for a program,
 /// tell of it themselves before.
 const LATE: Duration = Duration::from_secs(150);
+/// Steps at which an event names the node's labels.
 const MOUNT_AFFINITY: &str = "MountVolume.NodeAffinity check failed";
 const MAP_AFFINITY: &str = "MapVolume.NodeAffinity check failed";
 pub(super) const SET_UP_DEVICE: &str = "MapVolume.SetUpDevice failed";
@@ -242,7 +242,7 @@ impl Volumes {
     }
 
     /// Mounts all volumes of a pod, and brings the content of those that are there up to date. `changed` is notified when they
-    /// are to be brought up to date again (A9.8).
+    /// are to be refreshed (A9.8).
     ///
     /// # Errors
     ///
@@ -254,9 +254,47 @@ impl Volumes {
         now: Now,
         changed: &Arc<Notify>,
     ) -> Result<(), Vec<MountFailure>> {
+        self.mount_such(pod, node, now, changed, &|_| true).await
+    }
+
+    /// Brings up to date what shows objects, and asks drivers again (A9.8, A9.11, A9.18). What was mounted and no more is not touched, as
+    /// upstream does it: its server may be gone, and the tokens beside it have to be renewed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::mount`].
+    pub async fn refresh(
+        &self,
+        pod: &Pod,
+        node: &NodeSnapshot,
+        now: Now,
+        changed: &Arc<Notify>,
+    ) -> Result<(), Vec<MountFailure>> {
+        let uid = PodRef::of(pod).uid;
+        self.mount_such(pod, node, now, changed, &|volume| self.changes(&uid, volume)).await
+    }
+
+    /// Whether a volume that is there may have to become another one.
+    fn changes(&self, uid: &PodUid, volume: &Volume) -> bool {
+        let is_driver = |place: Place| place.path.iter().any(|part| part == "kubernetes.io~csi" || part == "csi");
+        volume.host_path.is_none()
+            && volume.nfs.is_none()
+            && volume.empty_dir.is_none()
+            && self.places.get(uid, &volume.name).is_none_or(is_driver)
+    }
+
+    async fn mount_such(
+        &self,
+        pod: &Pod,
+        node: &NodeSnapshot,
+        now: Now,
+        changed: &Arc<Notify>,
+        is_such: &(dyn Fn(&Volume) -> bool + Sync),
+    ) -> Result<(), Vec<MountFailure>> {
         self.objects.follow(&PodRef::of(pod).uid, objects_of(pod), changed);
         let mut failures = Vec::new();
-        for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
+        let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
+        for volume in volumes.filter(|volume| is_such(volume)) {
             let late = || {
                 let name = &volume.name;
                 let text = format!(

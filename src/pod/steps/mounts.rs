@@ -249,11 +249,13 @@ fn mounts_images(runtime: &str) -> bool {
 
 /// Points a link in `/var/log/containers` at an instance's log (A20.1).
 pub(super) fn link_log(link_dir: &Path, name: &str, log: &Path) -> std::io::Result<()> {
-    std::fs::create_dir_all(link_dir)?;
-    match std::os::unix::fs::symlink(log, link_dir.join(name)) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
-        _ => Ok(()),
-    }
+    use std::io::ErrorKind;
+    let link = || std::os::unix::fs::symlink(log, link_dir.join(name));
+    let linked = match link() {
+        Err(error) if error.kind() == ErrorKind::NotFound => std::fs::create_dir_all(link_dir).and_then(|()| link()),
+        linked => linked,
+    };
+    linked.or_else(|error| if error.kind() == ErrorKind::AlreadyExists { Ok(()) } else { Err(error) })
 }
 
 #[cfg(test)]

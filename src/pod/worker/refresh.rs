@@ -63,7 +63,7 @@ impl Worker {
         let (shared, pod, changed) = (self.shared.clone(), self.reference.clone(), self.volumes_changed.clone());
         let work = async move {
             let now = shared.clock.now();
-            let mounted = shared.volumes.mount(&desired.pod, &shared.node(), now, &changed).await;
+            let mounted = shared.volumes.refresh(&desired.pod, &shared.node(), now, &changed).await;
             let well = mounted.is_ok();
             for failure in mounted.err().into_iter().flatten() {
                 if let Some(reason) = failure.reason() {

@@ -35,12 +35,9 @@ pub(super) struct Stats {
     runtime: Runtime,
     places: Places,
     seen: Mutex<Seen>,
-    disks: Arc<dyn DiskMeter>,
     /// Layers as the runtime told them last, and when.
     layers: Mutex<Option<(Now, Arc<Layers>)>>,
-    /// Volumes as they were measured last, and when.
-    volumes: Mutex<Option<(Now, Arc<volumes::Volumes>)>>,
-    volumes_every: Duration,
+    volumes: volumes::VolumeMeter,
     /// What groups may use.
     limits: Arc<Mutex<cadvisor::KnownLimits>>,
     devices: Arc<Devices>,
@@ -128,10 +125,8 @@ impl Stats {
             runtime,
             places,
             seen: Mutex::default(),
-            disks,
             layers: Mutex::default(),
-            volumes: Mutex::default(),
-            volumes_every,
+            volumes: volumes::VolumeMeter::new(disks, volumes_every),
             limits: Arc::default(),
             devices: Arc::default(),
             started: Clock.now(),

@@ -30,7 +30,7 @@ impl Stats {
         page.metric("kubernetes_build_info", "gauge", "[BETA] What was built. The count is always 1.");
         page.sample("kubernetes_build_info", &[("git_version", version), ("platform", "linux")], 1.0, None);
         page.append(&stoker_model::metrics::text(Clock.now().wall.as_second()));
-        count_metrics(&mut page, &active(&pods), self.disks.as_ref());
+        count_metrics(&mut page, &active(&pods), self.volumes.disks());
         self.claim_metrics(&mut page).await;
         self.shutdowns(&mut page);
         self.process(&mut page);

@@ -1,7 +1,5 @@
 //! `/stats/summary` (A18.5).
 
-use std::sync::Arc;
-
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Map, Value, json};
 use stoker_model::handle::{PodUsage, Stall, StallTime, Usage, UsageReader};
@@ -15,7 +13,7 @@ impl Stats {
     pub(in crate::server) async fn summary(&self, only_cpu_and_memory: bool) -> Value {
         let (now, before) = self.look().await;
         let pods = self.pods.pods();
-        let volumes = if only_cpu_and_memory { Arc::default() } else { self.volumes(&pods).await };
+        let volumes = if only_cpu_and_memory { Volumes::default() } else { self.volumes.volumes(&pods).await };
         let logs = self.places.logs.clone();
         let (node, started, reader) = (self.node.clone(), self.started, self.usage.clone());
         let build = move || {
