@@ -6,7 +6,6 @@ use clap::{ArgMatches, Command};
 
 use crate::config::{Flags, arguments, read_flags, with_pflag_names};
 
-mod allocator;
 mod check;
 mod cleanup;
 mod cluster_dns;
@@ -16,6 +15,7 @@ mod images;
 mod join;
 mod kube_proxy;
 mod logging;
+mod memory;
 mod network;
 mod preflight;
 mod proxy;
@@ -51,7 +51,7 @@ const CLEANUP_ABOUT: &str =
 
 /// Runs the command that the process was called with.
 pub fn main() -> ExitCode {
-    allocator::keep_little();
+    memory::keep_little();
     let mut arguments = with_pflag_names(std::env::args());
     let program = arguments.first().and_then(|program| program.rsplit('/').next()).unwrap_or_default().to_owned();
     let as_kubelet = program == "kubelet";

@@ -12,7 +12,7 @@ use stoker_model::handle::{EventSink, EventSubject, EventType, PodFeed};
 use stoker_model::service::{NodeFacts, ServiceChange};
 use tokio::sync::{mpsc, watch};
 
-use super::allocator;
+use super::memory;
 use super::wiring::{Host, WiringError, conntrack_settings, service_config};
 use crate::clock::Clock;
 use crate::config::{ConfigError, KubeProxyConfig, ProxyMode, StokerConfig, load_proxy_config};
@@ -225,9 +225,9 @@ async fn give_back(mut health: watch::Receiver<Health>, mut pods: PodFeed) {
         return std::future::pending().await;
     }
     let mut done = None;
-    allocator::tend(|| {
+    memory::tend(|| {
         let written = Some(health.borrow().transactions);
-        allocator::has_news(&mut pods) | (done.replace(written) != Some(written))
+        memory::has_news(&mut pods) | (done.replace(written) != Some(written))
     })
     .await;
 }

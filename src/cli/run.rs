@@ -400,7 +400,7 @@ async fn wire_node(
         ServiceMode::None => {
             spawn(tasks, "service drain", drain(queue));
             let mut pods = pods.clone();
-            spawn(tasks, "allocator", super::allocator::tend(move || super::allocator::has_news(&mut pods)));
+            spawn(tasks, "memory", super::memory::tend(move || super::memory::has_news(&mut pods)));
         }
     }
     let readers = if answers_dns { ServiceReaders::Dns } else { ServiceReaders::Pods };

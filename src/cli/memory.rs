@@ -1,4 +1,4 @@
-//! How much of what was freed the C library's allocator keeps.
+//! How little the agent keeps: of what was freed, and of its own program.
 //!
 //! By default each thread gets an arena of its own, and large blocks come from the heap once one of them was freed. A list of
 //! thousands of Services is taken in by one thread and kept by another, and passes through tables of some megabytes: what is kept
@@ -43,14 +43,17 @@ pub(super) fn keep_little() {
 /// So often it is asked whether there is something to give back, which takes some milliseconds.
 const GIVEN_BACK: Duration = Duration::from_secs(10);
 
-/// What it took to take in much at once goes back to the kernel, every [`GIVEN_BACK`] in which there was news. Does not end.
+/// What it took to start, and to take in much at once, goes back to the kernel, every [`GIVEN_BACK`] in which there was news. Does not
+/// end.
 pub(super) async fn tend(mut news: impl FnMut() -> bool) {
+    // The start is some.
+    let mut is_new = true;
     loop {
-        if news() {
+        tokio::time::sleep(GIVEN_BACK).await;
+        if news() | std::mem::take(&mut is_new) {
             // It cannot fail, and if it did nothing would be lost.
             let _ = tokio::task::spawn_blocking(give_back).await;
         }
-        tokio::time::sleep(GIVEN_BACK).await;
     }
 }
 
@@ -61,7 +64,8 @@ pub(super) fn has_news<T>(feed: &mut watch::Receiver<T>) -> bool {
     has
 }
 
-/// Gives back pages between blocks that are in use: after much was taken in at once. Takes some milliseconds.
+/// Gives back pages between blocks that are in use, after much was taken in at once, and those of the program that ran once. Takes some
+/// milliseconds.
 #[cfg(target_env = "gnu")]
 #[expect(unsafe_code, reason = "the one way to ask for this, declared as the C library's manual has it")]
 fn give_back() {
@@ -70,6 +74,28 @@ fn give_back() {
         safe fn malloc_trim(keep: usize) -> i32;
     }
     malloc_trim(0);
+    let_go_of_program();
+}
+
+/// Most of the program runs once, when the agent or its first pod starts, and stays mapped: with each page that is touched the kernel maps
+/// fifteen around it. What is needed again comes back so, from the kernel's cache of the file.
+#[cfg(target_env = "gnu")]
+#[expect(unsafe_code, reason = "the one way to ask for this")]
+fn let_go_of_program() {
+    unsafe extern "C" {
+        /// Where the program begins in memory: both are made by the linker.
+        static __executable_start: u8;
+        /// Where its instructions end. Nothing is written between the two, and what is comes later: relocated tables and variables.
+        static etext: u8;
+    }
+    let (start, end) = (&raw const __executable_start, &raw const etext);
+    // The last page may be shared with something else.
+    let length = (end.addr() & !(rustix::param::page_size() - 1)).saturating_sub(start.addr());
+    // SAFETY: the pages are those of a file and nobody writes them, so that they read as before.
+    let done = unsafe { rustix::mm::madvise(start.cast_mut().cast(), length, rustix::mm::Advice::LinuxDontNeed) };
+    if let Err(error) = done {
+        tracing::debug!(%error, "the program stays mapped");
+    }
 }
 
 /// Other libraries have their own ways.
@@ -83,6 +109,26 @@ fn give_back() {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Of the program's instructions, in KiB.
+    fn mapped() -> u64 {
+        let all = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let program = all.split_once("r-xp").unwrap().1;
+        let resident = program.lines().find_map(|line| line.strip_prefix("Rss:")).unwrap();
+        resident.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    #[test]
+    #[cfg(target_env = "gnu")]
+    fn the_program_is_let_go_of_and_goes_on() {
+        // To measure needs some, too.
+        mapped();
+        let before = mapped();
+        give_back();
+        let after = mapped();
+        assert!(after < before, "{before} KiB, then {after}");
+        news_is_told_once();
+    }
 
     #[test]
     fn news_is_told_once() {
