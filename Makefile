@@ -1,6 +1,6 @@
 # The entry point. `make up` and `make test` set up what they need themselves.
 
-.PHONY: help up down build test deny fmt bench deb rpm test-vm setup
+.PHONY: help up down build profile test deny fmt bench deb rpm test-vm setup
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -12,7 +12,10 @@ down: ## stop it, and remove all that it left
 	@make/down
 
 build: setup ## release binaries in target/release
-	cargo build --locked --release -p stoker -p stoker-control-plane
+	make/release
+
+profile: setup ## learn what of the programs runs often, for release builds from then on (as root)
+	make/profile
 
 test: ## everything that must hold; the last line counts
 	@make/test
@@ -20,9 +23,8 @@ test: ## everything that must hold; the last line counts
 test-vm: deb ## the packages in an emulated Debian machine
 	tests/vm/smoke
 
-bench: build ## the benches (as root)
-	make/images
-	cargo bench --locked --no-fail-fast -p stoker --bench services --bench service_cluster --bench dns --bench pod_start --bench many_pods --bench probes --bench node_api
+bench: setup ## the benches (as root)
+	make/bench
 
 deny: ## licenses, bans and sources of the dependencies
 	PATH="$$(make/tools cargo-deny):$$PATH" cargo deny --workspace --locked check bans licenses sources

@@ -12,8 +12,11 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-/// Where enclosures live; short, because sockets stand below it.
-const HOME: &str = "/tmp";
+/// Where enclosures live: a short path, because sockets stand below it.
+fn home() -> PathBuf {
+    std::env::var_os("STOKER_LAB_DIR").map_or_else(|| "/tmp".into(), PathBuf::from)
+}
+
 /// Part of every name that we give: of folders and of cgroups.
 const PREFIX: &str = "stoker-lab-";
 
@@ -96,7 +99,8 @@ impl Enclosure {
     pub(crate) fn new() -> Self {
         assert!(rustix::process::geteuid().is_root(), "these tests make namespaces and mounts: run them as root");
         sweep();
-        let dir = tempfile::Builder::new().prefix(PREFIX).rand_bytes(5).tempdir_in(HOME).expect("a new folder").keep();
+        let dir =
+            tempfile::Builder::new().prefix(PREFIX).rand_bytes(5).tempdir_in(home()).expect("a new folder").keep();
         let name = dir.file_name().expect("it has a name").to_string_lossy().to_lowercase();
         fs::write(dir.join("owner"), format!("{} {}", std::process::id(), started(std::process::id()).unwrap()))
             .expect("the folder is ours");
@@ -140,7 +144,7 @@ impl Drop for Enclosure {
 
 /// Removes what enclosures left whose test was killed.
 fn sweep() {
-    for entry in fs::read_dir(HOME).into_iter().flatten().flatten() {
+    for entry in fs::read_dir(home()).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let Ok(owner) = fs::read_to_string(entry.path().join("owner")) else { continue };
         let Some((pid, start)) = owner.split_once(' ') else { continue };
