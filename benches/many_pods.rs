@@ -59,7 +59,7 @@ struct Size {
 
 const FULL: Size = Size {
     pods: [30, 100],
-    bursts: [3, 1],
+    bursts: [7, 3],
     deletes: 15,
     restarts: 5,
     settles: Duration::from_secs(20),
