@@ -237,6 +237,10 @@ fn a_node_may_only_do_its_own_work() {
     let label = r#"{"metadata":{"labels":{"app":"other"}}}"#;
     let why = "cannot update labels through pod status";
     refused(&["patch", "pod", "p", "--subresource=status", "--type=merge", "-p", label], "", why);
+    // So a node learns that its pod was replaced (A2.10).
+    let replaced = r#"{"metadata":{"uid":"another"},"status":{"reason":"Late"}}"#;
+    let why = r#"metadata.uid: Invalid value: "another": field is immutable"#;
+    refused(&["patch", "pod", "p", "--subresource=status", "--type=strategic", "-p", replaced], "", why);
     // What the last one of many pods refers to counts as well.
     plane.kubectl("create secret generic other --from-literal=a=b");
     let last = r#"{"name":"c","image":"x:1","envFrom":[{"secretRef":{"name":"s"}}]}"#;

@@ -312,6 +312,9 @@ fn failure(method: &str, path: &str, status: StatusCode, retry_after_seconds: Op
     match status {
         StatusCode::NOT_FOUND => ApiError::NotFound(message),
         StatusCode::CONFLICT => ApiError::Conflict(message),
+        StatusCode::UNPROCESSABLE_ENTITY if told.is_some_and(|status| is_another(&status)) => {
+            ApiError::Conflict(message)
+        }
         StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => {
             ApiError::Unavailable { message, retry_after_seconds }
         }
@@ -320,6 +323,12 @@ fn failure(method: &str, path: &str, status: StatusCode, retry_after_seconds: Op
         _ if status.is_server_error() => ApiError::Unavailable { message, retry_after_seconds },
         _ => ApiError::Rejected(message),
     }
+}
+
+/// Whether the object of that name is another one than a patch is for (A2.10): its UID cannot be changed.
+fn is_another(status: &Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| details.causes.iter().flatten());
+    causes.into_iter().any(|cause| cause.field.as_deref() == Some("metadata.uid"))
 }
 
 /// Escapes a query value.
@@ -345,6 +354,11 @@ mod tests {
         assert!(matches!(sort(404), ApiError::NotFound(_)));
         assert!(matches!(sort(409), ApiError::Conflict(_)));
         assert!(matches!(sort(422), ApiError::Rejected(_)));
+        // A2.10
+        let about = |field: &str| serde_json::json!({"details": {"causes": [{"field": field}]}}).to_string();
+        let sort_422 = |field| failure("PATCH", "/x", StatusCode::UNPROCESSABLE_ENTITY, None, about(field).as_bytes());
+        assert!(matches!(sort_422("metadata.uid"), ApiError::Conflict(_)));
+        assert!(matches!(sort_422("status.qosClass"), ApiError::Rejected(_)));
         assert!(matches!(sort(403), ApiError::Rejected(_)));
         for code in [429, 500, 503, 504, 401] {
             assert!(matches!(sort(code), ApiError::Unavailable { retry_after_seconds: Some(3), .. }), "{code}");

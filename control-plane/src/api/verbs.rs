@@ -19,6 +19,7 @@ use super::validation::Mode;
 use super::write::{Target, Writer};
 use super::{actions, apply_patch, codec, subresource, watch_body, watching};
 use crate::clock;
+use crate::resources::field::FieldError;
 use crate::resources::status::StatusError;
 use crate::resources::tree::text;
 use crate::resources::{self, ResourceInfo};
@@ -397,6 +398,7 @@ async fn patch(server: &Server, place: &Place, asked: Asked) -> Result<Answer, S
     let edit = |old: &Value| {
         let shown = viewed(place.info, old.clone());
         let mut new = patched(place.info, &shown, kind, &patch)?;
+        check_same(place, old, &new)?;
         let found = mode.check(place.info, &new, Vec::new())?;
         *warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = found;
         if let Some(view) = place.info.view {
@@ -409,6 +411,17 @@ async fn patch(server: &Server, place: &Place, asked: Asked) -> Result<Answer, S
     let mut warnings = warnings.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     warnings.extend(writer.warnings());
     Ok(warn(show(place.info, 200, &viewed(place.info, updated), &shape), &warnings))
+}
+
+/// Which object it is cannot be patched. An update that names another one is refused as a condition that does not hold (409), a patch as a
+/// change of the field (422), which is how a node learns that its pod was replaced (A2.10).
+fn check_same(place: &Place, old: &Value, new: &Value) -> Result<(), StatusError> {
+    let (uid, stored) = (text(&new["metadata"], "uid"), text(&old["metadata"], "uid"));
+    if uid.is_empty() || uid == stored {
+        return Ok(());
+    }
+    let error = FieldError::invalid("metadata.uid", uid, "field is immutable");
+    Err(StatusError::invalid(stored_info(place.info), text(&old["metadata"], "name"), &[error]))
 }
 
 /// A Scale has no lists: strategic is merge.
