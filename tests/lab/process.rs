@@ -1,4 +1,4 @@
-//! What a process takes of the machine.
+//! What a process takes of the machine, and what the machine's host takes.
 
 use std::fs;
 use std::time::Duration;
@@ -32,6 +32,29 @@ fn rolled_up(pid: u32, kind: &str) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("the process lives");
     let line = text.lines().find_map(|line| line.strip_prefix(kind)).expect("the kernel tells it");
     line.trim().trim_end_matches(" kB").trim().parse().expect("a number")
+}
+
+/// A moment in the life of this machine's processors.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    stolen: u64,
+    all: u64,
+}
+
+impl Machine {
+    pub(crate) fn now() -> Self {
+        let text = fs::read_to_string("/proc/stat").expect("/proc is mounted");
+        let ticks = text.lines().next().and_then(|line| line.strip_prefix("cpu ")).expect("all processors come first");
+        // user, nice, system, idle, iowait, irq, softirq, steal; what guests take comes after and is part of the user's.
+        let ticks: Vec<u64> = ticks.split_whitespace().take(8).map(|field| field.parse().expect("a number")).collect();
+        Self { stolen: ticks[7], all: ticks.iter().sum() }
+    }
+
+    /// The share of the processors that the host gave to others since then, from 0 to 1. Nothing where the machine is no virtual one.
+    pub(crate) fn stolen_since(&self) -> f64 {
+        let now = Self::now();
+        (now.stolen - self.stolen) as f64 / (now.all - self.all).max(1) as f64
+    }
 }
 
 /// A process that does nothing until this is dropped.
