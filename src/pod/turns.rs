@@ -67,6 +67,11 @@ impl Turns {
         work.await
     }
 
+    /// Whether whoever comes now must wait.
+    pub(super) fn are_taken(&self) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).free == 0
+    }
+
     async fn turn(&self, launch: Launch) -> Option<Turn> {
         let turn = {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -137,7 +142,9 @@ mod tests {
         let seen = || begun.lock().unwrap().join(" ");
         let one = work(&turns, Launch::Sandbox, "s1", &begun);
         let two = work(&turns, Launch::Sandbox, "s2", &begun);
+        assert!(!turns.are_taken());
         settle().await;
+        assert!(turns.are_taken());
         let three = work(&turns, Launch::Sandbox, "s3", &begun);
         let gives_up = work(&turns, Launch::Container, "c0", &begun);
         settle().await;

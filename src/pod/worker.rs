@@ -417,7 +417,7 @@ impl Worker {
         if is_new || differs && now.monotonic >= self.repair_at {
             self.previous = status.clone();
             self.repair_at = now.monotonic + REPAIR_INTERVAL;
-            let hold = hold(desired, seen, &status);
+            let hold = hold(desired, seen, &status, self.shared.turns.are_taken());
             self.writer.put(status, hold);
         }
         differs.then_some(self.repair_at)

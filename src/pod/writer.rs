@@ -20,13 +20,18 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 const ON_THE_WAY: Duration = Duration::from_millis(250);
 /// The same of one that ends, where somebody may wait for each step.
 const SOON: Duration = Duration::from_millis(100);
+/// However often something newer comes, a status waits no longer. Of many pods that start together each waits so long: it would only take
+/// the processors' time from their start.
+const LONGEST: Duration = Duration::from_secs(2);
 
-/// How long a status of a pod may wait for a newer one.
-pub(super) fn hold(desired: &DesiredPod, seen: &Observed, status: &PodStatus) -> Duration {
+/// How long a status of a pod may wait for a newer one. `crowded`: as many pods start as can at once.
+pub(super) fn hold(desired: &DesiredPod, seen: &Observed, status: &PodStatus, crowded: bool) -> Duration {
     let ends = matches!(seen.memory.stage, Stage::Terminating { .. } | Stage::CleaningUp { .. });
     let runs = seen.running().next().is_some();
+    let starts = status.phase.as_deref() == Some("Pending");
     match (ends, runs, desired.deleted()) {
-        _ if status.phase.as_deref() == Some("Pending") => ON_THE_WAY,
+        _ if starts && crowded => LONGEST,
+        _ if starts => ON_THE_WAY,
         (true, false, true) => ON_THE_WAY,
         (true, false, false) | (true, true, true) => SOON,
         (true, true, false) | (false, ..) => Duration::ZERO,
@@ -38,7 +43,8 @@ pub(super) fn hold(desired: &DesiredPod, seen: &Observed, status: &PodStatus) ->
 struct Wanted {
     number: u64,
     status: Option<Arc<PodStatus>>,
-    hold: Duration,
+    /// When it is written, by the monotonic clock.
+    due: Duration,
 }
 
 /// The writing task of one pod ends with this.
@@ -51,7 +57,7 @@ pub(super) struct StatusWriter {
 
 impl StatusWriter {
     pub(super) fn spawn(api: Arc<dyn PodApi>, pod: PodRef) -> Self {
-        let (wanted, inbox) = watch::channel(Wanted { number: 0, status: None, hold: Duration::ZERO });
+        let (wanted, inbox) = watch::channel(Wanted { number: 0, status: None, due: Duration::ZERO });
         let (done, written) = watch::channel(0);
         tokio::spawn(write(api, pod, inbox, done));
         Self { wanted, written }
@@ -59,8 +65,9 @@ impl StatusWriter {
 
     /// Has a status written, in place of an earlier one that waits. `hold`: so long it may wait for a newer one itself.
     pub(super) fn put(&self, status: Arc<PodStatus>, hold: Duration) {
+        let due = if hold.is_zero() { hold } else { Clock.now().monotonic + hold };
         self.wanted.send_modify(|wanted| {
-            *wanted = Wanted { number: wanted.number + 1, status: Some(status), hold };
+            *wanted = Wanted { number: wanted.number + 1, status: Some(status), due };
         });
     }
 
@@ -70,7 +77,7 @@ impl StatusWriter {
         let newest = self.wanted.borrow().number;
         let (wanted, mut written) = (self.wanted.clone(), self.written.clone());
         async move {
-            wanted.send_if_modified(|wanted| !std::mem::take(&mut wanted.hold).is_zero());
+            wanted.send_if_modified(|wanted| !std::mem::take(&mut wanted.due).is_zero());
             // The writer must not wait for us.
             drop(wanted);
             // An error means that the writer ended: then nothing more can be written.
@@ -82,14 +89,14 @@ impl StatusWriter {
 async fn write(api: Arc<dyn PodApi>, pod: PodRef, mut inbox: watch::Receiver<Wanted>, done: watch::Sender<u64>) {
     let mut delay = RETRY.0;
     while inbox.changed().await.is_ok() {
-        let begun = Clock.now().monotonic;
+        let latest = Clock.now().monotonic + LONGEST;
         loop {
-            let (number, status, hold) = {
+            let (number, status, due) = {
                 let wanted = inbox.borrow_and_update();
-                (wanted.number, wanted.status.clone(), wanted.hold)
+                (wanted.number, wanted.status.clone(), wanted.due)
             };
             let Some(status) = status else { break };
-            let hold = (begun + hold).saturating_sub(Clock.now().monotonic);
+            let hold = due.min(latest).saturating_sub(Clock.now().monotonic);
             if !hold.is_zero() && matches!(tokio::time::timeout(hold, inbox.changed()).await, Ok(Ok(()))) {
                 continue;
             }
@@ -219,5 +226,23 @@ mod tests {
         let early = tokio::time::timeout(ON_THE_WAY / 2, writer.flushed()).await;
         assert!(early.is_ok(), "whoever waits for it is not held up");
         assert_eq!(seen.0.lock().unwrap().last().unwrap(), "Pending4");
+    }
+
+    #[tokio::test]
+    async fn a_status_waits_for_newer_ones_but_not_for_ever() {
+        // A2.10
+        let seen = Arc::new(Seen::default());
+        let pod = PodRef { namespace: "n".into(), name: "p".into(), uid: PodUid::new("u") };
+        let writer = StatusWriter::spawn(seen.clone(), pod);
+        let begun = Clock.now().monotonic;
+        let mut written_after = None;
+        while written_after.is_none() {
+            writer.put(Arc::new(PodStatus { phase: Some("Pending".to_owned()), ..PodStatus::default() }), ON_THE_WAY);
+            tokio::time::sleep(ON_THE_WAY / 5).await;
+            let written = !seen.0.lock().unwrap().is_empty();
+            written_after = written.then(|| Clock.now().monotonic - begun);
+            assert!(Clock.now().monotonic - begun < LONGEST * 5, "whoever looks at the pod hears of it");
+        }
+        assert!(written_after >= Some(LONGEST), "what comes often is told once: {written_after:?}");
     }
 }
