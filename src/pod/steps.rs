@@ -326,8 +326,14 @@ impl Hand {
         })
     }
 
-    /// Both at once. Should a volume fail after all, the sandbox is there already when it is mounted later.
+    /// Both at once, when it is the pod's turn: of many that wait for theirs none takes room for its volumes' content, or asks for it. Should
+    /// a volume fail after all, the sandbox is there already when it is mounted later.
     async fn mount_beside_sandbox(&mut self, attempt: u32, changed: bool) -> Outcome {
+        let turns = self.shared.turns.clone();
+        turns.take(Launch::Sandbox, || self.mount_and_run(attempt, changed)).await
+    }
+
+    async fn mount_and_run(&mut self, attempt: u32, changed: bool) -> Outcome {
         if let Err(outcome) = self.make_dirs() {
             return outcome;
         }
@@ -338,8 +344,8 @@ impl Hand {
         let (shared, pod, notify) = (self.shared.clone(), self.pod.clone(), self.volumes_changed.clone());
         let (node, now) = (shared.node(), shared.clock.now());
         let (mounted, made) = tokio::join!(
-            Box::pin(shared.volumes.mount(&pod, &node, now, &notify)),
-            shared.turns.take(Launch::Sandbox, || shared.runtime.run_pod_sandbox(config, &handler))
+            shared.volumes.mount(&pod, &node, now, &notify),
+            shared.runtime.run_pod_sandbox(config, &handler)
         );
         match (self.volumes_mounted(mounted), self.sandbox_made(made)) {
             (Outcome::Done, outcome) | (outcome, _) => outcome,
