@@ -40,11 +40,11 @@ pub(super) fn keep_little() {
     }
 }
 
-/// So often it is asked whether there is something to give back, which takes some milliseconds.
+/// So often it is asked whether there is something to give back.
 const GIVEN_BACK: Duration = Duration::from_secs(10);
 
-/// What it took to start, and to take in much at once, goes back to the kernel, every [`GIVEN_BACK`] in which there was news. Does not
-/// end.
+/// What it took to start, and to take in much at once, goes back to the kernel, every [`GIVEN_BACK`] in which there was news. The program
+/// is let go of in each: what is done once a minute would stay mapped, and all of it in the end. Does not end.
 pub(super) async fn tend(mut news: impl FnMut() -> bool) {
     // The start is some.
     let mut is_new = true;
@@ -54,6 +54,7 @@ pub(super) async fn tend(mut news: impl FnMut() -> bool) {
             // It cannot fail, and if it did nothing would be lost.
             let _ = tokio::task::spawn_blocking(give_back).await;
         }
+        let_go_of_program();
     }
 }
 
@@ -64,8 +65,7 @@ pub(super) fn has_news<T>(feed: &mut watch::Receiver<T>) -> bool {
     has
 }
 
-/// Gives back pages between blocks that are in use, after much was taken in at once, and those of the program that ran once. Takes some
-/// milliseconds.
+/// Gives back pages between blocks that are in use, after much was taken in at once. Takes some milliseconds.
 #[cfg(target_env = "gnu")]
 #[expect(unsafe_code, reason = "the one way to ask for this, declared as the C library's manual has it")]
 fn give_back() {
@@ -74,11 +74,10 @@ fn give_back() {
         safe fn malloc_trim(keep: usize) -> i32;
     }
     malloc_trim(0);
-    let_go_of_program();
 }
 
 /// Most of the program runs once, when the agent or its first pod starts, and stays mapped: with each page that is touched the kernel maps
-/// fifteen around it. What is needed again comes back so, from the kernel's cache of the file.
+/// fifteen around it. What is needed again comes back so, from the kernel's cache of the file. Takes a tenth of a millisecond.
 #[cfg(target_env = "gnu")]
 #[expect(unsafe_code, reason = "the one way to ask for this")]
 fn let_go_of_program() {
@@ -106,6 +105,10 @@ pub(super) fn keep_little() {}
 #[cfg(not(target_env = "gnu"))]
 fn give_back() {}
 
+/// Other linkers have their own names.
+#[cfg(not(target_env = "gnu"))]
+fn let_go_of_program() {}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -124,7 +127,7 @@ mod tests {
         // To measure needs some, too.
         mapped();
         let before = mapped();
-        give_back();
+        let_go_of_program();
         let after = mapped();
         assert!(after < before, "{before} KiB, then {after}");
         news_is_told_once();
