@@ -77,7 +77,7 @@ fn give_back() {
 }
 
 /// Most of the program runs once, when the agent or its first pod starts, and stays mapped: with each page that is touched the kernel maps
-/// fifteen around it. What is needed again comes back so, from the kernel's cache of the file. Takes a tenth of a millisecond.
+/// fifteen around it. What is needed again comes back so, from the kernel's cache of the file. Takes less than half a millisecond.
 #[cfg(target_env = "gnu")]
 #[expect(unsafe_code, reason = "the one way to ask for this")]
 fn let_go_of_program() {
