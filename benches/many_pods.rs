@@ -2,7 +2,8 @@
 //!
 //! A burst of 30 and of 100 beside the same raw calls, ten at a time; delete to gone beside the raw calls that stop a pod; processor time
 //! and memory of an agent whose pods do nothing; an agent that is killed and comes back. What is counted (processor time and memory) must
-//! hold, or the bench fails; missed bars of times on the wall are only printed, because other work on the machine makes them too.
+//! hold, or the bench fails; missed bars of times on the wall are only printed, because other work on the machine makes them too. The clock
+//! of a burst's start stands still for what the host of a virtual machine gives to others.
 //! `STOKER_BENCH_QUICK=1` makes all of it small, with the same bars; `STOKER_BINARIES` names the folder of the binaries. Words choose what
 //! is measured: `burst`, `delete`, `idle`, `restart`. Each begins with a new agent. Of the agent nothing is used but its process and the
 //! API, so another one can stand in its place. While raw calls are made the agent is paused: it may end sandboxes that no pod has.
@@ -175,7 +176,7 @@ impl Bench {
                 left_out += 1;
             } else {
                 return Err(format!(
-                    "the host gave {:.0} % of this machine to others: try later",
+                    "the host gave {:.0} % of this machine to others in too many rounds: try again when it gives less (steal in vmstat)",
                     round.stolen * 100.0
                 )
                 .into());
@@ -203,12 +204,12 @@ impl Bench {
             &format!("burst of {pods}, all Running"),
             started,
             raw_started * BURST,
-            "ms on the wall; bar: raw + 5 %",
+            "ms that were ours; bar: raw + 5 %",
             &beside,
         );
-        let each_of = u32::try_from(pods)?;
+        let count = u32::try_from(pods)?;
         let [agent, control_plane] =
-            [median(|round| round.used[0]), median(|round| round.used[1])].map(|used| milliseconds(used / each_of));
+            [median(|round| round.used[0]), median(|round| round.used[1])].map(|used| milliseconds(used / count));
         let beside = format!("control plane {control_plane:.1} ms; {rounds} rounds, {left_out} more were left out");
         let unit = "ms of the agent's, a pod, create to gone";
         Ok(row(&format!("burst of {pods}, processor time"), agent, POD_MS, unit, &beside))
