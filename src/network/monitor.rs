@@ -26,6 +26,8 @@ const DEL_ROUTE: u16 = 25;
 const DEL_NEIGHBOUR: u16 = 29;
 const MAIN_TABLE: u8 = 254;
 const LINK_UP: u32 = 1;
+/// Neighbours that the kernel forgets on its own are not permanent.
+const PERMANENT: u16 = 0x80;
 const LINK_NAME: u16 = 3;
 const NFTABLES: u16 = 10 << 8;
 /// Deleted tables, chains and rules. Elements come and go with pods, by processes of their own.
@@ -54,7 +56,9 @@ pub(super) struct Monitor {
 impl Monitor {
     /// Starts to hear in the network namespace of the calling thread, of routes and of one table; needs a Tokio runtime.
     pub(super) fn open(table: &'static str) -> io::Result<Self> {
-        Ok(Self { routes: socket(None, ROUTE_GROUPS)?, tables: socket(Some(netlink::NETFILTER), TABLE_GROUPS)?, table })
+        let routes = socket(None, ROUTE_GROUPS, &what_may_concern_routes())?;
+        let tables = socket(Some(netlink::NETFILTER), TABLE_GROUPS, &netlink_port::foreign_only())?;
+        Ok(Self { routes, tables, table })
     }
 
     /// Returns when somebody else has changed something. What was heard is lost if this is not awaited to its end, so nothing in
@@ -74,10 +78,14 @@ impl Monitor {
     }
 }
 
-fn socket(protocol: Option<Protocol>, groups: u32) -> io::Result<AsyncFd<OwnedFd>> {
+/// Of a classic BPF program: opcode, jump if true, jump if false, and operand.
+type Instruction = (u16, u8, u8, u32);
+
+/// A socket that hears of these groups what the program lets through.
+fn socket(protocol: Option<Protocol>, groups: u32, program: &[Instruction]) -> io::Result<AsyncFd<OwnedFd>> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?;
-    let filter = netlink_port::foreign_only().map(|(code, t, f, k)| socket2::SockFilter::new(code, t, f, k));
+    let filter: Vec<_> = program.iter().map(|(code, t, f, k)| socket2::SockFilter::new(*code, *t, *f, *k)).collect();
     socket2::SockRef::from(&fd).attach_filter(&filter)?;
     rustix::net::bind(&fd, &SocketAddrNetlink::new(0, groups))?;
     #[expect(deprecated, reason = "its successor is unsafe, and the descriptor is owned by what watches it")]
@@ -160,12 +168,65 @@ fn concerns_routes(message: &Message<'_>) -> bool {
         DEL_LINK => !of_pod(),
         NEW_LINK => number(message.body, 12).is_some_and(|changed| changed & LINK_UP != 0) && !of_pod(),
         DEL_NEIGHBOUR => {
-            // Those that the kernel forgets on its own are not permanent.
-            const PERMANENT: u16 = 0x80;
             message.body.get(8..10).is_some_and(|state| u16::from_ne_bytes([state[0], state[1]]) & PERMANENT != 0)
         }
         _ => false,
     }
+}
+
+/// A program for the kernel that refuses what [`concerns_routes`] would, as far as it lies where the kernel has always put it: a pod that
+/// comes and goes is told of in 24 messages, and each would wake us. A message's length is not looked at: loads beyond it refuse it.
+fn what_may_concern_routes() -> [Instruction; 20] {
+    const LOAD_WORD: u16 = 0x20;
+    const LOAD_HALF: u16 = 0x28;
+    const AND: u16 = 0x54;
+    const IF_EQUAL: u16 = 0x15;
+    const IF_ANY_BIT: u16 = 0x45;
+    const RETURN: u16 = 0x06;
+    // Where things lie: behind 16 bytes of a header each kind has its own, with attributes behind those.
+    const KIND: u32 = 4;
+    const ROUTE_TABLE_AND_PROTOCOL: u32 = 16 + 4;
+    const NEIGHBOUR_STATE: u32 = 16 + 8;
+    const LINK_CHANGED: u32 = 16 + 12;
+    const FIRST_ATTRIBUTE: u32 = 16 + 16 + 2;
+    const FIRST_VALUE: u32 = FIRST_ATTRIBUTE + 2;
+    // Where the program goes on.
+    const ROUTE: u8 = 5;
+    const NEIGHBOUR: u8 = 7;
+    const LINK: u8 = 9;
+    const NOT_OF_POD: u8 = 14;
+    const HEAR: u8 = 18;
+    const REFUSE: u8 = 19;
+    // It loads in network order.
+    let half = |number: u16| u32::from(u16::from_be_bytes(number.to_ne_bytes()));
+    let word = |number: u32| u32::from_be_bytes(number.to_ne_bytes());
+    let own_route = u32::from_be_bytes([0, 0, MAIN_TABLE, NODE_ROUTE.into()]);
+    let [s, t, k] = *super::LINK_PREFIX.as_bytes().first_chunk().expect("a prefix of three letters");
+    let of_pod = u32::from_be_bytes([s, t, k, 0]);
+    // Jumps count from the next instruction.
+    let at = |place: u8, (code, yes, no, operand): Instruction| (code, yes - place - 1, no - place - 1, operand);
+    [
+        (LOAD_HALF, 0, 0, KIND),
+        at(1, (IF_EQUAL, ROUTE, 2, half(DEL_ROUTE))),
+        at(2, (IF_EQUAL, NEIGHBOUR, 3, half(DEL_NEIGHBOUR))),
+        at(3, (IF_EQUAL, LINK, 4, half(NEW_LINK))),
+        at(4, (IF_EQUAL, LINK, REFUSE, half(DEL_LINK))),
+        (LOAD_HALF, 0, 0, ROUTE_TABLE_AND_PROTOCOL),
+        at(6, (IF_EQUAL, HEAR, REFUSE, own_route)),
+        (LOAD_HALF, 0, 0, NEIGHBOUR_STATE),
+        at(8, (IF_ANY_BIT, HEAR, REFUSE, half(PERMANENT))),
+        (LOAD_HALF, 0, 0, FIRST_ATTRIBUTE),
+        at(10, (IF_EQUAL, 11, NOT_OF_POD, half(LINK_NAME))),
+        (LOAD_WORD, 0, 0, FIRST_VALUE),
+        (AND, 0, 0, 0xffff_ff00),
+        at(13, (IF_EQUAL, REFUSE, NOT_OF_POD, of_pod)),
+        (LOAD_HALF, 0, 0, KIND),
+        at(15, (IF_EQUAL, 16, HEAR, half(NEW_LINK))),
+        (LOAD_WORD, 0, 0, LINK_CHANGED),
+        at(17, (IF_ANY_BIT, HEAR, REFUSE, word(LINK_UP))),
+        (RETURN, 0, 0, u32::MAX),
+        (RETURN, 0, 0, 0),
+    ]
 }
 
 fn concerns_table(message: &Message<'_>, name: &str) -> bool {
@@ -246,29 +307,74 @@ mod tests {
         assert_eq!(number(&answer[..bytes], 16), Some(0), "the kernel refuses it");
     }
 
-    #[test]
-    fn what_our_sockets_do_is_not_told_to_us() {
-        let name = format!("stoker-monitor-{}", std::process::id());
+    /// What a monitor in a namespace of its own, of this name, lets the body see; `None`: only root makes namespaces.
+    fn within<T: Send + 'static>(name: &str, body: impl FnOnce(Monitor) -> T + Send + 'static) -> Option<T> {
+        let name = format!("stoker-{name}-{}", std::process::id());
         let netns = |word: &str| Command::new("ip").args(["netns", word, &name]).status().is_ok_and(|it| it.success());
-        // Only root makes namespaces.
         if !netns("add") {
-            return;
+            return None;
         }
         let path = format!("/var/run/netns/{name}");
-        let told = std::thread::spawn(move || {
+        let done = std::thread::spawn(move || {
             move_into_link_name_space(File::open(path).unwrap().as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
             let _within = runtime.enter();
-            let monitor = Monitor::open(table::TABLE).unwrap();
+            body(Monitor::open(table::TABLE).unwrap())
+        });
+        let done = done.join();
+        assert!(netns("delete"));
+        Some(done.unwrap())
+    }
+
+    #[test]
+    fn what_our_sockets_do_is_not_told_to_us() {
+        let told = within("monitor", |monitor| {
             // The kernel tells of a change before it answers.
             [netlink_port::own_ports().next().unwrap(), 0].map(|port| {
                 change_tables(port);
                 rustix::net::recv(monitor.tables.get_ref(), &mut [0; 1], RecvFlags::DONTWAIT).is_ok()
             })
         });
-        let told = told.join();
-        assert!(netns("delete"));
-        assert_eq!(told.unwrap(), [false, true]);
+        assert!(told.is_none_or(|told| told == [false, true]), "{told:?}");
+    }
+
+    #[test]
+    fn the_kernel_tells_of_routes_only_what_counts() {
+        let steps = [
+            ("link add stk0123456789 type veth peer name eth9", "the other end, which has no pod's name"),
+            ("link set stk0123456789 up", ""),
+            ("address add 192.0.2.1/24 dev stk0123456789", ""),
+            ("neigh add 192.0.2.9 lladdr 02:00:00:00:00:01 dev stk0123456789", ""),
+            ("route add 198.51.100.1 dev stk0123456789 protocol 84", ""),
+            ("route add 198.51.100.2 dev stk0123456789 protocol 83", ""),
+            ("route del 198.51.100.1", ""),
+            ("route del 198.51.100.2", "a route to a node"),
+            // The kernel lets go of it first, and tells of the end of one that was not permanent.
+            ("neigh del 192.0.2.9 dev stk0123456789", ""),
+            ("neigh add 192.0.2.9 lladdr 02:00:00:00:00:01 dev stk0123456789", ""),
+            ("neigh flush dev stk0123456789 nud permanent", ""),
+            ("link set eth9 alias other", ""),
+            ("link set eth9 up", "a link of others"),
+            ("link set stk0123456789 down", ""),
+            ("link delete stk0123456789", "the other end"),
+        ];
+        let told = within("routes", move |monitor| {
+            steps.map(|(step, _)| {
+                assert!(Command::new("ip").args(step.split(' ')).status().unwrap().success(), "{step}");
+                let (mut datagrams, mut concern, mut buffer) = (0, 0, [0; 8 << 10]);
+                while let Ok((bytes, _)) =
+                    rustix::net::recv(monitor.routes.get_ref(), &mut buffer[..], RecvFlags::DONTWAIT)
+                {
+                    datagrams += 1;
+                    concern += usize::from(messages(&buffer[..bytes]).any(|message| concerns_routes(&message)));
+                }
+                (datagrams, concern)
+            })
+        });
+        for ((step, why), (datagrams, concern)) in steps.into_iter().zip(told.into_iter().flatten()) {
+            assert_eq!(concern > 0, !why.is_empty(), "{step}: {why}");
+            assert_eq!(datagrams, concern, "{step}: what does not count was told");
+        }
     }
 
     #[test]
