@@ -1,7 +1,8 @@
 //! Reads what the runtime has of one pod.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::io::Read;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -283,7 +284,7 @@ async fn last_words(status: &cri::ContainerStatus) -> String {
     let path = status.annotations.get(names::TERMINATION_MESSAGE_PATH);
     let mount = path.and_then(|path| status.mounts.iter().find(|m| m.container_path == *path));
     let message = match mount {
-        Some(mount) => read_head(Path::new(&mount.host_path)).await,
+        Some(mount) => read_head(PathBuf::from(&mount.host_path)).await,
         None => String::new(),
     };
     let policy = status.annotations.get(names::TERMINATION_MESSAGE_POLICY).map(String::as_str);
@@ -295,14 +296,17 @@ async fn last_words(status: &cri::ContainerStatus) -> String {
     tail.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }
 
-async fn read_head(path: &Path) -> String {
-    use tokio::io::AsyncReadExt;
-    let Ok(file) = tokio::fs::File::open(path).await else { return String::new() };
-    let mut bytes = Vec::new();
-    let limit = u64::try_from(LONGEST_MESSAGE).unwrap_or(u64::MAX);
-    match file.take(limit).read_to_end(&mut bytes).await {
-        Ok(_) => String::from_utf8_lossy(&bytes).into_owned(),
-        Err(_) => String::new(),
+/// In one go aside: each step of an asynchronous file would wait for a thread of its own.
+async fn read_head(path: PathBuf) -> String {
+    let read = tokio::task::spawn_blocking(move || {
+        let limit = u64::try_from(LONGEST_MESSAGE).unwrap_or(u64::MAX);
+        let mut bytes = Vec::new();
+        std::fs::File::open(path)?.take(limit).read_to_end(&mut bytes)?;
+        Ok::<_, std::io::Error>(bytes)
+    });
+    match read.await {
+        Ok(Ok(bytes)) => String::from_utf8_lossy(&bytes).into_owned(),
+        Ok(Err(_)) | Err(_) => String::new(),
     }
 }
 
