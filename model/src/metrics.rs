@@ -4,14 +4,14 @@
 
 mod kubelet;
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 pub use kubelet::*;
 
-type Series<T> = Mutex<BTreeMap<Vec<String>, T>>;
+/// Sorted by the values of the labels. A list, for it can be searched by borrowed ones: nothing is allocated for what was seen before.
+type Series<T> = Mutex<Vec<(Vec<String>, T)>>;
 
 /// It only grows.
 #[derive(Debug)]
@@ -50,14 +50,14 @@ struct Observed {
 
 impl Counter {
     const fn new(name: &'static str, help: &'static str, labels: &'static [&'static str]) -> Self {
-        Self { name, help, labels, series: Mutex::new(BTreeMap::new()) }
+        Self { name, help, labels, series: Mutex::new(Vec::new()) }
     }
 
     /// One more, with the values of the labels in their order.
     pub fn inc(&self, values: &[&str]) {
         debug_assert_eq!(values.len(), self.labels.len(), "{}", self.name);
         let mut series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
-        *series.entry(owned(values)).or_default() += 1;
+        *of(&mut series, values, || 0) += 1;
     }
 
     fn write(&self, page: &mut String, _now: i64) {
@@ -79,7 +79,7 @@ impl Histogram {
         labels: &'static [&'static str],
         buckets: &'static [f64],
     ) -> Self {
-        Self { name, help, labels, buckets, series: Mutex::new(BTreeMap::new()) }
+        Self { name, help, labels, buckets, series: Mutex::new(Vec::new()) }
     }
 
     fn none(&self) -> Observed {
@@ -91,7 +91,7 @@ impl Histogram {
         debug_assert_eq!(values.len(), self.labels.len(), "{}", self.name);
         let seconds = took.as_secs_f64();
         let mut series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
-        let observed = series.entry(owned(values)).or_insert_with(|| self.none());
+        let observed = of(&mut series, values, || self.none());
         if let Some(place) = self.buckets.iter().position(|most| seconds <= *most) {
             observed.counts[place] += 1;
         }
@@ -103,9 +103,9 @@ impl Histogram {
         let series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
         head(page, self.name, "histogram", self.help);
         // What has no labels is told of before anything was seen, as clients of Prometheus do.
-        let none = BTreeMap::from([(Vec::new(), self.none())]);
+        let none = [(Vec::new(), self.none())];
         let is_known = !self.labels.is_empty() || !series.is_empty();
-        for (values, observed) in if is_known { &*series } else { &none } {
+        for (values, observed) in if is_known { series.as_slice() } else { &none } {
             let labels = pairs(self.labels, values);
             let mut sum = 0;
             let buckets = self.buckets.iter().map(ToString::to_string).chain(["+Inf".to_owned()]);
@@ -139,8 +139,14 @@ impl Expiry {
     }
 }
 
-fn owned(values: &[&str]) -> Vec<String> {
-    values.iter().map(|value| (*value).to_owned()).collect()
+/// What is known of these values of the labels; `new` where nothing is.
+fn of<'a, T>(series: &'a mut Vec<(Vec<String>, T)>, values: &[&str], new: impl FnOnce() -> T) -> &'a mut T {
+    let known = |(known, _): &(Vec<String>, T)| known.iter().map(String::as_str).cmp(values.iter().copied());
+    let place = series.binary_search_by(known).unwrap_or_else(|place| {
+        series.insert(place, (values.iter().map(|value| (*value).to_owned()).collect(), new()));
+        place
+    });
+    &mut series[place].1
 }
 
 fn pairs<'a>(labels: &[&'a str], values: &'a [String]) -> Vec<(&'a str, &'a str)> {

@@ -1,5 +1,6 @@
 //! What is known of a pod: what the runtime shows, and what the worker remembers of its own steps.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,12 +56,12 @@ impl DesiredPod {
     }
 
     /// The container of that name, of whatever kind.
-    pub(super) fn container(&self, name: &str) -> Option<(Kind, Container)> {
+    pub(super) fn container(&self, name: &str) -> Option<(Kind, Cow<'_, Container>)> {
         let regular = self.containers().iter().map(|c| (Kind::Regular, c));
         let init = self.init_containers().iter().map(|c| (Kind::Init, c));
-        let found = regular.chain(init).find(|(_, c)| c.name == name).map(|(kind, c)| (kind, c.clone()));
+        let found = regular.chain(init).find(|(_, c)| c.name == name).map(|(kind, c)| (kind, Cow::Borrowed(c)));
         let ephemeral = || self.ephemeral_containers().into_iter().find(|c| c.name == name);
-        found.or_else(|| ephemeral().map(|c| (Kind::Ephemeral, c)))
+        found.or_else(|| ephemeral().map(|c| (Kind::Ephemeral, Cow::Owned(c))))
     }
 
     /// The images that a container mounts as volumes (A9.20).

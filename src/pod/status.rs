@@ -82,19 +82,18 @@ pub(super) fn status(facts: Facts<'_>, now: Now) -> PodStatus {
 /// Whether the API server shows something else than was reported to it, in what others act on: the phase, the conditions that the node
 /// owns, the containers. A report may have been refused; and while the node is away others mark its pods as not ready (A2.10).
 pub(super) fn differs(shown: Option<&PodStatus>, reported: &PodStatus) -> bool {
-    let conditions = |status: &PodStatus, kind: &str| -> Option<String> {
-        let found = status.conditions.iter().flatten().find(|c| c.type_ == kind);
-        found.map(|c| c.status.clone())
-    };
-    let containers = |status: &PodStatus| -> Vec<(String, bool, i32, Option<String>)> {
+    fn condition<'a>(status: &'a PodStatus, kind: &str) -> Option<&'a str> {
+        status.conditions.iter().flatten().find(|c| c.type_ == kind).map(|c| c.status.as_str())
+    }
+    fn containers(status: &PodStatus) -> impl Iterator<Item = (&str, bool, i32, Option<&str>)> {
         let lists = [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
         let all = lists.into_iter().flatten().flatten();
-        all.map(|c| (c.name.clone(), c.ready, c.restart_count, c.container_id.clone())).collect()
-    };
+        all.map(|c| (c.name.as_str(), c.ready, c.restart_count, c.container_id.as_deref()))
+    }
     shown.is_none_or(|shown| {
-        let same = |kind: &str| conditions(shown, kind) == conditions(reported, kind);
+        let same = |kind: &str| condition(shown, kind) == condition(reported, kind);
         shown.phase != reported.phase
-            || containers(shown) != containers(reported)
+            || !containers(shown).eq(containers(reported))
             || !reported.conditions.iter().flatten().all(|c| same(&c.type_))
     })
 }

@@ -391,8 +391,7 @@ impl Hand {
     }
 
     fn kind(&self, name: &str) -> super::observed::Kind {
-        let container = self.desired.borrow().container(name);
-        container.map_or(super::observed::Kind::Regular, |(kind, _)| kind)
+        self.desired.borrow().container(name).map_or(super::observed::Kind::Regular, |(kind, _)| kind)
     }
 }
 

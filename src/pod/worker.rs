@@ -440,7 +440,7 @@ impl Worker {
                     tell(EventType::Warning, "BackOff", text);
                 }
                 "ImagePullBackOff" => {
-                    let image = desired.container(name).and_then(|(_, c)| c.image).unwrap_or_default();
+                    let image = desired.container(name).and_then(|(_, c)| c.image.clone()).unwrap_or_default();
                     tell(EventType::Normal, "BackOff", format!("Back-off pulling image \"{image}\""));
                     tell(EventType::Warning, "Failed", "Error: ImagePullBackOff".to_owned());
                 }
@@ -551,7 +551,8 @@ impl Worker {
         self.deadlines.insert(id.to_owned(), sender);
         let found = desired.container(name);
         let kind = found.as_ref().map_or(Kind::Regular, |(kind, _)| *kind);
-        let hooked = found.map(|(_, container)| container).or_else(|| self.adopted.hooked.get(id).cloned());
+        let hooked =
+            found.map(|(_, container)| container.into_owned()).or_else(|| self.adopted.hooked.get(id).cloned());
         StopRequest {
             shared: self.shared.clone(),
             pod: self.reference.clone(),

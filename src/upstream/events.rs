@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 use stoker_model::handle::{ApiError, EventSink, EventSubject, EventType};
 use tokio::sync::{mpsc, watch};
 
@@ -211,38 +212,89 @@ struct Entry {
 }
 
 impl Entry {
-    fn object(&self, node: &str) -> Value {
-        let (namespace, _) = place(&self.subject);
+    fn object<'a>(&'a self, node: &'a str) -> Object<'a> {
+        let (namespace, name) = place(&self.subject);
+        let name = name.unwrap_or(node);
         let involved = match &self.subject {
-            EventSubject::Pod { pod, field_path } => json!({
-                "apiVersion": "v1", "kind": "Pod", "namespace": pod.namespace, "name": pod.name,
-                "uid": pod.uid.as_str(), "fieldPath": field_path,
-            }),
+            EventSubject::Pod { pod, field_path } => {
+                Involved { field_path: field_path.as_deref(), ..Involved::of("Pod", namespace, name, pod.uid.as_str()) }
+            }
             // kubelet writes the name as UID, and `kubectl describe node` looks for it.
-            EventSubject::Node => json!({ "kind": "Node", "name": node, "uid": node }),
-            EventSubject::Service { service, uid } => json!({
-                "apiVersion": "v1", "kind": "Service", "namespace": service.namespace, "name": service.name, "uid": uid,
-            }),
-            EventSubject::Claim { claim, uid } => json!({
-                "apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": claim.namespace, "name": claim.name,
-                "uid": uid,
-            }),
+            EventSubject::Node => Involved { kind: "Node", name, uid: node, ..Involved::default() },
+            EventSubject::Service { uid, .. } => Involved::of("Service", namespace, name, uid),
+            EventSubject::Claim { uid, .. } => Involved::of("PersistentVolumeClaim", namespace, name, uid),
         };
-        json!({
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": { "name": self.name, "namespace": namespace, "annotations": self.annotations },
-            "involvedObject": involved,
-            "reason": self.reason,
-            "message": self.message,
-            "type": if self.warning { "Warning" } else { "Normal" },
-            "source": { "component": "kubelet", "host": node },
-            "reportingComponent": "kubelet",
-            "reportingInstance": node,
-            "firstTimestamp": seconds(self.first),
-            "lastTimestamp": seconds(self.last),
-            "count": self.count,
-        })
+        Object {
+            api_version: "v1",
+            kind: "Event",
+            metadata: Metadata { name: &self.name, namespace, annotations: &self.annotations },
+            involved_object: involved,
+            reason: &self.reason,
+            message: &self.message,
+            type_: if self.warning { "Warning" } else { "Normal" },
+            source: Source { component: COMPONENT, host: node },
+            reporting_component: COMPONENT,
+            reporting_instance: node,
+            first_timestamp: seconds(self.first),
+            last_timestamp: seconds(self.last),
+            count: self.count,
+        }
+    }
+}
+
+/// What kubelet calls itself.
+const COMPONENT: &str = "kubelet";
+
+/// An `Event` of `v1`, written straight from what is known: there are four in a pod's life.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Object<'a> {
+    api_version: &'static str,
+    kind: &'static str,
+    metadata: Metadata<'a>,
+    involved_object: Involved<'a>,
+    reason: &'a str,
+    message: &'a str,
+    #[serde(rename = "type")]
+    type_: &'static str,
+    source: Source<'a>,
+    reporting_component: &'static str,
+    reporting_instance: &'a str,
+    first_timestamp: String,
+    last_timestamp: String,
+    count: u32,
+}
+
+#[derive(Serialize)]
+struct Metadata<'a> {
+    name: &'a str,
+    namespace: &'a str,
+    annotations: &'a BTreeMap<String, String>,
+}
+
+#[derive(Serialize)]
+struct Source<'a> {
+    component: &'static str,
+    host: &'a str,
+}
+
+#[derive(Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Involved<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    api_version: Option<&'static str>,
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    namespace: Option<&'a str>,
+    name: &'a str,
+    uid: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field_path: Option<&'a str>,
+}
+
+impl<'a> Involved<'a> {
+    fn of(kind: &'static str, namespace: &'a str, name: &'a str, uid: &'a str) -> Self {
+        Self { api_version: Some("v1"), kind, namespace: Some(namespace), name, uid, field_path: None }
     }
 }
 
@@ -419,8 +471,9 @@ mod tests {
         let second = book.note(said("same", 9), "n").expect("written");
         assert_eq!((first.count, second.count), (1, 2));
         assert_eq!(first.name, second.name);
-        assert_eq!(second.object("n")["involvedObject"]["fieldPath"], "spec.containers{c}");
-        assert_eq!(second.object("n")["lastTimestamp"], "1970-01-01T00:00:09Z");
+        let object = serde_json::to_value(second.object("n")).unwrap();
+        assert_eq!(object["involvedObject"]["fieldPath"], "spec.containers{c}");
+        assert_eq!(object["lastTimestamp"], "1970-01-01T00:00:09Z");
     }
 
     #[test]
@@ -458,7 +511,8 @@ mod tests {
     fn node_events_are_found_by_describe() {
         let mut book = Book::default();
         let said = Said { subject: EventSubject::Node, ..said("Starting kubelet.", 0) };
-        let object = book.note(said, "n1").expect("written").object("n1");
+        let entry = book.note(said, "n1").expect("written");
+        let object = serde_json::to_value(entry.object("n1")).unwrap();
         assert_eq!(object["metadata"]["namespace"], "default");
         assert_eq!(object["involvedObject"], json!({ "kind": "Node", "name": "n1", "uid": "n1" }));
     }

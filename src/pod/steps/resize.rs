@@ -84,7 +84,7 @@ impl Hand {
     fn update_of(&self, name: &str, id: &str, part: Part) -> cri::UpdateContainerResourcesRequest {
         let desired = DesiredPod { pod: self.pod.clone(), gone: false, ended: None, released: false };
         let spec = self.pod.spec.clone().unwrap_or_default();
-        let container = desired.container(name).map(|(_, container)| container).unwrap_or_default();
+        let container = desired.container(name).map(|(_, container)| container.into_owned()).unwrap_or_default();
         let all = resources::of_container(&spec, &container, self.node_resources());
         let owns = self.shared.assignments.owns_cpus(&self.reference.uid, name);
         // What is not named stays as it is.
@@ -119,7 +119,7 @@ impl Hand {
             problems.push(format!("attempting to set pod memory limit ({limit}) below current usage ({used})"));
         }
         for (name, id) in running {
-            let resources = desired.container(name).and_then(|(_, c)| c.resources).unwrap_or_default();
+            let resources = desired.container(name).and_then(|(_, c)| c.resources.clone()).unwrap_or_default();
             let limit = amounts(resources.limits.as_ref()).get("memory").map_or(0, |memory| memory.units());
             if let Some(used) = cgroups.memory_in_use(qos, uid, Some(id)).filter(|used| below(limit, *used)) {
                 problems.push(format!(

@@ -60,7 +60,7 @@ impl Worker {
         let hook = run_post_start(
             self.shared.clone(),
             self.reference.clone(),
-            (kind, container, id),
+            (kind, container.into_owned(), id),
             address,
             self.desired.clone(),
         );

@@ -28,11 +28,11 @@ impl Worker {
     pub(super) fn shows_pod_fields(&mut self) -> bool {
         let desired = self.desired.borrow();
         let metadata = &desired.pod.metadata;
-        let now = (metadata.labels.clone(), metadata.annotations.clone());
-        if self.shown_fields == now {
+        let (labels, annotations) = &self.shown_fields;
+        if *labels == metadata.labels && *annotations == metadata.annotations {
             return false;
         }
-        self.shown_fields = now;
+        self.shown_fields = (metadata.labels.clone(), metadata.annotations.clone());
         let volumes = desired.pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
         volumes.into_iter().any(|volume| {
             let sources = volume.projected.iter().flat_map(|p| p.sources.iter().flatten());

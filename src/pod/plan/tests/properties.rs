@@ -46,7 +46,7 @@ fn act(case: &mut Case, plan: &Plan, fails: bool) {
             }
             Step::Resize { running } => {
                 for (name, _) in running {
-                    let given = case.desired.container(name).and_then(|(_, c)| c.resources).unwrap_or_default();
+                    let given = case.desired.container(name).and_then(|(_, c)| c.resources.clone()).unwrap_or_default();
                     memory.resize.allocation.actuated.insert(name.clone(), given);
                 }
                 let allocation = &mut memory.resize.allocation;
