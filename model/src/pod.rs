@@ -1,9 +1,9 @@
 //! How rooms name a pod.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
 
 use crate::names;
 
@@ -21,6 +21,12 @@ pub fn is_critical(pod: &Pod) -> bool {
     let is_mirror = pod.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(names::CONFIG_MIRROR));
     let priority = pod.spec.as_ref().and_then(|spec| spec.priority);
     is_static(pod) || is_mirror || priority.is_some_and(|priority| priority >= CRITICAL_PRIORITY)
+}
+
+/// A pod's spec. The API gives each pod one, and one without is like one with nothing in it.
+pub fn spec_of(pod: &Pod) -> &PodSpec {
+    static NONE: LazyLock<PodSpec> = LazyLock::new(PodSpec::default);
+    pod.spec.as_ref().unwrap_or(&NONE)
 }
 
 /// A pod's UID. Two pods of the same name are told apart by it alone.

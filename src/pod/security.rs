@@ -4,6 +4,8 @@ use std::path::Path;
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, PodSpec, SeccompProfile, SecurityContext};
 
+use stoker_model::pod::spec_of;
+
 use super::plan::pod_text_of;
 use crate::runtime::cri;
 use cri::security_profile::ProfileType;
@@ -125,7 +127,7 @@ pub(super) fn of_container(
     target: Option<&str>,
     users: cri::UserNamespace,
 ) -> Result<cri::LinuxContainerSecurityContext, String> {
-    let spec = pod.spec.clone().unwrap_or_default();
+    let spec = spec_of(pod);
     let of_pod = spec.security_context.clone().unwrap_or_default();
     let own = container.security_context.clone().unwrap_or_default();
     let run_as_user = own.run_as_user.or(of_pod.run_as_user);
@@ -149,7 +151,7 @@ pub(super) fn of_container(
             ..Default::default()
         }),
         privileged,
-        namespace_options: Some(namespaces(&spec, target, users)),
+        namespace_options: Some(namespaces(spec, target, users)),
         selinux_options: own.se_linux_options.as_ref().or(of_pod.se_linux_options.as_ref()).map(selinux),
         run_as_user: uid.map(value),
         run_as_username: if uid.is_none() { user.name.clone() } else { String::new() },

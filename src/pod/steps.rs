@@ -15,7 +15,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, VolumeProjection};
 use stoker_model::handle::EventType;
-use stoker_model::pod::PodRef;
+use stoker_model::pod::{PodRef, spec_of};
 use tokio::sync::{Notify, watch};
 use tracing::{Instrument, Span, info_span};
 
@@ -271,9 +271,9 @@ impl Hand {
     }
 
     fn make_cgroup(&mut self) -> Outcome {
-        let spec = self.pod.spec.clone().unwrap_or_default();
+        let spec = spec_of(&self.pod);
         let cgroups = &self.shared.cgroups;
-        let mut limits = PodLimits::of(&spec);
+        let mut limits = PodLimits::of(spec);
         if self.shared.assignments.has_own_cpus(&self.reference.uid) {
             limits.milli_cpu = None;
         }

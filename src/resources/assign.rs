@@ -372,7 +372,7 @@ impl Assignments {
 
     /// Writes into a status which devices the containers have, and how they are (A15.15).
     pub fn tell_health(&self, pod: &Pod, status: &mut PodStatus) {
-        let uid = &PodRef::of(pod).uid;
+        let uid = &PodUid::new(pod.metadata.uid.as_deref().unwrap_or_default());
         for container in status.container_statuses.iter_mut().flatten() {
             let shares = self.0.devices.shares(uid, &container.name);
             let health = |resource: &str, id: String| {

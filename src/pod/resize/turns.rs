@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
-use stoker_model::pod::{LocalPod, PodRef};
+use stoker_model::pod::{LocalPod, PodRef, spec_of};
 use stoker_model::resources::{QosClass, pod_requests, qos_class};
 
 /// A resize that waits for room.
@@ -44,11 +44,11 @@ pub(in crate::pod) fn in_turn(
 
 /// First what asks for no more than it has, then by priority, then what is guaranteed, then what waits longest.
 fn rank(wish: &Wish, others: &[Arc<Pod>]) -> (bool, Reverse<i32>, bool, Duration, String) {
-    let spec = wish.asked.spec.clone().unwrap_or_default();
+    let spec = spec_of(&wish.asked);
     let uid = PodRef::of(&wish.asked).uid;
     let given = others.iter().find(|pod| PodRef::of(pod).uid == uid);
     let more = given.is_none_or(|given| grows(given, &wish.asked));
-    let guaranteed = qos_class(&spec) == QosClass::Guaranteed;
+    let guaranteed = qos_class(spec) == QosClass::Guaranteed;
     (more, Reverse(spec.priority.unwrap_or_default()), !guaranteed, wish.since, uid.to_string())
 }
 

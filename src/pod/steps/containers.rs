@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use k8s_openapi::api::core::v1::Container;
 use stoker_model::handle::EventType;
 use stoker_model::metrics;
+use stoker_model::pod::spec_of;
 
 use super::mounts::{Refusal, config_error, link_log};
 use super::{Effect, Hand, Outcome};
@@ -112,9 +113,9 @@ impl Hand {
         };
         let users = self.users().map_err(config_error)?;
         let context = security::of_container(&self.pod, spec, user, of_node, target, users).map_err(config_error)?;
-        let of_pod = self.pod.spec.clone().unwrap_or_default();
+        let of_pod = spec_of(&self.pod);
         Ok(cri::LinuxContainerConfig {
-            resources: Some(resources::of_container(&of_pod, spec, self.node_resources())),
+            resources: Some(resources::of_container(of_pod, spec, self.node_resources())),
             security_context: Some(context),
         })
     }

@@ -1,5 +1,6 @@
 //! Writes new limits while the containers run: the pod's group grows before them and shrinks after them (A15.1).
 
+use stoker_model::pod::spec_of;
 use stoker_model::quantity::Milli;
 use stoker_model::resources::{amounts, qos_class};
 
@@ -26,9 +27,9 @@ impl Hand {
 
     async fn try_resize(&mut self, running: &[Running]) -> Result<(), String> {
         self.refuse_too_little(running)?;
-        let spec = self.pod.spec.clone().unwrap_or_default();
-        let (qos, uid) = (qos_class(&spec), self.reference.uid.as_str().to_owned());
-        let mut wanted = PodLimits::of(&spec);
+        let spec = spec_of(&self.pod);
+        let (qos, uid) = (qos_class(spec), self.reference.uid.as_str().to_owned());
+        let mut wanted = PodLimits::of(spec);
         if self.shared.assignments.has_own_cpus(&self.reference.uid) {
             wanted.milli_cpu = None;
         }
@@ -83,9 +84,9 @@ impl Hand {
 
     fn update_of(&self, name: &str, id: &str, part: Part) -> cri::UpdateContainerResourcesRequest {
         let desired = DesiredPod { pod: self.pod.clone(), gone: false, ended: None, released: false };
-        let spec = self.pod.spec.clone().unwrap_or_default();
+        let spec = spec_of(&self.pod);
         let container = desired.container(name).map(|(_, container)| container.into_owned()).unwrap_or_default();
-        let all = resources::of_container(&spec, &container, self.node_resources());
+        let all = resources::of_container(spec, &container, self.node_resources());
         let owns = self.shared.assignments.owns_cpus(&self.reference.uid, name);
         // What is not named stays as it is.
         let linux = match part {
@@ -108,12 +109,12 @@ impl Hand {
     /// Memory limits below what is in use would only end the containers.
     fn refuse_too_little(&self, running: &[Running]) -> Result<(), String> {
         let desired = DesiredPod { pod: self.pod.clone(), gone: false, ended: None, released: false };
-        let spec = self.pod.spec.clone().unwrap_or_default();
-        let (qos, uid) = (qos_class(&spec), self.reference.uid.as_str());
+        let spec = spec_of(&self.pod);
+        let (qos, uid) = (qos_class(spec), self.reference.uid.as_str());
         let cgroups = &self.shared.cgroups;
         let mut problems = Vec::new();
         let below = |limit: i64, used: u64| u64::try_from(limit).is_ok_and(|limit| limit > 0 && used >= limit);
-        if let (Some(limit), Some(used)) = (PodLimits::of(&spec).memory_bytes, cgroups.memory_in_use(qos, uid, None))
+        if let (Some(limit), Some(used)) = (PodLimits::of(spec).memory_bytes, cgroups.memory_in_use(qos, uid, None))
             && below(limit, used)
         {
             problems.push(format!("attempting to set pod memory limit ({limit}) below current usage ({used})"));

@@ -6,6 +6,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 use stoker_model::handle::{EventSubject, EventType, RuntimeHandler};
 use stoker_model::metrics;
+use stoker_model::pod::spec_of;
 use stoker_model::resources::qos_class;
 
 use super::{Effect, Hand, Outcome};
@@ -104,7 +105,7 @@ impl Hand {
     /// The configuration of the pod's sandbox. The runtime wants it again for each container.
     pub(super) fn sandbox_config(&self, attempt: u32, first: bool) -> Result<cri::PodSandboxConfig, String> {
         let shared = &self.shared;
-        let spec = self.pod.spec.clone().unwrap_or_default();
+        let spec = spec_of(&self.pod);
         let names = hosts::names(&self.pod, &shared.config.cluster_domain)?;
         let of_node = match &shared.config.resolv_conf {
             Some(path) => {
@@ -120,7 +121,7 @@ impl Hand {
             of_node: of_node.as_deref(),
             node_ips: &node.ips,
         };
-        let (dns, problems) = dns::config(&spec, &self.reference.namespace, cluster);
+        let (dns, problems) = dns::config(spec, &self.reference.namespace, cluster);
         if first {
             for problem in problems {
                 match problem {
@@ -140,7 +141,7 @@ impl Hand {
             attempt,
             hostname: names.hostname,
             dns,
-            cgroup_parent: shared.cgroups.pod_parent(qos_class(&spec), self.reference.uid.as_str()),
+            cgroup_parent: shared.cgroups.pod_parent(qos_class(spec), self.reference.uid.as_str()),
             log_directory: shared.log_dir(&self.reference),
             users: self.users()?,
             groups: shared.volumes.groups(&self.reference.uid),

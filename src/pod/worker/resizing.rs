@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 use stoker_model::handle::EventType;
-use stoker_model::pod::is_critical;
+use stoker_model::pod::{is_critical, spec_of};
 use tracing::warn;
 
 use super::Worker;
@@ -46,10 +46,10 @@ impl Worker {
     /// Gives the pod what it asks for, if the node has it and it is its turn.
     fn admit_resize(&mut self, desired: &DesiredPod, given: &Pod) -> bool {
         let generation = desired.pod.metadata.generation;
-        let spec = desired.pod.spec.clone().unwrap_or_default();
+        let spec = spec_of(&desired.pod);
         let config = &self.shared.config;
         let swaps = config.limited_swap && self.shared.cgroups.is_v2() && !is_critical(&desired.pod);
-        let never = given.spec.as_ref().and_then(|given| infeasible(&spec, given, config.resizes, swaps));
+        let never = given.spec.as_ref().and_then(|given| infeasible(spec, given, config.resizes, swaps));
         let admitted = match never {
             Some(message) => {
                 self.shared.directory.wishes_nothing(&self.reference.uid);
@@ -59,18 +59,18 @@ impl Worker {
         };
         let Err((reason, message)) = admitted else {
             let resize = &mut self.memory.resize;
-            let Allocation { allocated, allocated_pod, .. } = Allocation::of(&spec);
+            let Allocation { allocated, allocated_pod, .. } = Allocation::of(spec);
             (resize.allocation.allocated, resize.allocation.allocated_pod) = (allocated, allocated_pod);
             (resize.pending, resize.error, resize.under_way) = (None, None, true);
             resize.generation = generation;
             self.keep_resources();
-            let text = resize::text("started", &spec, generation, "");
+            let text = resize::text("started", spec, generation, "");
             self.shared.tell(&self.reference, EventType::Normal, "ResizeStarted", text);
             return true;
         };
         let before = self.memory.resize.pending.as_ref();
         if before.is_none_or(|before| before.reason != reason || before.generation != generation) {
-            let text = resize::text(reason, &spec, generation, &message);
+            let text = resize::text(reason, spec, generation, &message);
             let event = if reason == "Infeasible" { "ResizeInfeasible" } else { "ResizeDeferred" };
             self.shared.tell(&self.reference, EventType::Warning, event, text);
         }
@@ -111,8 +111,8 @@ impl Worker {
         }
         resize.under_way = false;
         resize.error = None;
-        let spec = desired.pod.spec.clone().unwrap_or_default();
-        let text = resize::text("completed", &spec, resize.generation, "");
+        let spec = spec_of(&desired.pod);
+        let text = resize::text("completed", spec, resize.generation, "");
         self.shared.tell(&self.reference, EventType::Normal, "ResizeCompleted", text);
     }
 

@@ -282,7 +282,6 @@ impl Claims {
 
     /// Writes into a status which devices of claims the containers have, and how they are (A15.15).
     pub(super) fn tell_health(&self, pod: &Pod, status: &mut PodStatus) {
-        let namespace = PodRef::of(pod).namespace;
         for told in status.container_statuses.iter_mut().flatten() {
             let spec = pod.spec.iter().flat_map(|spec| &spec.containers).find(|c| c.name == told.name);
             let claims = spec.and_then(|c| c.resources.as_ref()).and_then(|r| r.claims.as_ref());
@@ -294,7 +293,8 @@ impl Claims {
                 let request = wanted.request.as_deref().unwrap_or_default();
                 // The request of an alternative is told as `request/alternative`.
                 let base = request.split('/').next().unwrap_or_default();
-                let resources = self.health_of(&(namespace.clone(), name), base);
+                let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+                let resources = self.health_of(&(namespace, name), base);
                 if resources.is_empty() {
                     continue;
                 }
