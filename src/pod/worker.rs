@@ -155,7 +155,8 @@ impl Worker {
             // A former agent may have admitted it, so that its containers run.
             memory.stage = Stage::Terminating { deadline: now.monotonic + desired.borrow().spec_grace(), cause };
         }
-        let writer = StatusWriter::spawn(shared.api.clone(), reference.clone());
+        let turns = shared.turns.clone();
+        let writer = StatusWriter::spawn(shared.api.clone(), reference.clone(), move || turns.are_taken());
         Self {
             shared,
             reference,
@@ -417,7 +418,7 @@ impl Worker {
         if is_new || differs && now.monotonic >= self.repair_at {
             self.previous = status.clone();
             self.repair_at = now.monotonic + REPAIR_INTERVAL;
-            let hold = hold(desired, seen, &status, self.shared.turns.are_taken());
+            let hold = hold(desired, seen, &status);
             self.writer.put(status, hold);
         }
         differs.then_some(self.repair_at)

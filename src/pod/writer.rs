@@ -24,17 +24,30 @@ const SOON: Duration = Duration::from_millis(100);
 /// the processors' time from their start.
 const LONGEST: Duration = Duration::from_secs(2);
 
-/// How long a status of a pod may wait for a newer one. `crowded`: as many pods start as can at once.
-pub(super) fn hold(desired: &DesiredPod, seen: &Observed, status: &PodStatus, crowded: bool) -> Duration {
+/// How long a status may wait for a newer one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Hold {
+    usual: Duration,
+    /// If as many pods start as can at once.
+    in_crowd: Duration,
+}
+
+impl Hold {
+    const fn by(time: Duration) -> Self {
+        Self { usual: time, in_crowd: time }
+    }
+}
+
+/// How long a status of a pod may wait for a newer one.
+pub(super) fn hold(desired: &DesiredPod, seen: &Observed, status: &PodStatus) -> Hold {
     let ends = matches!(seen.memory.stage, Stage::Terminating { .. } | Stage::CleaningUp { .. });
     let runs = seen.running().next().is_some();
     let starts = status.phase.as_deref() == Some("Pending");
     match (ends, runs, desired.deleted()) {
-        _ if starts && crowded => LONGEST,
-        _ if starts => ON_THE_WAY,
-        (true, false, true) => ON_THE_WAY,
-        (true, false, false) | (true, true, true) => SOON,
-        (true, true, false) | (false, ..) => Duration::ZERO,
+        _ if starts => Hold { usual: ON_THE_WAY, in_crowd: LONGEST },
+        (true, false, true) => Hold::by(ON_THE_WAY),
+        (true, false, false) | (true, true, true) => Hold::by(SOON),
+        (true, true, false) | (false, ..) => Hold::by(Duration::ZERO),
     }
 }
 
@@ -43,8 +56,8 @@ pub(super) fn hold(desired: &DesiredPod, seen: &Observed, status: &PodStatus, cr
 struct Wanted {
     number: u64,
     status: Option<Arc<PodStatus>>,
-    /// When it is written, by the monotonic clock.
-    due: Duration,
+    /// When it is written, by the monotonic clock: before the second only if there is no crowd.
+    due: [Duration; 2],
 }
 
 /// The writing task of one pod ends with this.
@@ -56,16 +69,18 @@ pub(super) struct StatusWriter {
 }
 
 impl StatusWriter {
-    pub(super) fn spawn(api: Arc<dyn PodApi>, pod: PodRef) -> Self {
-        let (wanted, inbox) = watch::channel(Wanted { number: 0, status: None, due: Duration::ZERO });
+    /// `crowded`: as many pods start as can at once.
+    pub(super) fn spawn(api: Arc<dyn PodApi>, pod: PodRef, crowded: impl Fn() -> bool + Send + 'static) -> Self {
+        let (wanted, inbox) = watch::channel(Wanted { number: 0, status: None, due: [Duration::ZERO; 2] });
         let (done, written) = watch::channel(0);
-        tokio::spawn(write(api, pod, inbox, done));
+        tokio::spawn(write(api, pod, inbox, done, crowded));
         Self { wanted, written }
     }
 
     /// Has a status written, in place of an earlier one that waits. `hold`: so long it may wait for a newer one itself.
-    pub(super) fn put(&self, status: Arc<PodStatus>, hold: Duration) {
-        let due = if hold.is_zero() { hold } else { Clock.now().monotonic + hold };
+    pub(super) fn put(&self, status: Arc<PodStatus>, hold: Hold) {
+        let now = Clock.now().monotonic;
+        let due = [hold.usual, hold.in_crowd].map(|hold| if hold.is_zero() { hold } else { now + hold });
         self.wanted.send_modify(|wanted| {
             *wanted = Wanted { number: wanted.number + 1, status: Some(status), due };
         });
@@ -77,7 +92,7 @@ impl StatusWriter {
         let newest = self.wanted.borrow().number;
         let (wanted, mut written) = (self.wanted.clone(), self.written.clone());
         async move {
-            wanted.send_if_modified(|wanted| !std::mem::take(&mut wanted.due).is_zero());
+            wanted.send_if_modified(|wanted| std::mem::take(&mut wanted.due) != [Duration::ZERO; 2]);
             // The writer must not wait for us.
             drop(wanted);
             // An error means that the writer ended: then nothing more can be written.
@@ -86,7 +101,13 @@ impl StatusWriter {
     }
 }
 
-async fn write(api: Arc<dyn PodApi>, pod: PodRef, mut inbox: watch::Receiver<Wanted>, done: watch::Sender<u64>) {
+async fn write(
+    api: Arc<dyn PodApi>,
+    pod: PodRef,
+    mut inbox: watch::Receiver<Wanted>,
+    done: watch::Sender<u64>,
+    crowded: impl Fn() -> bool,
+) {
     let mut delay = RETRY.0;
     while inbox.changed().await.is_ok() {
         let latest = Clock.now().monotonic + LONGEST;
@@ -96,8 +117,10 @@ async fn write(api: Arc<dyn PodApi>, pod: PodRef, mut inbox: watch::Receiver<Wan
                 (wanted.number, wanted.status.clone(), wanted.due)
             };
             let Some(status) = status else { break };
-            let hold = due.min(latest).saturating_sub(Clock.now().monotonic);
-            if !hold.is_zero() && matches!(tokio::time::timeout(hold, inbox.changed()).await, Ok(Ok(()))) {
+            // The first of a crowd come before it.
+            if comes_before(due[usize::from(crowded())].min(latest), &mut inbox).await
+                || crowded() && comes_before(due[1].min(latest), &mut inbox).await
+            {
                 continue;
             }
             let wait = match api.patch_status(&pod, &status).await {
@@ -128,9 +151,17 @@ async fn write(api: Arc<dyn PodApi>, pod: PodRef, mut inbox: watch::Receiver<Wan
     }
 }
 
+/// Waits for something newer until then; whether it came.
+async fn comes_before(due: Duration, inbox: &mut watch::Receiver<Wanted>) -> bool {
+    let hold = due.saturating_sub(Clock.now().monotonic);
+    !hold.is_zero() && matches!(tokio::time::timeout(hold, inbox.changed()).await, Ok(Ok(())))
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
+    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::Ordering::Relaxed;
 
     use stoker_model::pod::PodUid;
 
@@ -163,10 +194,10 @@ mod tests {
         // A2.10
         let busy = Arc::new(Busy::default());
         let pod = PodRef { namespace: "n".into(), name: "p".into(), uid: PodUid::new("u") };
-        let writer = StatusWriter::spawn(busy.clone(), pod);
+        let writer = StatusWriter::spawn(busy.clone(), pod, || false);
         let put = |reason: &str| {
             let (phase, reason) = (Some("Running".to_owned()), Some(reason.to_owned()));
-            writer.put(Arc::new(PodStatus { phase, reason, ..PodStatus::default() }), Duration::ZERO);
+            writer.put(Arc::new(PodStatus { phase, reason, ..PodStatus::default() }), Hold::by(Duration::ZERO));
         };
         put("1");
         while busy.tries.lock().unwrap().is_empty() {
@@ -203,11 +234,11 @@ mod tests {
         // A2.10
         let seen = Arc::new(Seen::default());
         let pod = PodRef { namespace: "n".into(), name: "p".into(), uid: PodUid::new("u") };
-        let writer = StatusWriter::spawn(seen.clone(), pod);
+        let writer = StatusWriter::spawn(seen.clone(), pod, || false);
         let put = |phase: &str, reason: &str| {
             let hold = if phase == "Pending" { ON_THE_WAY } else { Duration::ZERO };
             let (phase, reason) = (Some(phase.to_owned()), Some(reason.to_owned()));
-            writer.put(Arc::new(PodStatus { phase, reason, ..PodStatus::default() }), hold);
+            writer.put(Arc::new(PodStatus { phase, reason, ..PodStatus::default() }), Hold::by(hold));
         };
         for reason in ["1", "2"] {
             put("Pending", reason);
@@ -229,15 +260,47 @@ mod tests {
     }
 
     #[test]
-    fn only_what_starts_in_a_crowd_waits_longer() {
+    fn only_what_starts_waits_longer_in_a_crowd() {
         // A2.10
         let desired = DesiredPod { pod: Arc::default(), gone: false, ended: None, released: false };
-        let held = |phase: &str, crowded| {
+        let held = |phase: &str| {
             let status = PodStatus { phase: Some(phase.to_owned()), ..PodStatus::default() };
-            hold(&desired, &Observed::default(), &status, crowded)
+            hold(&desired, &Observed::default(), &status)
         };
-        assert_eq!([held("Pending", false), held("Pending", true)], [ON_THE_WAY, LONGEST]);
-        assert_eq!([held("Running", false), held("Running", true)], [Duration::ZERO; 2]);
+        assert_eq!(held("Pending"), Hold { usual: ON_THE_WAY, in_crowd: LONGEST });
+        assert_eq!(held("Running"), Hold::by(Duration::ZERO));
+    }
+
+    #[tokio::test]
+    async fn a_crowd_may_come_after_its_first_and_go_before_its_last() {
+        // A2.10
+        let seen = Arc::new(Seen::default());
+        let pod = PodRef { namespace: "n".into(), name: "p".into(), uid: PodUid::new("u") };
+        let crowd = Arc::new(AtomicBool::new(false));
+        let crowded = crowd.clone();
+        let writer = StatusWriter::spawn(seen.clone(), pod, move || crowded.load(Relaxed));
+        let usual = Duration::from_millis(50);
+        let put = |reason: &str| {
+            let status = PodStatus { reason: Some(reason.to_owned()), ..PodStatus::default() };
+            writer.put(Arc::new(status), Hold { usual, in_crowd: LONGEST });
+        };
+        let written = || seen.0.lock().unwrap().join(" ");
+        put("alone");
+        tokio::time::sleep(usual * 3).await;
+        assert_eq!(written(), "alone");
+        put("first");
+        // The writer waits by now.
+        tokio::time::sleep(usual / 5).await;
+        crowd.store(true, Relaxed);
+        tokio::time::sleep(usual * 3).await;
+        put("last");
+        tokio::time::sleep(usual / 5).await;
+        crowd.store(false, Relaxed);
+        tokio::time::sleep(usual * 3).await;
+        assert_eq!(written(), "alone", "both wait for what comes next");
+        let asked = tokio::time::timeout(usual, writer.flushed()).await;
+        assert!(asked.is_ok(), "but not if somebody waits for them");
+        assert_eq!(written(), "alone last");
     }
 
     #[tokio::test]
@@ -245,12 +308,12 @@ mod tests {
         // A2.10
         let seen = Arc::new(Seen::default());
         let pod = PodRef { namespace: "n".into(), name: "p".into(), uid: PodUid::new("u") };
-        let writer = StatusWriter::spawn(seen.clone(), pod);
+        let writer = StatusWriter::spawn(seen.clone(), pod, || false);
         let begun = Clock.now().monotonic;
         let mut written_after = None;
         while written_after.is_none() {
             // Long enough for a machine that is busy with something else.
-            writer.put(Arc::new(PodStatus::default()), LONGEST * 3 / 4);
+            writer.put(Arc::new(PodStatus::default()), Hold::by(LONGEST * 3 / 4));
             tokio::time::sleep(Duration::from_millis(50)).await;
             let written = !seen.0.lock().unwrap().is_empty();
             written_after = written.then(|| Clock.now().monotonic - begun);
