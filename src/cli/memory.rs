@@ -11,6 +11,7 @@ use tokio::sync::watch;
 /// From `malloc.h`.
 #[cfg(target_env = "gnu")]
 mod parameter {
+    pub(super) const LONGEST_UNMERGED: i32 = 1;
     pub(super) const TRIM_THRESHOLD: i32 = -1;
     pub(super) const MMAP_THRESHOLD: i32 = -3;
     pub(super) const ARENA_MAX: i32 = -8;
@@ -25,7 +26,8 @@ const LARGE: i32 = 128 * 1024;
 #[cfg(target_env = "gnu")]
 const KEPT: i32 = 8 * LARGE;
 
-/// One arena, and large blocks that go when they are freed. To be called before there are threads.
+/// One arena, and large blocks that go when they are freed. Small ones are put together with their neighbours at once: left alone for a
+/// while, they would lie between larger free ones, and to find those later takes more time. To be called before there are threads.
 #[cfg(target_env = "gnu")]
 #[expect(unsafe_code, reason = "the one way to set this from within, declared as the C library's manual has it")]
 pub(super) fn keep_little() {
@@ -33,9 +35,12 @@ pub(super) fn keep_little() {
         /// Takes any values, and answers 0 to those that it does not know.
         safe fn mallopt(parameter: i32, value: i32) -> i32;
     }
-    for (parameter, value) in
-        [(parameter::ARENA_MAX, 1), (parameter::MMAP_THRESHOLD, LARGE), (parameter::TRIM_THRESHOLD, KEPT)]
-    {
+    for (parameter, value) in [
+        (parameter::ARENA_MAX, 1),
+        (parameter::LONGEST_UNMERGED, 0),
+        (parameter::MMAP_THRESHOLD, LARGE),
+        (parameter::TRIM_THRESHOLD, KEPT),
+    ] {
         mallopt(parameter, value);
     }
 }
