@@ -7,13 +7,13 @@ mod phases;
 mod rules;
 mod turns;
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use litemap::LiteMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use stoker_model::resources::{Amounts, amounts, requests_of};
@@ -28,8 +28,8 @@ pub(super) const RESOURCES_FILE: &str = "resources";
 /// The resources that can change while a pod runs.
 const RESIZABLE: [&str; 2] = ["cpu", "memory"];
 
-/// Resources of containers by name.
-pub(super) type Resources = BTreeMap<String, ResourceRequirements>;
+/// Resources of containers by name: a list, for a tree has room for eleven, and a pod mostly has one.
+pub(super) type Resources = LiteMap<String, ResourceRequirements>;
 
 /// What is kept of a pod.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
@@ -173,8 +173,8 @@ fn asks_for_more(spec: &PodSpec, given: &Allocation) -> bool {
 }
 
 fn differ(a: Option<&ResourceRequirements>, b: Option<&ResourceRequirements>) -> bool {
-    let (a, b) = (a.cloned().unwrap_or_default(), b.cloned().unwrap_or_default());
-    RESIZABLE.iter().any(|name| differs(&a, &b, name))
+    let none = ResourceRequirements::default();
+    RESIZABLE.iter().any(|name| differs(a.unwrap_or(&none), b.unwrap_or(&none), name))
 }
 
 fn differs(a: &ResourceRequirements, b: &ResourceRequirements, name: &str) -> bool {

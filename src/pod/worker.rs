@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, warn};
 
 pub(super) use looking::Wakes;
-use refresh::{PodFields, Refresh};
+use refresh::{Refresh, print_of_fields};
 use timing::Start;
 
 use super::adopted::Adopted;
@@ -103,8 +103,8 @@ pub(super) struct Worker {
     /// How often in a row not all could be brought up to date, and when (monotonic) it is tried again.
     refresh_failures: u32,
     refresh_at: Option<Duration>,
-    /// The pod's labels and annotations as its volumes were last given them.
-    shown_fields: PodFields,
+    /// Tells the pod's labels and annotations as its volumes were last given them.
+    shown_fields: u64,
     /// Steps of the last hand, and how often they came again.
     repeated: (Vec<Step>, u32),
     sandbox: Option<Sandbox>,
@@ -178,7 +178,7 @@ impl Worker {
             refresh: Refresh::Idle,
             refresh_failures: 0,
             refresh_at: None,
-            shown_fields: (pod.metadata.labels.clone(), pod.metadata.annotations.clone()),
+            shown_fields: print_of_fields(&pod),
             repeated: (Vec::new(), 0),
             sandbox: None,
             planned_for: None,

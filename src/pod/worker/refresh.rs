@@ -1,9 +1,10 @@
 //! Brings the content of a pod's volumes up to date: when an object that they show has changed, when the pod's own labels have,
 //! and now and then, for tokens (A9.8, A9.9, A9.11).
 
-use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Pod;
 use stoker_model::handle::EventType;
 use tracing::Instrument;
 
@@ -11,8 +12,13 @@ use super::effects::mount_delay;
 use super::{Report, Worker};
 use crate::pod::observed::{Stage, VolumesState};
 
-/// Labels and annotations.
-pub(super) type PodFields = (Option<BTreeMap<String, String>>, Option<BTreeMap<String, String>>);
+/// What tells whether a pod has other labels or annotations than before. They themselves would be kept for each pod, for a few that ever
+/// change.
+pub(super) fn print_of_fields(pod: &Pod) -> u64 {
+    let mut print = DefaultHasher::new();
+    (&pod.metadata.labels, &pod.metadata.annotations).hash(&mut print);
+    print.finish()
+}
 
 /// Whether the content of volumes is brought up to date just now. Never twice at once: they would write the same files.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,12 +33,10 @@ impl Worker {
     /// Whether a volume shows labels or annotations, and they have changed since the volumes were written (A9.9).
     pub(super) fn shows_pod_fields(&mut self) -> bool {
         let desired = self.desired.borrow();
-        let metadata = &desired.pod.metadata;
-        let (labels, annotations) = &self.shown_fields;
-        if *labels == metadata.labels && *annotations == metadata.annotations {
+        let fields = print_of_fields(&desired.pod);
+        if std::mem::replace(&mut self.shown_fields, fields) == fields {
             return false;
         }
-        self.shown_fields = (metadata.labels.clone(), metadata.annotations.clone());
         let volumes = desired.pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
         volumes.into_iter().any(|volume| {
             let sources = volume.projected.iter().flat_map(|p| p.sources.iter().flatten());

@@ -23,8 +23,8 @@ impl Worker {
             let resize = &mut self.memory.resize;
             resize.allocation = kept.unwrap_or_else(|| Allocation::of(spec));
             // A former agent may have begun what it could not finish.
-            let given =
-                resize.allocation.applied(&desired.pod).and_then(|pod| pod.spec).unwrap_or_else(|| spec.clone());
+            let applied = resize.allocation.applied(&desired.pod);
+            let given = applied.as_ref().map_or(spec, spec_of);
             let mut all = given.containers.iter().chain(given.init_containers.iter().flatten());
             resize.under_way =
                 all.any(|c| resize.allocation.change(c) != Change::None) || resize.allocation.pod_changes();
