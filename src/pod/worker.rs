@@ -552,8 +552,13 @@ impl Worker {
         self.deadlines.insert(id.to_owned(), sender);
         let found = desired.container(name);
         let kind = found.as_ref().map_or(Kind::Regular, |(kind, _)| *kind);
-        let hooked =
-            found.map(|(_, container)| container.into_owned()).or_else(|| self.adopted.hooked.get(id).cloned());
+        let hooked = match found {
+            Some((_, container)) => {
+                let has_hook = container.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.pre_stop.is_some());
+                has_hook.then(|| container.into_owned())
+            }
+            None => self.adopted.hooked.get(id).cloned(),
+        };
         StopRequest {
             shared: self.shared.clone(),
             pod: self.reference.clone(),

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt;
-use futures::future::{BoxFuture, Shared};
+use futures::future::{BoxFuture, Shared, WeakShared};
 use tracing::debug;
 
 use super::client::Runtime;
@@ -100,6 +100,7 @@ pub struct Pulled {
 }
 
 type Outcome = Result<Pulled, RuntimeError>;
+type Present = Result<Option<Arc<cri::Image>>, RuntimeError>;
 
 /// Looks images up and pulls them. Cloning is cheap; all clones share what is under way.
 #[derive(Clone)]
@@ -108,6 +109,8 @@ pub struct Images {
     turns: Turns,
     records: Option<Arc<PullRecords>>,
     under_way: Arc<Mutex<HashMap<Pull, Shared<BoxFuture<'static, Outcome>>>>>,
+    /// Looks under way, by reference or ID.
+    looks: Arc<Mutex<HashMap<String, WeakShared<BoxFuture<'static, Present>>>>>,
     rate: Option<Arc<Rate>>,
     node: NodeCredentials,
 }
@@ -161,6 +164,7 @@ impl Images {
             turns: Turns::new(parallel_pulls),
             records: None,
             under_way: Arc::default(),
+            looks: Arc::default(),
             rate: None,
             node: NodeCredentials::default(),
         }
@@ -214,10 +218,28 @@ impl Images {
         found
     }
 
-    /// The image of that reference or ID; `None` where it is not present.
-    pub async fn status(&self, image: &str) -> Result<Option<cri::Image>, RuntimeError> {
+    /// The image of that reference or ID; `None` where it is not present. Whoever asks while the runtime is asked for the same gets the same
+    /// answer: many pods that come together mostly are of one kind.
+    pub async fn status(&self, image: &str) -> Result<Option<Arc<cri::Image>>, RuntimeError> {
+        let look = {
+            let mut looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+            match looks.get(image).and_then(WeakShared::upgrade).filter(|look| look.peek().is_none()) {
+                Some(look) => look,
+                None => {
+                    looks.retain(|_, look| look.upgrade().is_some());
+                    let look = self.look(image).shared();
+                    looks.extend(look.downgrade().map(|weak| (image.to_owned(), weak)));
+                    look
+                }
+            }
+        };
+        look.await
+    }
+
+    fn look(&self, image: &str) -> BoxFuture<'static, Present> {
         let spec = cri::ImageSpec { image: image.to_owned(), ..Default::default() };
-        self.runtime.image_status(spec).await
+        let runtime = self.runtime.clone();
+        async move { Ok(runtime.image_status(spec).await?.map(Arc::new)) }.boxed()
     }
 
     /// Pulls an image. Whoever asks for the same while it is under way gets the same outcome: the same reference with other credentials is

@@ -125,7 +125,12 @@ async fn many_who_want_the_same_image_pull_it_once() {
     let first = outcomes[0].as_ref().unwrap();
     assert!(outcomes.iter().all(|outcome| outcome.as_ref().unwrap() == first));
     let once = registry.manifests.load(Ordering::SeqCst);
-    assert_eq!(images.status(&pull.image).await.unwrap().unwrap().id, first.id);
+    let looks = futures::future::join_all((0..20).map(|_| images.status(&pull.image))).await;
+    let found: Vec<_> = looks.into_iter().map(|found| found.unwrap().unwrap()).collect();
+    assert!(found.iter().all(|image| Arc::ptr_eq(image, &found[0])), "who asks meanwhile gets the same answer");
+    assert_eq!(found[0].id, first.id);
+    let later = images.status(&pull.image).await.unwrap().unwrap();
+    assert!(!Arc::ptr_eq(&later, &found[0]) && later == found[0], "an answer serves nobody who comes after it");
 
     images.pull(pull, 0).await.expect("a second time it is asked for anew");
     let twice = registry.manifests.load(Ordering::SeqCst);
