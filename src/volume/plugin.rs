@@ -56,7 +56,7 @@ pub(super) fn of_driver(driver: &str) -> String {
 }
 
 /// The plugin of what lies at a place of a pod, or is mounted there.
-fn of_place(place: &Path) -> String {
+pub(super) fn of_place(place: &Path) -> String {
     let above = |name: &str| place.ancestors().find(|part| part.file_name().is_some_and(|is| is == name));
     if above("kubernetes.io~csi").is_some() {
         let data = place.ancestors().take(2).find_map(|dir| PodData::load(dir).ok().flatten());

@@ -27,8 +27,12 @@ impl Volumes {
         self.tokens.forget(uid);
         self.objects.follow(uid, BTreeSet::new(), &Arc::new(Notify::new()));
         let root = self.dirs(uid).root().to_owned();
-        let (begun, own) = (plugin::begun(), plugin::in_directory(&root));
-        let mut errors = match plain_volumes(&root) {
+        let (begun, plain) = (plugin::begun(), plain_volumes(&root));
+        let own: Vec<String> = match &plain {
+            Some(volumes) => volumes.iter().map(|volume| plugin::of_place(volume)).collect(),
+            None => plugin::in_directory(&root).into_iter().map(|(plugin, _)| plugin).collect(),
+        };
+        let mut errors = match &plain {
             Some(volumes) => volumes.iter().filter_map(|volume| unmount_volume(volume).err()).collect(),
             None => {
                 // What others filled may not answer any more.
@@ -37,11 +41,13 @@ impl Volumes {
             }
         };
         // They go together.
-        for (plugin, _) in own {
+        for plugin in own {
             plugin::ended(&plugin, "volume_unmount", errors.is_empty(), begun);
         }
-        errors.extend(self.unmount_csi(&root).await);
-        errors.extend(self.unmap_csi(uid).await);
+        if plain.is_none() {
+            errors.extend(self.unmount_csi(&root).await);
+            errors.extend(self.unmap_csi(uid).await);
+        }
         if errors.is_empty() {
             self.places.forget(uid);
             errors.extend(remove_empty_dirs(&root).await.err());
@@ -52,10 +58,12 @@ impl Volumes {
     /// Removes a pod's directories, after [`Self::unmount`]. Nothing is removed while something is still mounted below (A9.22).
     pub fn remove_dirs(&self, uid: &PodUid) -> Result<(), VolumeError> {
         let root = self.dirs(uid).root().to_owned();
-        let mounted = match plain_volumes(&root) {
-            Some(volumes) => {
-                volumes.into_iter().find(|volume| kernel::is_mounted_on(volume).is_ok_and(|told| told != Some(false)))
-            }
+        let plain = plain_volumes(&root);
+        let mounted = match &plain {
+            Some(volumes) => volumes
+                .iter()
+                .find(|volume| kernel::is_mounted_on(volume).is_ok_and(|told| told != Some(false)))
+                .cloned(),
             None => kernel::mount_points_below(&root)
                 .map_err(VolumeError::file("look at", &root))?
                 .first()
@@ -65,7 +73,9 @@ impl Volumes {
             let busy = io::Error::from(io::ErrorKind::ResourceBusy);
             return Err(VolumeError::file("remove a directory with a mount below it:", place)(busy));
         }
-        remove_places(&root)?;
+        if plain.is_none() {
+            remove_places(&root)?;
+        }
         gone(remove_all(&root)).map_err(VolumeError::file("remove", root))
     }
 
