@@ -219,21 +219,25 @@ impl Images {
     }
 
     /// The image of that reference or ID; `None` where it is not present. Whoever asks while the runtime is asked for the same gets the same
-    /// answer: many pods that come together mostly are of one kind.
+    /// answer: many pods that come together mostly are of one kind. Only that it is not there nobody is told who came after the question: it may
+    /// have come since.
     pub async fn status(&self, image: &str) -> Result<Option<Arc<cri::Image>>, RuntimeError> {
-        let look = {
+        let (look, joined) = {
             let mut looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
             match looks.get(image).and_then(WeakShared::upgrade).filter(|look| look.peek().is_none()) {
-                Some(look) => look,
+                Some(look) => (look, true),
                 None => {
                     looks.retain(|_, look| look.upgrade().is_some());
                     let look = self.look(image).shared();
                     looks.extend(look.downgrade().map(|weak| (image.to_owned(), weak)));
-                    look
+                    (look, false)
                 }
             }
         };
-        look.await
+        match look.await {
+            Ok(None) if joined => self.look(image).await,
+            answer => answer,
+        }
     }
 
     fn look(&self, image: &str) -> BoxFuture<'static, Present> {
