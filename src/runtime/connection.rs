@@ -10,10 +10,10 @@ use futures::future::BoxFuture;
 use h2::client::SendRequest;
 use http::uri::{Authority, Scheme};
 use http::{Request, Response, Uri};
-use tokio::net::UnixStream;
 use tonic::Status;
 use tower::{BoxError, Service};
 
+use super::socket::Socket;
 use crate::http2::{self, Answer, Shared};
 
 /// A list of 100 pods comes in one go. All streams together may have more than one of them, so that events nobody reads just now hold up
@@ -46,7 +46,7 @@ impl Connection {
     }
 
     async fn connect(&self) -> Result<SendRequest<Bytes>, BoxError> {
-        let socket = UnixStream::connect(&*self.socket).await.map_err(|error| {
+        let socket = Socket::connect(&self.socket).await.map_err(|error| {
             Status::unavailable(format!("cannot connect to {}: {error}; does the runtime run?", self.socket.display()))
         })?;
         let mut builder = h2::client::Builder::new();

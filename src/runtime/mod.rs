@@ -17,6 +17,7 @@ pub mod logs;
 pub mod pause;
 pub mod plugins;
 mod pulled;
+mod socket;
 mod turns;
 
 pub use client::Runtime;
