@@ -15,13 +15,15 @@ use crate::clock::Clock;
 /// First and longest delay between tries.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
-/// A pod that starts, or has been deleted and runs no more, has soon more to tell: what it shows on the way is written only if the way
-/// is long.
+/// A pod that starts has soon more to tell: what it shows on the way is written only if the way is long.
 const ON_THE_WAY: Duration = Duration::from_millis(250);
-/// The same of one that ends, where somebody may wait for each step.
+/// Of many pods that start together each waits so long: it would only take the processors' time from their start.
+const IN_CROWD: Duration = Duration::from_secs(5);
+/// A pod that ends, where somebody may wait for each step.
 const SOON: Duration = Duration::from_millis(100);
-/// However often something newer comes, a status waits no longer. Of many pods that start together each waits so long: it would only take
-/// the processors' time from their start.
+/// One that has been deleted: it is over, and nobody is served by it any more.
+const TO_THE_END: Duration = Duration::from_secs(1);
+/// However often something newer comes, a status waits no longer, but for one of a crowd.
 const LONGEST: Duration = Duration::from_secs(2);
 
 /// How long a status may wait for a newer one.
@@ -44,11 +46,18 @@ pub(super) fn hold(desired: &DesiredPod, seen: &Observed, status: &PodStatus) ->
     let runs = seen.running().next().is_some();
     let starts = status.phase.as_deref() == Some("Pending");
     match (ends, runs, desired.deleted()) {
-        _ if starts => Hold { usual: ON_THE_WAY, in_crowd: LONGEST },
-        (true, false, true) => Hold::by(ON_THE_WAY),
-        (true, false, false) | (true, true, true) => Hold::by(SOON),
+        _ if starts => Hold { usual: ON_THE_WAY, in_crowd: IN_CROWD },
+        // Whoever still sends to it wants to know.
+        (true, true, true) if is_ready(Some(status)) != is_ready(desired.pod.status.as_ref()) => Hold::by(SOON),
+        (true, _, true) => Hold::by(TO_THE_END),
+        (true, false, false) => Hold::by(SOON),
         (true, true, false) | (false, ..) => Hold::by(Duration::ZERO),
     }
+}
+
+fn is_ready(status: Option<&PodStatus>) -> bool {
+    let mut conditions = status.iter().filter_map(|status| status.conditions.as_ref()).flatten();
+    conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 /// The newest status.
@@ -110,16 +119,16 @@ async fn write(
 ) {
     let mut delay = RETRY.0;
     while inbox.changed().await.is_ok() {
-        let latest = Clock.now().monotonic + LONGEST;
+        let latest = [LONGEST, IN_CROWD].map(|longest| Clock.now().monotonic + longest);
         loop {
             let (number, status, due) = {
                 let wanted = inbox.borrow_and_update();
-                (wanted.number, wanted.status.clone(), wanted.due)
+                (wanted.number, wanted.status.clone(), [0, 1].map(|crowd| wanted.due[crowd].min(latest[crowd])))
             };
             let Some(status) = status else { break };
             // The first of a crowd come before it.
-            if comes_before(due[usize::from(crowded())].min(latest), &mut inbox).await
-                || crowded() && comes_before(due[1].min(latest), &mut inbox).await
+            if comes_before(due[usize::from(crowded())], &mut inbox).await
+                || crowded() && comes_before(due[1], &mut inbox).await
             {
                 continue;
             }
@@ -163,8 +172,10 @@ mod tests {
     use std::sync::atomic::AtomicBool;
     use std::sync::atomic::Ordering::Relaxed;
 
+    use serde_json::json;
     use stoker_model::pod::PodUid;
 
+    use super::super::observed::{Cause, Instance, InstanceState};
     use super::*;
 
     /// Takes no status at first.
@@ -259,16 +270,39 @@ mod tests {
         assert_eq!(seen.0.lock().unwrap().last().unwrap(), "Pending4");
     }
 
+    /// Of a pod that has this condition of readiness.
+    fn shows(phase: &str, ready: &str) -> PodStatus {
+        let status = json!({"phase": phase, "conditions": [{"type": "Ready", "status": ready}]});
+        serde_json::from_value(status).expect("a status")
+    }
+
     #[test]
     fn only_what_starts_waits_longer_in_a_crowd() {
         // A2.10
         let desired = DesiredPod { pod: Arc::default(), gone: false, ended: None, released: false };
-        let held = |phase: &str| {
-            let status = PodStatus { phase: Some(phase.to_owned()), ..PodStatus::default() };
-            hold(&desired, &Observed::default(), &status)
-        };
-        assert_eq!(held("Pending"), Hold { usual: ON_THE_WAY, in_crowd: LONGEST });
+        let held = |phase: &str| hold(&desired, &Observed::default(), &shows(phase, "False"));
+        assert_eq!(held("Pending"), Hold { usual: ON_THE_WAY, in_crowd: IN_CROWD });
         assert_eq!(held("Running"), Hold::by(Duration::ZERO));
+    }
+
+    #[test]
+    fn what_has_been_deleted_tells_that_it_is_not_ready_before_its_end() {
+        // A2.10
+        let pod =
+            json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "status": shows("Running", "True")});
+        let pod = Arc::new(serde_json::from_value(pod).expect("a pod"));
+        let desired = DesiredPod { pod, gone: false, ended: None, released: false };
+        let ends = |running: bool| {
+            let mut seen = Observed::default();
+            seen.memory.stage = Stage::CleaningUp { cause: Cause::Deleted };
+            let state = if running { InstanceState::Running } else { InstanceState::Exited };
+            seen.containers.push(Instance { state, ..Instance::default() });
+            seen
+        };
+        let held = |running, ready| hold(&desired, &ends(running), &shows("Running", ready));
+        assert_eq!(held(true, "True"), Hold::by(TO_THE_END), "only that the deletion was seen");
+        assert_eq!(held(true, "False"), Hold::by(SOON));
+        assert_eq!(held(false, "False"), Hold::by(TO_THE_END), "that it is over comes next");
     }
 
     #[tokio::test]
@@ -282,7 +316,7 @@ mod tests {
         let usual = Duration::from_millis(50);
         let put = |reason: &str| {
             let status = PodStatus { reason: Some(reason.to_owned()), ..PodStatus::default() };
-            writer.put(Arc::new(status), Hold { usual, in_crowd: LONGEST });
+            writer.put(Arc::new(status), Hold { usual, in_crowd: IN_CROWD });
         };
         let written = || seen.0.lock().unwrap().join(" ");
         put("alone");

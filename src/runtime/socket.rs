@@ -25,7 +25,7 @@ impl Socket {
 
     /// Of a stream that does not block.
     fn of(stream: UnixStream) -> io::Result<Self> {
-        Ok(Self { stream: AsyncFd::with_interest(stream, Interest::READABLE)?, full: None })
+        Ok(Self { stream: listen(stream, Interest::READABLE)?, full: None })
     }
 
     /// Writes, as soon as there is room.
@@ -46,12 +46,17 @@ impl Socket {
                 Some(full) => full,
                 None => {
                     let stream = self.stream.get_ref().try_clone()?;
-                    self.full.insert(AsyncFd::with_interest(stream, Interest::WRITABLE)?)
+                    self.full.insert(listen(stream, Interest::WRITABLE)?)
                 }
             };
             ready!(full.poll_write_ready(cx))?.clear_ready();
         }
     }
+}
+
+fn listen(stream: UnixStream, interest: Interest) -> io::Result<AsyncFd<UnixStream>> {
+    #[expect(deprecated, reason = "its successor is unsafe, and a stream keeps the one descriptor that it has")]
+    AsyncFd::with_interest(stream, interest)
 }
 
 impl AsyncRead for Socket {
