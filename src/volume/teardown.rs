@@ -32,19 +32,21 @@ impl Volumes {
             Some(volumes) => volumes.iter().map(|volume| plugin::of_place(volume)).collect(),
             None => plugin::in_directory(&root).into_iter().map(|(plugin, _)| plugin).collect(),
         };
-        let mut errors = match &plain {
-            Some(volumes) => volumes.iter().filter_map(|volume| unmount_volume(volume).err()).collect(),
-            None => {
-                // What others filled may not answer any more.
-                let below = root.clone();
-                aside(move || Ok(unmount_below(&below))).await.unwrap_or_else(|error| vec![error])
-            }
-        };
+        let is_plain = plain.is_some();
+        let below = root.clone();
+        // The kernel takes ten milliseconds and more for each, and what others filled may not answer any more.
+        let unmounting = aside(move || {
+            Ok(match plain {
+                Some(volumes) => volumes.iter().filter_map(|volume| unmount_volume(volume).err()).collect(),
+                None => unmount_below(&below),
+            })
+        });
+        let mut errors = unmounting.await.unwrap_or_else(|error| vec![error]);
         // They go together.
         for plugin in own {
             plugin::ended(&plugin, "volume_unmount", errors.is_empty(), begun);
         }
-        if plain.is_none() {
+        if !is_plain {
             errors.extend(self.unmount_csi(&root).await);
             errors.extend(self.unmap_csi(uid).await);
         }
