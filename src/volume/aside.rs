@@ -86,11 +86,13 @@ mod tests {
         runtime.spawn(async move {
             let made = host_path::set_up(path, "Directory".to_owned()).await;
             // Whether something is there, and mounted, can be told without an answer.
-            done.send((made, [kernel::is_mount_point(&at).ok(), kernel::is_mounted_on(&at).unwrap()])).unwrap();
+            let is_mounted = [kernel::is_mount_point(&at).ok(), kernel::is_mounted_on(&at).unwrap()];
+            let is_there = kernel::is_there(&at) && persistent::make_dir(&at).is_ok();
+            done.send((made, is_mounted, is_there)).unwrap();
         });
-        let (made, is_mounted) = other.recv_timeout(Duration::from_secs(20)).expect("other work goes on");
+        let (made, is_mounted, is_there) = other.recv_timeout(Duration::from_secs(20)).expect("other work goes on");
         made.expect("it is a directory");
-        assert_eq!(is_mounted, [Some(true); 2]);
+        assert_eq!((is_mounted, is_there), ([Some(true); 2], true));
         assert!(!local.is_finished() && stuck.iter().all(|work| !work.is_finished()));
         drop(dead);
         runtime.block_on(async {

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{CSIPersistentVolumeSource, CSIVolumeSource, Pod};
@@ -16,6 +15,7 @@ use super::claim::Bound;
 use super::csi::{Attributes, Csi, MountDevice, PodData, Publish, ephemeral_handle, published};
 use super::error::VolumeError;
 use super::expand::Growth;
+use super::persistent::make_dir;
 use super::places::Place;
 use super::selinux;
 use super::volumes::{Volumes, fs_group};
@@ -233,7 +233,7 @@ impl Volumes {
 
     /// A volume that was staged to its end leaves its data beside the directory.
     fn is_staged(&self, staging: &Path) -> bool {
-        staging.is_dir() && staging.parent().is_some_and(|dir| dir.join("staged").exists())
+        kernel::is_there(staging) && staging.parent().is_some_and(|dir| dir.join("staged").exists())
     }
 
     async fn stage(
@@ -376,7 +376,7 @@ impl Volumes {
         csi.unpublish(&data.volume_handle, &dir.join("mount")).await?;
         remove_published(dir)?;
         let staging = self.staging(&data.driver_name, &data.volume_handle);
-        if data.volume_lifecycle_mode == "Ephemeral" || !staging.exists() || self.is_used(data) {
+        if data.volume_lifecycle_mode == "Ephemeral" || !kernel::is_there(&staging) || self.is_used(data) {
             return Ok(());
         }
         if csi.stages() {
@@ -451,10 +451,6 @@ fn node_sets_group(policy: &str, by_default: bool, driver_does: bool) -> bool {
             "File" => true,
             _ => by_default,
         }
-}
-
-pub(super) fn make_dir(dir: &Path) -> Result<(), VolumeError> {
-    fs::DirBuilder::new().recursive(true).mode(0o750).create(dir).map_err(VolumeError::file("make", dir))
 }
 
 /// Removes what is left of a published volume, never what is mounted there.

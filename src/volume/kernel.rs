@@ -31,6 +31,11 @@ pub(super) fn is_mounted_on(directory: &Path) -> io::Result<Option<bool>> {
     is_mount_root(directory, quietly).map_err(io::Error::from)
 }
 
+/// Whether something is at the path, or where a link there leads to; nobody on another machine is asked, and what cannot be told is there.
+pub(super) fn is_there(path: &Path) -> bool {
+    !matches!(is_mount_root(path, AtFlags::STATX_DONT_SYNC), Err(Errno::NOENT | Errno::NOTDIR))
+}
+
 fn is_mount_root(path: &Path, flags: AtFlags) -> Result<Option<bool>, Errno> {
     let found = statx(CWD, path, flags, StatxFlags::empty())?;
     let told = found.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT);

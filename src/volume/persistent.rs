@@ -138,9 +138,13 @@ fn nfs_arguments(source: &NFSVolumeSource, options: &[String], read_only: bool) 
     all
 }
 
-fn make_dir(target: &Path) -> Result<(), VolumeError> {
+/// Makes a directory where there is none; on one that is there a driver may have mounted what does not answer.
+pub(super) fn make_dir(dir: &Path) -> Result<(), VolumeError> {
     use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new().recursive(true).mode(0o750).create(target).map_err(VolumeError::file("make", target))
+    if kernel::is_there(dir) {
+        return Ok(());
+    }
+    fs::DirBuilder::new().recursive(true).mode(0o750).create(dir).map_err(VolumeError::file("make", dir))
 }
 
 #[cfg(test)]
