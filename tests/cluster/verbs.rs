@@ -11,8 +11,9 @@ use crate::lab::{Lab, NODE, text};
 /// kubectl with a script as the last word, fed with some input that does not end: with its end kubectl would hear nothing more.
 fn fed(lab: &Lab, arguments: &str, script: &str, input: &str) -> Output {
     let mut command: Command = lab.kubectl_command(arguments);
+    // containerd passes on what is typed a moment before it passes on what is written.
     let mut child = command
-        .arg(script)
+        .arg(format!("read word; sleep 1; {script}"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -45,7 +46,7 @@ fn pods_and_nodes_are_debugged_and_a_node_is_drained() {
     // A3.7, D1.35: a container beside the others, which sees the processes of the one that is meant.
     let image = format!("--image={BUSYBOX} --image-pull-policy=IfNotPresent --profile=general");
     let arguments = format!("debug box {image} --container=help --target=box -i -- sh -c");
-    let debugged = fed(&lab, &arguments, "read word; echo heard $word; ps | grep -c 'sleep 100000'", "you\n");
+    let debugged = fed(&lab, &arguments, "echo heard $word; ps | grep -c 'sleep 100000'", "you\n");
     let out = String::from_utf8_lossy(&debugged.stdout).into_owned();
     assert!(out.contains("heard you"), "{debugged:?}");
     let help = lab.get("pod box")["spec"]["ephemeralContainers"][0].clone();
@@ -72,7 +73,7 @@ fn pods_and_nodes_are_debugged_and_a_node_is_drained() {
     lab.kubectl("delete pod copy --grace-period=1");
     // The node itself, whose root is at /host.
     let arguments = format!("debug node/{NODE} {image} -i -- sh -c");
-    let script = "read word; echo $word; ls -d /host/proc/1 /host/etc; hostname";
+    let script = "echo $word; ls -d /host/proc/1 /host/etc; hostname";
     let debugged = fed(&lab, &arguments, script, "there\n");
     let out = String::from_utf8_lossy(&debugged.stdout).into_owned();
     assert!(out.contains("there") && out.contains("/host/etc") && out.contains("/host/proc/1"), "{debugged:?}");
